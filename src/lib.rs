@@ -1,0 +1,13 @@
+//! qmpin gives one QEMU VM the CPUs it was promised, and proves it.
+//!
+//! The way through the house is *discover → plan → apply → watch → restore*; ARCHITECTURE.md is the
+//! map. Knowledge flows one way: words ← instruments ← stages ← supervise ← cli.
+
+// Words: no I/O.
+pub mod cpuset;
+pub mod error;
+pub mod ids;
+pub mod topology;
+
+// Instruments: thin I/O, no decisions.
+pub mod sysroot;

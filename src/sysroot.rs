@@ -1,0 +1,149 @@
+//! `SysRoot`: the one door to `/sys`, `/proc` and `/etc`, so that a test or a captured machine can
+//! stand behind it.
+//!
+//! A path given to it is relative and made of plain names: no `..`, no leading `/`. It reads whole
+//! files of a bounded size and says, for each that it could not read, which one and why.
+
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+
+/// The most that is read of one file. `/proc/interrupts` of a large machine is the longest we know.
+pub const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// The root that all reading goes through: `/`, or a folder that looks like a machine.
+#[derive(Clone, Debug)]
+pub struct SysRoot {
+    root: PathBuf,
+}
+
+/// A file or folder that could not be read.
+#[derive(Debug, thiserror::Error)]
+#[error("could not read {}", path.display())]
+pub struct ReadError {
+    /// The full path, root included.
+    pub path: PathBuf,
+    /// What the kernel said.
+    #[source]
+    pub source: io::Error,
+}
+
+impl ReadError {
+    /// Whether the file is simply not there: the kernel has nothing to say.
+    #[must_use]
+    pub fn is_absent(&self) -> bool {
+        matches!(self.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    }
+}
+
+impl SysRoot {
+    /// The machine qmpin runs on.
+    #[must_use]
+    pub fn live() -> SysRoot {
+        SysRoot::at("/")
+    }
+
+    /// A folder that looks like a machine.
+    #[must_use]
+    pub fn at(root: impl Into<PathBuf>) -> SysRoot {
+        SysRoot { root: root.into() }
+    }
+
+    /// Whether this is the machine itself and not a folder.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.root == Path::new("/")
+    }
+
+    /// The folder all paths are relative to.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The full path of a relative one.
+    ///
+    /// # Errors
+    /// [`ReadError`] where the path is absolute or has a `..`: it would leave the root.
+    pub fn path(&self, relative: &str) -> Result<PathBuf, ReadError> {
+        let path = Path::new(relative);
+        if path.components().all(|part| matches!(part, Component::Normal(_))) {
+            Ok(self.root.join(path))
+        } else {
+            let source =
+                io::Error::new(io::ErrorKind::InvalidInput, "not a relative path of plain names");
+            Err(ReadError { path: path.to_owned(), source })
+        }
+    }
+
+    /// The whole text of a file, at most [`FILE_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// [`ReadError`] with the path and the kernel's answer; also where the file is not UTF-8 or
+    /// larger than the limit.
+    pub fn read(&self, relative: &str) -> Result<String, ReadError> {
+        let path = self.path(relative)?;
+        read_bounded(&path, FILE_BYTES_MAX).map_err(|source| ReadError { path, source })
+    }
+
+    /// The names in a folder, sorted.
+    ///
+    /// # Errors
+    /// [`ReadError`] with the path and the kernel's answer.
+    pub fn list(&self, relative: &str) -> Result<Vec<String>, ReadError> {
+        let path = self.path(relative)?;
+        let names = || -> io::Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(&path)? {
+                if let Ok(name) = entry?.file_name().into_string() {
+                    names.push(name);
+                }
+            }
+            names.sort_unstable();
+            Ok(names)
+        };
+        names().map_err(|source| ReadError { path: path.clone(), source })
+    }
+}
+
+/// Reads a file of at most `bytes_max` bytes as UTF-8.
+///
+/// # Errors
+/// The kernel's answer, or `InvalidData` where the file is not UTF-8 or larger than that.
+pub fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    // Files of /proc and /sys say they are empty or a page long, so their size is no help; nearly
+    // all fit one read of this buffer, and the second read that finds the end is then skipped by
+    // nobody: a short read of a seq_file is not the end.
+    let mut bytes = Vec::with_capacity(4096);
+    file.by_ref().take(bytes_max + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > bytes_max {
+        let text = format!("larger than {bytes_max} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_cannot_leave_the_root() {
+        let root = SysRoot::at("/nonexistent");
+        for bad in ["/etc/passwd", "../etc/passwd", "a/../b"] {
+            assert!(root.read(bad).is_err_and(|error| !error.is_absent()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_absent_file_is_told_from_an_unreadable_one() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        fs::write(dir.path().join("bin"), [0xff, 0xfe]).expect("write");
+        let root = SysRoot::at(dir.path());
+        assert!(root.read("nothing").is_err_and(|error| error.is_absent()));
+        let error = root.read("bin").expect_err("not UTF-8");
+        assert!(!error.is_absent());
+        assert!(error.to_string().ends_with("bin"));
+    }
+}
