@@ -25,6 +25,14 @@ impl CpuId {
     }
 }
 
+impl<'de> Deserialize<'de> for CpuId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<CpuId, D::Error> {
+        let index = usize::deserialize(deserializer)?;
+        CpuId::from_index(index)
+            .ok_or_else(|| serde::de::Error::custom(format!("CPU {index} is out of range")))
+    }
+}
+
 impl fmt::Display for CpuId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)

@@ -7,7 +7,18 @@
 pub mod cpuset;
 pub mod error;
 pub mod ids;
+pub mod policy;
+pub mod threads;
 pub mod topology;
 
 // Instruments: thin I/O, no decisions.
+pub mod journal;
+pub mod leases;
+pub mod sched;
 pub mod sysroot;
+
+// Stages.
+pub mod apply;
+pub mod discover;
+pub mod plan;
+pub mod restore;

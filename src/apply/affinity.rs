@@ -1,0 +1,40 @@
+//! The knob *affinity*: one thread's mask, by `sched_setaffinity(2)`.
+
+use std::io;
+
+use super::{Bench, StepOutcome};
+use crate::discover::tasks;
+use crate::plan::diff::Step;
+use crate::threads::Role;
+
+/// Checks, writes, reads back.
+pub(super) fn write(bench: Bench<'_>, step: &Step) -> StepOutcome {
+    if !is_still_there(bench, step) {
+        return StepOutcome::Gone;
+    }
+    let tid = step.thread.tid;
+    if let Err(error) = bench.sched.set_affinity(tid, &step.to) {
+        return said_no(error);
+    }
+    match bench.sched.affinity(tid) {
+        Ok(now) if now == step.to => StepOutcome::Done,
+        Ok(now) => StepOutcome::Narrowed { to: now },
+        Err(error) => said_no(error),
+    }
+}
+
+fn said_no(error: io::Error) -> StepOutcome {
+    if error.raw_os_error() == Some(nix::libc::ESRCH) {
+        StepOutcome::Gone
+    } else {
+        StepOutcome::Refused { error }
+    }
+}
+
+/// The last look before the write: a thread number may belong to somebody else by now.
+fn is_still_there(bench: Bench<'_>, step: &Step) -> bool {
+    let key = step.thread;
+    tasks::is_thread_of(bench.root, bench.process.pid, key)
+        || (matches!(step.role, Role::Kernel | Role::Vhost)
+            && tasks::is_kernel_thread(bench.root, key))
+}

@@ -1,0 +1,107 @@
+//! *apply*: carries out steps, one at a time, and chooses nothing.
+//!
+//! ```text
+//!   steps ──▶ all their undos made durable ──▶ for each: is it still that thread? write, read back
+//! ```
+//!
+//! A step the kernel refuses is an outcome, not an error; the rest goes on. Only a journal that cannot
+//! be written stops everything, before the first write.
+
+mod affinity;
+
+use std::io;
+
+use crate::cpuset::CpuSet;
+use crate::journal::{Intent, Journal, JournalError, Record};
+use crate::plan::diff::Step;
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+use crate::threads::ProcessKey;
+
+/// What became of a step.
+#[derive(Debug)]
+pub enum StepOutcome {
+    /// Written and read back.
+    Done,
+    /// The thread had ended before it could be written.
+    Gone,
+    /// The kernel took the mask and made another of it, such as one cut to the thread's cpuset.
+    Narrowed {
+        /// What it has now.
+        to: CpuSet,
+    },
+    /// The kernel said no.
+    Refused {
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// A step and what became of it.
+#[derive(Debug)]
+pub struct Applied {
+    /// The step.
+    pub step: Step,
+    /// What became of it.
+    pub outcome: StepOutcome,
+}
+
+impl Applied {
+    /// Whether the thread is not where it should be now.
+    #[must_use]
+    pub fn fell_short(&self) -> bool {
+        matches!(self.outcome, StepOutcome::Narrowed { .. } | StepOutcome::Refused { .. })
+    }
+}
+
+/// Everything a step needs to be carried out.
+#[derive(Clone, Copy)]
+pub struct Bench<'a> {
+    /// Where threads are looked up just before each write.
+    pub root: &'a SysRoot,
+    /// Who sets masks.
+    pub sched: &'a dyn Sched,
+    /// The QEMU process: a thread of another is never written.
+    pub process: ProcessKey,
+}
+
+/// Carries out the steps in their order.
+///
+/// # Errors
+/// [`JournalError`] where the undo could not be made durable; then nothing was written.
+pub fn apply(
+    bench: Bench<'_>,
+    journal: &mut Journal,
+    steps: Vec<Step>,
+) -> Result<Vec<Applied>, JournalError> {
+    if steps.is_empty() {
+        return Ok(Vec::new());
+    }
+    let intents: Vec<Record> = steps
+        .iter()
+        .map(|step| Record::Intent(Intent { thread: step.thread, from: step.from, to: step.to }))
+        .collect();
+    journal.append(&intents)?;
+    let applied: Vec<Applied> = steps
+        .into_iter()
+        .map(|step| {
+            let outcome = affinity::write(bench, &step);
+            Applied { step, outcome }
+        })
+        .collect();
+    // What the kernel made of our mask is ours, too: restore must know it again.
+    let narrowed: Vec<Record> = applied
+        .iter()
+        .filter_map(|applied| match applied.outcome {
+            StepOutcome::Narrowed { to } => {
+                let Step { thread, from, .. } = applied.step;
+                Some(Record::Narrowed(Intent { thread, from, to }))
+            }
+            _ => None,
+        })
+        .collect();
+    if !narrowed.is_empty() {
+        journal.append(&narrowed)?;
+    }
+    Ok(applied)
+}

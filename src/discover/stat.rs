@@ -1,0 +1,95 @@
+//! `/proc/PID/stat` and `/proc/PID/task/TID/stat`: one line, five facts
+//! (`Documentation/filesystems/proc.rst`, table 1-4).
+
+use std::io;
+
+use crate::ids::StartTicks;
+use crate::sysroot::{ReadError, SysRoot};
+
+/// A kernel thread (`PF_KTHREAD`, `include/linux/sched.h`).
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// An io_uring worker (`PF_IO_WORKER`).
+const PF_IO_WORKER: u32 = 0x0000_0010;
+/// A kernel worker that runs in a user process, such as vhost since Linux 6.4 (`PF_USER_WORKER`).
+const PF_USER_WORKER: u32 = 0x0000_4000;
+
+/// What the line says of a thread.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Stat {
+    pub(super) comm: String,
+    pub(super) state: char,
+    pub(super) flags: u32,
+    pub(super) start: StartTicks,
+    pub(super) last_cpu: Option<u32>,
+}
+
+impl Stat {
+    /// Whether it is a zombie or on its way out.
+    pub(super) fn is_dead(&self) -> bool {
+        matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    pub(super) fn is_kernel_thread(&self) -> bool {
+        self.flags & PF_KTHREAD != 0
+    }
+
+    pub(super) fn is_io_worker(&self) -> bool {
+        self.flags & PF_IO_WORKER != 0
+    }
+
+    pub(super) fn is_user_worker(&self) -> bool {
+        self.flags & PF_USER_WORKER != 0
+    }
+}
+
+pub(super) fn read(root: &SysRoot, relative: &str) -> Result<Stat, ReadError> {
+    let text = root.read(relative)?;
+    parse(&text).ok_or_else(|| ReadError {
+        path: root.root().join(relative),
+        source: io::Error::new(io::ErrorKind::InvalidData, "not a stat line"),
+    })
+}
+
+fn parse(text: &str) -> Option<Stat> {
+    // The name is anything, brackets and spaces included: it ends at the last bracket.
+    let (open, close) = (text.find('(')?, text.rfind(')')?);
+    let comm = text.get(open + 1..close)?.to_owned();
+    let mut fields = text.get(close + 1..)?.split_ascii_whitespace();
+    // Fields are counted from 1 as in the manual; the first after the name is 3.
+    let state = fields.next()?.chars().next()?;
+    let flags = fields.nth(9 - 4)?.parse().ok()?;
+    let start = StartTicks(fields.nth(22 - 10)?.parse().ok()?);
+    let last_cpu = fields.nth(39 - 23).and_then(|field| field.parse().ok());
+    Some(Stat { comm, state, flags, start, last_cpu })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stat_line_is_read_whatever_the_name_is() {
+        let fields = (4..=52).map(|field| (field * 10).to_string()).collect::<Vec<_>>().join(" ");
+        for comm in ["kvm", "CPU 0/KVM", "a) S 1 (b", ""] {
+            let stat = parse(&format!("529 ({comm}) S {fields}\n")).expect("good");
+            assert_eq!(stat.comm, comm);
+            assert_eq!((stat.state, stat.flags, stat.start.0), ('S', 90, 220));
+            assert_eq!(stat.last_cpu, Some(390));
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_none_is_refused() {
+        for text in
+            ["", "1 (x", "1 (x) S 1 2", ") (", "1 (x) S a b c d e f g h i j k l m n o p q r s t"]
+        {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn this_thread_reads_itself() {
+        let stat = read(&SysRoot::live(), "proc/thread-self/stat").expect("live /proc");
+        assert!(!stat.is_dead() && !stat.is_kernel_thread());
+    }
+}

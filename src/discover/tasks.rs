@@ -1,0 +1,297 @@
+//! The threads of a VM: QMP says which are vCPUs and iothreads, `/proc` has the rest.
+//!
+//! ```text
+//!   list ──▶ ask QMP ──▶ scan ──▶ identify ──▶ observe
+//!    │                    │
+//!    └── in both: its role is known for good      only in the scan: born meanwhile, ask again
+//! ```
+//!
+//! A thread is (tid, start time). A tid that QMP names counts only if it is a thread of the QEMU
+//! process; QEMU is not trusted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use super::stat::{self, Stat};
+use crate::cpuset::CpuSet;
+use crate::ids::{IothreadId, Pid, Tid, VcpuIndex};
+use crate::sched::Sched;
+use crate::sysroot::{ReadError, SysRoot};
+use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
+
+/// What QMP says: who is which thread.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct NamedThreads {
+    /// Host threads of vCPUs.
+    pub vcpus: Vec<(VcpuIndex, Tid)>,
+    /// Host threads of iothreads.
+    pub iothreads: Vec<(IothreadId, Tid)>,
+}
+
+/// The roles that are known for good.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Identified {
+    named: BTreeMap<ThreadKey, Role>,
+    settled: BTreeSet<ThreadKey>,
+}
+
+/// The threads as they are now.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Observed {
+    /// All living threads of the process, and kernel threads that work for it.
+    pub threads: Vec<Thread>,
+    /// Those that QMP has not been asked about yet.
+    pub unidentified: Vec<ThreadKey>,
+}
+
+/// Why the threads could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum TasksError {
+    /// The process has no threads any more, or they cannot be listed.
+    #[error("could not list the threads of process {pid}")]
+    List {
+        /// Which process.
+        pid: Pid,
+        /// Why.
+        #[source]
+        source: Box<ReadError>,
+    },
+    /// QEMU named a thread that is not its own.
+    #[error("QEMU says that {what} is thread {tid}, but process {pid} has no such thread")]
+    NotItsThread {
+        /// `vCPU 3`, `iothread io0`.
+        what: String,
+        /// The thread it named.
+        tid: Tid,
+        /// The QEMU process.
+        pid: Pid,
+    },
+    /// QEMU named one thread twice.
+    #[error("QEMU says that {first} and {second} are both thread {tid}")]
+    NamedTwice {
+        /// The first role.
+        first: String,
+        /// The second.
+        second: String,
+        /// The thread.
+        tid: Tid,
+    },
+    /// QEMU named its main thread as a vCPU or iothread.
+    #[error("QEMU says that {what} is thread {tid}, which is its main thread")]
+    MainThread {
+        /// `vCPU 3`, `iothread io0`.
+        what: String,
+        /// The thread it named.
+        tid: Tid,
+    },
+}
+
+/// The numbers of a process's threads, ascending. One folder is read and nothing else.
+///
+/// # Errors
+/// [`TasksError::List`]: most likely the process is gone.
+pub fn list(root: &SysRoot, pid: Pid) -> Result<Vec<Tid>, TasksError> {
+    let names = root
+        .list(&format!("proc/{pid}/task"))
+        .map_err(|source| TasksError::List { pid, source: Box::new(source) })?;
+    let mut tids: Vec<Tid> = names.iter().filter_map(|name| name.parse().ok().map(Tid)).collect();
+    tids.sort_unstable();
+    Ok(tids)
+}
+
+/// One thread as `/proc` and the scheduler have it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Seen {
+    key: ThreadKey,
+    stat: Stat,
+    allowed: CpuSet,
+}
+
+/// All living threads of a process, ascending by number.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Scan {
+    threads: Vec<Seen>,
+}
+
+/// Reads every thread of the process, with its mask. Threads that `earlier` has are taken from there:
+/// it must be a moment old at most.
+///
+/// # Errors
+/// [`TasksError::List`]. A thread that ends meanwhile is left out.
+pub fn scan(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    pid: Pid,
+    earlier: Option<&Scan>,
+) -> Result<Scan, TasksError> {
+    let earlier = earlier.map_or(&[][..], |scan| &scan.threads);
+    let mut threads = Vec::new();
+    for tid in list(root, pid)? {
+        if let Ok(at) = earlier.binary_search_by_key(&tid, |seen| seen.key.tid) {
+            threads.push(earlier[at].clone());
+            continue;
+        }
+        let Ok(stat) = task_stat(root, pid, tid) else { continue };
+        let Ok(allowed) = sched.affinity(tid) else { continue };
+        threads.push(Seen { key: ThreadKey { tid, start: stat.start }, stat, allowed });
+    }
+    Ok(Scan { threads })
+}
+
+/// Names every living thread of the process for good.
+///
+/// A process that has gone has none.
+#[must_use]
+pub fn keys(root: &SysRoot, pid: Pid) -> Vec<ThreadKey> {
+    let tids = list(root, pid).unwrap_or_default().into_iter();
+    tids.filter_map(|tid| Some(ThreadKey { tid, start: task_stat(root, pid, tid).ok()?.start }))
+        .collect()
+}
+
+/// Joins what QMP said with the threads that were listed *before* it was asked, and those scanned
+/// after.
+///
+/// # Errors
+/// [`TasksError`] where QEMU named a thread that is not its own, or one thread twice. A thread that
+/// ended just now looks the same: ask once more before you believe it.
+pub fn identify(
+    process: ProcessKey,
+    before: &[Tid],
+    named: &NamedThreads,
+    scan: &Scan,
+) -> Result<Identified, TasksError> {
+    let pid = process.pid;
+    let vcpus = named.vcpus.iter().map(|(index, tid)| (Role::Vcpu(*index), *tid));
+    let iothreads = named.iothreads.iter().map(|(id, tid)| (Role::Iothread(id.clone()), *tid));
+    let mut by_tid: BTreeMap<Tid, Role> = BTreeMap::new();
+    for (role, tid) in vcpus.chain(iothreads) {
+        let what = in_words(&role);
+        if tid == pid.main_thread() {
+            return Err(TasksError::MainThread { what, tid });
+        }
+        if let Some(first) = by_tid.insert(tid, role) {
+            return Err(TasksError::NamedTwice { first: in_words(&first), second: what, tid });
+        }
+    }
+    let mut identified = Identified::default();
+    for seen in &scan.threads {
+        let role = by_tid.remove(&seen.key.tid);
+        if role.is_none() && before.binary_search(&seen.key.tid).is_err() {
+            continue;
+        }
+        identified.settled.insert(seen.key);
+        if let Some(role) = role {
+            identified.named.insert(seen.key, role);
+        }
+    }
+    match by_tid.into_iter().next() {
+        Some((tid, role)) => Err(TasksError::NotItsThread { what: in_words(&role), tid, pid }),
+        None => Ok(identified),
+    }
+}
+
+fn in_words(role: &Role) -> String {
+    match role {
+        Role::Vcpu(index) => format!("vCPU {index}"),
+        Role::Iothread(id) => format!("iothread {id}"),
+        other => other.name().to_owned(),
+    }
+}
+
+/// Gives every scanned thread its role.
+#[must_use]
+pub fn observe(process: ProcessKey, scan: Scan, identified: &Identified) -> Observed {
+    let mut observed = Observed::default();
+    for Seen { key, stat, allowed } in scan.threads {
+        if !identified.settled.contains(&key) {
+            observed.unidentified.push(key);
+        }
+        let role = match identified.named.get(&key) {
+            Some(role) => role.clone(),
+            None => role_by_proc(&stat, process.pid, key.tid),
+        };
+        observed.threads.push(thread(key, role, stat, allowed));
+    }
+    observed
+}
+
+/// Finds kernel threads that work for this VM outside its process: `kvm-pit/PID`, and on older
+/// kernels `vhost-PID` and `kvm-nx-lpage-recovery-PID`. Their names are the kernel's, and
+/// `PF_KTHREAD` cannot be forged. This reads a line per kernel thread of the host, so it is not for
+/// the hot path.
+#[must_use]
+pub fn kernel_threads(root: &SysRoot, sched: &dyn Sched, process: Pid) -> Vec<Thread> {
+    let mut found = Vec::new();
+    // All kernel threads are children of kthreadd (pid 2, `kernel/kthread.c`).
+    let children = root.read("proc/2/task/2/children").unwrap_or_default();
+    for pid in children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
+        let Ok(stat) = stat::read(root, &format!("proc/{pid}/stat")) else { continue };
+        let Some(role) = kernel_role(&stat, process) else { continue };
+        let tid = Tid(pid);
+        let Ok(allowed) = sched.affinity(tid) else { continue };
+        found.push(thread(ThreadKey { tid, start: stat.start }, role, stat, allowed));
+    }
+    found
+}
+
+fn kernel_role(stat: &Stat, process: Pid) -> Option<Role> {
+    let of = |prefix: &str| {
+        stat.comm.strip_prefix(prefix).is_some_and(|rest| rest == process.to_string())
+    };
+    if !stat.is_kernel_thread() {
+        None
+    } else if of("vhost-") {
+        Some(Role::Vhost)
+    } else if of("kvm-pit/") || of("kvm-nx-lpage-recovery-") {
+        Some(Role::Kernel)
+    } else {
+        None
+    }
+}
+
+/// Whether the thread is still the one it was, and still of this process.
+#[must_use]
+pub fn is_thread_of(root: &SysRoot, process: Pid, key: ThreadKey) -> bool {
+    task_stat(root, process, key.tid).is_ok_and(|stat| stat.start == key.start)
+}
+
+/// Whether the kernel thread is still the one it was.
+#[must_use]
+pub fn is_kernel_thread(root: &SysRoot, key: ThreadKey) -> bool {
+    stat::read(root, &format!("proc/{}/stat", key.tid))
+        .is_ok_and(|stat| stat.is_kernel_thread() && stat.start == key.start)
+}
+
+fn task_stat(root: &SysRoot, pid: Pid, tid: Tid) -> Result<Stat, ReadError> {
+    stat::read(root, &format!("proc/{pid}/task/{tid}/stat"))
+}
+
+fn role_by_proc(stat: &Stat, pid: Pid, tid: Tid) -> Role {
+    if tid == pid.main_thread() {
+        Role::Emulator
+    } else if stat.is_io_worker() {
+        Role::Worker
+    } else if stat.is_user_worker() {
+        if stat.comm.starts_with("vhost-") { Role::Vhost } else { Role::Worker }
+    } else if stat.comm == "worker" || stat.comm.starts_with("iou-wrk-") {
+        Role::Worker
+    } else if stat.comm.starts_with("vhost-") {
+        Role::Vhost
+    } else if stat.comm == "kvm-nx-lpage-re" {
+        Role::Worker
+    } else {
+        Role::Emulator
+    }
+}
+
+fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: CpuSet) -> Thread {
+    Thread { key, role, comm: stat.comm, allowed, last_cpu: stat.last_cpu }
+}
+
+/// Whether an error of this module only means that the process has ended.
+#[must_use]
+pub fn means_gone(error: &TasksError) -> bool {
+    matches!(error, TasksError::List { source, .. }
+        if source.is_absent() || source.source.raw_os_error() == Some(nix::libc::ESRCH)
+            || source.source.kind() == io::ErrorKind::NotFound)
+}

@@ -1,0 +1,226 @@
+//! The undo journal: one append-only file of JSON lines per VM, and no knob is written before its
+//! line is on stable storage.
+//!
+//! ```text
+//!   {"schema":"qmpin.journal/1","vm":…,"boot_id":…,"process":{…}}      first line: whose undo it is
+//!   {"baseline":{"main":"0-23","threads":[[tid,start,"0-23"],…]}}     as all was before the first write
+//!   {"intent":{"thread":{…},"from":"0-23","to":"12"}}                 one per write, before it
+//!   {"narrowed":{"thread":{…},"from":"0-23","to":"0-5"}}              what the kernel made of one
+//! ```
+//!
+//! A line is an intention: after a crash it may or may not have been carried out, and `restore` tells
+//! by looking. A torn last line was never followed by a write, so it is dropped.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cpuset::CpuSet;
+use crate::ids::{StartTicks, Tid, VmName};
+use crate::sysroot::read_bounded;
+use crate::threads::{ProcessKey, ThreadKey};
+
+/// The schema of the first line.
+pub const SCHEMA: &str = "qmpin.journal/1";
+
+/// The longest journal that is read: a VM of 4,096 vCPUs replanned some hundred times.
+const BYTES_MAX: u64 = 64 << 20;
+
+/// The first line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Header {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Which VM.
+    pub vm: VmName,
+    /// The boot it is valid in (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
+    /// The QEMU process.
+    pub process: ProcessKey,
+}
+
+/// The masks before the first write. Later ones add threads that were found since and not written yet;
+/// their `main` does not count.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Baseline {
+    /// The main thread's: what a thread born later would have inherited without qmpin.
+    pub main: CpuSet,
+    /// Every thread that was there.
+    pub threads: Vec<(Tid, StartTicks, CpuSet)>,
+}
+
+/// A write about to happen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Intent {
+    /// Which thread.
+    pub thread: ThreadKey,
+    /// The mask that was seen.
+    pub from: CpuSet,
+    /// The mask it is to have.
+    pub to: CpuSet,
+}
+
+/// A line after the first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Record {
+    /// The masks before the first write.
+    Baseline(Baseline),
+    /// A write about to happen.
+    Intent(Intent),
+    /// What the kernel made of a write, where that is not what was asked: `to` is what was read
+    /// back. Written after the fact.
+    Narrowed(Intent),
+}
+
+/// What a journal file says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Content {
+    /// Whose undo it is.
+    pub header: Header,
+    /// The lines after it.
+    pub records: Vec<Record>,
+    /// Lines in the middle that could not be read, by number.
+    pub unreadable_lines: Vec<usize>,
+}
+
+/// Why the journal could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The file could not be made, written, or read.
+    #[error("could not {action} the journal {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// Which file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// The first line is not a journal's.
+    #[error("{} is not a journal of qmpin: {reason}", path.display())]
+    NotAJournal {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A journal open for writing.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+    path: PathBuf,
+    /// Where the last whole append ended: a failed one is cut off there.
+    end: u64,
+}
+
+impl Journal {
+    /// Starts a journal; its folder must exist. The header is durable on return.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; also where the file exists already.
+    pub fn create(path: &Path, header: &Header) -> Result<Journal, JournalError> {
+        let fail = io_error("create", path);
+        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
+        let mut journal = Journal { file: file.map_err(fail)?, path: path.to_owned(), end: 0 };
+        let started = journal.append_line(header).and_then(|()| {
+            // The file's name must be as durable as its lines.
+            let folder = path.parent().unwrap_or(Path::new("."));
+            File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+        });
+        if started.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        started.map(|()| journal)
+    }
+
+    /// Goes on with the journal of an earlier run: a torn last line is cut off.
+    ///
+    /// # Errors
+    /// [`JournalError`] where the file cannot be read or is no journal.
+    pub fn resume(path: &Path) -> Result<(Journal, Content), JournalError> {
+        let fail = io_error("open", path);
+        let (content, whole) = read_whole(path)?;
+        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
+        file.set_len(whole).map_err(fail)?;
+        Ok((Journal { file, path: path.to_owned(), end: whole }, content))
+    }
+
+    /// Adds records, all or none, and returns once they are durable.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; then nothing may be written to any knob.
+    pub fn append(&mut self, records: &[Record]) -> Result<(), JournalError> {
+        let mut lines = Vec::with_capacity(records.len() * 128);
+        for record in records {
+            self.encode(&mut lines, record)?;
+        }
+        self.append_bytes(&lines)
+    }
+
+    fn append_line(&mut self, line: &impl Serialize) -> Result<(), JournalError> {
+        let mut bytes = Vec::new();
+        self.encode(&mut bytes, line)?;
+        self.append_bytes(&bytes)
+    }
+
+    fn encode(&self, bytes: &mut Vec<u8>, line: &impl Serialize) -> Result<(), JournalError> {
+        serde_json::to_writer(&mut *bytes, line)
+            .map_err(|error| io_error("write", &self.path)(error.into()))?;
+        bytes.push(b'\n');
+        Ok(())
+    }
+
+    fn append_bytes(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
+        let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
+        if let Err(source) = written {
+            // A full /run leaves half a line; cut it off, so that later lines stay whole.
+            let _ = self.file.set_len(self.end);
+            let _ = self.file.seek(io::SeekFrom::End(0));
+            return Err(io_error("write", &self.path)(source));
+        }
+        self.end += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Reads a journal.
+///
+/// # Errors
+/// [`JournalError`] where the file cannot be read or its first line is not a journal's. A line in
+/// the middle that is no record is not an error: it is listed, and the rest still counts.
+pub fn read(path: &Path) -> Result<Content, JournalError> {
+    read_whole(path).map(|(content, _)| content)
+}
+
+fn read_whole(path: &Path) -> Result<(Content, u64), JournalError> {
+    let text = read_bounded(path, BYTES_MAX).map_err(io_error("read", path))?;
+    let whole = text.rfind('\n').map_or(0, |at| at + 1);
+    let mut lines = text[..whole].lines();
+    let not_a_journal =
+        |reason: String| JournalError::NotAJournal { path: path.to_owned(), reason };
+    let first = lines.next().ok_or_else(|| not_a_journal("it has no first line".to_owned()))?;
+    let header: Header =
+        serde_json::from_str(first).map_err(|error| not_a_journal(error.to_string()))?;
+    if header.schema != SCHEMA {
+        return Err(not_a_journal(format!("its schema is {}", header.schema)));
+    }
+    let mut content = Content { header, records: Vec::new(), unreadable_lines: Vec::new() };
+    for (at, line) in lines.enumerate() {
+        match serde_json::from_str(line) {
+            Ok(record) => content.records.push(record),
+            Err(_) => content.unreadable_lines.push(at + 2),
+        }
+    }
+    Ok((content, whole as u64))
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> JournalError + Copy {
+    move |source| JournalError::Io { action, path: path.to_owned(), source }
+}

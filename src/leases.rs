@@ -1,0 +1,352 @@
+//! `/run/qmpin`: one lease per attached VM, one lock per supervisor, and a lock over all.
+//!
+//! ```text
+//!   /run/qmpin/            flock on the folder itself: held for a moment while leases change
+//!   /run/qmpin/100.lock    flock: held by the supervisor of VM 100 for as long as it lives
+//!   /run/qmpin/100.lease   what VM 100 has; what everybody else plans around
+//!   /run/qmpin/100.journal how to put it back (module `journal`)
+//! ```
+//!
+//! The files are the truth; there is no daemon. A lease whose QEMU process is gone is dead, and
+//! whoever comes next sweeps it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::cpuset::CpuSet;
+use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
+use crate::sysroot::read_bounded;
+use crate::threads::ProcessKey;
+
+/// The schema of a lease.
+pub const SCHEMA: &str = "qmpin.lease/1";
+
+/// The longest lease that is read.
+const BYTES_MAX: u64 = 4 << 20;
+
+/// What an attached VM has.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Lease {
+    /// [`SCHEMA`].
+    pub schema: String,
+    /// Which VM.
+    pub vm: VmName,
+    /// The boot it is valid in.
+    pub boot_id: String,
+    /// The QEMU process.
+    pub qemu: ProcessKey,
+    /// Who follows it; none after `attach --once`.
+    pub supervisor: Option<ProcessKey>,
+    /// Since when, in seconds of the Unix epoch.
+    pub since_unix_s: u64,
+    /// The CPUs that are its alone.
+    pub exclusive: CpuSet,
+    /// Where its emulator threads may run.
+    pub emulator: CpuSet,
+    /// Where its iothreads may run.
+    pub iothreads: CpuSet,
+    /// Where each vCPU is.
+    pub vcpus: Vec<(VcpuIndex, CpuId)>,
+}
+
+/// Why the state folder could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file or folder could not be used.
+    #[error("could not {action} {}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A lease is not understood.
+    #[error("{} is not a lease of qmpin: {reason}", path.display())]
+    NotALease {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// The state folder.
+#[derive(Clone, Debug)]
+pub struct StateDir {
+    path: PathBuf,
+}
+
+/// Held while leases are read and changed together.
+#[derive(Debug)]
+pub struct LeasesLock(#[allow(dead_code)] Flock<File>); // held for its Drop
+
+/// Held by a VM's supervisor. Dropping it removes the lock file and lets go.
+#[derive(Debug)]
+pub struct SupervisorLock {
+    path: PathBuf,
+    lock: Option<Flock<File>>,
+}
+
+impl StateDir {
+    /// The folder at this path; it need not exist yet.
+    #[must_use]
+    pub fn at(path: impl Into<PathBuf>) -> StateDir {
+        StateDir { path: path.into() }
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the folder, for root alone, if it is not there.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn create(&self) -> Result<(), StateError> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.path);
+        made.map_err(self.error("create", self.path.clone()))
+    }
+
+    /// Where a VM's journal is.
+    #[must_use]
+    pub fn journal_path(&self, vm: &VmName) -> PathBuf {
+        self.path.join(format!("{vm}.journal"))
+    }
+
+    fn lease_path(&self, vm: &VmName) -> PathBuf {
+        self.path.join(format!("{vm}.lease"))
+    }
+
+    fn lock_path(&self, vm: &VmName) -> PathBuf {
+        self.path.join(format!("{vm}.lock"))
+    }
+
+    /// Locks all leases; waits for whoever has them, which is a matter of milliseconds.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn lock_leases(&self) -> Result<LeasesLock, StateError> {
+        let fail = self.error("lock", self.path.clone());
+        let folder = File::open(&self.path).map_err(&fail)?;
+        let lock = Flock::lock(folder, FlockArg::LockExclusive);
+        lock.map(LeasesLock).map_err(|(_, errno)| fail(errno.into()))
+    }
+
+    /// Becomes the VM's supervisor. `None`: somebody else is.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn lock_supervisor(&self, vm: &VmName) -> Result<Option<SupervisorLock>, StateError> {
+        let path = self.lock_path(vm);
+        let fail = self.error("lock", path.clone());
+        loop {
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(&path)
+                .map_err(&fail)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => {
+                    // The last holder removes the file, so what we locked may have no name any
+                    // more, and another may lock a new file of that name. Then try again.
+                    let ours = lock.metadata().map_err(&fail)?;
+                    let named = fs::metadata(&path);
+                    if named.is_ok_and(|named| named.ino() == ours.ino()) {
+                        return Ok(Some(SupervisorLock { path, lock: Some(lock) }));
+                    }
+                }
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+                Err((_, errno)) => return Err(fail(errno.into())),
+            }
+        }
+    }
+
+    /// Who the VM's supervisor is, by its lease.
+    ///
+    /// # Errors
+    /// As [`StateDir::lease`].
+    pub fn supervisor(&self, vm: &VmName) -> Result<Option<Pid>, StateError> {
+        let lease = self.lease(vm)?;
+        Ok(lease.and_then(|lease| lease.supervisor).map(|process| process.pid))
+    }
+
+    /// A VM's lease, if it has one.
+    ///
+    /// # Errors
+    /// [`StateError`] where it cannot be read or understood.
+    pub fn lease(&self, vm: &VmName) -> Result<Option<Lease>, StateError> {
+        let path = self.lease_path(vm);
+        let text = match read_bounded(&path, BYTES_MAX) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.error("read", path)(error)),
+        };
+        let not_a_lease = |reason: String| StateError::NotALease { path: path.clone(), reason };
+        let lease: Lease =
+            serde_json::from_str(&text).map_err(|error| not_a_lease(error.to_string()))?;
+        if lease.schema != SCHEMA {
+            return Err(not_a_lease(format!("its schema is {}", lease.schema)));
+        }
+        if lease.vm != *vm {
+            return Err(not_a_lease(format!("it is VM {}'s", lease.vm)));
+        }
+        Ok(Some(lease))
+    }
+
+    /// Every VM that has a lease or a journal here, in order of name.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; a folder that is not there has none.
+    pub fn vms(&self) -> Result<Vec<VmName>, StateError> {
+        let fail = self.error("list", self.path.clone());
+        let entries = match fs::read_dir(&self.path) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(fail(error)),
+        };
+        let mut vms = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(&fail)?.file_name();
+            let name = name.to_string_lossy();
+            let stem = name.strip_suffix(".lease").or_else(|| name.strip_suffix(".journal"));
+            vms.extend(stem.and_then(|stem| stem.parse::<VmName>().ok()));
+        }
+        vms.sort_unstable();
+        vms.dedup();
+        Ok(vms)
+    }
+
+    /// Writes a VM's lease: whole, or not at all.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn write_lease(&self, lease: &Lease) -> Result<(), StateError> {
+        let path = self.lease_path(&lease.vm);
+        let fail = self.error("write", path.clone());
+        let text = serde_json::to_vec(lease).map_err(|error| fail(error.into()))?;
+        let new = self.path.join(format!("{}.lease.new", lease.vm));
+        let write = || -> io::Result<()> {
+            let mut options = OpenOptions::new();
+            let mut file =
+                options.write(true).create(true).truncate(true).mode(0o644).open(&new)?;
+            file.write_all(&text)?;
+            file.sync_data()?;
+            fs::rename(&new, &path)
+        };
+        write().map_err(|error| {
+            let _ = fs::remove_file(&new);
+            fail(error)
+        })
+    }
+
+    /// Forgets a VM: its lease and journal. The journal goes first, so that a crash in between leaves
+    /// a lease without undo and not an undo without a lease.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; a file that is not there is no error.
+    pub fn forget(&self, vm: &VmName) -> Result<(), StateError> {
+        let leftovers = self.path.join(format!("{vm}.lease.new"));
+        for path in [self.journal_path(vm), leftovers, self.lease_path(vm)] {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(self.error("remove", path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::unused_self)] // reads as a method at its uses
+    fn error(&self, action: &'static str, path: PathBuf) -> impl Fn(io::Error) -> StateError {
+        move |source| StateError::Io { action, path: path.clone(), source }
+    }
+}
+
+impl Drop for SupervisorLock {
+    fn drop(&mut self) {
+        // Removed while still locked: whoever opens the name after this makes a new file.
+        let _ = fs::remove_file(&self.path);
+        drop(self.lock.take());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::StartTicks;
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let state = StateDir::at(dir.path().join("qmpin"));
+        state.create().expect("create");
+        (dir, state)
+    }
+
+    fn vm(name: &str) -> VmName {
+        name.parse().expect("a name")
+    }
+
+    fn lease(name: &str) -> Lease {
+        Lease {
+            schema: SCHEMA.to_owned(),
+            vm: vm(name),
+            boot_id: "b".to_owned(),
+            qemu: ProcessKey { pid: Pid(1), start: StartTicks(2) },
+            supervisor: None,
+            since_unix_s: 3,
+            exclusive: "1-2".parse().expect("cpus"),
+            emulator: "0".parse().expect("cpus"),
+            iothreads: "0".parse().expect("cpus"),
+            vcpus: vec![],
+        }
+    }
+
+    #[test]
+    fn one_supervisor_at_a_time_and_no_lock_file_left() {
+        let (_dir, state) = state();
+        let first = state.lock_supervisor(&vm("100")).expect("lock");
+        assert!(first.is_some());
+        assert!(state.lock_supervisor(&vm("100")).expect("lock").is_none());
+        assert!(state.lock_supervisor(&vm("101")).expect("lock").is_some());
+        drop(first);
+        assert_eq!(fs::read_dir(state.path()).expect("list").count(), 0);
+        assert!(state.lock_supervisor(&vm("100")).expect("lock").is_some());
+    }
+
+    #[test]
+    fn a_lease_is_read_back_and_forgotten() {
+        let (_dir, state) = state();
+        state.write_lease(&lease("100")).expect("write");
+        assert_eq!(state.lease(&vm("100")).expect("read"), Some(lease("100")));
+        assert_eq!(state.vms().expect("list"), [vm("100")]);
+        state.forget(&vm("100")).expect("forget");
+        state.forget(&vm("100")).expect("forget twice");
+        assert_eq!(state.lease(&vm("100")).expect("read"), None);
+    }
+
+    #[test]
+    fn a_bad_lease_is_named_with_its_path() {
+        let (_dir, state) = state();
+        for text in ["", "{", "{\"schema\":\"other/1\"}", "[]"] {
+            fs::write(state.lease_path(&vm("100")), text).expect("write");
+            let error = state.lease(&vm("100")).expect_err(text).to_string();
+            assert!(error.contains("100.lease"), "{error}");
+        }
+        state.write_lease(&lease("100")).expect("write");
+        fs::rename(state.lease_path(&vm("100")), state.lease_path(&vm("101"))).expect("rename");
+        assert!(state.lease(&vm("101")).is_err());
+    }
+}

@@ -1,0 +1,181 @@
+//! The knob *housekeeping*: which CPUs are the host's, where helpers may meet, what other VMs have;
+//! and the check of every set that was given by hand.
+
+use super::machine::Group;
+use super::report::cpus_in_words;
+use super::{PlanError, Request, helpers};
+use crate::cpuset::CpuSet;
+use crate::policy::{CpuChoice, Origin, Sourced};
+
+/// Who has a claim on which CPUs, before this VM gets any.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claims {
+    /// The host's: never a vCPU's.
+    pub(super) reserved: CpuSet,
+    /// Where helpers of all VMs may meet: never a vCPU's. Empty: not set.
+    pub(super) shared: CpuSet,
+    /// Other VMs', by whole cores.
+    pub(super) others: CpuSet,
+}
+
+/// The CPUs of emulator or iothreads, and how they were found.
+#[derive(Clone, Debug)]
+pub(super) struct Helpers {
+    pub(super) cpus: CpuSet,
+    pub(super) found: Found,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Found {
+    ByRule(helpers::Away),
+    ByHand(Origin),
+}
+
+impl Claims {
+    /// Gathers the claims and checks the policy against the machine.
+    ///
+    /// # Errors
+    /// [`PlanError::Policy`] for CPUs by hand that are absent, offline, or somebody else's by policy;
+    /// [`PlanError::Infeasible`] for CPUs by hand that another VM has.
+    pub(super) fn gather(request: &Request<'_>) -> Result<Claims, PlanError> {
+        let topology = request.topology;
+        let host = &request.policy.host;
+        let reserved = match host.reserved.value {
+            CpuChoice::Auto => topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus),
+            CpuChoice::Cpus(cpus) => {
+                check_online(request, "[host] reserved", &cpus, &host.reserved.origin)?;
+                cpus
+            }
+        };
+        let shared = host.shared.value.unwrap_or(CpuSet::EMPTY);
+        check_online(request, "[host] shared", &shared, &host.shared.origin)?;
+        let taken = request.neighbours.iter().fold(CpuSet::EMPTY, |all, vm| all | vm.exclusive);
+        let others = whole_cores(request, &taken);
+        let claims = Claims { reserved, shared, others };
+        if let CpuChoice::Cpus(cpus) = request.policy.vm.vcpus.value {
+            claims.check_vcpus(request, &cpus)?;
+        }
+        Ok(claims)
+    }
+
+    fn check_vcpus(&self, request: &Request<'_>, cpus: &CpuSet) -> Result<(), PlanError> {
+        let origin = &request.policy.vm.vcpus.origin;
+        check_online(request, "vcpus", cpus, origin)?;
+        let cores = whole_cores(request, cpus);
+        for (owner, theirs, instead) in [
+            (
+                "the host ([host] reserved)",
+                self.reserved,
+                "choose others, or name other CPUs in [host] reserved of qmpin.toml",
+            ),
+            (
+                "the helpers of all VMs ([host] shared)",
+                self.shared,
+                "choose others, or take them out of [host] shared in qmpin.toml",
+            ),
+        ] {
+            if !cores.intersects(&theirs) {
+                continue;
+            }
+            let (clash, verb) = match *cpus & theirs {
+                direct if !direct.is_empty() => (direct, "belong to"),
+                _ => (*cpus & whole_cores(request, &(cores & theirs)), "share a core with CPUs of"),
+            };
+            let reason =
+                format!("vcpus = \"{cpus}\": {} {verb} {owner}; {instead}", cpus_in_words(&clash));
+            return Err(PlanError::Policy { origin: origin.clone(), reason });
+        }
+        self.check_others(request, "vcpus", &cores)
+    }
+
+    fn check_others(
+        &self,
+        request: &Request<'_>,
+        key: &str,
+        cpus: &CpuSet,
+    ) -> Result<(), PlanError> {
+        let clash = *cpus & self.others;
+        if clash.is_empty() {
+            return Ok(());
+        }
+        let owners: Vec<&str> = request
+            .neighbours
+            .iter()
+            .filter(|vm| whole_cores(request, &vm.exclusive).intersects(&clash))
+            .map(|vm| vm.vm.as_str())
+            .collect();
+        let reason = format!(
+            "{key}: {} cannot be had: VM {} has {}, by whole cores",
+            cpus_in_words(&clash),
+            owners.join(" and VM "),
+            cpus_in_words(&(self.others & whole_cores(request, &clash))),
+        );
+        Err(PlanError::Infeasible { reason, nearest: None })
+    }
+
+    /// The CPUs for emulator threads or iothreads.
+    ///
+    /// # Errors
+    /// As [`Claims::gather`], and [`PlanError::Infeasible`] where no housekeeping CPU is left.
+    pub(super) fn helpers(
+        &self,
+        request: &Request<'_>,
+        groups: &[Group],
+        key: &'static str,
+        choice: &Sourced<CpuChoice>,
+        exclusive: &CpuSet,
+        housekeeping: &CpuSet,
+    ) -> Result<Helpers, PlanError> {
+        if let CpuChoice::Cpus(cpus) = choice.value {
+            check_online(request, key, &cpus, &choice.origin)?;
+            self.check_others(request, key, &cpus)?;
+            return Ok(Helpers { cpus, found: Found::ByHand(choice.origin.clone()) });
+        }
+        let shared = self.shared & *housekeeping;
+        let pool = if shared.is_empty() { *housekeeping } else { shared };
+        let (cpus, away) =
+            helpers::choose(request.topology, groups, exclusive, &pool).ok_or_else(|| {
+                PlanError::Infeasible {
+                    reason: format!(
+                        "no housekeeping CPU is left for {key}: the VM has {}, other VMs {}",
+                        cpus_in_words(exclusive),
+                        cpus_in_words(&self.others)
+                    ),
+                    nearest: None,
+                }
+            })?;
+        Ok(Helpers { cpus, found: Found::ByRule(away) })
+    }
+}
+
+/// The set with every core it touches made whole.
+pub(super) fn whole_cores(request: &Request<'_>, cpus: &CpuSet) -> CpuSet {
+    if cpus.is_empty() {
+        return CpuSet::EMPTY;
+    }
+    let cores = request.topology.cores.iter().filter(|core| core.cpus.intersects(cpus));
+    cores.fold(*cpus, |all, core| all | core.cpus)
+}
+
+fn check_online(
+    request: &Request<'_>,
+    key: &str,
+    cpus: &CpuSet,
+    origin: &Origin,
+) -> Result<(), PlanError> {
+    let missing = *cpus - request.topology.online();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let present: CpuSet = request.topology.cpus.iter().map(|cpu| cpu.id).collect();
+    let absent = missing - present;
+    let (which, what) =
+        if absent.is_empty() { (missing, "offline") } else { (absent, "not in this machine") };
+    let verb = if which.len() == 1 { "is" } else { "are" };
+    let reason = format!(
+        "{key} = \"{cpus}\": {} {verb} {what}; online are {}",
+        cpus_in_words(&which),
+        request.topology.online()
+    );
+    Err(PlanError::Policy { origin: origin.clone(), reason })
+}

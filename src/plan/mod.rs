@@ -1,0 +1,269 @@
+//! The planner: `Topology × Guest × Policy × other VMs → Plan`. Pure: no files, no clock, no chance,
+//! so that the same question always has the same answer and a test can ask any question.
+//!
+//! ```text
+//!   housekeeping ─▶ which CPUs are the host's, shared, other VMs'      housekeeping.rs
+//!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs
+//!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
+//!   diff         ─▶ Plan × observed masks → steps                      diff.rs
+//! ```
+//!
+//! Ties are broken by the order of cores, never by CPU numbers as such: renumbering the CPUs only
+//! renumbers the plan.
+
+pub mod diff;
+mod groups;
+mod helpers;
+mod housekeeping;
+mod machine;
+mod report;
+mod vcpus;
+mod verdicts;
+
+use std::collections::BTreeMap;
+
+pub use report::{Finding, Placed, Verdict, Why, counted, cpus_in_words};
+
+use crate::cpuset::CpuSet;
+use crate::ids::{CpuId, IothreadId, VcpuIndex, VmName};
+use crate::policy::{CpuChoice, Origin, Overflow, Policy, Sharing};
+use crate::topology::Topology;
+use housekeeping::Claims;
+use machine::Group;
+use vcpus::Placement;
+
+/// One vCPU as the guest sees it; `None` where QEMU says nothing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[allow(missing_docs)] // the fields are QEMU's `CpuInstanceProperties` (qapi/machine.json)
+pub struct GuestVcpu {
+    pub index: VcpuIndex,
+    pub node: Option<u32>,
+    pub socket: Option<u32>,
+    pub die: Option<u32>,
+    pub cluster: Option<u32>,
+    pub core: Option<u32>,
+    pub thread: Option<u32>,
+}
+
+/// What the VM has now.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Guest {
+    /// Its vCPUs, by index.
+    pub vcpus: Vec<GuestVcpu>,
+    /// Its iothreads, by id.
+    pub iothreads: Vec<IothreadId>,
+}
+
+/// Another attached VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Neighbour {
+    /// Its name.
+    pub vm: VmName,
+    /// The CPUs that are its alone.
+    pub exclusive: CpuSet,
+    /// Where its emulator threads and iothreads may run.
+    pub helpers: CpuSet,
+}
+
+/// The question.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// For which VM.
+    pub vm: &'a VmName,
+    /// On which machine.
+    pub topology: &'a Topology,
+    /// What it has.
+    pub guest: &'a Guest,
+    /// What is wanted.
+    pub policy: &'a Policy,
+    /// Who else is there.
+    pub neighbours: &'a [Neighbour],
+    /// Where its vCPUs are by an earlier plan: they stay, where they still may.
+    pub held: &'a BTreeMap<VcpuIndex, CpuId>,
+}
+
+/// Where a vCPU belongs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PlannedVcpu {
+    /// Which vCPU.
+    pub vcpu: VcpuIndex,
+    /// On which CPUs: one, or the housekeeping CPUs after an overflow.
+    pub cpus: CpuSet,
+    /// Why there.
+    pub why: Why,
+}
+
+/// The answer: every thread's CPUs, and how far the rules were kept.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// For which VM.
+    pub vm: VmName,
+    /// By index. A vCPU that is left alone (`overflow = "refuse"`) is not here.
+    pub vcpus: Vec<PlannedVcpu>,
+    /// vCPUs that are left where they are.
+    pub left_alone: Vec<VcpuIndex>,
+    /// By id.
+    pub iothreads: Vec<IothreadId>,
+    /// Where every iothread may run.
+    pub iothread_cpus: CpuSet,
+    /// Where emulator threads may run, and all that has no place of its own.
+    pub emulator: CpuSet,
+    /// The CPUs that are this VM's alone.
+    pub exclusive: CpuSet,
+    /// Online CPUs that are no VM's.
+    pub housekeeping: CpuSet,
+    /// A finding per rule.
+    pub report: Vec<Finding>,
+}
+
+impl Plan {
+    /// Where one vCPU belongs.
+    #[must_use]
+    pub fn vcpu(&self, index: VcpuIndex) -> Option<CpuSet> {
+        let at = self.vcpus.binary_search_by_key(&index, |planned| planned.vcpu).ok()?;
+        Some(self.vcpus[at].cpus)
+    }
+
+    /// The single CPUs held by vCPUs, for the next plan.
+    #[must_use]
+    pub fn held(&self) -> BTreeMap<VcpuIndex, CpuId> {
+        let own = self.vcpus.iter().filter(|planned| planned.why != Why::Overflow);
+        own.filter_map(|planned| Some((planned.vcpu, planned.cpus.first()?))).collect()
+    }
+
+    /// The worst verdict in the report.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        self.report.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Met)
+    }
+}
+
+/// Why there is no plan.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The policy asks for CPUs that cannot be asked for.
+    #[error("{origin}: {reason}")]
+    Policy {
+        /// Where it asks.
+        origin: Origin,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The machine, as it is now, does not have what the VM needs.
+    #[error("{reason}")]
+    Infeasible {
+        /// What is needed and what there is.
+        reason: String,
+        /// The nearest plan that would do, where there is one.
+        nearest: Option<Box<Nearest>>,
+    },
+}
+
+/// A plan that would do, and what it takes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Nearest {
+    /// What the user has to change, such as `--share`.
+    pub takes: String,
+    /// The plan with that.
+    pub plan: Plan,
+}
+
+/// Answers a [`Request`].
+///
+/// # Errors
+/// [`PlanError::Policy`] where the policy itself is wrong for this machine, [`PlanError::Infeasible`]
+/// where the machine cannot hold the VM.
+pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
+    let claims = Claims::gather(request)?;
+    let only = match request.policy.vm.vcpus.value {
+        CpuChoice::Auto => None,
+        CpuChoice::Cpus(cpus) => Some(cpus),
+    };
+    let blocked = claims.reserved | claims.shared | claims.others;
+    let groups = machine::groups(request.topology, &claims.reserved, &blocked, only.as_ref());
+    let sharing = request.policy.vm.share.value;
+    let held = held_in(request);
+    let placement = if held.is_empty() {
+        let fresh = vcpus::fresh(request.topology, &groups, request.guest);
+        let wrap = || match sharing {
+            Sharing::Wrap => vcpus::wrapped(&groups, request.guest),
+            Sharing::Refuse => None,
+        };
+        fresh.or_else(wrap).ok_or_else(|| infeasible(request, &claims, &groups))?
+    } else {
+        vcpus::extended(request.topology, &groups, request.guest, held, sharing)
+    };
+    finish(request, &claims, &groups, &placement, only)
+}
+
+/// The held pins that concern vCPUs the guest still has; none of them: it is a fresh start.
+fn held_in<'a>(request: &Request<'a>) -> &'a BTreeMap<VcpuIndex, CpuId> {
+    static NONE: BTreeMap<VcpuIndex, CpuId> = BTreeMap::new();
+    let any = request.guest.vcpus.iter().any(|vcpu| request.held.contains_key(&vcpu.index));
+    if any { request.held } else { &NONE }
+}
+
+fn infeasible(request: &Request<'_>, claims: &Claims, groups: &[Group]) -> PlanError {
+    let reason = verdicts::shortage(request, claims, groups);
+    let mut policy = request.policy.clone();
+    let nearest = if policy.vm.share.value == Sharing::Wrap {
+        None
+    } else {
+        policy.vm.share.value = Sharing::Wrap;
+        let relaxed = Request { policy: &policy, ..*request };
+        plan(&relaxed).ok().map(|plan| Box::new(Nearest { takes: "--share".to_owned(), plan }))
+    };
+    PlanError::Infeasible { reason, nearest }
+}
+
+fn finish(
+    request: &Request<'_>,
+    claims: &Claims,
+    groups: &[Group],
+    placement: &Placement,
+    only: Option<CpuSet>,
+) -> Result<Plan, PlanError> {
+    let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
+    let exclusive = only.unwrap_or_else(|| {
+        let own = request.topology.cores.iter().filter(|core| core.cpus.intersects(&used));
+        own.fold(CpuSet::EMPTY, |all, core| all | core.cpus)
+    });
+    let housekeeping = request.topology.online() - exclusive - claims.others;
+    let place =
+        |key, choice| claims.helpers(request, groups, key, choice, &exclusive, &housekeeping);
+    let emulator = place("emulator", &request.policy.vm.emulator)?;
+    let iothreads = place("iothreads", &request.policy.vm.iothreads)?;
+    let mut planned: Vec<PlannedVcpu> = placement
+        .placed
+        .iter()
+        .map(|placed| PlannedVcpu {
+            vcpu: placed.vcpu,
+            cpus: CpuSet::single(placed.cpu),
+            why: placed.why,
+        })
+        .collect();
+    let mut left_alone = Vec::new();
+    match request.policy.vm.overflow.value {
+        Overflow::Shared => planned.extend(placement.unplaced.iter().map(|vcpu| PlannedVcpu {
+            vcpu: *vcpu,
+            cpus: housekeeping,
+            why: Why::Overflow,
+        })),
+        Overflow::Refuse => left_alone.clone_from(&placement.unplaced),
+    }
+    planned.sort_unstable_by_key(|planned| planned.vcpu);
+    let mut plan = Plan {
+        vm: request.vm.clone(),
+        vcpus: planned,
+        left_alone,
+        iothreads: request.guest.iothreads.clone(),
+        iothread_cpus: iothreads.cpus,
+        emulator: emulator.cpus,
+        exclusive,
+        housekeeping,
+        report: Vec::new(),
+    };
+    plan.report =
+        verdicts::report(request, claims, groups, placement, &plan, [&emulator, &iothreads]);
+    Ok(plan)
+}

@@ -1,0 +1,121 @@
+//! What the planner says about its plan: a finding per rule, and the reason for each choice.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::ids::{CpuId, VcpuIndex};
+
+/// How far a rule was kept.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Wholly.
+    Met,
+    /// Not wholly; the reason says how far.
+    Degraded,
+    /// Not at all.
+    Impossible,
+}
+
+/// One rule, and how far this plan keeps it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Finding {
+    /// The rule's short name.
+    pub rule: &'static str,
+    /// How far it is kept.
+    pub verdict: Verdict,
+    /// A sentence with the numbers.
+    pub reason: String,
+}
+
+impl Finding {
+    /// A rule that is wholly kept.
+    pub fn met(rule: &'static str, reason: impl Into<String>) -> Finding {
+        Finding { rule, verdict: Verdict::Met, reason: reason.into() }
+    }
+
+    /// A rule that is kept in part.
+    pub fn degraded(rule: &'static str, reason: impl Into<String>) -> Finding {
+        Finding { rule, verdict: Verdict::Degraded, reason: reason.into() }
+    }
+
+    /// A rule that cannot be kept.
+    pub fn impossible(rule: &'static str, reason: impl Into<String>) -> Finding {
+        Finding { rule, verdict: Verdict::Impossible, reason: reason.into() }
+    }
+}
+
+/// Why a vCPU is where it is. Typed, so that planning formats no text that nobody reads.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Why {
+    /// It has a core of its own.
+    OwnCore,
+    /// Its guest sibling is on the same core.
+    SiblingOf(VcpuIndex),
+    /// No core was left, so it has the second thread of a core of this VM.
+    SecondThreadBeside(VcpuIndex),
+    /// More vCPUs than CPUs, and sharing is allowed: it shares its CPU.
+    Wrapped,
+    /// It was there before, and still may be.
+    Held,
+    /// It no longer fitted: it is with the housekeeping CPUs.
+    Overflow,
+}
+
+impl Why {
+    /// The name of the rule that chose.
+    #[must_use]
+    pub fn rule(self) -> &'static str {
+        match self {
+            Why::OwnCore => "own-core",
+            Why::SiblingOf(_) => "guest-siblings",
+            Why::SecondThreadBeside(_) => "cores-then-siblings",
+            Why::Wrapped => "share",
+            Why::Held => "stay",
+            Why::Overflow => "overflow",
+        }
+    }
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::OwnCore => f.write_str("a core of its own"),
+            Why::SiblingOf(vcpu) => write!(f, "guest sibling of vCPU {vcpu}: the same host core"),
+            Why::SecondThreadBeside(vcpu) => {
+                write!(f, "every core of the set has a vCPU: the sibling beside vCPU {vcpu}")
+            }
+            Why::Wrapped => f.write_str("more vCPUs than CPUs and share = true: the CPU is shared"),
+            Why::Held => f.write_str("it was there before and still may be"),
+            Why::Overflow => f.write_str("no CPU is left: overflow = \"shared\""),
+        }
+    }
+}
+
+/// `CPUs 1-3`, `CPU 1`, or `no CPU`: a set in a sentence.
+#[must_use]
+pub fn cpus_in_words(cpus: &crate::cpuset::CpuSet) -> String {
+    match cpus.len() {
+        0 => "no CPU".to_owned(),
+        1 => format!("CPU {cpus}"),
+        _ => format!("CPUs {cpus}"),
+    }
+}
+
+/// `1 core`, `3 cores`: a number in a sentence.
+#[must_use]
+pub fn counted(number: usize, one: &str) -> String {
+    if number == 1 { format!("1 {one}") } else { format!("{number} {one}s") }
+}
+
+/// One vCPU's place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Placed {
+    /// Which vCPU.
+    pub vcpu: VcpuIndex,
+    /// On which CPU.
+    pub cpu: CpuId,
+    /// Why there.
+    pub why: Why,
+}

@@ -1,0 +1,221 @@
+//! One policy file (or the flags) as written: every key optional, every value with its line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use super::{ChannelChoice, CpuChoice, Origin, Overflow, Sharing, Sourced};
+use crate::cpuset::CpuSet;
+
+/// The longest check interval taken, in seconds.
+const CHECK_INTERVAL_S_MAX: u64 = 3600;
+
+/// Which of the files it is: `[host]` is for the host's alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FileKind {
+    /// `qmpin.toml`: `[host]`, and defaults for all VMs.
+    Host,
+    /// `<vmid>.toml`: one VM.
+    Vm,
+}
+
+/// A policy file that was refused: which, where, why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}:{line}: {reason}", path.display())]
+pub struct PolicyError {
+    /// The file.
+    pub path: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// What one source says; `None` where it is silent.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+#[allow(missing_docs)] // the fields are those of `HostPolicy` and `VmPolicy`
+pub struct Fragment {
+    pub reserved: Option<Sourced<CpuChoice>>,
+    pub shared: Option<Sourced<Option<CpuSet>>>,
+    pub vcpus: Option<Sourced<CpuChoice>>,
+    pub iothreads: Option<Sourced<CpuChoice>>,
+    pub emulator: Option<Sourced<CpuChoice>>,
+    pub share: Option<Sourced<Sharing>>,
+    pub overflow: Option<Sourced<Overflow>>,
+    pub channel: Option<Sourced<ChannelChoice>>,
+    pub check_interval: Option<Sourced<Duration>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    host: Option<Spanned<RawHost>>,
+    vcpus: Option<Spanned<String>>,
+    iothreads: Option<Spanned<String>>,
+    emulator: Option<Spanned<String>>,
+    share: Option<Spanned<bool>>,
+    overflow: Option<Spanned<Overflow>>,
+    channel: Option<Spanned<ChannelChoice>>,
+    check_interval_s: Option<Spanned<u64>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawHost {
+    reserved: Option<Spanned<String>>,
+    shared: Option<Spanned<String>>,
+}
+
+/// Turns spans of one file into lines, and reasons into errors.
+struct Source<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn line(&self, at: usize) -> usize {
+        1 + self.text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+    }
+
+    fn error(&self, at: usize, reason: impl Into<String>) -> PolicyError {
+        PolicyError { path: self.path.to_owned(), line: self.line(at), reason: reason.into() }
+    }
+
+    fn origin(&self, at: usize) -> Origin {
+        Origin::File { path: self.path.to_owned(), line: self.line(at) }
+    }
+
+    fn keep<T, U>(&self, value: Option<Spanned<T>>, make: impl Fn(T) -> U) -> Option<Sourced<U>> {
+        value.map(|value| {
+            let origin = self.origin(value.span().start);
+            Sourced { value: make(value.into_inner()), origin }
+        })
+    }
+
+    fn cpus(&self, key: &str, value: &Spanned<String>) -> Result<CpuSet, PolicyError> {
+        let text = value.get_ref();
+        let at = value.span().start;
+        let cpus = CpuSet::parse_cpulist(text)
+            .map_err(|error| self.error(at, format!("{key} = \"{text}\": {error}")))?;
+        if cpus.is_empty() {
+            return Err(self.error(at, format!("{key} = \"{text}\" names no CPU")));
+        }
+        Ok(cpus)
+    }
+
+    fn choice(
+        &self,
+        key: &str,
+        value: Option<Spanned<String>>,
+    ) -> Result<Option<Sourced<CpuChoice>>, PolicyError> {
+        let Some(value) = value else { return Ok(None) };
+        let origin = self.origin(value.span().start);
+        let value = if value.get_ref().trim() == "auto" {
+            CpuChoice::Auto
+        } else {
+            CpuChoice::Cpus(self.cpus(key, &value)?)
+        };
+        Ok(Some(Sourced { value, origin }))
+    }
+}
+
+impl Fragment {
+    /// Reads the text of a policy file.
+    ///
+    /// # Errors
+    /// [`PolicyError`] with the line and the reason: not TOML, an unknown key, a value of the wrong
+    /// kind, a bad cpulist, `[host]` in a VM's file.
+    pub fn parse(text: &str, path: &Path, kind: FileKind) -> Result<Fragment, PolicyError> {
+        let source = Source { path, text };
+        let raw: RawFile = toml::from_str(text).map_err(|error| {
+            let at = error.span().map_or(0, |span| span.start);
+            source.error(at, error.message().replace('\n', " "))
+        })?;
+        let mut fragment = Fragment {
+            vcpus: source.choice("vcpus", raw.vcpus)?,
+            iothreads: source.choice("iothreads", raw.iothreads)?,
+            emulator: source.choice("emulator", raw.emulator)?,
+            share: source
+                .keep(raw.share, |share| if share { Sharing::Wrap } else { Sharing::Refuse }),
+            overflow: source.keep(raw.overflow, |value| value),
+            channel: source.keep(raw.channel, |value| value),
+            ..Fragment::default()
+        };
+        if let Some(seconds) = raw.check_interval_s {
+            if !(1..=CHECK_INTERVAL_S_MAX).contains(seconds.get_ref()) {
+                let reason = format!(
+                    "check_interval_s = {}: must be 1 to {CHECK_INTERVAL_S_MAX} seconds",
+                    seconds.get_ref()
+                );
+                return Err(source.error(seconds.span().start, reason));
+            }
+            fragment.check_interval = source.keep(Some(seconds), Duration::from_secs);
+        }
+        let Some(host) = raw.host else { return Ok(fragment) };
+        if kind == FileKind::Vm {
+            let reason = "[host] belongs in qmpin.toml: it holds for every VM";
+            return Err(source.error(host.span().start, reason));
+        }
+        let host = host.into_inner();
+        fragment.reserved = source.choice("reserved", host.reserved)?;
+        if let Some(shared) = host.shared {
+            let cpus = source.cpus("shared", &shared)?;
+            fragment.shared = source.keep(Some(shared), |_| Some(cpus));
+        }
+        Ok(fragment)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    fn parse(text: &str, kind: FileKind) -> Result<Fragment, PolicyError> {
+        Fragment::parse(text, Path::new("/etc/qmpin/x.toml"), kind)
+    }
+
+    #[test]
+    fn every_bad_line_is_named_with_its_reason() {
+        for (text, line, reason) in [
+            ("share = true\nvcpus = \"6-3\"\n", 2, "ends before it begins"),
+            ("\n\nvcpu = \"1\"\n", 3, "unknown field `vcpu`"),
+            ("share = \"yes\"\n", 1, "expected a boolean"),
+            ("overflow = \"drop\"\n", 1, "unknown variant `drop`"),
+            ("vcpus = \"\"\n", 1, "names no CPU"),
+            ("check_interval_s = 0\n", 1, "1 to 3600"),
+            ("vcpus = \n", 1, ""),
+            ("share = true\nshare = false\n", 2, "duplicate"),
+            ("share = true\n[host]\nshared = \"0,x\"\n", 3, "`x`"),
+        ] {
+            let error = parse(text, FileKind::Host).expect_err(text);
+            assert_eq!(error.line, line, "{text:?}: {error}");
+            assert!(error.reason.contains(reason), "{text:?}: {error}");
+            assert!(error.to_string().starts_with("/etc/qmpin/x.toml:"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_host_table_is_refused_in_a_vm_file() {
+        let error = parse("share = true\n[host]\nreserved = \"0\"\n", FileKind::Vm);
+        assert_eq!(error.expect_err("refused").line, 2);
+    }
+
+    #[test]
+    fn a_later_fragment_wins_key_by_key_and_values_know_their_line() {
+        let host = parse(
+            "share = true\noverflow = \"refuse\"\n[host]\nreserved = \"0-1\"\n",
+            FileKind::Host,
+        )
+        .expect("good");
+        let vm = parse("\nshare = false\nvcpus = \"auto\"\n", FileKind::Vm).expect("good");
+        let policy = Policy::merge([host, vm]);
+        assert_eq!(policy.vm.share.value, Sharing::Refuse);
+        assert!(policy.vm.share.origin.to_string().ends_with("x.toml:2"));
+        assert_eq!(policy.vm.overflow.value, Overflow::Refuse);
+        assert_eq!(policy.vm.emulator.origin, Origin::Default);
+        assert!(matches!(policy.host.reserved.value, CpuChoice::Cpus(cpus) if cpus.len() == 2));
+    }
+}

@@ -1,0 +1,152 @@
+//! What the administrator wants: defaults, then `/etc/qmpin/qmpin.toml`, then
+//! `/etc/qmpin/<vmid>.toml`, then flags. The later wins, key by key, and each value knows where it
+//! is from. A word: no I/O here, `discover::policy` reads the files.
+//!
+//! ```text
+//!   text of a file ── Fragment ─┐
+//!   text of a file ── Fragment ─┼─ merge ── Policy
+//!   flags ─────────── Fragment ─┘
+//! ```
+
+mod fragment;
+mod values;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use fragment::{FileKind, Fragment, PolicyError};
+pub use values::{ChannelChoice, CpuChoice, Overflow, Sharing};
+
+use crate::cpuset::CpuSet;
+
+/// The slow timer's default: how long somebody else's `taskset` can go unnoticed, in seconds.
+pub const CHECK_INTERVAL_S_DEFAULT: u64 = 5;
+
+/// Where a value is from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Origin {
+    /// Built in.
+    Default,
+    /// A line of a policy file.
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// Which line, from 1.
+        line: usize,
+    },
+    /// A flag of this command.
+    Flag {
+        /// The flag as it is written, such as `--vcpus`.
+        flag: &'static str,
+    },
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::Default => f.write_str("default"),
+            Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Origin::Flag { flag } => f.write_str(flag),
+        }
+    }
+}
+
+/// A value and where it is from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sourced<T> {
+    /// The value.
+    pub value: T,
+    /// Where it is from.
+    pub origin: Origin,
+}
+
+impl<T> Sourced<T> {
+    /// A built-in value.
+    pub fn default(value: T) -> Sourced<T> {
+        Sourced { value, origin: Origin::Default }
+    }
+}
+
+/// What holds for the host, whichever VM is attached (`[host]`, in `qmpin.toml` alone).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HostPolicy {
+    /// CPUs that never go to a VM's vCPUs. `auto` is the first core of the machine.
+    pub reserved: Sourced<CpuChoice>,
+    /// Where emulator threads and iothreads of all VMs may meet; never given to vCPUs.
+    pub shared: Sourced<Option<CpuSet>>,
+}
+
+/// What one VM asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VmPolicy {
+    /// The CPUs for vCPUs.
+    pub vcpus: Sourced<CpuChoice>,
+    /// The CPUs for iothreads.
+    pub iothreads: Sourced<CpuChoice>,
+    /// The CPUs for emulator threads: the main loop and all that is neither vCPU nor iothread.
+    pub emulator: Sourced<CpuChoice>,
+    /// Whether more vCPUs than CPUs are taken.
+    pub share: Sourced<Sharing>,
+    /// What becomes of a hot-added vCPU that no longer fits.
+    pub overflow: Sourced<Overflow>,
+    /// How QEMU is asked.
+    pub channel: Sourced<ChannelChoice>,
+    /// How often the masks are compared with the plan when nothing else gives cause.
+    pub check_interval: Sourced<Duration>,
+}
+
+/// The merged policy for one VM on this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Policy {
+    /// What holds for the host.
+    pub host: HostPolicy,
+    /// What this VM asks for.
+    pub vm: VmPolicy,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy {
+            host: HostPolicy {
+                reserved: Sourced::default(CpuChoice::Auto),
+                shared: Sourced::default(None),
+            },
+            vm: VmPolicy {
+                vcpus: Sourced::default(CpuChoice::Auto),
+                iothreads: Sourced::default(CpuChoice::Auto),
+                emulator: Sourced::default(CpuChoice::Auto),
+                share: Sourced::default(Sharing::Refuse),
+                overflow: Sourced::default(Overflow::Shared),
+                channel: Sourced::default(ChannelChoice::Auto),
+                check_interval: Sourced::default(Duration::from_secs(CHECK_INTERVAL_S_DEFAULT)),
+            },
+        }
+    }
+}
+
+impl Policy {
+    /// Lays fragments over the defaults; a later fragment wins over an earlier one, key by key.
+    #[must_use]
+    pub fn merge(fragments: impl IntoIterator<Item = Fragment>) -> Policy {
+        let mut policy = Policy::default();
+        for fragment in fragments {
+            lay(&mut policy.host.reserved, fragment.reserved);
+            lay(&mut policy.host.shared, fragment.shared);
+            lay(&mut policy.vm.vcpus, fragment.vcpus);
+            lay(&mut policy.vm.iothreads, fragment.iothreads);
+            lay(&mut policy.vm.emulator, fragment.emulator);
+            lay(&mut policy.vm.share, fragment.share);
+            lay(&mut policy.vm.overflow, fragment.overflow);
+            lay(&mut policy.vm.channel, fragment.channel);
+            lay(&mut policy.vm.check_interval, fragment.check_interval);
+        }
+        policy
+    }
+}
+
+fn lay<T>(slot: &mut Sourced<T>, value: Option<Sourced<T>>) {
+    if let Some(value) = value {
+        *slot = value;
+    }
+}

@@ -1,0 +1,204 @@
+//! *restore*: puts every living thread's mask back, from the journal alone.
+//!
+//! ```text
+//!   a thread that was written     its mask is one of ours ─▶ the mask before the first write
+//!   a thread born later           its mask is one of ours ─▶ the main thread's mask before
+//!   either                        its mask is as before   ─▶ nothing to do
+//!   either                        its mask is another     ─▶ somebody else's: left alone, reported
+//! ```
+//!
+//! It needs no policy, no QMP and no VM, and may run twice. A thread born while it works inherits from
+//! threads not yet put back, so it looks again until there is nothing left to do.
+
+mod decide;
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::Path;
+
+pub use decide::{Decision, Memory};
+
+use crate::cpuset::CpuSet;
+use crate::discover::{is_alive, tasks};
+use crate::journal::{self, JournalError};
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+use crate::threads::{ProcessKey, ThreadKey};
+
+/// How often it looks again for threads born meanwhile. Each look makes the window smaller; more than
+/// two are not seen in practice.
+const LOOKS_MAX: usize = 8;
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct RestoreReport {
+    /// Threads put back.
+    pub put_back: usize,
+    /// Threads that were as before already.
+    pub unchanged: usize,
+    /// Threads that somebody else has moved meanwhile: left alone.
+    pub foreign: Vec<ForeignChange>,
+    /// Threads that could not be put back.
+    pub failed: Vec<FailedRestore>,
+    /// Lines of the journal that could not be read.
+    pub unreadable_lines: Vec<usize>,
+    /// Why there was nothing to put back, where that is so.
+    pub nothing: Option<Nothing>,
+}
+
+/// Why there was nothing to put back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Nothing {
+    /// No journal.
+    NeverAttached,
+    /// The journal is of an earlier boot: all of its threads are gone.
+    OtherBoot,
+    /// The QEMU process is gone, and its threads with it.
+    ProcessGone,
+}
+
+/// A thread that somebody else has moved.
+#[derive(Clone, Debug)]
+pub struct ForeignChange {
+    /// Which thread.
+    pub thread: ThreadKey,
+    /// Where it is now.
+    pub found: CpuSet,
+    /// Where it was before qmpin.
+    pub before: CpuSet,
+}
+
+/// A thread that could not be put back.
+#[derive(Debug)]
+pub struct FailedRestore {
+    /// Which thread.
+    pub thread: ThreadKey,
+    /// Where it should go.
+    pub to: CpuSet,
+    /// What the kernel said.
+    pub error: io::Error,
+}
+
+impl RestoreReport {
+    fn nothing(why: Nothing) -> RestoreReport {
+        RestoreReport { nothing: Some(why), ..RestoreReport::default() }
+    }
+
+    /// Whether all is back that could be: the journal may go.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.failed.is_empty()
+    }
+}
+
+/// Puts back what the journal at `path` remembers.
+///
+/// # Errors
+/// [`JournalError`] where the journal is there and cannot be read.
+pub fn restore(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    boot_id: &str,
+    path: &Path,
+) -> Result<RestoreReport, JournalError> {
+    let content = match journal::read(path) {
+        Ok(content) => content,
+        Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(RestoreReport::nothing(Nothing::NeverAttached));
+        }
+        Err(error) => return Err(error),
+    };
+    if content.header.boot_id != boot_id {
+        return Ok(RestoreReport::nothing(Nothing::OtherBoot));
+    }
+    let process = content.header.process;
+    if !is_alive(root, process) {
+        return Ok(RestoreReport::nothing(Nothing::ProcessGone));
+    }
+    let unreadable_lines = content.unreadable_lines;
+    let memory = Memory::of(content.records);
+    let mut report = put_back(root, sched, process, &memory);
+    report.unreadable_lines = unreadable_lines;
+    Ok(report)
+}
+
+fn put_back(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    process: ProcessKey,
+    memory: &Memory,
+) -> RestoreReport {
+    let mut report = RestoreReport::default();
+    let mut settled: BTreeSet<ThreadKey> = BTreeSet::new();
+    for _ in 0..LOOKS_MAX {
+        let mut changed = false;
+        for (key, allowed) in living(root, sched, process, memory) {
+            if settled.contains(&key) {
+                continue;
+            }
+            match memory.decide(key, &allowed, &online(root)) {
+                Decision::Nothing => report.unchanged += 1,
+                Decision::LeaveAlone { before } => {
+                    report.foreign.push(ForeignChange { thread: key, found: allowed, before });
+                }
+                Decision::PutBack { to } => {
+                    changed = true;
+                    match write(root, sched, process, key, &to) {
+                        Ok(true) => report.put_back += 1,
+                        Ok(false) => {}
+                        Err(error) => {
+                            report.failed.push(FailedRestore { thread: key, to, error });
+                        }
+                    }
+                }
+            }
+            settled.insert(key);
+        }
+        if !changed {
+            break;
+        }
+    }
+    report
+}
+
+/// The threads to look at, in the order they were written: the main thread first, so that what is born
+/// from then on is born right.
+fn living(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    process: ProcessKey,
+    memory: &Memory,
+) -> Vec<(ThreadKey, CpuSet)> {
+    let mut threads = tasks::keys(root, process.pid);
+    let outside = memory.written().filter(|key| {
+        threads.iter().all(|thread| thread.tid != key.tid) && tasks::is_kernel_thread(root, *key)
+    });
+    let outside: Vec<ThreadKey> = outside.collect();
+    threads.extend(outside);
+    threads.sort_by_key(|key| (memory.order(*key), key.tid));
+    let masks = threads.into_iter();
+    masks.filter_map(|key| Some((key, sched.affinity(key.tid).ok()?))).collect()
+}
+
+fn online(root: &SysRoot) -> CpuSet {
+    let text = root.read("sys/devices/system/cpu/online").unwrap_or_default();
+    CpuSet::parse_cpulist(&text).unwrap_or_default()
+}
+
+/// Whether it was written; `false`: the thread has ended.
+fn write(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    process: ProcessKey,
+    key: ThreadKey,
+    to: &CpuSet,
+) -> io::Result<bool> {
+    if !tasks::is_thread_of(root, process.pid, key) && !tasks::is_kernel_thread(root, key) {
+        return Ok(false);
+    }
+    match sched.set_affinity(key.tid, to) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(false),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,74 @@
+//! The threads of a VM, as everything after discovery speaks of them. A word: no I/O.
+
+use serde::Serialize;
+
+use crate::cpuset::CpuSet;
+use crate::ids::{IothreadId, Pid, StartTicks, Tid, VcpuIndex};
+
+/// What a thread is for. vCPUs and iothreads are known from QMP alone; the rest is told apart by
+/// `/proc`, for display, and treated alike.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Role {
+    /// Runs a guest CPU.
+    Vcpu(VcpuIndex),
+    /// Runs the I/O of one or more disks.
+    Iothread(IothreadId),
+    /// The main loop, or anything else of QEMU's own.
+    Emulator,
+    /// A short-lived helper: the thread pool, io_uring workers, KVM's page recovery.
+    Worker,
+    /// Moves packets or blocks in the kernel, inside the process or (Linux < 6.4) beside it.
+    Vhost,
+    /// A kernel thread of this VM outside its process, such as `kvm-pit/PID`.
+    Kernel,
+}
+
+impl Role {
+    /// The role's name in `qmpin.threads/1`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Role::Vcpu(_) => "vcpu",
+            Role::Iothread(_) => "iothread",
+            Role::Emulator => "emulator",
+            Role::Worker => "worker",
+            Role::Vhost => "vhost",
+            Role::Kernel => "kernel",
+        }
+    }
+}
+
+/// One thread, named for good by its number and start.
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, serde::Deserialize,
+)]
+pub struct ThreadKey {
+    /// Its number.
+    pub tid: Tid,
+    /// When it started.
+    pub start: StartTicks,
+}
+
+/// One process, named for good by its number and start.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, serde::Deserialize)]
+pub struct ProcessKey {
+    /// Its number.
+    pub pid: Pid,
+    /// When it started.
+    pub start: StartTicks,
+}
+
+/// A thread as it was seen.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Thread {
+    /// Which thread.
+    pub key: ThreadKey,
+    /// What it is for.
+    pub role: Role,
+    /// Its name, for display only.
+    pub comm: String,
+    /// The CPUs it may run on: `sched_getaffinity(2)`, so online CPUs only.
+    pub allowed: CpuSet,
+    /// The CPU it last ran on.
+    pub last_cpu: Option<u32>,
+}
