@@ -10,4 +10,5 @@ pub mod ids;
 pub mod topology;
 
 // Instruments: thin I/O, no decisions.
+pub mod qmp;
 pub mod sysroot;
