@@ -15,6 +15,7 @@ pub mod topology;
 pub mod journal;
 pub mod leases;
 pub mod sched;
+pub mod qmp;
 pub mod sysroot;
 
 // Stages.

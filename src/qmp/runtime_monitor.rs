@@ -1,0 +1,223 @@
+//! A QMP monitor of our own, made at run time: QEMU 11.1 and later.
+//!
+//! `chardev-add` makes a listening socket, `object-add monitor-qmp` puts a monitor on it. With
+//! `close-action=delete` QEMU takes both away, and the socket's file, when we disconnect
+//! (monitor/qmp.c).
+
+use std::path::Path;
+use std::time::Duration;
+
+use qapi::qmp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::error::{CheckError, QmpError};
+use super::lease::{accept_peer, take_turn};
+use super::session::{Batch, Session, all, within};
+use super::{Limits, Tolerated};
+use crate::ids::Pid;
+
+/// The id of the chardev we make.
+pub const MONITOR_CHARDEV_ID: &str = "qmpin-chr";
+/// The id of the monitor object we make.
+pub const MONITOR_OBJECT_ID: &str = "qmpin-mon";
+
+/// The QOM type that QEMU must know.
+const MONITOR_TYPE: &str = "monitor-qmp";
+
+/// What came of the attempt to get a monitor of our own.
+#[derive(Debug)]
+pub enum RuntimeMonitor {
+    /// We have it: an open session on it. It goes when the session goes.
+    Added(Box<Session>),
+    /// This QEMU cannot make one.
+    Unsupported,
+}
+
+/// The `object-add` of a monitor; newer than the `qapi` crate's schema.
+#[derive(Serialize)]
+struct AddMonitor<'a> {
+    #[serde(rename = "qom-type")]
+    qom_type: &'a str,
+    id: &'a str,
+    chardev: &'a str,
+    #[serde(rename = "close-action")]
+    close_action: &'a str,
+}
+
+/// The one member of an `ObjectTypeInfo` that matters.
+#[derive(Deserialize)]
+struct TypeName {
+    name: String,
+}
+
+/// Visits the shared socket, makes a monitor on `own_socket` if QEMU can, and connects to it. If
+/// anything fails half-way, what was made is taken away again.
+///
+/// The file `own_socket` must not be a socket that somebody serves: QEMU would unlink it
+/// (`unix_listen_saddr` in util/qemu-sockets.c). [`Channel`](super::Channel) sees to that.
+///
+/// # Errors
+/// Any [`QmpError`] of the visit; [`QmpError::Refused`] where QEMU knows the type and said no;
+/// whatever kept us from connecting to `own_socket`.
+pub async fn add_runtime_monitor<E: Into<CheckError>>(
+    shared: &Path,
+    own_socket: &Path,
+    check: impl Fn(Pid) -> Result<(), E>,
+    limits: &Limits,
+    tolerated: &mut Tolerated,
+) -> Result<RuntimeMonitor, QmpError> {
+    let (mut visit, _) = take_turn(shared, &check, limits, Instant::now()).await?;
+    let hold = Hold::new(limits);
+    let result = add_and_connect(&mut visit, own_socket, &check, &hold).await;
+    tolerated.add(&visit.tolerated());
+    match result {
+        Ok(monitor) => Ok(monitor),
+        Err(Step::NothingMade(error)) => Err(error),
+        Err(Step::Made(error)) => {
+            if remove_monitor(&mut visit, &hold).await.is_err() {
+                // The visit broke off. Once more, and then it is as good as it gets.
+                drop(visit);
+                let _ = remove_runtime_monitor(shared, &check, limits).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+/// Visits the shared socket and takes away the monitor that we, or a qmpin before us, made there.
+/// None being there is fine.
+///
+/// # Errors
+/// Any [`QmpError`] of the visit.
+pub(super) async fn remove_runtime_monitor<E: Into<CheckError>>(
+    shared: &Path,
+    check: impl Fn(Pid) -> Result<(), E>,
+    limits: &Limits,
+) -> Result<(), QmpError> {
+    let (mut visit, _) = take_turn(shared, check, limits, Instant::now()).await?;
+    let hold = Hold::new(limits);
+    let [capabilities] = all(visit.exchange(negotiation()?, hold.left()).await?)?;
+    visit.negotiated(Some(capabilities))?;
+    remove_monitor(&mut visit, &hold).await
+}
+
+/// Where it failed: before or after QEMU may have made something.
+enum Step {
+    NothingMade(QmpError),
+    Made(QmpError),
+}
+
+/// How long the visit may go on.
+struct Hold<'a> {
+    limits: &'a Limits,
+    since: Instant,
+}
+
+impl Hold<'_> {
+    fn new(limits: &Limits) -> Hold<'_> {
+        Hold { limits, since: Instant::now() }
+    }
+
+    fn left(&self) -> Duration {
+        self.limits.hold_max.saturating_sub(self.since.elapsed())
+    }
+}
+
+fn negotiation() -> Result<Batch, QmpError> {
+    let mut batch = Batch::default();
+    batch.add::<()>("qmp_capabilities".into(), None)?;
+    Ok(batch)
+}
+
+async fn add_and_connect<E: Into<CheckError>>(
+    visit: &mut Session,
+    own_socket: &Path,
+    check: impl Fn(Pid) -> Result<(), E>,
+    hold: &Hold<'_>,
+) -> Result<RuntimeMonitor, Step> {
+    if !knows_monitors(visit, hold).await.map_err(Step::NothingMade)? {
+        return Ok(RuntimeMonitor::Unsupported);
+    }
+    let batch = creation(own_socket).map_err(Step::NothingMade)?;
+    let answers = visit.exchange(batch, hold.left()).await.map_err(Step::Made)?;
+    let [chardev, monitor] = all(answers).map_err(Step::Made)?;
+    chardev.read::<Value>().map_err(Step::Made)?;
+    monitor.read::<Value>().map_err(Step::Made)?;
+
+    let own = within(hold.left(), async {
+        let mut own = Session::connect(own_socket, hold.limits).await?;
+        accept_peer(&own, check)?;
+        own.open().await?;
+        Ok(own)
+    });
+    match own.await {
+        Ok(Ok(own)) => Ok(RuntimeMonitor::Added(Box::new(own))),
+        Ok(Err(error)) => Err(Step::Made(error)),
+        Err(_) => Err(Step::Made(QmpError::Timeout {
+            awaited: super::Awaited::Greeting,
+            limit: hold.limits.hold_max,
+            strays: 0,
+        })),
+    }
+}
+
+/// Negotiates, and asks whether QEMU has the type.
+async fn knows_monitors(visit: &mut Session, hold: &Hold<'_>) -> Result<bool, QmpError> {
+    let mut batch = negotiation()?;
+    batch.add_command(&qmp::qom_list_types {
+        implements: Some(MONITOR_TYPE.to_owned()),
+        abstract_: Some(false),
+    })?;
+    let [capabilities, types] = all(visit.exchange(batch, hold.left()).await?)?;
+    visit.negotiated(Some(capabilities))?;
+    let types: Vec<TypeName> = types.read()?;
+    Ok(types.iter().any(|known| known.name == MONITOR_TYPE))
+}
+
+fn creation(own_socket: &Path) -> Result<Batch, QmpError> {
+    let Some(path) = own_socket.to_str() else {
+        let source = serde::ser::Error::custom("the path is not UTF-8");
+        return Err(QmpError::Encode { command: "chardev-add".into(), source });
+    };
+    let mut batch = Batch::default();
+    let socket = qmp::UnixSocketAddress { path: path.to_owned(), abstract_: None, tight: None };
+    batch.add_command(&qmp::chardev_add {
+        id: MONITOR_CHARDEV_ID.to_owned(),
+        backend: qmp::ChardevBackend::socket(qmp::ChardevSocketWrapper {
+            data: qmp::ChardevSocket {
+                base: qmp::ChardevCommon { logappend: None, logfile: None },
+                addr: qmp::SocketAddressLegacy::unix(qmp::UnixSocketAddressWrapper {
+                    data: socket,
+                }),
+                server: Some(true),
+                wait: Some(false),
+                nodelay: None,
+                reconnect: None,
+                telnet: None,
+                tls_authz: None,
+                tls_creds: None,
+                tn3270: None,
+                websocket: None,
+            },
+        }),
+    })?;
+    let monitor = AddMonitor {
+        qom_type: MONITOR_TYPE,
+        id: MONITOR_OBJECT_ID,
+        chardev: MONITOR_CHARDEV_ID,
+        close_action: "delete",
+    };
+    batch.add("object-add".into(), Some(&monitor))?;
+    Ok(batch)
+}
+
+/// Takes the monitor and its chardev away. QEMU's "no" is fine: then they were not there.
+async fn remove_monitor(visit: &mut Session, hold: &Hold<'_>) -> Result<(), QmpError> {
+    let mut batch = Batch::default();
+    batch.add_command(&qmp::object_del { id: MONITOR_OBJECT_ID.to_owned() })?;
+    batch.add_command(&qmp::chardev_remove { id: MONITOR_CHARDEV_ID.to_owned() })?;
+    let left = hold.left().max(hold.limits.hold_max / 4);
+    visit.exchange(batch, left).await.map(drop)
+}
