@@ -11,3 +11,9 @@ pub mod topology;
 
 // Instruments: thin I/O, no decisions.
 pub mod sysroot;
+
+// Stages: discover → plan → apply → watch → restore.
+pub mod discover;
+
+// Faces: who draws, who answers the door.
+pub mod render;
