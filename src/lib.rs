@@ -14,12 +14,15 @@ pub mod topology;
 // Instruments: thin I/O, no decisions.
 pub mod journal;
 pub mod leases;
-pub mod sched;
 pub mod qmp;
+pub mod sched;
 pub mod sysroot;
 
-// Stages.
+// Stages: discover → plan → apply → watch → restore.
 pub mod apply;
 pub mod discover;
 pub mod plan;
 pub mod restore;
+
+// Faces: who draws, who answers the door.
+pub mod render;

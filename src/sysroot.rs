@@ -11,6 +11,10 @@ use std::path::{Component, Path, PathBuf};
 /// The most that is read of one file. `/proc/interrupts` of a large machine is the longest we know.
 pub const FILE_BYTES_MAX: u64 = 16 << 20;
 
+/// The most that is read of one sysfs attribute. The kernel's own limit is a page; only cpulists of
+/// machines far beyond [`crate::cpuset::CPUS_MAX`] are longer.
+pub const ATTRIBUTE_BYTES_MAX: usize = 8 << 10;
+
 /// The root that all reading goes through: `/`, or a folder that looks like a machine.
 #[derive(Clone, Debug)]
 pub struct SysRoot {
@@ -86,6 +90,21 @@ impl SysRoot {
         read_bounded(&path, FILE_BYTES_MAX).map_err(|source| ReadError { path, source })
     }
 
+    /// The text of one sysfs attribute: one open, one read, at most [`ATTRIBUTE_BYTES_MAX`].
+    ///
+    /// sysfs hands an attribute out whole to a reader whose buffer is large enough
+    /// (`Documentation/filesystems/sysfs.rst`), so a read that comes short of the buffer was the
+    /// last one and need not be followed by another that says "end". For files of `/proc`, which
+    /// give no such promise, there is [`SysRoot::read`].
+    ///
+    /// # Errors
+    /// [`ReadError`] with the path and the kernel's answer; also where the attribute is not UTF-8
+    /// or larger than the limit.
+    pub fn read_attribute(&self, relative: &str) -> Result<String, ReadError> {
+        let path = self.path(relative)?;
+        read_attribute(&path).map_err(|source| ReadError { path, source })
+    }
+
     /// The names in a folder, sorted.
     ///
     /// # Errors
@@ -104,6 +123,23 @@ impl SysRoot {
         };
         names().map_err(|source| ReadError { path: path.clone(), source })
     }
+}
+
+fn read_attribute(path: &Path) -> io::Result<String> {
+    let mut file = fs::File::open(path)?;
+    let mut bytes = vec![0; ATTRIBUTE_BYTES_MAX + 1];
+    let length = loop {
+        match file.read(&mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    if length > ATTRIBUTE_BYTES_MAX {
+        let text = format!("larger than {ATTRIBUTE_BYTES_MAX} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    bytes.truncate(length);
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
 }
 
 /// Reads a file of at most `bytes_max` bytes as UTF-8.
@@ -134,6 +170,18 @@ mod tests {
         for bad in ["/etc/passwd", "../etc/passwd", "a/../b"] {
             assert!(root.read(bad).is_err_and(|error| !error.is_absent()), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_attribute_is_read_whole_or_refused() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let root = SysRoot::at(dir.path());
+        let full = "x".repeat(ATTRIBUTE_BYTES_MAX);
+        fs::write(dir.path().join("full"), &full).expect("write");
+        fs::write(dir.path().join("long"), format!("{full}x")).expect("write");
+        assert_eq!(root.read_attribute("full").expect("read"), full);
+        assert!(root.read_attribute("long").is_err_and(|error| !error.is_absent()));
+        assert!(root.read_attribute("none").is_err_and(|error| error.is_absent()));
     }
 
     #[test]

@@ -1,9 +1,42 @@
-//! *discover* reads host and VM. What it could not read is *unknown, with the reason*.
+//! *discover*: reads the host into values that do not change under the planner's hands.
+//!
+//! Called by every command. It decides nothing: a file that says something is written down, a file
+//! that does not is *unknown, with the reason*; only what nothing can be done without is an error.
 
 mod policy;
 mod process;
 mod stat;
 pub mod tasks;
+pub mod topology;
+
+use std::path::PathBuf;
+
+use crate::cpuset::ParseCpuListError;
+use crate::sysroot::ReadError;
 
 pub use policy::{PolicyFileError, load_policy};
 pub use process::{ProcessError, VmLocation, is_alive, process_key, proxmox_process};
+pub use topology::read_topology;
+
+/// What stops discovery: without it there is nothing to plan with.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    /// The list of online CPUs could not be read.
+    #[error("could not learn which CPUs are online")]
+    OnlineUnreadable(#[source] ReadError),
+    /// The list of online CPUs was read and makes no sense.
+    #[error("could not understand the list of online CPUs in {}", path.display())]
+    OnlineGarbled {
+        /// The full path, root included.
+        path: PathBuf,
+        /// The part that is wrong.
+        #[source]
+        source: ParseCpuListError,
+    },
+    /// The list of online CPUs is empty, on a machine that runs this.
+    #[error("{} lists no CPU", path.display())]
+    OnlineEmpty {
+        /// The full path, root included.
+        path: PathBuf,
+    },
+}

@@ -1,0 +1,231 @@
+//! Reads the host's CPUs from sysfs into a [`Topology`].
+//!
+//! Called at the start of nearly every command, `attach` among them, so it opens as few files as it
+//! can. The kernel says most things twice over: CPU 0 says that it shares a core with 12, and CPU 12
+//! says the same. One CPU of each group is asked, and everyone is asked only where two answers
+//! contradict each other ([`groups`]).
+//!
+//! ```text
+//!  devices/system/cpu/{present,online}             which CPUs there are
+//!  …/cpuN/topology/core_cpus_list                  once per core
+//!  …/cpuN/topology/{package,die}_cpus_list, ids    once per package and die
+//!  …/cpuN/cache/indexM/{type,shared_cpu_list,size} once per LLC group             [`cache`]
+//!  …/cpuN/cpu_capacity, devices/cpu_{core,atom}    once per core                  [`kinds`]
+//!  devices/system/node/{online,nodeN/…}            once per node                  [`nodes`]
+//! ```
+//!
+//! The formats are those of `Documentation/ABI/testing/sysfs-devices-system-cpu`,
+//! `Documentation/ABI/stable/sysfs-devices-system-cpu` and `…/sysfs-devices-node`, and of
+//! `Documentation/admin-guide/cputopology.rst`. What is missing or makes no sense becomes `None` and
+//! a line in [`Topology::unknown`]. `die_id` and `cpu_capacity` are the exception: many machines do
+//! not have them at all, so their absence on the first CPU is taken as the architecture's and gets no
+//! line.
+
+mod attribute;
+mod cache;
+mod groups;
+mod kinds;
+mod nodes;
+
+use crate::cpuset::{CPUS_MAX, CpuSet};
+use crate::discover::DiscoverError;
+use crate::ids::{CoreId, CpuId, LlcId, NodeId};
+use crate::sysroot::SysRoot;
+use crate::topology::{Core, Cpu, Llc, Topology};
+
+use attribute::{Notes, Why};
+use groups::{ListWitness, split};
+
+const CPU: &str = "sys/devices/system/cpu";
+
+/// Reads the machine's topology. What could not be read is in [`Topology::unknown`].
+///
+/// # Errors
+/// [`DiscoverError`] where not even `sys/devices/system/cpu/online` can be read and understood.
+pub fn read_topology(root: &SysRoot) -> Result<Topology, DiscoverError> {
+    let online = read_online(root)?;
+    let mut notes = Notes::default();
+    let present = read_present(root, &online, &mut notes);
+
+    let cores = split("the SMT siblings", &online, &mut ListWitness::cores(root), &mut notes);
+    let packages = split("the package", &online, &mut ListWitness::packages(root), &mut notes);
+    let dies = read_dies(root, &online, &mut notes);
+    let llcs = cache::read_llcs(root, &online, &mut notes);
+    let (nodes, node_of) = nodes::read_nodes(root, &online, &mut notes);
+    let kind_of = kinds::read_kinds(root, &online, &cores, &mut notes);
+
+    let package_of =
+        ids_of_groups(root, "the package", "physical_package_id", &packages, &mut notes);
+    let die_of = ids_of_groups(root, "the die", "die_id", &dies, &mut notes);
+    let core_of = dense(cores.iter().copied(), CoreId);
+    let llc_of = dense(llcs.iter().map(|(cpus, _)| *cpus), LlcId);
+
+    let mut topology = Topology { nodes, ..Topology::default() };
+    topology.cpus.extend(present.iter().map(|id| {
+        let core = core_of.get(id);
+        Cpu {
+            id,
+            online: online.contains(id),
+            package: package_of.get(id),
+            die: die_of.get(id),
+            node: node_of.get(id),
+            llc: llc_of.get(id),
+            core,
+            siblings: core.and_then(|core| cores.get(core.0 as usize)).copied().unwrap_or_default(),
+            kind: kind_of.get(id),
+        }
+    }));
+    topology.cores.extend((0..).zip(&cores).map(|(id, cpus)| {
+        let mut of = CoreFields { id: CoreId(id), cpus, notes: &mut notes };
+        Core {
+            id: CoreId(id),
+            cpus: *cpus,
+            llc: of.common("LLC", &llc_of),
+            node: of.common("node", &node_of),
+            package: of.common("package", &package_of),
+            die: of.common("die", &die_of),
+            kind: of.common("kind", &kind_of),
+        }
+    }));
+    topology.llcs.extend((0..).zip(&llcs).map(|(llc, (cpus, size_bytes))| Llc {
+        llc: LlcId(llc),
+        cpus: *cpus,
+        size_bytes: *size_bytes,
+    }));
+    for llc in &topology.llcs {
+        note_a_cut_llc(llc, &node_of, &mut notes);
+    }
+    topology.unknown = notes.into_unknown();
+    Ok(topology)
+}
+
+/// A value per CPU, `None` for those that have none.
+struct PerCpu<T> {
+    values: Vec<Option<T>>,
+}
+
+impl<T: Copy + PartialEq> PerCpu<T> {
+    fn none() -> PerCpu<T> {
+        PerCpu { values: vec![None; CPUS_MAX] }
+    }
+
+    fn get(&self, cpu: CpuId) -> Option<T> {
+        self.values[cpu.index()]
+    }
+
+    fn set(&mut self, cpus: &CpuSet, value: T) {
+        for cpu in cpus.iter() {
+            self.values[cpu.index()] = Some(value);
+        }
+    }
+
+    fn clear(&mut self, cpus: &CpuSet) {
+        for cpu in cpus.iter() {
+            self.values[cpu.index()] = None;
+        }
+    }
+}
+
+fn read_online(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
+    let relative = format!("{CPU}/online");
+    let text = root.read_attribute(&relative).map_err(DiscoverError::OnlineUnreadable)?;
+    let path = || root.root().join(&relative);
+    let online = CpuSet::parse_cpulist(&text)
+        .map_err(|source| DiscoverError::OnlineGarbled { path: path(), source })?;
+    if online.is_empty() { Err(DiscoverError::OnlineEmpty { path: path() }) } else { Ok(online) }
+}
+
+/// The CPUs that are present. An online CPU is, whatever the file says.
+fn read_present(root: &SysRoot, online: &CpuSet, notes: &mut Notes) -> CpuSet {
+    match attribute::cpulist(root, &format!("{CPU}/present")) {
+        Ok(present) => {
+            let forgotten = *online - present;
+            if !forgotten.is_empty() {
+                let why =
+                    format!("CPUs {forgotten} are online and not among the present, {present}");
+                notes.add("which CPUs are present".to_owned(), Why::new(why));
+            }
+            present | *online
+        }
+        Err(why) => {
+            notes.add("which CPUs are offline".to_owned(), why);
+            *online
+        }
+    }
+}
+
+/// The dies, silently none where the architecture has no such word.
+fn read_dies(root: &SysRoot, online: &CpuSet, notes: &mut Notes) -> Vec<CpuSet> {
+    let mut witness = ListWitness::dies(root);
+    let mut of_dies = Notes::default();
+    let dies = split("the die", online, &mut witness, &mut of_dies);
+    if !witness.is_lacking() {
+        notes.append(of_dies);
+    }
+    dies
+}
+
+/// The id that the first CPU of each group reads from `cpuN/topology/NAME`, for all of the group.
+fn ids_of_groups(
+    root: &SysRoot,
+    subject: &'static str,
+    name: &str,
+    groups: &[CpuSet],
+    notes: &mut Notes,
+) -> PerCpu<u32> {
+    let mut ids = PerCpu::none();
+    for group in groups {
+        let Some(first) = group.first() else { continue };
+        match attribute::id(root, &format!("{CPU}/cpu{first}/topology/{name}")) {
+            Ok(id) => ids.set(group, id),
+            Err(why) => notes.add_cpus(subject, group, why),
+        }
+    }
+    ids
+}
+
+/// Dense ids for groups that are in the order of their first CPUs.
+fn dense<T: Copy + PartialEq>(
+    groups: impl Iterator<Item = CpuSet>,
+    id: impl Fn(u32) -> T,
+) -> PerCpu<T> {
+    let mut ids = PerCpu::none();
+    for (at, group) in (0..).zip(groups) {
+        ids.set(&group, id(at));
+    }
+    ids
+}
+
+/// What a core's CPUs agree on.
+struct CoreFields<'a> {
+    id: CoreId,
+    cpus: &'a CpuSet,
+    notes: &'a mut Notes,
+}
+
+impl CoreFields<'_> {
+    fn common<T: Copy + PartialEq>(&mut self, subject: &str, of: &PerCpu<T>) -> Option<T> {
+        let mut values = self.cpus.iter().map(|cpu| of.get(cpu));
+        let first = values.next()?;
+        if values.all(|value| value == first) {
+            return first;
+        }
+        let (id, cpus) = (self.id, self.cpus);
+        let why = Why::new(format!("its CPUs {cpus} do not agree"));
+        self.notes.add(format!("the {subject} of core {id}"), why);
+        None
+    }
+}
+
+/// Sub-NUMA clustering cuts one L3 into several nodes, so this is no mistake of the kernel's; but
+/// whoever takes an LLC group for a part of a node must know.
+fn note_a_cut_llc(llc: &Llc, node_of: &PerCpu<NodeId>, notes: &mut Notes) {
+    let mut on: Vec<NodeId> = llc.cpus.iter().filter_map(|cpu| node_of.get(cpu)).collect();
+    on.sort_unstable();
+    on.dedup();
+    if on.len() > 1 {
+        let on: Vec<String> = on.iter().map(ToString::to_string).collect();
+        let why = format!("its CPUs {} are on nodes {}", llc.cpus, on.join(", "));
+        notes.add(format!("the one node of LLC {}", llc.llc), Why::new(why));
+    }
+}
