@@ -23,6 +23,11 @@ pub mod apply;
 pub mod discover;
 pub mod plan;
 pub mod restore;
+pub mod watch;
+
+// The loop.
+pub mod supervise;
 
 // Faces: who draws, who answers the door.
+pub mod cli;
 pub mod render;

@@ -81,7 +81,7 @@ pub fn apply(
         .iter()
         .map(|step| Record::Intent(Intent { thread: step.thread, from: step.from, to: step.to }))
         .collect();
-    journal.append(&intents)?;
+    journal.append(intents)?;
     let applied: Vec<Applied> = steps
         .into_iter()
         .map(|step| {
@@ -100,8 +100,6 @@ pub fn apply(
             _ => None,
         })
         .collect();
-    if !narrowed.is_empty() {
-        journal.append(&narrowed)?;
-    }
+    journal.append(narrowed)?;
     Ok(applied)
 }

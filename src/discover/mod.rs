@@ -3,20 +3,24 @@
 //! Called by every command. It decides nothing: a file that says something is written down, a file
 //! that does not is *unknown, with the reason*; only what nothing can be done without is an error.
 
+mod host;
 mod policy;
 mod process;
 mod stat;
 pub mod tasks;
 pub mod topology;
+mod vm;
 
 use std::path::PathBuf;
 
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
+pub use host::{boot_id, live_leases, online_cpus};
 pub use policy::{PolicyFileError, load_policy};
 pub use process::{ProcessError, VmLocation, is_alive, process_key, proxmox_process};
 pub use topology::read_topology;
+pub use vm::{VmError, VmView, channel_paths, guest, named, read_vm};
 
 /// What stops discovery: without it there is nothing to plan with.
 #[derive(Debug, thiserror::Error)]

@@ -71,6 +71,18 @@ pub enum ProcessError {
         /// Who should.
         expected: Pid,
     },
+    /// The process ended, and its number is another's.
+    #[error("process {pid} is no longer the one it was")]
+    Replaced {
+        /// Which number.
+        pid: Pid,
+    },
+    /// The socket answered, and nobody was seen to serve it.
+    #[error("could not tell which process serves {}", socket.display())]
+    NoPeer {
+        /// The socket.
+        socket: PathBuf,
+    },
     /// The process ended meanwhile.
     #[error("process {pid} is gone")]
     Gone {

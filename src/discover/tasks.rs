@@ -35,6 +35,13 @@ pub struct Identified {
     settled: BTreeSet<ThreadKey>,
 }
 
+impl Identified {
+    /// The threads that QMP named.
+    pub fn named_keys(&self) -> impl Iterator<Item = ThreadKey> + '_ {
+        self.named.keys().copied()
+    }
+}
+
 /// The threads as they are now.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Observed {

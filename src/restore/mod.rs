@@ -16,11 +16,11 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
-pub use decide::{Decision, Memory};
+pub use decide::{Decision, decide};
 
 use crate::cpuset::CpuSet;
 use crate::discover::{is_alive, tasks};
-use crate::journal::{self, JournalError};
+use crate::journal::{self, JournalError, Memory};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, ThreadKey};
@@ -116,7 +116,7 @@ pub fn restore(
         return Ok(RestoreReport::nothing(Nothing::ProcessGone));
     }
     let unreadable_lines = content.unreadable_lines;
-    let memory = Memory::of(content.records);
+    let memory = Memory::of(&content.records);
     let mut report = put_back(root, sched, process, &memory);
     report.unreadable_lines = unreadable_lines;
     Ok(report)
@@ -136,7 +136,7 @@ fn put_back(
             if settled.contains(&key) {
                 continue;
             }
-            match memory.decide(key, &allowed, &online(root)) {
+            match decide(memory, key, &allowed, &online(root)) {
                 Decision::Nothing => report.unchanged += 1,
                 Decision::LeaveAlone { before } => {
                     report.foreign.push(ForeignChange { thread: key, found: allowed, before });

@@ -11,11 +11,14 @@
 //! A line is an intention: after a crash it may or may not have been carried out, and `restore` tells
 //! by looking. A torn last line was never followed by a write, so it is dropped.
 
+mod memory;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+pub use memory::Memory;
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
@@ -118,6 +121,7 @@ pub struct Journal {
     path: PathBuf,
     /// Where the last whole append ended: a failed one is cut off there.
     end: u64,
+    memory: Memory,
 }
 
 impl Journal {
@@ -128,7 +132,12 @@ impl Journal {
     pub fn create(path: &Path, header: &Header) -> Result<Journal, JournalError> {
         let fail = io_error("create", path);
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
-        let mut journal = Journal { file: file.map_err(fail)?, path: path.to_owned(), end: 0 };
+        let mut journal = Journal {
+            file: file.map_err(fail)?,
+            path: path.to_owned(),
+            end: 0,
+            memory: Memory::default(),
+        };
         let started = journal.append_line(header).and_then(|()| {
             // The file's name must be as durable as its lines.
             let folder = path.parent().unwrap_or(Path::new("."));
@@ -144,24 +153,43 @@ impl Journal {
     ///
     /// # Errors
     /// [`JournalError`] where the file cannot be read or is no journal.
-    pub fn resume(path: &Path) -> Result<(Journal, Content), JournalError> {
+    pub fn resume(path: &Path) -> Result<(Journal, Header), JournalError> {
         let fail = io_error("open", path);
         let (content, whole) = read_whole(path)?;
         let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
         file.set_len(whole).map_err(fail)?;
-        Ok((Journal { file, path: path.to_owned(), end: whole }, content))
+        let memory = Memory::of(&content.records);
+        Ok((Journal { file, path: path.to_owned(), end: whole, memory }, content.header))
     }
 
-    /// Adds records, all or none, and returns once they are durable.
+    /// What is in it.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Adds records, all or none, and returns once they are durable. Intents that restoring can do
+    /// without are left out.
     ///
     /// # Errors
     /// [`JournalError::Io`]; then nothing may be written to any knob.
-    pub fn append(&mut self, records: &[Record]) -> Result<(), JournalError> {
+    pub fn append(&mut self, mut records: Vec<Record>) -> Result<(), JournalError> {
+        records.retain(|record| match record {
+            Record::Baseline(_) => true,
+            Record::Intent(intent) | Record::Narrowed(intent) => !self.memory.covers(intent),
+        });
+        if records.is_empty() {
+            return Ok(());
+        }
         let mut lines = Vec::with_capacity(records.len() * 128);
-        for record in records {
+        for record in &records {
             self.encode(&mut lines, record)?;
         }
-        self.append_bytes(&lines)
+        self.append_bytes(&lines)?;
+        for record in &records {
+            self.memory.add(record);
+        }
+        Ok(())
     }
 
     fn append_line(&mut self, line: &impl Serialize) -> Result<(), JournalError> {

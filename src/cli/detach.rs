@@ -1,0 +1,56 @@
+//! `qmpin detach`: ends the supervisor, if there is one, and restores from the journal.
+
+use super::args::{DetachArgs, Global};
+use super::{Answer, output};
+use crate::discover::boot_id;
+use crate::error::{Failure, Kind};
+use crate::ids::VmName;
+use crate::leases::StateDir;
+use crate::render::restore_lines;
+use crate::sched::Kernel;
+use crate::supervise::{Host, StartError, end_supervisor, give_back};
+use crate::sysroot::SysRoot;
+
+pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure> {
+    let root = SysRoot::live();
+    let host = Host { root: &root, sched: &Kernel };
+    let state = global.state(&root);
+    let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
+    let vms = match &args.vm {
+        Some(vm) => vec![vm.clone()],
+        None => state.vms().map_err(Failure::from)?,
+    };
+    let mut answer = Answer::Done;
+    let mut failures = Vec::new();
+    for vm in vms {
+        // One VM's trouble is no reason to leave the others attached.
+        match detach(host, &state, &vm, &boot_id) {
+            Ok(Answer::Done) => {}
+            Ok(partly) => answer = partly,
+            Err(failure) => failures.push(failure),
+        }
+    }
+    match failures.pop() {
+        None => Ok(answer),
+        Some(last) => {
+            for failure in &failures {
+                output::error(&failure.report());
+            }
+            Err(last)
+        }
+    }
+}
+
+fn detach(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Result<Answer, Failure> {
+    if !state.path().exists() {
+        output::text(&format!("VM {vm}: nothing to put back, it is not attached\n"))?;
+        return Ok(Answer::Done);
+    }
+    let _lock = end_supervisor(host, state, vm).map_err(Failure::from)?;
+    let report =
+        give_back(host, state, vm, boot_id).map_err(|error: StartError| Failure::from(error))?;
+    for line in restore_lines(vm, &report) {
+        output::text(&format!("{line}\n"))?;
+    }
+    Ok(if report.is_complete() { Answer::Done } else { Answer::Partly })
+}

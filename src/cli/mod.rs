@@ -1,0 +1,80 @@
+//! The command line: parses, calls, prints, and turns ends into exit codes.
+//!
+//! | exit code | meaning |
+//! |---|---|
+//! | 0 | done |
+//! | 1 | the answer is no |
+//! | 2 | usage |
+//! | 3 | no such VM, or it does not run |
+//! | 4 | no permission |
+//! | 5 | QMP failed |
+//! | 6 | partly applied, see the report |
+//! | 70 | a bug |
+
+mod args;
+mod attach;
+mod detach;
+mod log;
+mod output;
+mod plan;
+mod threads;
+mod topology;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use crate::error::{Failure, Kind};
+use args::{Command, Qmpin};
+
+/// What a command that did not fail has to say.
+pub(crate) enum Answer {
+    /// Exit 0.
+    Done,
+    /// Exit 6: some of it was refused, and was said.
+    Partly,
+}
+
+/// Runs the command line and returns the exit code.
+#[must_use]
+pub fn main() -> ExitCode {
+    // clap prints help to standard output with 0, and mistakes to standard error with 2.
+    let args = Qmpin::parse();
+    log::start(args.global.verbose, args.global.quiet);
+    std::panic::set_hook(Box::new(|panic| {
+        output::error(&format!(
+            "bug: {panic}\nhint: this is a mistake in qmpin; `qmpin detach` still puts everything back"
+        ));
+    }));
+    let ended = std::panic::catch_unwind(|| run(args));
+    let code = match ended {
+        Ok(Ok(Answer::Done)) => 0,
+        Ok(Ok(Answer::Partly)) => Kind::Partial.exit_code(),
+        Ok(Err(failure)) => {
+            output::error(&failure.report());
+            failure.kind().exit_code()
+        }
+        Err(_) => Kind::Bug.exit_code(),
+    };
+    ExitCode::from(code)
+}
+
+fn run(args: Qmpin) -> Result<Answer, Failure> {
+    let global = &args.global;
+    match args.command {
+        Command::Attach(attach) => attach::run(global, &attach),
+        Command::Detach(detach) => detach::run(global, &detach),
+        Command::Threads(threads) => threads::run(global, &threads),
+        Command::Plan(plan) => plan::run(global, &plan),
+        Command::Topology(topology) => topology::run(global, &topology),
+    }
+}
+
+/// Runs a future on a runtime of one thread.
+fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::from_error(Kind::Bug, error))?;
+    Ok(runtime.block_on(future))
+}

@@ -1,0 +1,85 @@
+//! `qmpin plan`, and `qmpin attach --dry-run`.
+
+use std::collections::BTreeMap;
+
+use super::args::{Global, PlanArgs};
+use super::{Answer, block_on, output};
+use crate::discover::{self, channel_paths, read_topology, read_vm, tasks};
+use crate::error::{Failure, Kind};
+use crate::plan::diff::diff;
+use crate::plan::{PlanError, Request};
+use crate::qmp::Limits;
+use crate::render::{Explain, PlanDocument, plan_text};
+use crate::sched::Kernel;
+use crate::supervise::{Follow, Settings, neighbours};
+use crate::sysroot::SysRoot;
+
+/// How the plan is shown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Shape {
+    Json,
+    Text(Explain),
+}
+
+pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
+    let root = args.root.root()?;
+    let settings = Settings {
+        vm: args.vm.vm.clone(),
+        location: args.vm.location(global),
+        state: global.state(&root),
+        policy: args.policy.policy(global, &root, &args.vm.vm)?,
+        limits: Limits::default(),
+        follow: Follow::Once,
+    };
+    let shape = match (args.json, args.explain) {
+        (true, _) => Shape::Json,
+        (false, true) => Shape::Text(Explain::All),
+        (false, false) => Shape::Text(Explain::Shortfalls),
+    };
+    show(&root, &settings, shape)
+}
+
+/// Plans for the host below `root` and prints. Nothing is locked and nothing is written.
+pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<Answer, Failure> {
+    let live = SysRoot::live();
+    let vm = &settings.vm;
+    let paths = channel_paths(vm, &settings.location);
+    let view = block_on(read_vm(&live, &Kernel, vm, &settings.location, paths, &settings.limits))??;
+    let topology = read_topology(root)?;
+    let boot_id = discover::boot_id(&live).map_err(|error| Failure::from_error(Kind::No, error))?;
+    let guest = discover::guest(&view.roles);
+    let neighbours = neighbours(&settings.state, vm, &boot_id);
+    // An attached VM stays where it is, where it may.
+    let lease = settings.state.lease(vm).ok().flatten();
+    let held: BTreeMap<_, _> = lease
+        .filter(|lease| lease.boot_id == boot_id && lease.qemu == view.process)
+        .map(|lease| lease.vcpus.into_iter().collect())
+        .unwrap_or_default();
+    let request = Request {
+        vm,
+        topology: &topology,
+        guest: &guest,
+        policy: &settings.policy,
+        neighbours: &neighbours,
+        held: &held,
+    };
+    let plan = match crate::plan::plan(&request) {
+        Ok(plan) => plan,
+        Err(error) => {
+            if let (PlanError::Infeasible { reason, nearest }, Shape::Json) = (&error, shape) {
+                output::json(&PlanDocument::infeasible(vm, reason, nearest.as_deref()))?;
+            }
+            return Err(error.into());
+        }
+    };
+    let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
+    threads.extend(tasks::kernel_threads(&live, &Kernel, view.process.pid));
+    match shape {
+        Shape::Json => output::json(&PlanDocument::of(&plan))?,
+        Shape::Text(explain) => {
+            let steps = diff(&plan, view.process.pid, &threads, &topology.online());
+            output::text(&plan_text(&plan, threads.len(), &steps, explain))?;
+        }
+    }
+    Ok(Answer::Done)
+}

@@ -1,0 +1,31 @@
+//! `qmpin threads`.
+
+use super::args::{Global, ThreadsArgs};
+use super::{Answer, block_on, output};
+use crate::discover::{channel_paths, read_vm, tasks};
+use crate::error::Failure;
+use crate::qmp::Limits;
+use crate::render::ThreadsDocument;
+use crate::sched::Kernel;
+use crate::sysroot::SysRoot;
+
+pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure> {
+    // Checked, so that a mistyped folder is not taken in silence; the VM itself is always live.
+    args.root.root()?;
+    let root = SysRoot::live();
+    let location = args.vm.location(global);
+    let paths = channel_paths(&args.vm.vm, &location);
+    let limits = Limits::default();
+    let view = block_on(read_vm(&root, &Kernel, &args.vm.vm, &location, paths, &limits))??;
+    let kind = view.channel.kind();
+    let process = view.process;
+    let mut threads = tasks::observe(process, view.scan, &view.identified).threads;
+    threads.extend(tasks::kernel_threads(&root, &Kernel, process.pid));
+    let document = ThreadsDocument::new(&args.vm.vm, process.pid, kind, &view.roles, threads);
+    if args.json {
+        output::json(&document)?;
+    } else {
+        output::text(&document.to_text())?;
+    }
+    Ok(Answer::Done)
+}

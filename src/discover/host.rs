@@ -1,0 +1,48 @@
+//! Small facts about the host that are read again and again.
+
+use super::{DiscoverError, is_alive};
+use crate::cpuset::CpuSet;
+use crate::leases::{Lease, StateDir};
+use crate::sysroot::{ReadError, SysRoot};
+
+/// The kernel's id of this boot (`/proc/sys/kernel/random/boot_id`).
+///
+/// # Errors
+/// [`ReadError`].
+pub fn boot_id(root: &SysRoot) -> Result<String, ReadError> {
+    Ok(root.read("proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// The CPUs that are online now. One small file: cheap enough for every look.
+///
+/// # Errors
+/// [`DiscoverError`] where the file cannot be read or understood.
+pub fn online_cpus(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
+    const PATH: &str = "sys/devices/system/cpu/online";
+    let text = root.read(PATH).map_err(DiscoverError::OnlineUnreadable)?;
+    CpuSet::parse_cpulist(&text)
+        .map_err(|source| DiscoverError::OnlineGarbled { path: root.root().join(PATH), source })
+}
+
+/// The leases whose QEMU lives. One that cannot be read is reported and left out.
+#[must_use]
+pub fn live_leases(state: &StateDir, boot_id: &str) -> Vec<Lease> {
+    let vms = match state.vms() {
+        Ok(vms) => vms,
+        Err(error) => {
+            tracing::warn!("{error}");
+            return Vec::new();
+        }
+    };
+    let live = SysRoot::live();
+    vms.iter()
+        .filter_map(|vm| match state.lease(vm) {
+            Ok(lease) => lease,
+            Err(error) => {
+                tracing::warn!("{error}");
+                None
+            }
+        })
+        .filter(|lease| lease.boot_id == boot_id && is_alive(&live, lease.qemu))
+        .collect()
+}

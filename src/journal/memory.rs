@@ -1,0 +1,115 @@
+//! What the journal remembers of each thread. The same memory tells the writer what need not be written
+//! again, and `restore` what was before.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::{Intent, Record};
+use crate::cpuset::CpuSet;
+use crate::threads::ThreadKey;
+
+/// What the journal remembers, sorted by thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    main: Option<CpuSet>,
+    before: BTreeMap<ThreadKey, CpuSet>,
+    written: BTreeMap<ThreadKey, Written>,
+    ours: HashSet<CpuSet>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Written {
+    order: usize,
+    ours: Vec<CpuSet>,
+}
+
+impl Memory {
+    /// Sorts a journal's records.
+    #[must_use]
+    pub fn of<'a>(records: impl IntoIterator<Item = &'a Record>) -> Memory {
+        let mut memory = Memory::default();
+        for record in records {
+            memory.add(record);
+        }
+        memory
+    }
+
+    /// Adds one record.
+    pub fn add(&mut self, record: &Record) {
+        match record {
+            // The first baseline is that of the process; later ones add threads found since, such as
+            // kernel threads.
+            Record::Baseline(baseline) => {
+                self.main.get_or_insert(baseline.main);
+                for (tid, start, cpus) in &baseline.threads {
+                    let key = ThreadKey { tid: *tid, start: *start };
+                    self.before.entry(key).or_insert(*cpus);
+                }
+            }
+            Record::Intent(intent) | Record::Narrowed(intent) => {
+                let order = self.written.len();
+                let written = self
+                    .written
+                    .entry(intent.thread)
+                    .or_insert_with(|| Written { order, ours: Vec::new() });
+                if !written.ours.contains(&intent.to) {
+                    written.ours.push(intent.to);
+                }
+                self.ours.insert(intent.to);
+            }
+        }
+    }
+
+    /// Whether the masks before the first write are known.
+    #[must_use]
+    pub fn has_baseline(&self) -> bool {
+        self.main.is_some()
+    }
+
+    /// Whether the thread was there before the first write.
+    #[must_use]
+    pub fn knows(&self, key: ThreadKey) -> bool {
+        self.before.contains_key(&key)
+    }
+
+    /// Whether restoring would come out right without this record. It keeps the journal of a VM whose
+    /// workers come and go all day from growing: a thread born later needs no line of its own, as long
+    /// as its mask is known to be one of ours.
+    #[must_use]
+    pub fn covers(&self, intent: &Intent) -> bool {
+        if self.knows(intent.thread) {
+            let written = self.written.get(&intent.thread);
+            written.is_some_and(|written| written.ours.contains(&intent.to))
+        } else {
+            self.ours.contains(&intent.to)
+        }
+    }
+
+    /// The mask the thread had before, or would have had without qmpin: one born later inherits the
+    /// main thread's. `None` before there is a baseline, when nothing has been written yet.
+    #[must_use]
+    pub fn before(&self, key: ThreadKey) -> Option<CpuSet> {
+        self.before.get(&key).copied().or(self.main)
+    }
+
+    /// Whether qmpin may have given the thread a mask that satisfies `same`. A thread born later may
+    /// have inherited any of ours.
+    pub fn is_ours(&self, key: ThreadKey, same: impl FnMut(&CpuSet) -> bool) -> bool {
+        if self.knows(key) {
+            let written = self.written.get(&key);
+            written.is_some_and(|written| written.ours.iter().any(same))
+        } else {
+            self.ours.iter().any(same)
+        }
+    }
+
+    /// The threads that were written.
+    pub fn written(&self) -> impl Iterator<Item = ThreadKey> + '_ {
+        self.written.keys().copied()
+    }
+
+    /// When the thread was first written; one that never was comes last.
+    #[must_use]
+    pub fn order(&self, key: ThreadKey) -> usize {
+        self.written.get(&key).map_or(usize::MAX, |written| written.order)
+    }
+}

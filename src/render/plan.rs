@@ -1,0 +1,159 @@
+//! The plan: the document `qmpin.plan/1`, and for people `from → to` with the reasons.
+
+use serde::Serialize;
+
+use super::table::table;
+use super::words::printable;
+use crate::cpuset::CpuSet;
+use crate::ids::{IothreadId, VcpuIndex, VmName};
+use crate::plan::diff::Step;
+use crate::plan::{Finding, Nearest, Plan, Verdict};
+use crate::threads::Role;
+
+/// `plan --json`. The contract is in ARCHITECTURE.md.
+#[derive(Debug, Serialize)]
+pub struct PlanDocument {
+    schema: &'static str,
+    vm: VmName,
+    vcpus: Vec<VcpuRow>,
+    iothreads: Vec<IothreadRow>,
+    emulator: CpuSet,
+    exclusive: CpuSet,
+    housekeeping: CpuSet,
+    report: Vec<Finding>,
+}
+
+#[derive(Debug, Serialize)]
+struct VcpuRow {
+    vcpu: VcpuIndex,
+    cpus: CpuSet,
+}
+
+#[derive(Debug, Serialize)]
+struct IothreadRow {
+    iothread: IothreadId,
+    cpus: CpuSet,
+}
+
+impl PlanDocument {
+    /// A plan that would be applied.
+    #[must_use]
+    pub fn of(plan: &Plan) -> PlanDocument {
+        let vcpus =
+            plan.vcpus.iter().map(|planned| VcpuRow { vcpu: planned.vcpu, cpus: planned.cpus });
+        let iothreads = plan
+            .iothreads
+            .iter()
+            .map(|id| IothreadRow { iothread: id.clone(), cpus: plan.iothread_cpus });
+        PlanDocument {
+            schema: "qmpin.plan/1",
+            vm: plan.vm.clone(),
+            vcpus: vcpus.collect(),
+            iothreads: iothreads.collect(),
+            emulator: plan.emulator,
+            exclusive: plan.exclusive,
+            housekeeping: plan.housekeeping,
+            report: plan.report.clone(),
+        }
+    }
+
+    /// No plan: nothing would be moved, and the report says why and what would do.
+    #[must_use]
+    pub fn infeasible(vm: &VmName, reason: &str, nearest: Option<&Nearest>) -> PlanDocument {
+        let mut report = vec![Finding::impossible("capacity", reason)];
+        report.extend(nearest.map(|nearest| {
+            let pins: Vec<String> = nearest
+                .plan
+                .vcpus
+                .iter()
+                .map(|planned| format!("vCPU {} on {}", planned.vcpu, planned.cpus))
+                .collect();
+            Finding::degraded("nearest", format!("with {}: {}", nearest.takes, pins.join(", ")))
+        }));
+        PlanDocument {
+            schema: "qmpin.plan/1",
+            vm: vm.clone(),
+            vcpus: Vec::new(),
+            iothreads: Vec::new(),
+            emulator: CpuSet::EMPTY,
+            exclusive: CpuSet::EMPTY,
+            housekeeping: CpuSet::EMPTY,
+            report,
+        }
+    }
+}
+
+/// Whether each choice is explained.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Explain {
+    /// Rules that are not wholly kept, only.
+    Shortfalls,
+    /// Every choice and every rule.
+    All,
+}
+
+/// The plan for a terminal: a line per thread, `~` where it would move.
+#[must_use]
+pub fn plan_text(plan: &Plan, threads: usize, steps: &[Step], explain: Explain) -> String {
+    let mut text = format!(
+        "VM {}: {} of {threads} threads to move\n  exclusive     {}\n  housekeeping  {}\n",
+        plan.vm,
+        steps.len(),
+        plan.exclusive,
+        plan.housekeeping
+    );
+    if !steps.is_empty() {
+        let rows: Vec<[String; 5]> = steps
+            .iter()
+            .map(|step| {
+                let why = match (&step.role, explain) {
+                    (_, Explain::Shortfalls) => String::new(),
+                    (Role::Vcpu(index), Explain::All) => why(plan, *index),
+                    (Role::Iothread(_), Explain::All) => "iothreads: see below".to_owned(),
+                    (_, Explain::All) => "emulator: see below".to_owned(),
+                };
+                [
+                    format!("~ {}", who(&step.role)),
+                    format!("tid {}", step.thread.tid),
+                    printable(&step.comm),
+                    format!("{} → {}", step.from, step.to),
+                    why,
+                ]
+            })
+            .collect();
+        text.push('\n');
+        text.push_str(&table(&rows));
+    }
+    let shown = plan
+        .report
+        .iter()
+        .filter(|finding| explain == Explain::All || finding.verdict != Verdict::Met);
+    let rows: Vec<[String; 3]> = shown
+        .map(|finding| {
+            let verdict = match finding.verdict {
+                Verdict::Met => "met",
+                Verdict::Degraded => "degraded",
+                Verdict::Impossible => "impossible",
+            };
+            [verdict.to_owned(), finding.rule.to_owned(), finding.reason.clone()]
+        })
+        .collect();
+    if !rows.is_empty() {
+        text.push('\n');
+        text.push_str(&table(&rows));
+    }
+    text
+}
+
+fn who(role: &Role) -> String {
+    match role {
+        Role::Vcpu(index) => format!("vcpu {index}"),
+        Role::Iothread(id) => format!("iothread {}", printable(&id.0)),
+        other => other.name().to_owned(),
+    }
+}
+
+fn why(plan: &Plan, index: VcpuIndex) -> String {
+    let planned = plan.vcpus.iter().find(|planned| planned.vcpu == index);
+    planned.map_or(String::new(), |planned| format!("{}: {}", planned.why.rule(), planned.why))
+}

@@ -1,0 +1,22 @@
+//! Things in a sentence.
+
+use crate::ids::Tid;
+use crate::threads::Role;
+
+/// `vCPU 3 (tid 533, CPU 3/KVM)`: a thread in a sentence.
+#[must_use]
+pub fn thread_in_words(tid: Tid, role: &Role, comm: &str) -> String {
+    let who = match role {
+        Role::Vcpu(index) => format!("vCPU {index}"),
+        Role::Iothread(id) => format!("iothread {id}"),
+        Role::Kernel => "kernel thread".to_owned(),
+        Role::Emulator | Role::Worker | Role::Vhost => role.name().to_owned(),
+    };
+    format!("{who} (tid {tid}, {})", printable(comm))
+}
+
+/// A thread's name as it may be shown: any process can choose its own.
+#[must_use]
+pub fn printable(comm: &str) -> String {
+    comm.chars().flat_map(char::escape_debug).collect()
+}

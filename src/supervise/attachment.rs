@@ -1,0 +1,568 @@
+//! One attached VM: what is known of it, and the walk *discover → plan → apply*. `start` walks it for
+//! the first time, `look` again and again, `finish` restores.
+//!
+//! The order is what keeps the host safe: lock, look, plan, lease, journal, and only then the first
+//! write. Everything that can refuse, refuses before that.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+
+use super::start_error::StartError;
+use super::state::Looked;
+use crate::apply::{Applied, Bench, apply};
+use crate::cpuset::CpuSet;
+use crate::discover::tasks::{self, Identified, Scan, TasksError};
+use crate::discover::{self, DiscoverError, VmLocation, VmView, read_topology, read_vm};
+use crate::ids::{Pid, VmName};
+use crate::journal::{Baseline, Header, Journal, JournalError, Record};
+use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
+use crate::plan::diff::{Step, diff};
+use crate::plan::{Guest, Neighbour, Plan, PlanError, Request, plan};
+use crate::policy::{ChannelChoice, Policy};
+use crate::qmp::{Channel, ChannelPaths, Limits, Roles};
+use crate::restore::{RestoreReport, restore};
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
+use crate::topology::Topology;
+
+/// The machine, by its two seams.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// Files.
+    pub root: &'a SysRoot,
+    /// What is not a file.
+    pub sched: &'a dyn Sched,
+}
+
+/// What to attach, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which VM.
+    pub vm: VmName,
+    /// Where to find it.
+    pub location: VmLocation,
+    /// Where leases and journals are.
+    pub state: StateDir,
+    /// What is wanted.
+    pub policy: Policy,
+    /// What QEMU is granted.
+    pub limits: Limits,
+    /// Whether this process stays with the VM.
+    pub follow: Follow,
+}
+
+/// Whether the attaching process stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Follow {
+    /// It follows the VM and restores at the end.
+    Stay,
+    /// It applies once and leaves the rest to `detach`.
+    Once,
+}
+
+/// What a look has changed.
+#[derive(Debug, Default)]
+pub struct LookReport {
+    /// What the loop has to know.
+    pub looked: Looked,
+    /// Every step and what became of it.
+    pub applied: Vec<Applied>,
+    /// Steps for threads that had been where they belong: somebody else moved them.
+    pub drifted: BTreeSet<ThreadKey>,
+}
+
+/// Why a look could not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// The threads could not be read.
+    #[error(transparent)]
+    Tasks(#[from] TasksError),
+    /// The host could not be read.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// There is no plan any more.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The lease could not be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The undo could not be made durable.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// An attached VM.
+pub struct Attachment<'a> {
+    host: Host<'a>,
+    settings: Settings,
+    boot_id: String,
+    process: ProcessKey,
+    topology: Topology,
+    online: CpuSet,
+    guest: Guest,
+    identified: Identified,
+    /// Kernel threads of the VM outside its process.
+    outside: Vec<Thread>,
+    plan: Plan,
+    plan_is_stale: bool,
+    journal: Journal,
+    /// Where each thread was seen to be, when that was where it belongs.
+    settled: BTreeMap<ThreadKey, CpuSet>,
+    drift_total: u64,
+    since_unix_s: u64,
+    // Dropped last: until then nobody else may become this VM's supervisor.
+    lock: SupervisorLock,
+}
+
+impl LookError {
+    /// Whether it only says that QEMU has ended.
+    #[must_use]
+    pub fn means_gone(&self) -> bool {
+        matches!(self, LookError::Tasks(error) if tasks::means_gone(error))
+    }
+}
+
+impl<'a> Attachment<'a> {
+    /// Attaches: everything up to the first write, and the first writes.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing has been written to any thread.
+    pub async fn start(
+        host: Host<'a>,
+        settings: Settings,
+    ) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
+        let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
+        settings.state.create()?;
+        let lock = settings
+            .state
+            .lock_supervisor(&settings.vm)?
+            .ok_or_else(|| StartError::already_attached(&settings))?;
+        // The host is read by a thread of its own: QEMU takes about as long to answer.
+        let root = host.root.clone();
+        let topology = thread::spawn(move || read_topology(&root));
+        let paths = channel_paths(&settings);
+        let view = read_vm(
+            host.root,
+            host.sched,
+            &settings.vm,
+            &settings.location,
+            paths,
+            &settings.limits,
+        );
+        let VmView { process, channel, roles, identified, scan } = view.await?;
+        let topology = topology.join().map_err(|_| StartError::TopologyThread)??;
+        let resumed = resume(&settings, &boot_id, process)?;
+        let held = held(&settings, &boot_id, process);
+        let guest = discover::guest(&roles);
+        let mut attachment = {
+            let _lock = settings.state.lock_leases()?;
+            sweep(host, &settings, &boot_id);
+            let neighbours = neighbours(&settings.state, &settings.vm, &boot_id);
+            let request = Request {
+                vm: &settings.vm,
+                topology: &topology,
+                guest: &guest,
+                policy: &settings.policy,
+                neighbours: &neighbours,
+                held: &held,
+            };
+            let plan = plan(&request)?;
+            let journal = match resumed {
+                Some(journal) => journal,
+                None => new_journal(&settings, &boot_id, process)?,
+            };
+            let attachment = Attachment {
+                host,
+                boot_id,
+                process,
+                online: topology.online(),
+                topology,
+                guest,
+                identified,
+                outside: Vec::new(),
+                plan,
+                plan_is_stale: false,
+                journal,
+                settled: BTreeMap::new(),
+                drift_total: 0,
+                since_unix_s: unix_now_s(),
+                lock,
+                settings,
+            };
+            attachment.write_lease()?;
+            attachment
+        };
+        match attachment.mend(scan) {
+            Ok(report) => {
+                attachment.find_outside();
+                Ok((attachment, channel, report))
+            }
+            Err(error) => {
+                // The undo could not be written any further: what was written before goes back.
+                let _ = attachment.finish();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The QEMU process.
+    #[must_use]
+    pub fn process(&self) -> ProcessKey {
+        self.process
+    }
+
+    /// Where files are read.
+    #[must_use]
+    pub fn root(&self) -> &SysRoot {
+        self.host.root
+    }
+
+    /// The plan in force.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What was attached, and how.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// How many times a thread was found moved by somebody else.
+    #[must_use]
+    pub fn drift_total(&self) -> u64 {
+        self.drift_total
+    }
+
+    /// Takes QEMU's answer. `before` are the threads that were listed before it was asked.
+    ///
+    /// # Errors
+    /// [`TasksError`] where the answer does not agree with the process.
+    pub fn learn(&mut self, before: &[crate::ids::Tid], roles: &Roles) -> Result<(), TasksError> {
+        let scan = self.scan()?;
+        self.identified = tasks::identify(self.process, before, &discover::named(roles), &scan)?;
+        let guest = discover::guest(roles);
+        if guest != self.guest {
+            self.guest = guest;
+            self.plan_is_stale = true;
+        }
+        self.find_outside();
+        Ok(())
+    }
+
+    /// Says that other VMs have come or gone.
+    pub fn neighbours_changed(&mut self) {
+        self.plan_is_stale = true;
+    }
+
+    /// Looks afresh and mends what is not as planned.
+    ///
+    /// # Errors
+    /// [`LookError`]; the plan in force stays in force.
+    pub fn look(&mut self) -> Result<LookReport, LookError> {
+        self.notice_cpu_hotplug()?;
+        if self.plan_is_stale {
+            self.replan()?;
+        }
+        let scan = self.scan()?;
+        Ok(self.mend(scan)?)
+    }
+
+    /// Puts everything back and lets go.
+    ///
+    /// # Errors
+    /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
+    /// report.
+    pub fn finish(self) -> Result<RestoreReport, StartError> {
+        let Attachment { host, settings, boot_id, lock, .. } = self;
+        let report = give_back(host, &settings.state, &settings.vm, &boot_id)?;
+        drop(lock);
+        Ok(report)
+    }
+
+    /// Leaves everything applied, and the VM without a supervisor.
+    pub fn leave(self) {
+        drop(self.lock);
+    }
+
+    fn scan(&self) -> Result<Scan, TasksError> {
+        tasks::scan(self.host.root, self.host.sched, self.process.pid, None)
+    }
+
+    /// A CPU that went offline takes pins with it, and one that came back may be wanted.
+    fn notice_cpu_hotplug(&mut self) -> Result<(), DiscoverError> {
+        let online = discover::online_cpus(self.host.root)?;
+        if online != self.online {
+            tracing::info!("online CPUs are now {online}, were {}", self.online);
+            self.topology = read_topology(self.host.root)?;
+            self.online = online;
+            self.plan_is_stale = true;
+        }
+        Ok(())
+    }
+
+    fn replan(&mut self) -> Result<(), LookError> {
+        let _lock = self.settings.state.lock_leases()?;
+        let neighbours = neighbours(&self.settings.state, &self.settings.vm, &self.boot_id);
+        let held = self.plan.held();
+        let request = Request {
+            vm: &self.settings.vm,
+            topology: &self.topology,
+            guest: &self.guest,
+            policy: &self.settings.policy,
+            neighbours: &neighbours,
+            held: &held,
+        };
+        // Stale until there is a new one; but not tried at every look: the next change will.
+        self.plan_is_stale = false;
+        let plan = plan(&request)?;
+        if plan != self.plan {
+            self.plan = plan;
+            self.write_lease()?;
+        }
+        Ok(())
+    }
+
+    fn write_lease(&self) -> Result<(), StateError> {
+        let supervisor = match self.settings.follow {
+            Follow::Stay => {
+                let pid = Pid(i32::try_from(std::process::id()).unwrap_or(0));
+                discover::process_key(self.host.root, pid).ok()
+            }
+            Follow::Once => None,
+        };
+        self.settings.state.write_lease(&Lease {
+            schema: crate::leases::SCHEMA.to_owned(),
+            vm: self.settings.vm.clone(),
+            boot_id: self.boot_id.clone(),
+            qemu: self.process,
+            supervisor,
+            since_unix_s: self.since_unix_s,
+            exclusive: self.plan.exclusive,
+            emulator: self.plan.emulator,
+            iothreads: self.plan.iothread_cpus,
+            vcpus: self.plan.held().into_iter().collect(),
+        })
+    }
+
+    /// Compares a scan with the plan and carries out the difference.
+    fn mend(&mut self, scan: Scan) -> Result<LookReport, JournalError> {
+        let observed = tasks::observe(self.process, scan, &self.identified);
+        self.remember_baseline(&observed.threads)?;
+        let looked = Looked {
+            unnamed: observed.unidentified.iter().any(|key| may_be_named(*key, &observed.threads)),
+            named_gone: self.identified.named_keys().any(|key| {
+                observed.threads.binary_search_by_key(&key.tid, |thread| thread.key.tid).is_err()
+            }),
+        };
+        self.refresh_outside();
+        let mut threads = observed.threads;
+        threads.extend(self.outside.iter().cloned());
+        let steps = diff(&self.plan, self.process.pid, &threads, &self.online);
+        let drifted: BTreeSet<ThreadKey> = steps
+            .iter()
+            .filter(|step| self.settled.get(&step.thread).is_some_and(|cpus| *cpus == step.to))
+            .map(|step| step.thread)
+            .collect();
+        self.drift_total += drifted.len() as u64;
+        self.settled = settled(&self.plan, &threads, &steps);
+        let bench = Bench { root: self.host.root, sched: self.host.sched, process: self.process };
+        let applied = apply(bench, &mut self.journal, steps)?;
+        for applied in &applied {
+            if !applied.fell_short() {
+                self.settled.insert(applied.step.thread, applied.step.to);
+            }
+        }
+        Ok(LookReport { looked, applied, drifted })
+    }
+
+    /// Before the first write, all masks as they are.
+    fn remember_baseline(&mut self, threads: &[Thread]) -> Result<(), JournalError> {
+        if self.journal.memory().has_baseline() {
+            return Ok(());
+        }
+        let main = self.process.pid.main_thread();
+        let main = threads.iter().find(|thread| thread.key.tid == main);
+        let all: CpuSet = main.map_or(self.online, |thread| thread.allowed);
+        self.journal.append(vec![baseline(all, threads)])
+    }
+
+    /// Finds kernel threads of the VM. It reads a line for each of the host's, so it is done when the
+    /// VM has changed, and not at every look.
+    fn find_outside(&mut self) {
+        let found = tasks::kernel_threads(self.host.root, self.host.sched, self.process.pid);
+        let new: Vec<Thread> = found
+            .iter()
+            .filter(|thread| !self.journal.memory().knows(thread.key))
+            .cloned()
+            .collect();
+        if !new.is_empty()
+            && let Err(error) = self.journal.append(vec![baseline(self.online, &new)])
+        {
+            // Without an undo they are not touched.
+            tracing::warn!("kernel threads of the VM are left where they are: {error}");
+            return;
+        }
+        self.outside = found;
+    }
+
+    fn refresh_outside(&mut self) {
+        let sched = self.host.sched;
+        self.outside.retain_mut(|thread| match sched.affinity(thread.key.tid) {
+            Ok(allowed) => {
+                thread.allowed = allowed;
+                true
+            }
+            Err(_) => false,
+        });
+    }
+}
+
+/// Workers come and go by the dozen under I/O and are never vCPUs or iothreads; everything else that QMP
+/// has not been asked about may be.
+fn may_be_named(key: ThreadKey, threads: &[Thread]) -> bool {
+    threads
+        .binary_search_by_key(&key.tid, |thread| thread.key.tid)
+        .is_ok_and(|at| threads[at].role == Role::Emulator)
+}
+
+fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKey, CpuSet> {
+    let moving: BTreeSet<ThreadKey> = steps.iter().map(|step| step.thread).collect();
+    threads
+        .iter()
+        .filter(|thread| !moving.contains(&thread.key))
+        .filter_map(|thread| Some((thread.key, crate::plan::diff::desired(plan, &thread.role)?)))
+        .collect()
+}
+
+fn baseline(main: CpuSet, threads: &[Thread]) -> Record {
+    let threads = threads.iter().map(|thread| (thread.key.tid, thread.key.start, thread.allowed));
+    Record::Baseline(Baseline { main, threads: threads.collect() })
+}
+
+fn channel_paths(settings: &Settings) -> ChannelPaths {
+    let paths = discover::channel_paths(&settings.vm, &settings.location);
+    match settings.policy.vm.channel.value {
+        ChannelChoice::Auto => paths,
+        // The socket itself is ours: the same path in both places.
+        ChannelChoice::Persistent => {
+            ChannelPaths { own: paths.shared.clone(), shared: paths.shared }
+        }
+        // No socket of our own: nothing can be at a path below a file.
+        ChannelChoice::Lease => ChannelPaths { own: paths.shared.join("none"), ..paths },
+    }
+}
+
+/// The journal of an earlier qmpin for this very process, to go on with. One of another process or
+/// boot is of no use to anybody.
+fn resume(
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+) -> Result<Option<Journal>, StartError> {
+    let path = settings.state.journal_path(&settings.vm);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let (journal, header) = Journal::resume(&path)?;
+    if header.boot_id == boot_id && header.process == process {
+        return Ok(Some(journal));
+    }
+    drop(journal);
+    settings.state.forget(&settings.vm)?;
+    Ok(None)
+}
+
+fn new_journal(
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+) -> Result<Journal, JournalError> {
+    let header = Header {
+        schema: crate::journal::SCHEMA.to_owned(),
+        vm: settings.vm.clone(),
+        boot_id: boot_id.to_owned(),
+        process,
+    };
+    Journal::create(&settings.state.journal_path(&settings.vm), &header)
+}
+
+/// The pins of an earlier lease of this very process: a restarted qmpin changes nothing.
+fn held(
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+) -> BTreeMap<crate::ids::VcpuIndex, crate::ids::CpuId> {
+    match settings.state.lease(&settings.vm) {
+        Ok(Some(lease)) if lease.boot_id == boot_id && lease.qemu == process => {
+            lease.vcpus.into_iter().collect()
+        }
+        Ok(_) => BTreeMap::new(),
+        Err(error) => {
+            tracing::warn!("the earlier lease is of no use and is written anew: {error}");
+            BTreeMap::new()
+        }
+    }
+}
+
+/// The other VMs that hold CPUs.
+#[must_use]
+pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour> {
+    discover::live_leases(state, boot_id)
+        .into_iter()
+        .filter(|lease| lease.vm != *vm)
+        .map(|lease| Neighbour {
+            vm: lease.vm,
+            exclusive: lease.exclusive,
+            helpers: lease.emulator | lease.iothreads,
+        })
+        .collect()
+}
+
+/// Removes what dead VMs have left. A VM with a living supervisor is left to it.
+fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
+    let Ok(vms) = settings.state.vms() else { return };
+    for vm in vms.into_iter().filter(|vm| *vm != settings.vm) {
+        let dead = match settings.state.lease(&vm) {
+            Ok(Some(lease)) => {
+                lease.boot_id != boot_id || !discover::is_alive(host.root, lease.qemu)
+            }
+            Ok(None) => false,
+            Err(error) => {
+                tracing::warn!("left alone: {error}");
+                false
+            }
+        };
+        if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
+            match settings.state.forget(&vm) {
+                Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
+                Err(error) => tracing::warn!("could not sweep what VM {vm} has left: {error}"),
+            }
+        }
+    }
+}
+
+/// Restores a VM and forgets it. Nothing is forgotten that could not be put back.
+///
+/// # Errors
+/// [`StartError`] where journal or lease cannot be used.
+pub fn give_back(
+    host: Host<'_>,
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+) -> Result<RestoreReport, StartError> {
+    let report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
+    if report.is_complete() {
+        let _lock = state.lock_leases()?;
+        state.forget(vm)?;
+    }
+    Ok(report)
+}
+
+fn unix_now_s() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}

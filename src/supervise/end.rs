@@ -1,0 +1,66 @@
+//! Ends a VM's supervisor, so that somebody else can put things back.
+
+use std::io;
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid as RustixPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::attachment::Host;
+use super::start_error::StartError;
+use crate::discover::is_alive;
+use crate::ids::VmName;
+use crate::leases::{StateDir, SupervisorLock};
+use crate::threads::ProcessKey;
+
+/// How long a supervisor may take to restore and end. It takes milliseconds; then it is killed, and the
+/// journal has all that is needed.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Becomes the VM's supervisor: asks the one there is to end, waits, and kills it if it hangs.
+///
+/// # Errors
+/// [`StartError::AlreadyAttached`] where somebody has the lock and no lease says who, or it cannot be
+/// ended.
+pub fn end_supervisor(
+    host: Host<'_>,
+    state: &StateDir,
+    vm: &VmName,
+) -> Result<SupervisorLock, StartError> {
+    for signal in [Signal::TERM, Signal::KILL] {
+        if let Some(lock) = state.lock_supervisor(vm)? {
+            return Ok(lock);
+        }
+        let lease = state.lease(vm)?;
+        if let Some(supervisor) = lease.and_then(|lease| lease.supervisor) {
+            tracing::info!("VM {vm}: process {} follows it and is told to end", supervisor.pid);
+            let ended = end(host, supervisor, signal);
+            ended.map_err(|source| StartError::Watch { what: "the VM's supervisor", source })?;
+        }
+    }
+    let lock = state.lock_supervisor(vm)?;
+    lock.ok_or_else(|| StartError::AlreadyAttached {
+        vm: vm.clone(),
+        pid: state.supervisor(vm).ok().flatten(),
+    })
+}
+
+fn end(host: Host<'_>, process: ProcessKey, signal: Signal) -> io::Result<()> {
+    let pid = RustixPid::from_raw(process.pid.0).ok_or(io::ErrorKind::InvalidInput)?;
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        opened => opened?,
+    };
+    // The number may be another's by now; the descriptor then is, too.
+    if !is_alive(host.root, process) {
+        return Ok(());
+    }
+    match pidfd_send_signal(&pidfd, signal) {
+        Err(rustix::io::Errno::SRCH) => return Ok(()),
+        sent => sent?,
+    }
+    let limit =
+        Timespec { tv_sec: i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
+    poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?;
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! Words to systemd (`man 3 sd_notify`). Without it, nothing is said and nothing fails.
+
+use std::time::Duration;
+
+use sd_notify::NotifyState;
+
+/// Everything is in place for the first time.
+pub(super) fn ready(status: &str) {
+    say(&[NotifyState::Ready, NotifyState::Status(status)]);
+}
+
+/// Alive, and how it stands.
+pub(super) fn alive(status: &str) {
+    say(&[NotifyState::Watchdog, NotifyState::Status(status)]);
+}
+
+/// Restoring now.
+pub(super) fn stopping() {
+    say(&[NotifyState::Stopping, NotifyState::Status("putting everything back")]);
+}
+
+/// How often systemd wants to hear from us at least, halved as the manual advises.
+pub(super) fn watchdog_interval() -> Option<Duration> {
+    sd_notify::watchdog_enabled().map(|limit| limit / 2)
+}
+
+fn say(words: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(words) {
+        tracing::debug!("systemd was not told: {error}");
+    }
+}

@@ -1,0 +1,528 @@
+//! The loop around `state`: makes events, carries out effects. It decides nothing.
+
+use std::collections::BTreeSet;
+use std::future::{Future, pending};
+use std::io;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tokio_stream::wrappers::SignalStream;
+use tokio_stream::{Stream, StreamExt as _};
+
+use super::attachment::{Attachment, Host, LookReport, Settings};
+use super::notify;
+use super::start_error::StartError;
+use super::state::{Effect, Ending, Event, Hint, Liveness, State};
+use crate::apply::{Applied, StepOutcome};
+use crate::discover::tasks::{self, TasksError};
+use crate::ids::Tid;
+use crate::plan::{Plan, Verdict};
+use crate::policy::ChannelChoice;
+use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
+use crate::restore::RestoreReport;
+use crate::threads::ThreadKey;
+use crate::watch::{Births, Exit, LeaseChanges};
+
+/// A look waits this long for further hints: a hotplugged thread is not alone.
+const LOOK_DELAY: Duration = Duration::from_millis(1);
+/// Two looks are at least this far apart, however many hints there are.
+const LOOK_GAP: Duration = Duration::from_millis(20);
+/// Two questions are at least this far apart while all goes well; each failure doubles it.
+const ASK_GAP: Duration = Duration::from_millis(250);
+/// The most it is doubled to.
+const ASK_GAP_MAX: Duration = Duration::from_secs(10);
+/// Where births cannot be watched, the slow timer is all there is: it is made faster.
+const BLIND_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How it ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What was put back.
+    pub restored: RestoreReport,
+}
+
+/// Attaches, and leaves all as it is then.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn attach_once(
+    host: Host<'_>,
+    settings: Settings,
+) -> Result<(Plan, LookReport), StartError> {
+    let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
+    log_look(&report, &mut BTreeSet::new());
+    match attachment.look() {
+        Ok(second) => report.applied.extend(second.applied),
+        Err(error) => tracing::warn!("{error}"),
+    }
+    let plan = attachment.plan().clone();
+    attachment.leave();
+    Ok((plan, report))
+}
+
+/// Attaches, follows the VM until it ends or a signal comes, and puts everything back.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartError> {
+    let channel_choice = settings.policy.vm.channel.value;
+    let (attachment, channel, first) = Attachment::start(host, settings).await?;
+    let watch = Watch::of(host, &attachment);
+    let runner = Runner {
+        upgrade_wanted: channel_choice == ChannelChoice::Auto,
+        lines: BTreeSet::new(),
+        asks_failed: 0,
+        last_look: Instant::now(),
+        last_ask: None,
+        look_at: None,
+        ask_at: None,
+        channel: Line::Free(Box::new(channel)),
+        attachment,
+    };
+    match watch {
+        Ok(watch) => runner.run(watch, &first).await,
+        Err(error) => {
+            // It cannot be followed, so it is not left pinned.
+            let _ = runner.attachment.finish();
+            Err(error)
+        }
+    }
+}
+
+/// What can wake the loop.
+struct Watch {
+    exit: Exit,
+    births: Option<Births>,
+    leases: Option<LeaseChanges>,
+    stop: Pin<Box<dyn Stream<Item = ()>>>,
+    slow_timer: Interval,
+}
+
+impl Watch {
+    fn of(host: Host<'_>, attachment: &Attachment<'_>) -> Result<Watch, StartError> {
+        let fail = |what| move |source| StartError::Watch { what, source };
+        let process = attachment.process();
+        let settings = attachment.settings();
+        let exit = Exit::of(host.root, process).map_err(fail("the QEMU process"))?;
+        let births = Births::of(process.pid)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "new threads are found by the slow timer alone: no process connector: {error}"
+                );
+            })
+            .ok();
+        let leases = LeaseChanges::of(&settings.state, &settings.vm)
+            .inspect_err(|error| {
+                tracing::warn!("other VMs' comings and goings are not seen: {error}");
+            })
+            .ok();
+        let mut every = settings.policy.vm.check_interval.value;
+        if births.is_none() {
+            every = every.min(BLIND_INTERVAL);
+        }
+        if let Some(watchdog) = notify::watchdog_interval() {
+            every = every.min(watchdog);
+        }
+        let mut slow_timer = interval_at(Instant::now() + every, every);
+        slow_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let on = |kind| signal(kind).map(SignalStream::new).map_err(fail("signals"));
+        let stop = on(SignalKind::terminate())?.merge(on(SignalKind::interrupt())?);
+        Ok(Watch { exit, births, leases, stop: Box::pin(stop), slow_timer })
+    }
+}
+
+type Job = Pin<Box<dyn Future<Output = (Channel, Done)>>>;
+
+/// The line to QEMU: free, or lent to a job that runs beside the loop.
+enum Line {
+    Free(Box<Channel>),
+    Lent {
+        job: Job,
+        kind: ChannelKind,
+    },
+    /// Only for the moment in which it changes hands.
+    Between,
+}
+
+/// What a job has come to.
+enum Done {
+    Asked { before: Result<Vec<Tid>, TasksError>, roles: Result<Roles, QmpError> },
+    Upgraded(Result<Upgrade, QmpError>),
+}
+
+/// What the line to QEMU has to tell.
+enum Said {
+    Happening(Happening),
+    Done(Done),
+}
+
+struct Runner<'a> {
+    attachment: Attachment<'a>,
+    channel: Line,
+    upgrade_wanted: bool,
+    look_at: Option<Instant>,
+    ask_at: Option<Instant>,
+    last_look: Instant,
+    last_ask: Option<Instant>,
+    asks_failed: u32,
+    /// Threads about which a line was logged already.
+    lines: BTreeSet<ThreadKey>,
+}
+
+impl Runner<'_> {
+    async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
+        self.log_plan();
+        log_look(first, &mut self.lines);
+        notify::ready(&self.status());
+        let mut state = State::default();
+        // A look at once: kernel threads, and whatever was born while the first was under way.
+        let mut effects = vec![Effect::Look];
+        if self.upgrade_wanted {
+            effects.push(Effect::Upgrade);
+        }
+        effects.extend(state.handle(Event::Looked(first.looked)));
+        loop {
+            for effect in std::mem::take(&mut effects) {
+                if let Effect::Finish(ending) = effect {
+                    return self.finish(ending);
+                }
+                if let Some(event) = self.carry_out(effect) {
+                    effects.extend(state.handle(event));
+                }
+            }
+            if !effects.is_empty() {
+                continue;
+            }
+            let event = self.next_event(&mut watch).await;
+            effects.extend(event.map(|event| state.handle(event)).unwrap_or_default());
+        }
+    }
+
+    /// Waits for something to happen. `None`: nothing that concerns the state.
+    async fn next_event(&mut self, watch: &mut Watch) -> Option<Event> {
+        let Watch { exit, births, leases, stop, slow_timer } = watch;
+        let said = tokio::select! {
+            biased;
+            ended = exit.wait() => {
+                if let Err(error) = ended {
+                    tracing::warn!("the end of QEMU can no longer be watched: {error}");
+                }
+                return Some(Event::QemuEnded);
+            }
+            _ = stop.next() => return Some(Event::Stop),
+            said = said(&mut self.channel) => said,
+            birth = next_of(births, Births::next) => {
+                if let Err(error) = birth {
+                    tracing::warn!("births can no longer be watched: {error}");
+                    *births = None;
+                    slow_timer.reset_after(BLIND_INTERVAL);
+                }
+                return Some(Event::Hint(Hint::Birth));
+            }
+            changed = next_of(leases, LeaseChanges::next) => {
+                if let Err(error) = changed {
+                    tracing::warn!("other VMs' comings and goings are no longer seen: {error}");
+                    *leases = None;
+                }
+                self.attachment.neighbours_changed();
+                return Some(Event::Hint(Hint::Neighbour));
+            }
+            () = at(self.look_at) => {
+                self.look_at = None;
+                return Some(Event::LookDue);
+            }
+            () = at(self.ask_at) => {
+                self.ask_at = None;
+                return Some(Event::AskDue);
+            }
+            _ = slow_timer.tick() => {
+                notify::alive(&self.status());
+                return Some(Event::Hint(Hint::Timer));
+            }
+        };
+        self.hear(said)
+    }
+
+    /// Turns what the line to QEMU says into an event.
+    fn hear(&mut self, said: Said) -> Option<Event> {
+        match said {
+            Said::Happening(Happening::Event(event)) => {
+                tracing::debug!("QEMU says {}", event.name);
+                hint_of(&event.name).map(Event::Hint)
+            }
+            Said::Happening(Happening::FellBack(error)) => {
+                tracing::debug!("the live channel is gone: {error}");
+                Some(Event::ChannelChanged(Liveness::Leases))
+            }
+            Said::Done(Done::Upgraded(result)) => self.upgraded(result),
+            Said::Done(Done::Asked { before, roles }) => Some(self.answered(before, roles)),
+        }
+    }
+
+    fn upgraded(&mut self, result: Result<Upgrade, QmpError>) -> Option<Event> {
+        match result {
+            Ok(Upgrade::Live) => {
+                tracing::info!("QEMU is asked over {}", self.channel_name());
+                return Some(Event::ChannelChanged(Liveness::Live));
+            }
+            Ok(Upgrade::NotNeeded) => {}
+            Ok(Upgrade::Unsupported) => {
+                self.upgrade_wanted = false;
+                tracing::info!("QEMU is asked by leases: it has no monitor for qmpin alone");
+            }
+            Ok(Upgrade::OwnPathTaken) => {
+                self.upgrade_wanted = false;
+                tracing::warn!(
+                    "QEMU is asked by leases: something else is where qmpin's own socket would be"
+                );
+            }
+            Err(error) => tracing::warn!("QEMU is asked by leases: {}", chain(&error)),
+        }
+        None
+    }
+
+    fn answered(
+        &mut self,
+        before: Result<Vec<Tid>, TasksError>,
+        roles: Result<Roles, QmpError>,
+    ) -> Event {
+        let learnt = before.map_err(|error| chain(&error)).and_then(|before| {
+            let roles = roles.map_err(|error| chain(&error))?;
+            self.attachment.learn(&before, &roles).map_err(|error| chain(&error))
+        });
+        match learnt {
+            Ok(()) => {
+                self.asks_failed = 0;
+                Event::Answered
+            }
+            Err(reason) => {
+                self.asks_failed = self.asks_failed.saturating_add(1);
+                // The first may be QEMU on its way out, or a thread that ended just then.
+                if self.asks_failed == 2 {
+                    tracing::warn!("QEMU's answer is of no use, asking again: {reason}");
+                } else {
+                    tracing::debug!("QEMU's answer is of no use, asking again: {reason}");
+                }
+                Event::NotAnswered
+            }
+        }
+    }
+
+    /// Carries out one effect; what comes of it at once is an event.
+    fn carry_out(&mut self, effect: Effect) -> Option<Event> {
+        let now = Instant::now();
+        match effect {
+            Effect::LookSoon => {
+                self.look_at = Some((now + LOOK_DELAY).max(self.last_look + LOOK_GAP));
+                None
+            }
+            Effect::AskSoon => {
+                let gap = ASK_GAP.saturating_mul(1 << self.asks_failed.min(10)).min(ASK_GAP_MAX);
+                let earliest = self.last_ask.map_or(now, |last| last + gap);
+                self.ask_at = Some(earliest.max(now));
+                None
+            }
+            Effect::Look => {
+                self.last_look = now;
+                self.look().map(Event::Looked)
+            }
+            Effect::Ask => {
+                self.last_ask = Some(now);
+                let pid = self.attachment.process().pid;
+                let root = self.attachment.root().clone();
+                self.lend(|mut channel| {
+                    Box::pin(async move {
+                        let before = tasks::list(&root, pid);
+                        let roles = channel.roles().await;
+                        (channel, Done::Asked { before, roles })
+                    })
+                })
+                // The line is lent already: the question comes again later.
+                .then_some(Event::NotAnswered)
+            }
+            Effect::Upgrade => {
+                if self.upgrade_wanted {
+                    self.lend(|mut channel| {
+                        Box::pin(async move {
+                            let result = channel.upgrade().await;
+                            (channel, Done::Upgraded(result))
+                        })
+                    });
+                }
+                None
+            }
+            Effect::Finish(_) => None,
+        }
+    }
+
+    /// Gives the line to a job. Whether it was busy.
+    fn lend(&mut self, job: impl FnOnce(Channel) -> Job) -> bool {
+        match std::mem::replace(&mut self.channel, Line::Between) {
+            Line::Free(channel) => {
+                let kind = channel.kind();
+                self.channel = Line::Lent { job: job(*channel), kind };
+                false
+            }
+            busy => {
+                self.channel = busy;
+                true
+            }
+        }
+    }
+
+    fn look(&mut self) -> Option<super::state::Looked> {
+        let report_before = self.attachment.plan().report.clone();
+        match self.attachment.look() {
+            Ok(report) => {
+                if self.attachment.plan().report != report_before {
+                    self.log_plan();
+                }
+                log_look(&report, &mut self.lines);
+                Some(report.looked)
+            }
+            Err(error) if error.means_gone() => None,
+            Err(error) => {
+                tracing::warn!("{}", chain(&error));
+                None
+            }
+        }
+    }
+
+    fn finish(self, ending: Ending) -> Result<Ended, StartError> {
+        notify::stopping();
+        match ending {
+            Ending::QemuEnded => tracing::info!("QEMU has ended"),
+            Ending::Told => tracing::info!("told to stop: putting everything back"),
+        }
+        // A job under way is dropped with its connection; the masks do not need QEMU.
+        let restored = self.attachment.finish()?;
+        Ok(Ended { restored })
+    }
+
+    fn channel_name(&self) -> &'static str {
+        let kind = match &self.channel {
+            Line::Free(channel) => channel.kind(),
+            Line::Lent { kind, .. } => *kind,
+            Line::Between => ChannelKind::Lease,
+        };
+        match kind {
+            ChannelKind::Lease => "leases",
+            ChannelKind::Socket => "its own socket",
+            ChannelKind::RuntimeMonitor => "a runtime monitor",
+        }
+    }
+
+    fn status(&self) -> String {
+        let plan = self.attachment.plan();
+        format!(
+            "{} vCPUs on {}, emulator on {}, asked over {}, drift {}",
+            plan.vcpus.len(),
+            plan.exclusive,
+            plan.emulator,
+            self.channel_name(),
+            self.attachment.drift_total()
+        )
+    }
+
+    fn log_plan(&self) {
+        let plan = self.attachment.plan();
+        tracing::info!(
+            "VM {}: vCPUs on {}, iothreads on {}, emulator on {}",
+            plan.vm,
+            plan.exclusive,
+            plan.iothread_cpus,
+            plan.emulator
+        );
+        for finding in plan.report.iter().filter(|finding| finding.verdict != Verdict::Met) {
+            tracing::warn!("{}: {}", finding.rule, finding.reason);
+        }
+    }
+}
+
+/// One line per decision; a thread that is moved back again and again, or refused again and again, has
+/// one line in all.
+fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
+    for Applied { step, outcome } in &report.applied {
+        let who = crate::render::thread_in_words(step.thread.tid, &step.role, &step.comm);
+        let again = report.drifted.contains(&step.thread);
+        match outcome {
+            StepOutcome::Done if again => {
+                if lines.insert(step.thread) {
+                    tracing::warn!(
+                        "{who}: somebody else moved it to {}; back to {} (further times are counted, not logged)",
+                        step.from,
+                        step.to
+                    );
+                }
+            }
+            StepOutcome::Done => tracing::info!("{who}: {} → {}", step.from, step.to),
+            StepOutcome::Gone => tracing::debug!("{who}: gone before it was moved"),
+            StepOutcome::Narrowed { to } => {
+                if lines.insert(step.thread) {
+                    tracing::warn!(
+                        "{who}: wanted {}, the kernel made it {to}: its cpuset allows no more",
+                        step.to
+                    );
+                }
+            }
+            StepOutcome::Refused { error } => {
+                if lines.insert(step.thread) {
+                    tracing::warn!("{who}: {} → {} was refused: {error}", step.from, step.to);
+                }
+            }
+        }
+    }
+}
+
+/// What an event of QEMU's may mean.
+fn hint_of(event: &str) -> Option<Hint> {
+    match event {
+        "RESET" | "STOP" | "RESUME" | "SUSPEND" | "WAKEUP" => Some(Hint::GuestState),
+        "ACPI_DEVICE_OST" | "DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR" => Some(Hint::Device),
+        _ => None,
+    }
+}
+
+async fn said(line: &mut Line) -> Said {
+    match line {
+        Line::Free(channel) => Said::Happening(channel.next_event().await),
+        Line::Lent { job, .. } => {
+            let (channel, done) = job.await;
+            *line = Line::Free(Box::new(channel));
+            Said::Done(done)
+        }
+        Line::Between => pending().await,
+    }
+}
+
+async fn next_of<'a, W, T, F>(
+    watch: &'a mut Option<W>,
+    next: impl FnOnce(&'a mut W) -> F,
+) -> io::Result<T>
+where
+    F: Future<Output = io::Result<T>>,
+{
+    match watch {
+        Some(watch) => next(watch).await,
+        None => pending().await,
+    }
+}
+
+async fn at(when: Option<Instant>) {
+    match when {
+        Some(when) => sleep_until(when).await,
+        None => pending().await,
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}

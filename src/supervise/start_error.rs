@@ -1,0 +1,197 @@
+//! Why a VM could not be attached, and what kind of end that is.
+
+use super::attachment::Settings;
+use crate::discover::{DiscoverError, ProcessError, VmError};
+use crate::error::{Failure, Kind};
+use crate::ids::{Pid, VmName};
+use crate::journal::JournalError;
+use crate::leases::StateError;
+use crate::plan::PlanError;
+use crate::qmp::QmpError;
+use crate::sysroot::ReadError;
+
+/// Why a VM could not be attached or given back.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Somebody follows the VM already.
+    #[error("VM {vm} is attached already{}", by(*pid))]
+    AlreadyAttached {
+        /// Which VM.
+        vm: VmName,
+        /// By which process, where its lease says so.
+        pid: Option<Pid>,
+    },
+    /// The VM could not be looked at.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The host could not be looked at.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// The boot id could not be read.
+    #[error(transparent)]
+    BootId(ReadError),
+    /// There is no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The state folder could not be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The journal could not be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// Something to watch the VM by could not be had.
+    #[error("could not watch {what}")]
+    Watch {
+        /// `the QEMU process`.
+        what: &'static str,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The thread that reads the topology has panicked.
+    #[error("reading the topology panicked")]
+    TopologyThread,
+}
+
+fn by(pid: Option<Pid>) -> String {
+    pid.map_or(String::new(), |pid| format!(": process {pid} follows it"))
+}
+
+impl StartError {
+    pub(super) fn already_attached(settings: &Settings) -> StartError {
+        let pid = settings.state.supervisor(&settings.vm).ok().flatten();
+        StartError::AlreadyAttached { vm: settings.vm.clone(), pid }
+    }
+}
+
+fn permission_or(error: &std::io::Error, otherwise: Kind) -> Kind {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => Kind::Permission,
+        _ => otherwise,
+    }
+}
+
+impl From<VmError> for Failure {
+    fn from(error: VmError) -> Failure {
+        let kind = match &error {
+            VmError::Process(process) if process.is_not_running() => Kind::NoVm,
+            VmError::Process(ProcessError::BadPidFile { source, .. }) => {
+                permission_or(source, Kind::NoVm)
+            }
+            VmError::Qmp(qmp) if qmp.is_nobody_there() => Kind::NoVm,
+            VmError::Qmp(QmpError::Connect { source, .. }) => permission_or(source, Kind::Qmp),
+            VmError::Process(_) | VmError::Qmp(_) | VmError::Tasks(_) => Kind::Qmp,
+        };
+        let hint = match &error {
+            VmError::Process(ProcessError::NoPidFile { vm, .. }) if !vm.is_vmid() => Some(
+                "a VM that is not Proxmox's is named with its QMP socket: --qmp PATH".to_owned(),
+            ),
+            VmError::Qmp(QmpError::Held { .. }) => Some(
+                "a monitor serves one client at a time; give qmpin one of its own, with \
+                 `-qmp unix:/run/qemu-server/<vmid>.qmpin,server=on,wait=off` in the VM's args"
+                    .to_owned(),
+            ),
+            VmError::Qmp(QmpError::DuplicateTid { .. }) => Some(
+                "QEMU runs several vCPUs on one thread (-accel tcg,thread=single): there is \
+                 nothing to pin apart"
+                    .to_owned(),
+            ),
+            _ if kind == Kind::Permission => Some("run it as root".to_owned()),
+            _ => None,
+        };
+        with_hint(Failure::from_error(kind, error), hint)
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Failure {
+        match error {
+            PlanError::Policy { .. } => Failure::from_error(Kind::Usage, error),
+            PlanError::Infeasible { ref nearest, .. } => {
+                let hint = nearest.as_ref().map(|nearest| {
+                    let pins: Vec<String> = nearest
+                        .plan
+                        .vcpus
+                        .iter()
+                        .map(|planned| format!("{}→{}", planned.vcpu, planned.cpus))
+                        .collect();
+                    format!(
+                        "the nearest that would do: {} (vCPU→CPU {})",
+                        nearest.takes,
+                        pins.join(" ")
+                    )
+                });
+                with_hint(Failure::from_error(Kind::No, error), hint)
+            }
+        }
+    }
+}
+
+impl From<StateError> for Failure {
+    fn from(error: StateError) -> Failure {
+        let kind = match &error {
+            StateError::Io { source, .. } => permission_or(source, Kind::Partial),
+            StateError::NotALease { .. } => Kind::Partial,
+        };
+        let hint = match &error {
+            StateError::NotALease { path, .. } => {
+                Some(format!("if no qmpin is at work, remove {}", path.display()))
+            }
+            StateError::Io { .. } if kind == Kind::Permission => Some("run it as root".to_owned()),
+            StateError::Io { .. } => None,
+        };
+        with_hint(Failure::from_error(kind, error), hint)
+    }
+}
+
+impl From<JournalError> for Failure {
+    fn from(error: JournalError) -> Failure {
+        let kind = match &error {
+            JournalError::Io { source, .. } => permission_or(source, Kind::Partial),
+            JournalError::NotAJournal { .. } => Kind::Partial,
+        };
+        let hint = match &error {
+            JournalError::NotAJournal { path, .. } => Some(format!(
+                "nothing was changed; keep a copy of {} and remove it to go on",
+                path.display()
+            )),
+            JournalError::Io { .. } => None,
+        };
+        with_hint(Failure::from_error(kind, error), hint)
+    }
+}
+
+impl From<DiscoverError> for Failure {
+    fn from(error: DiscoverError) -> Failure {
+        Failure::from_error(Kind::No, error)
+    }
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Failure {
+        match error {
+            StartError::AlreadyAttached { ref vm, .. } => {
+                let hint = format!("`qmpin detach {vm}` ends it and puts everything back");
+                Failure::from_error(Kind::No, error).hint(hint)
+            }
+            StartError::Vm(error) => error.into(),
+            StartError::Discover(error) => error.into(),
+            StartError::BootId(error) => Failure::from_error(Kind::No, error),
+            StartError::Plan(error) => error.into(),
+            StartError::State(error) => error.into(),
+            StartError::Journal(error) => error.into(),
+            StartError::Watch { ref source, .. } => {
+                let kind = permission_or(source, Kind::NoVm);
+                Failure::from_error(kind, error)
+            }
+            StartError::TopologyThread => Failure::from_error(Kind::Bug, error),
+        }
+    }
+}
+
+fn with_hint(failure: Failure, hint: Option<String>) -> Failure {
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}

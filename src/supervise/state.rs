@@ -1,0 +1,253 @@
+//! What to do next: events become values, and one plain function turns them into effects. No tokio,
+//! no clock, no I/O.
+//!
+//! ```text
+//!            a hint                      look: all known            nothing
+//!   Watching ────────▶ LookSoon ─▶ Look ─────────────────▶ Watching
+//!      ▲                             │ a thread QMP must name
+//!      │                             ▼
+//!      └───── Look ◀──── Roles ◀── AskSoon ─▶ Ask
+//!
+//!   anywhere: QEMU has ended, or we are told to stop ─▶ Finish
+//! ```
+//!
+//! Hints are coalesced: any number of them before the look is one look. Asking goes on in the
+//! background, since Proxmox may hold the socket for long; looks go on meanwhile.
+
+/// Something that happened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Event {
+    /// Somebody says that something may have changed.
+    Hint(Hint),
+    /// The delay of a look is over.
+    LookDue,
+    /// The delay of a question is over.
+    AskDue,
+    /// A look is done.
+    Looked(Looked),
+    /// QEMU has answered, and it made sense.
+    Answered,
+    /// QEMU has not answered, or it made no sense.
+    NotAnswered,
+    /// A live channel is to be had, or is gone.
+    ChannelChanged(Liveness),
+    /// The QEMU process has ended.
+    QemuEnded,
+    /// We are told to stop.
+    Stop,
+}
+
+/// What may have changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Hint {
+    /// A thread was born.
+    Birth,
+    /// The guest was reset, stopped, resumed: threads stay, masks should.
+    GuestState,
+    /// A device came or went: perhaps a vCPU.
+    Device,
+    /// Another VM came or went.
+    Neighbour,
+    /// The slow timer.
+    Timer,
+}
+
+/// What a look has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Looked {
+    /// Threads that only QMP can name, and that may be vCPUs or iothreads.
+    pub unnamed: bool,
+    /// A vCPU or iothread is gone.
+    pub named_gone: bool,
+}
+
+/// Whether a channel gives events.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Liveness {
+    /// It does.
+    Live,
+    /// Leases only.
+    Leases,
+}
+
+/// Something to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Effect {
+    /// Look after a short delay, in which further hints join.
+    LookSoon,
+    /// Look now: scan, plan if need be, compare, mend.
+    Look,
+    /// Ask after a delay that keeps questions rare.
+    AskSoon,
+    /// Ask QEMU now who is who.
+    Ask,
+    /// Try for a live channel.
+    Upgrade,
+    /// Put everything back and end.
+    Finish(Ending),
+}
+
+/// Why it ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Ending {
+    /// QEMU has ended.
+    QemuEnded,
+    /// We were told to.
+    Told,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Asking {
+    #[default]
+    Idle,
+    /// A delay is running.
+    Soon,
+    /// QEMU has been asked; `again`: something has changed since.
+    Asked { again: bool },
+}
+
+/// What is under way.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct State {
+    look_soon: bool,
+    asking: Asking,
+    finished: bool,
+}
+
+impl State {
+    /// Takes one event.
+    pub(super) fn handle(&mut self, event: Event) -> Vec<Effect> {
+        if self.finished {
+            return Vec::new();
+        }
+        match event {
+            Event::QemuEnded => self.finish(Ending::QemuEnded),
+            Event::Stop => self.finish(Ending::Told),
+            // The slow timer looks at once: nothing will join it.
+            Event::Hint(Hint::Timer) => vec![Effect::Look],
+            Event::Hint(Hint::Device) => {
+                let mut effects = self.look_soon();
+                effects.extend(self.ask_soon());
+                effects
+            }
+            Event::Hint(Hint::Birth | Hint::GuestState | Hint::Neighbour) => self.look_soon(),
+            Event::LookDue => {
+                self.look_soon = false;
+                vec![Effect::Look]
+            }
+            Event::Looked(found) => {
+                if found.unnamed || found.named_gone {
+                    self.ask_soon()
+                } else {
+                    Vec::new()
+                }
+            }
+            Event::AskDue => match self.asking {
+                Asking::Soon => {
+                    self.asking = Asking::Asked { again: false };
+                    vec![Effect::Ask]
+                }
+                Asking::Idle | Asking::Asked { .. } => Vec::new(),
+            },
+            Event::Answered | Event::NotAnswered => {
+                let again = self.asking == Asking::Asked { again: true };
+                self.asking = Asking::Idle;
+                let mut effects = Vec::new();
+                if event == Event::Answered {
+                    effects.push(Effect::Look);
+                }
+                if again || event == Event::NotAnswered {
+                    effects.extend(self.ask_soon());
+                }
+                effects
+            }
+            // Events were lost in between, so look; a channel lost is tried for again.
+            Event::ChannelChanged(Liveness::Live) => self.ask_soon(),
+            Event::ChannelChanged(Liveness::Leases) => {
+                let mut effects = self.look_soon();
+                effects.push(Effect::Upgrade);
+                effects
+            }
+        }
+    }
+
+    fn finish(&mut self, ending: Ending) -> Vec<Effect> {
+        self.finished = true;
+        vec![Effect::Finish(ending)]
+    }
+
+    fn look_soon(&mut self) -> Vec<Effect> {
+        if std::mem::replace(&mut self.look_soon, true) {
+            Vec::new()
+        } else {
+            vec![Effect::LookSoon]
+        }
+    }
+
+    fn ask_soon(&mut self) -> Vec<Effect> {
+        match &mut self.asking {
+            Asking::Idle => {
+                self.asking = Asking::Soon;
+                vec![Effect::AskSoon]
+            }
+            Asking::Soon => Vec::new(),
+            Asking::Asked { again } => {
+                *again = true;
+                Vec::new()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_hints_is_one_look() {
+        let mut state = State::default();
+        assert_eq!(state.handle(Event::Hint(Hint::Birth)), [Effect::LookSoon]);
+        for hint in [Hint::Birth, Hint::GuestState, Hint::Neighbour] {
+            assert_eq!(state.handle(Event::Hint(hint)), []);
+        }
+        assert_eq!(state.handle(Event::LookDue), [Effect::Look]);
+        assert_eq!(state.handle(Event::Hint(Hint::Birth)), [Effect::LookSoon]);
+    }
+
+    #[test]
+    fn an_unnamed_thread_leads_to_one_question_and_a_look_at_the_answer() {
+        let mut state = State::default();
+        let unnamed = Event::Looked(Looked { unnamed: true, ..Looked::default() });
+        assert_eq!(state.handle(unnamed), [Effect::AskSoon]);
+        assert_eq!(state.handle(unnamed), []);
+        assert_eq!(state.handle(Event::AskDue), [Effect::Ask]);
+        assert_eq!(state.handle(Event::Answered), [Effect::Look]);
+        assert_eq!(state.handle(Event::Looked(Looked::default())), []);
+    }
+
+    #[test]
+    fn what_changes_while_qemu_is_asked_is_asked_again() {
+        let mut state = State::default();
+        let unnamed = Event::Looked(Looked { unnamed: true, ..Looked::default() });
+        state.handle(unnamed);
+        state.handle(Event::AskDue);
+        assert_eq!(state.handle(unnamed), []);
+        assert_eq!(state.handle(Event::Answered), [Effect::Look, Effect::AskSoon]);
+    }
+
+    #[test]
+    fn a_question_without_an_answer_is_put_again() {
+        let mut state = State::default();
+        state.handle(Event::Hint(Hint::Device));
+        state.handle(Event::AskDue);
+        assert_eq!(state.handle(Event::NotAnswered), [Effect::AskSoon]);
+    }
+
+    #[test]
+    fn the_end_comes_once_and_nothing_after_it() {
+        let mut state = State::default();
+        assert_eq!(state.handle(Event::QemuEnded), [Effect::Finish(Ending::QemuEnded)]);
+        assert_eq!(state.handle(Event::Stop), []);
+        assert_eq!(state.handle(Event::Hint(Hint::Birth)), []);
+    }
+}

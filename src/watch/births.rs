@@ -1,0 +1,177 @@
+//! Thread births, by the kernel's process connector (`drivers/connector/cn_proc.c`,
+//! `include/uapi/linux/cn_proc.h`).
+//!
+//! The connector tells of every fork on the host. A socket filter drops, in the kernel, all that is not
+//! a new thread of our process, so that an idle VM wakes nobody. Messages can be lost under load: they
+//! are hints.
+//!
+//! ```text
+//!   nlmsghdr 16 | cn_msg 20 | what 4, cpu 4, time 8 | parent pid, tgid | child pid, tgid
+//!   0             16          36                      52                 60         64
+//! ```
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::readable::Readable;
+use crate::ids::{Pid, Tid};
+use nix::sys::socket::{self, MsgFlags, NetlinkAddr};
+use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+
+const NETLINK_CONNECTOR: i32 = 11;
+const CN_IDX_PROC: u32 = 1;
+const CN_VAL_PROC: u32 = 1;
+const PROC_CN_MCAST_LISTEN: u32 = 1;
+const PROC_EVENT_FORK: u32 = 1;
+const WHAT_AT: usize = 36;
+const CHILD_PID_AT: usize = 60;
+const CHILD_TGID_AT: usize = 64;
+
+/// Tells of new threads of one process.
+#[derive(Debug)]
+pub struct Births {
+    socket: Readable,
+    process: Pid,
+}
+
+impl Births {
+    /// Subscribes. It must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// `EPERM` without `CAP_NET_ADMIN` (Linux < 6.6), `EPROTONOSUPPORT` where the kernel has no
+    /// connector, `ECONNREFUSED` outside the first network or pid namespace.
+    pub fn of(process: Pid) -> io::Result<Births> {
+        let domain = Domain::from(nix::libc::AF_NETLINK);
+        let protocol = Some(Protocol::from(NETLINK_CONNECTOR));
+        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), protocol)?;
+        // The filter comes before the subscription: not one foreign message is queued.
+        socket.attach_filter(&filter(process))?;
+        socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, CN_IDX_PROC))?;
+        let listen = listen_message();
+        let sent = socket::send(socket.as_raw_fd(), &listen, MsgFlags::empty())?;
+        if sent != listen.len() {
+            return Err(io::Error::new(io::ErrorKind::WriteZero, "the subscription was cut short"));
+        }
+        let socket = Readable::new(OwnedFd::from(socket))?;
+        Ok(Births { socket, process })
+    }
+
+    /// The next birth. `None`: messages were lost, so there may have been some. Cancel safe.
+    ///
+    /// # Errors
+    /// The socket's; it is of no more use then.
+    pub async fn next(&mut self) -> io::Result<Option<Tid>> {
+        let mut message = [0_u8; 256];
+        loop {
+            let received = self.socket.read(|socket| {
+                Ok(socket::recv(socket.as_raw_fd(), &mut message, MsgFlags::MSG_DONTWAIT)?)
+            });
+            match received.await {
+                Ok(length) => {
+                    if let Some(tid) = birth(&message[..length], self.process) {
+                        return Ok(Some(tid));
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+fn birth(message: &[u8], process: Pid) -> Option<Tid> {
+    let number = |at: usize| {
+        let bytes = message.get(at..at + size_of::<u32>())?;
+        Some(u32::from_ne_bytes(bytes.try_into().ok()?))
+    };
+    let of_process = number(CHILD_TGID_AT)? == u32::try_from(process.0).ok()?;
+    if number(WHAT_AT)? == PROC_EVENT_FORK && of_process {
+        number(CHILD_PID_AT).and_then(|tid| i32::try_from(tid).ok()).map(Tid)
+    } else {
+        None
+    }
+}
+
+/// Subscribes: `struct nlmsghdr`, `struct cn_msg`, `enum proc_cn_mcast_op`, in the host's byte order.
+fn listen_message() -> Vec<u8> {
+    const NLMSG_DONE: u16 = 3;
+    let mut message = Vec::with_capacity(40);
+    message.extend_from_slice(&40_u32.to_ne_bytes()); // length of all
+    message.extend_from_slice(&NLMSG_DONE.to_ne_bytes());
+    message.extend_from_slice(&0_u16.to_ne_bytes()); // flags
+    message.extend_from_slice(&[0; 8]); // sequence, port: the kernel's to fill
+    message.extend_from_slice(&CN_IDX_PROC.to_ne_bytes());
+    message.extend_from_slice(&CN_VAL_PROC.to_ne_bytes());
+    message.extend_from_slice(&[0; 8]); // sequence, acknowledge
+    message.extend_from_slice(&4_u16.to_ne_bytes()); // length of the operation
+    message.extend_from_slice(&0_u16.to_ne_bytes()); // flags
+    message.extend_from_slice(&PROC_CN_MCAST_LISTEN.to_ne_bytes());
+    message
+}
+
+/// Classic BPF: pass a fork whose child is of this process, drop the rest. A load gives the number in
+/// network order, so the constants are turned.
+fn filter(process: Pid) -> [SockFilter; 6] {
+    const LOAD_WORD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
+    const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
+    const RETURN: u16 = 0x06; // BPF_RET | BPF_K
+    const WHAT: u32 = 36;
+    const CHILD_TGID: u32 = 64;
+    let pid = u32::try_from(process.0).unwrap_or(0);
+    [
+        SockFilter::new(LOAD_WORD, 0, 0, WHAT),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 3, PROC_EVENT_FORK.to_be()),
+        SockFilter::new(LOAD_WORD, 0, 0, CHILD_TGID),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, pid.to_be()),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_message_that_is_short_or_foreign_is_no_birth() {
+        let mut message = vec![0_u8; 76];
+        assert_eq!(birth(&message, Pid(7)), None);
+        message[WHAT_AT..WHAT_AT + 4].copy_from_slice(&1_u32.to_ne_bytes());
+        message[CHILD_PID_AT..CHILD_PID_AT + 4].copy_from_slice(&9_u32.to_ne_bytes());
+        message[CHILD_TGID_AT..CHILD_TGID_AT + 4].copy_from_slice(&7_u32.to_ne_bytes());
+        assert_eq!(birth(&message, Pid(7)), Some(Tid(9)));
+        assert_eq!(birth(&message, Pid(8)), None);
+        assert_eq!(birth(&message[..66], Pid(7)), None);
+    }
+
+    #[test]
+    fn a_thread_of_ours_is_told_and_a_foreign_process_is_not() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime").block_on(async {
+            let me = Pid(i32::try_from(std::process::id()).expect("a pid"));
+            let mut births = match Births::of(me) {
+                Ok(births) => births,
+                Err(error) => {
+                    eprintln!("skipped: no process connector here: {error}");
+                    return;
+                }
+            };
+            // A foreign fork first: were it not filtered, it would be the first message.
+            std::process::Command::new("true").status().expect("true runs");
+            let born =
+                std::thread::spawn(|| nix::unistd::gettid().as_raw()).join().expect("a thread");
+            let told = tokio::time::timeout(Duration::from_secs(10), births.next()).await;
+            // Other tests run in this process, and their threads are told as well.
+            let mut told = told.expect("within 10 s").expect("a message");
+            while told != Some(Tid(born)) {
+                told = tokio::time::timeout(Duration::from_secs(10), births.next())
+                    .await
+                    .expect("within 10 s")
+                    .expect("a message");
+            }
+        });
+    }
+}

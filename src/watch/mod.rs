@@ -1,0 +1,17 @@
+//! *watch*: what tells the supervisor that something may have changed. All of it is hints; the truth
+//! is a fresh look.
+//!
+//! ```text
+//!   births.rs   a thread of the VM was born      process connector, filtered in the kernel
+//!   exit.rs     QEMU has ended                   pidfd
+//!   leases.rs   another VM came or went          inotify on the state folder
+//! ```
+
+mod births;
+mod exit;
+mod leases;
+mod readable;
+
+pub use births::Births;
+pub use exit::Exit;
+pub use leases::LeaseChanges;
