@@ -3,15 +3,15 @@
 //! Called at the start of nearly every command, `attach` among them, so it opens as few files as it
 //! can. The kernel says most things twice over: CPU 0 says that it shares a core with 12, and CPU 12
 //! says the same. One CPU of each group is asked, and everyone is asked only where two answers
-//! contradict each other ([`groups`]).
+//! contradict each other (`groups`).
 //!
 //! ```text
 //!  devices/system/cpu/{present,online}             which CPUs there are
 //!  …/cpuN/topology/core_cpus_list                  once per core
 //!  …/cpuN/topology/{package,die}_cpus_list, ids    once per package and die
-//!  …/cpuN/cache/indexM/{type,shared_cpu_list,size} once per LLC group             [`cache`]
-//!  …/cpuN/cpu_capacity, devices/cpu_{core,atom}    once per core                  [`kinds`]
-//!  devices/system/node/{online,nodeN/…}            once per node                  [`nodes`]
+//!  …/cpuN/cache/indexM/{type,shared_cpu_list,size} once per LLC group             `cache`
+//!  …/cpuN/cpu_capacity, devices/cpu_{core,atom}    once per core                  `kinds`
+//!  devices/system/node/{online,nodeN/…}            once per node                  `nodes`
 //! ```
 //!
 //! The formats are those of `Documentation/ABI/testing/sysfs-devices-system-cpu`,

@@ -1,12 +1,22 @@
-//! Draws: documents and texts from values. No I/O; whether there is colour is the caller's to say.
+//! *render*: turns facts into texts. Pure: no file, no terminal, no clock.
+//!
+//! Called by the commands, which decide the width and whether there is colour (`NO_COLOR`, a
+//! terminal or not). Each document has a face for people and one for programs, made from the same
+//! values.
 
+mod owners;
+mod paint;
 mod plan;
 mod restore;
 mod table;
 mod threads;
+mod topology;
 mod words;
 
+pub use owners::Owners;
+pub use paint::Color;
 pub use plan::{Explain, PlanDocument, plan_text};
 pub use restore::restore_lines;
 pub use threads::ThreadsDocument;
+pub use topology::{Picture, TopologyDocument};
 pub use words::{printable, thread_in_words};

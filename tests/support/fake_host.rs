@@ -336,6 +336,9 @@ impl FakeHost {
                 )?;
             }
         }
+        if !self.shape.arm && self.cpus.iter().all(|cpu| cpu.kind.is_none()) {
+            put("cpu/rdpmc".to_owned(), "1".to_owned())?;
+        }
         let kinds = [("core", CoreKind::Performance), ("atom", CoreKind::Efficiency)];
         for (name, kind) in kinds {
             let cpus = self.online(|cpu| cpu.kind == Some(kind));

@@ -21,9 +21,18 @@ pub(super) fn read_kinds(
     notes: &mut Notes,
 ) -> PerCpu<CoreKind> {
     match attribute::cpulist(root, "sys/devices/cpu_core/cpus") {
+        Err(why) if why.absent && has_one_x86_pmu(root) => PerCpu::none(),
         Err(why) if why.absent => by_capacity(root, online, cores, notes),
         performance => by_pmu(root, online, performance, notes),
     }
+}
+
+/// Whether this is x86 with one PMU for all cores, and so not hybrid: no other architecture's PMU has
+/// an `rdpmc` (`arch/x86/events/core.c`), and hybrid machines have no PMU of that name
+/// (`tools/perf/Documentation/intel-hybrid.txt`). It saves a file for each core. Only root may read
+/// it, so that it is there will do.
+fn has_one_x86_pmu(root: &SysRoot) -> bool {
+    !matches!(attribute::text(root, "sys/devices/cpu/rdpmc"), Err(why) if why.absent)
 }
 
 fn by_pmu(
