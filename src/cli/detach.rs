@@ -7,8 +7,9 @@ use crate::error::{Failure, Kind};
 use crate::ids::VmName;
 use crate::leases::StateDir;
 use crate::render::restore_lines;
+use crate::restore::Nothing;
 use crate::sched::Kernel;
-use crate::supervise::{Host, StartError, end_supervisor, give_back};
+use crate::supervise::{Host, Supervised, end_supervisor, give_back};
 use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure> {
@@ -46,9 +47,12 @@ fn detach(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Resul
         output::text(&format!("VM {vm}: nothing to put back, it is not attached\n"))?;
         return Ok(Answer::Done);
     }
-    let _lock = end_supervisor(host, state, vm).map_err(Failure::from)?;
-    let report =
-        give_back(host, state, vm, boot_id).map_err(|error: StartError| Failure::from(error))?;
+    let (_lock, supervised) = end_supervisor(host, state, vm)?;
+    let report = give_back(host, state, vm, boot_id)?;
+    if supervised == Supervised::Was && report.nothing == Some(Nothing::NeverAttached) {
+        output::text(&format!("VM {vm}: its supervisor has put everything back and ended\n"))?;
+        return Ok(Answer::Done);
+    }
     for line in restore_lines(vm, &report) {
         output::text(&format!("{line}\n"))?;
     }

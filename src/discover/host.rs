@@ -24,25 +24,27 @@ pub fn online_cpus(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
         .map_err(|source| DiscoverError::OnlineGarbled { path: root.root().join(PATH), source })
 }
 
-/// The leases whose QEMU lives. One that cannot be read is reported and left out.
+/// Every lease that can be read. One that cannot is reported and left out.
+#[must_use]
+pub fn all_leases(state: &StateDir) -> Vec<Lease> {
+    let vms = state.vms().unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        Vec::new()
+    });
+    let lease = |vm| {
+        state.lease(vm).unwrap_or_else(|error| {
+            tracing::warn!("{error}");
+            None
+        })
+    };
+    vms.iter().filter_map(lease).collect()
+}
+
+/// The leases whose QEMU lives.
 #[must_use]
 pub fn live_leases(state: &StateDir, boot_id: &str) -> Vec<Lease> {
-    let vms = match state.vms() {
-        Ok(vms) => vms,
-        Err(error) => {
-            tracing::warn!("{error}");
-            return Vec::new();
-        }
-    };
     let live = SysRoot::live();
-    vms.iter()
-        .filter_map(|vm| match state.lease(vm) {
-            Ok(lease) => lease,
-            Err(error) => {
-                tracing::warn!("{error}");
-                None
-            }
-        })
-        .filter(|lease| lease.boot_id == boot_id && is_alive(&live, lease.qemu))
-        .collect()
+    let mut leases = all_leases(state);
+    leases.retain(|lease| lease.boot_id == boot_id && is_alive(&live, lease.qemu));
+    leases
 }

@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
-pub use host::{boot_id, live_leases, online_cpus};
+pub use host::{all_leases, boot_id, live_leases, online_cpus};
 pub use policy::{PolicyFileError, load_policy};
 pub use process::{ProcessError, VmLocation, is_alive, process_key, proxmox_process};
 pub use topology::read_topology;

@@ -23,7 +23,7 @@ use marks::Marks;
 pub use document::TopologyDocument;
 
 /// The fewest columns that are drawn for; a narrower terminal gets lines of this width.
-pub const WIDTH_MIN: usize = 24;
+const WIDTH_MIN: usize = 24;
 
 /// Above so many online CPUs the cells lose their frames.
 const FRAMED_CPUS_MAX: usize = 96;

@@ -17,6 +17,15 @@ use crate::threads::ProcessKey;
 /// journal has all that is needed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Whether there was a supervisor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Supervised {
+    /// There was, and it has ended; ending in order, it put everything back itself.
+    Was,
+    /// There was none.
+    WasNot,
+}
+
 /// Becomes the VM's supervisor: asks the one there is to end, waits, and kills it if it hangs.
 ///
 /// # Errors
@@ -26,20 +35,22 @@ pub fn end_supervisor(
     host: Host<'_>,
     state: &StateDir,
     vm: &VmName,
-) -> Result<SupervisorLock, StartError> {
+) -> Result<(SupervisorLock, Supervised), StartError> {
+    let mut was = Supervised::WasNot;
     for signal in [Signal::TERM, Signal::KILL] {
         if let Some(lock) = state.lock_supervisor(vm)? {
-            return Ok(lock);
+            return Ok((lock, was));
         }
         let lease = state.lease(vm)?;
         if let Some(supervisor) = lease.and_then(|lease| lease.supervisor) {
             tracing::info!("VM {vm}: process {} follows it and is told to end", supervisor.pid);
+            was = Supervised::Was;
             let ended = end(host, supervisor, signal);
             ended.map_err(|source| StartError::Watch { what: "the VM's supervisor", source })?;
         }
     }
     let lock = state.lock_supervisor(vm)?;
-    lock.ok_or_else(|| StartError::AlreadyAttached {
+    lock.map(|lock| (lock, was)).ok_or_else(|| StartError::AlreadyAttached {
         vm: vm.clone(),
         pid: state.supervisor(vm).ok().flatten(),
     })

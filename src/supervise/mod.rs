@@ -16,6 +16,6 @@ mod state;
 pub use attachment::{
     Attachment, Follow, Host, LookError, LookReport, Settings, give_back, neighbours,
 };
-pub use end::end_supervisor;
+pub use end::{Supervised, end_supervisor};
 pub use run::{Ended, attach_once, follow};
 pub use start_error::StartError;
