@@ -1,0 +1,13 @@
+//! What several test files need. Each uses its part of it.
+#![allow(dead_code, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+pub(crate) mod qemu;
+pub(crate) mod qmp_peer;
+pub(crate) mod transcript;
+
+use std::io::Write;
+
+/// Says that a test was skipped, past the capture of the test harness, so that it can be counted.
+pub(crate) fn skipped(test: &str, reason: &str) {
+    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+}
