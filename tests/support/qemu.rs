@@ -78,7 +78,7 @@ impl Qemu {
         let dir = tempfile::Builder::new().prefix("qmpin-qemu-").tempdir().unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let mut command = qemu_command(options.root.as_deref());
-        command.args(["-id", "100", "-name", "vm100,debug-threads=on", "-no-shutdown"]);
+        command.args(["-name", "vm100,debug-threads=on", "-no-shutdown"]);
         command
             .arg("-chardev")
             .arg(format!("socket,id=qmp,path={},server=on,wait=off", at("100.qmp")));
