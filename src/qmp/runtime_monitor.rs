@@ -3,12 +3,18 @@
 //! `chardev-add` makes a listening socket, `object-add monitor-qmp` puts a monitor on it. With
 //! `close-action=delete` QEMU takes both away, and the socket's file, when we disconnect
 //! (monitor/qmp.c).
+//!
+//! *The probe* is the `object-add` itself, on a chardev that is not there. A QEMU without the type
+//! refuses the type and one with it refuses the chardev; neither changes anything. The two commands
+//! made for asking are worse: `qom-list-types` loads every module of QEMU from the disk, and aborts a
+//! QEMU whose package was upgraded since it started; `query-qmp-schema` keeps the VM's main loop busy
+//! for tens of milliseconds (`proto-notes/quirks.md`).
 
 use std::path::Path;
 use std::time::Duration;
 
 use qapi::qmp;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -35,6 +41,9 @@ pub enum RuntimeMonitor {
     Unsupported,
 }
 
+/// The argument that a QEMU names when it does not know the type.
+const TYPE_ARGUMENT: &str = "qom-type";
+
 /// The `object-add` of a monitor; newer than the `qapi` crate's schema.
 #[derive(Serialize)]
 struct AddMonitor<'a> {
@@ -44,12 +53,6 @@ struct AddMonitor<'a> {
     chardev: &'a str,
     #[serde(rename = "close-action")]
     close_action: &'a str,
-}
-
-/// The one member of an `ObjectTypeInfo` that matters.
-#[derive(Deserialize)]
-struct TypeName {
-    name: String,
 }
 
 /// Visits the shared socket, makes a monitor on `own_socket` if QEMU can, and connects to it. If
@@ -163,17 +166,26 @@ async fn add_and_connect<E: Into<CheckError>>(
     }
 }
 
-/// Negotiates, and asks whether QEMU has the type.
+const ADD_MONITOR: AddMonitor<'_> = AddMonitor {
+    qom_type: MONITOR_TYPE,
+    id: MONITOR_OBJECT_ID,
+    chardev: MONITOR_CHARDEV_ID,
+    close_action: "delete",
+};
+
+/// Negotiates, and tries whether QEMU has the type.
 async fn knows_monitors(visit: &mut Session, hold: &Hold<'_>) -> Result<bool, QmpError> {
     let mut batch = negotiation()?;
-    batch.add_command(&qmp::qom_list_types {
-        implements: Some(MONITOR_TYPE.to_owned()),
-        abstract_: Some(false),
-    })?;
-    let [capabilities, types] = all(visit.exchange(batch, hold.left()).await?)?;
+    batch.add("object-add".into(), Some(&ADD_MONITOR))?;
+    let [capabilities, monitor] = all(visit.exchange(batch, hold.left()).await?)?;
     visit.negotiated(Some(capabilities))?;
-    let types: Vec<TypeName> = types.read()?;
-    Ok(types.iter().any(|known| known.name == MONITOR_TYPE))
+    match monitor.read::<Value>() {
+        // The text only saves a detour: taken wrongly, the real `object-add` is refused in turn.
+        Err(QmpError::Refused { desc, .. }) => Ok(!desc.contains(TYPE_ARGUMENT)),
+        // A qmpin that was killed had left its chardev behind, and now it has a monitor.
+        Ok(_) => remove_monitor(visit, hold).await.map(|()| true),
+        Err(error) => Err(error),
+    }
 }
 
 fn creation(own_socket: &Path) -> Result<Batch, QmpError> {
@@ -203,13 +215,7 @@ fn creation(own_socket: &Path) -> Result<Batch, QmpError> {
             },
         }),
     })?;
-    let monitor = AddMonitor {
-        qom_type: MONITOR_TYPE,
-        id: MONITOR_OBJECT_ID,
-        chardev: MONITOR_CHARDEV_ID,
-        close_action: "delete",
-    };
-    batch.add("object-add".into(), Some(&monitor))?;
+    batch.add("object-add".into(), Some(&ADD_MONITOR))?;
     Ok(batch)
 }
 
