@@ -36,6 +36,17 @@ pub struct Identified {
 }
 
 impl Identified {
+    /// The threads that QMP named, and as what.
+    pub fn named(&self) -> impl Iterator<Item = (ThreadKey, &Role)> {
+        self.named.iter().map(|(key, role)| (*key, role))
+    }
+
+    /// The role that QMP gave a thread.
+    #[must_use]
+    pub fn role(&self, key: ThreadKey) -> Option<&Role> {
+        self.named.get(&key)
+    }
+
     /// The threads that QMP named.
     pub fn named_keys(&self) -> impl Iterator<Item = ThreadKey> + '_ {
         self.named.keys().copied()

@@ -3,7 +3,7 @@
 use crate::ids::Tid;
 use crate::threads::Role;
 
-/// `vCPU 3 (tid 533, CPU 3/KVM)`: a thread in a sentence.
+/// `vCPU 3 (tid 533, CPU 3/KVM)`: a thread in a sentence. An empty name is left out.
 #[must_use]
 pub fn thread_in_words(tid: Tid, role: &Role, comm: &str) -> String {
     let who = match role {
@@ -12,6 +12,9 @@ pub fn thread_in_words(tid: Tid, role: &Role, comm: &str) -> String {
         Role::Kernel => "kernel thread".to_owned(),
         Role::Emulator | Role::Worker | Role::Vhost => role.name().to_owned(),
     };
+    if comm.is_empty() {
+        return format!("{who} (tid {tid})");
+    }
     format!("{who} (tid {tid}, {})", printable(comm))
 }
 

@@ -13,10 +13,10 @@ use crate::apply::{Applied, Bench, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
 use crate::discover::{self, DiscoverError, VmLocation, VmView, read_topology, read_vm};
-use crate::ids::{Pid, VmName};
+use crate::ids::{CpuId, Pid, Tid, VcpuIndex, VmName};
 use crate::journal::{Baseline, Header, Journal, JournalError, Record};
 use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
-use crate::plan::diff::{Step, diff};
+use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Neighbour, Plan, PlanError, Request, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::qmp::{Channel, ChannelPaths, Limits, Roles};
@@ -70,6 +70,15 @@ pub struct LookReport {
     pub applied: Vec<Applied>,
     /// Steps for threads that had been where they belong: somebody else moved them.
     pub drifted: BTreeSet<ThreadKey>,
+}
+
+/// How QEMU's answer differs from the one before.
+#[derive(Debug, Default)]
+pub struct Learnt {
+    /// vCPUs and iothreads that are new, or have a new thread.
+    pub joined: Vec<(ThreadKey, Role)>,
+    /// vCPUs and iothreads that are gone, or whose thread is.
+    pub left: Vec<(ThreadKey, Role)>,
 }
 
 /// Why a look could not be finished.
@@ -240,16 +249,25 @@ impl<'a> Attachment<'a> {
     ///
     /// # Errors
     /// [`TasksError`] where the answer does not agree with the process.
-    pub fn learn(&mut self, before: &[crate::ids::Tid], roles: &Roles) -> Result<(), TasksError> {
+    pub fn learn(&mut self, before: &[Tid], roles: &Roles) -> Result<Learnt, TasksError> {
         let scan = self.scan()?;
-        self.identified = tasks::identify(self.process, before, &discover::named(roles), &scan)?;
+        let identified = tasks::identify(self.process, before, &discover::named(roles), &scan)?;
+        let only_in = |these: &Identified, those: &Identified| -> Vec<(ThreadKey, Role)> {
+            let named = these.named().filter(|(key, role)| those.role(*key) != Some(*role));
+            named.map(|(key, role)| (key, role.clone())).collect()
+        };
+        let learnt = Learnt {
+            joined: only_in(&identified, &self.identified),
+            left: only_in(&self.identified, &identified),
+        };
+        self.identified = identified;
         let guest = discover::guest(roles);
         if guest != self.guest {
             self.guest = guest;
             self.plan_is_stale = true;
         }
         self.find_outside();
-        Ok(())
+        Ok(learnt)
     }
 
     /// Says that other VMs have come or gone.
@@ -433,7 +451,7 @@ fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKe
     threads
         .iter()
         .filter(|thread| !moving.contains(&thread.key))
-        .filter_map(|thread| Some((thread.key, crate::plan::diff::desired(plan, &thread.role)?)))
+        .filter_map(|thread| Some((thread.key, desired(plan, &thread.role)?)))
         .collect()
 }
 
@@ -490,11 +508,7 @@ fn new_journal(
 }
 
 /// The pins of an earlier lease of this very process: a restarted qmpin changes nothing.
-fn held(
-    settings: &Settings,
-    boot_id: &str,
-    process: ProcessKey,
-) -> BTreeMap<crate::ids::VcpuIndex, crate::ids::CpuId> {
+fn held(settings: &Settings, boot_id: &str, process: ProcessKey) -> BTreeMap<VcpuIndex, CpuId> {
     match settings.state.lease(&settings.vm) {
         Ok(Some(lease)) if lease.boot_id == boot_id && lease.qemu == process => {
             lease.vcpus.into_iter().collect()

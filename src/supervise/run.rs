@@ -11,16 +11,17 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 use tokio_stream::wrappers::SignalStream;
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::attachment::{Attachment, Host, LookReport, Settings};
+use super::attachment::{Attachment, Host, Learnt, LookReport, Settings};
 use super::notify;
 use super::start_error::StartError;
 use super::state::{Effect, Ending, Event, Hint, Liveness, State};
 use crate::apply::{Applied, StepOutcome};
 use crate::discover::tasks::{self, TasksError};
 use crate::ids::Tid;
-use crate::plan::{Plan, Verdict};
+use crate::plan::{Finding, Plan, Verdict};
 use crate::policy::ChannelChoice;
 use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
+use crate::render::thread_in_words;
 use crate::restore::RestoreReport;
 use crate::threads::ThreadKey;
 use crate::watch::{Births, Exit, LeaseChanges};
@@ -128,7 +129,10 @@ impl Watch {
         let mut slow_timer = interval_at(Instant::now() + every, every);
         slow_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let on = |kind| signal(kind).map(SignalStream::new).map_err(fail("signals"));
-        let stop = on(SignalKind::terminate())?.merge(on(SignalKind::interrupt())?);
+        // A closed terminal ends it in order, too.
+        let stop = on(SignalKind::terminate())?
+            .merge(on(SignalKind::interrupt())?)
+            .merge(on(SignalKind::hangup())?);
         Ok(Watch { exit, births, leases, stop: Box::pin(stop), slow_timer })
     }
 }
@@ -173,7 +177,7 @@ struct Runner<'a> {
 
 impl Runner<'_> {
     async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
-        self.log_plan();
+        self.log_plan(&[]);
         log_look(first, &mut self.lines);
         notify::ready(&self.status());
         let mut state = State::default();
@@ -293,8 +297,9 @@ impl Runner<'_> {
             self.attachment.learn(&before, &roles).map_err(|error| chain(&error))
         });
         match learnt {
-            Ok(()) => {
+            Ok(learnt) => {
                 self.asks_failed = 0;
+                log_learnt(&learnt);
                 Event::Answered
             }
             Err(reason) => {
@@ -377,7 +382,7 @@ impl Runner<'_> {
         match self.attachment.look() {
             Ok(report) => {
                 if self.attachment.plan().report != report_before {
-                    self.log_plan();
+                    self.log_plan(&report_before);
                 }
                 log_look(&report, &mut self.lines);
                 Some(report.looked)
@@ -426,7 +431,8 @@ impl Runner<'_> {
         )
     }
 
-    fn log_plan(&self) {
+    /// The plan in a line, and each shortfall that was not there before.
+    fn log_plan(&self, before: &[Finding]) {
         let plan = self.attachment.plan();
         tracing::info!(
             "VM {}: vCPUs on {}, iothreads on {}, emulator on {}",
@@ -435,9 +441,20 @@ impl Runner<'_> {
             plan.iothread_cpus,
             plan.emulator
         );
-        for finding in plan.report.iter().filter(|finding| finding.verdict != Verdict::Met) {
+        let new = |finding: &&Finding| finding.verdict != Verdict::Met && !before.contains(finding);
+        for finding in plan.report.iter().filter(new) {
             tracing::warn!("{}: {}", finding.rule, finding.reason);
         }
+    }
+}
+
+/// A hot-added iothread is often born where it belongs; then this is the only line about it.
+fn log_learnt(learnt: &Learnt) {
+    for (key, role) in &learnt.joined {
+        tracing::info!("new: {}", thread_in_words(key.tid, role, ""));
+    }
+    for (key, role) in &learnt.left {
+        tracing::info!("gone: {}", thread_in_words(key.tid, role, ""));
     }
 }
 
@@ -445,7 +462,7 @@ impl Runner<'_> {
 /// one line in all.
 fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
     for Applied { step, outcome } in &report.applied {
-        let who = crate::render::thread_in_words(step.thread.tid, &step.role, &step.comm);
+        let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
         let again = report.drifted.contains(&step.thread);
         match outcome {
             StepOutcome::Done if again => {
