@@ -1,0 +1,43 @@
+"""Shapes: machines as data, and the QEMU arguments that make one."""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent.parent / "shapes"
+
+# topoext: the guest learns of SMT on AMD. -cx16: some kernels oops in SLUB under multi-threaded TCG with it.
+# svm stays on, so that the guest has KVM.
+CPU_MODEL = "EPYC-Rome,topoext=on,-cx16"
+
+
+@dataclass(frozen=True)
+class Shape:
+    name: str
+    data: dict
+
+    @staticmethod
+    def load(name: str) -> "Shape":
+        path = FOLDER / f"{name}.toml"
+        if not path.exists():
+            raise LookupError(f"no shape {name!r}; there are: {', '.join(names())}")
+        return Shape(name, tomllib.loads(path.read_text()))
+
+    def qemu_args(self) -> list[str]:
+        memory_mib = self.data["memory_mib"]
+        args = ["-machine", "q35,smp-cache.0.cache=l3,smp-cache.0.topology=die"]
+        args += ["-cpu", CPU_MODEL, "-m", f"{memory_mib}M", "-smp", self.data["smp"]]
+        nodes = self.data["nodes"]
+        for node, cpus in enumerate(nodes):
+            args += ["-object", f"memory-backend-ram,id=m{node},size={memory_mib // len(nodes)}M"]
+            args += ["-numa", f"node,nodeid={node},cpus={cpus},memdev=m{node}"]
+        for a in range(len(nodes)):
+            for b in range(a + 1, len(nodes)):
+                args += ["-numa", f"dist,src={a},dst={b},val={self.data['node_distance']}"]
+        for device in self.data["devices"]:
+            args += ["-device", device]
+        return args
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
