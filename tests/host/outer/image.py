@@ -18,4 +18,6 @@ def disk(suite: rootfs.Suite) -> Path:
 def _make(home: Path, path: Path) -> None:
     # No journal: the image is thrown away after each run. Lazy tables: the file stays sparse.
     command = ["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", str(home)]
+    # Made beforehand, or mke2fs tells about it in spite of -q.
+    path.touch()
     subprocess.run([*command, str(path), SIZE], check=True)

@@ -53,6 +53,9 @@ def main(argv: list[str]) -> int:
     except (preflight.CannotRun, LookupError) as why:
         print(f"skipped: the test host cannot run here: {why}")
         return preflight.EXIT_SKIPPED
+    except rootfs.BuildFailed as why:
+        print(f"error: {why}", file=sys.stderr)
+        return EXIT_FAILED
 
     runs = cache.folder() / "runs"
     runs.mkdir(exist_ok=True)
@@ -99,7 +102,7 @@ def run(folder: Path, its_shape: shape.Shape, suite: rootfs.Suite, job_tar: Path
         with boot.Machine(folder, its_shape, suite, job_tar) as machine:
             events = machine.events()
             try:
-                boot_s = machine.wait_begun(events, boot.boot_limit_s())
+                boot_s = machine.wait_begun(events, its_shape.boot_limit_s)
             except boot.NotBooted as why:
                 saved = folder / f"console-boot-{attempt}.log"
                 shutil.copy(machine.console, saved)

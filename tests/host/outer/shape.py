@@ -1,5 +1,6 @@
 """Shapes: machines as data, and the QEMU arguments that make one."""
 
+import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ class Shape:
         if not path.exists():
             raise LookupError(f"no shape {name!r}; there are: {', '.join(names())}")
         return Shape(name, tomllib.loads(path.read_text()))
+
+    @property
+    def boot_limit_s(self) -> float:
+        """How long a boot may take until the job begins; QTEST_BOOT_LIMIT_S overrides it for a very busy machine."""
+        return float(os.environ.get("QTEST_BOOT_LIMIT_S") or self.data["boot_limit_s"])
 
     def qemu_args(self) -> list[str]:
         memory_mib = self.data["memory_mib"]
