@@ -10,7 +10,9 @@
 The wire is an append-only file that is read as it grows, so that whatever was said before a crash is there.
 """
 
+import ctypes
 import json
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -69,7 +71,9 @@ class Machine:
             results.truncate(RESULTS_BYTES)
         stderr = None if self.interactive else open(self.folder / "qemu-stderr.log", "wb")
         stdin = None if self.interactive else subprocess.DEVNULL
-        self.process = subprocess.Popen(self.command(), stdin=stdin, stdout=stderr, stderr=stderr)
+        self.process = subprocess.Popen(
+            self.command(), stdin=stdin, stdout=stderr, stderr=stderr, preexec_fn=_die_with_parent
+        )
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -158,7 +162,19 @@ class Machine:
                 return time.monotonic() - start
             if time.monotonic() - start > limit_s:
                 raise NotBooted(f"the job had not begun after {limit_s:.0f} s")
-        raise NotBooted(f"QEMU ended with {self.process.returncode} before the job began")
+        raise NotBooted(f"QEMU ended with {self.process.returncode} before the job began{self._last_words()}")
+
+    def _last_words(self) -> str:
+        """What QEMU said at its end, without TCG's warnings of each feature that it lacks."""
+        lines = (self.folder / "qemu-stderr.log").read_text(errors="replace").splitlines()
+        own = [line for line in lines if ": warning: " not in line]
+        return f": {own[-1]}" if own else ""
+
+
+def _die_with_parent() -> None:
+    """Between fork and exec: QEMU shall not outlive a run that was killed. The setting survives the execs that follow."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
 
 
 def _event(line: str) -> Event:

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,13 +112,21 @@ def kernel(suite: Suite) -> tuple[Path, Path]:
     return vmlinuz, initrd
 
 
-def bootstrap(release: str, target: Path, packages: list[str], extra: list[str]) -> None:
+def qemu_root(suite: Suite) -> Path:
+    """A root file system with the suite's QEMU and nothing that it does not need, for tests on the machine itself."""
+    key = cache.key(suite.release, "qemu-system-x86", Path(__file__).read_text())
+    return cache.built(
+        f"qemu-{suite.name}-{key}", lambda path: bootstrap(suite.release, path, ["qemu-system-x86"], [], "essential")
+    )
+
+
+def bootstrap(release: str, target: Path, packages: list[str], extra: list[str], variant: str = "minbase") -> None:
     """mmdebstrap of RELEASE from this machine's own mirror.
 
     Raises BuildFailed with the end of mmdebstrap's output.
     """
-    print(f"building {release} root file system: {', '.join(packages)}", flush=True)
-    command = ["mmdebstrap", "--variant=minbase", "--mode=root", f"--include={','.join(packages)}"]
+    print(f"building {release} root file system: {', '.join(packages)}", file=sys.stderr, flush=True)
+    command = ["mmdebstrap", f"--variant={variant}", "--mode=root", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt={option}" for option in UNPACK_OPTIONS]
     command += [f"--aptopt={option}" for option in APT_OPTIONS]
     command += [*extra, release, str(target), mirror.debian()]

@@ -7,9 +7,14 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent.parent / "shapes"
 
-# topoext: the guest learns of SMT on AMD. -cx16: some kernels oops in SLUB under multi-threaded TCG with it.
-# svm stays on, so that the guest has KVM.
-CPU_MODEL = "EPYC-Rome,topoext=on,-cx16"
+# A CPU with SVM, so that the guest has KVM, and with the topology that the shape asks for:
+# - TCG has no TOPOEXT. Without it Linux finds the L3's sharing only if CPUID leaf 4 is not empty, and the dies only in leaf
+#   0x1f; x86 CPUs of AMD have both with x-vendor-cpuid-only=off. (Otherwise the whole package is one last-level cache, and
+#   where there are NUMA nodes the kernel warns and cuts it along them.)
+# - level=0x20: out-of-range leaves are answered from the highest one, and QEMU 10 aborts when leaf 0x1f is that
+#   ("encode_topo_cpuid1f: Assertion `count <= CPU_TOPOLOGY_LEVEL_SOCKET' failed").
+# - -cx16: some kernels oops in SLUB under multi-threaded TCG with it.
+CPU_MODEL = "EPYC-Rome,-cx16,x-vendor-cpuid-only=off,level=0x20"
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,16 @@ def changes(host, vm, tid):
         [f"thread/{thread} CPU 0/KVM"],
     )
 
+    kthread = next(key for key, name in state.capture().names.items() if name == "kcompactd0")
+    kthread_tid = int(kthread.split("@")[0])
+    kthread_cpus = os.sched_getaffinity(kthread_tid)
+    yield (
+        "a kernel thread's mask",
+        lambda: os.sched_setaffinity(kthread_tid, {2}),
+        lambda: os.sched_setaffinity(kthread_tid, kthread_cpus),
+        [f"thread/{kthread} kcompactd0"],
+    )
+
     irq = next(path for path in sorted(Path("/proc/irq").glob("*/smp_affinity_list")) if writable(path))
     yield knob("an IRQ's mask", irq, "1")
     yield knob("the mask of new IRQs", Path("/proc/irq/default_smp_affinity"), "1")
@@ -62,9 +72,17 @@ def changes(host, vm, tid):
     yield knob("the watchdog's mask", Path("/proc/sys/kernel/watchdog_cpumask"), "0")
     yield knob("a CPU's idle latency", Path("/sys/devices/system/cpu/cpu1/power/pm_qos_resume_latency_us"), "20")
 
+    numa_balancing = Path("/proc/sys/kernel/numa_balancing")
+    yield knob("NUMA balancing", numa_balancing, "1" if host.read(numa_balancing) == "0" else "0")
+    # The masks of workers follow, so these come beside it.
+    yield knob("the workqueues' mask", Path("/sys/devices/virtual/workqueue/cpumask"), "3", more=True)
+
     dropin = Path(f"/run/systemd/system/{vm.scope}.d/50-qtest.conf")
     yield made_file("a drop-in", dropin, "[Scope]\nDelegate=cpuset\n")
     yield made_file("qmpin's own files", Path("/run/qmpin/leases/100"), "12-19")
+
+    group = Path("/sys/fs/cgroup/qemu.slice/100.scope/qtest")
+    yield "a cgroup", group.mkdir, group.rmdir, Superset([f"{str(group)[1:]}/cgroup.type"])
 
     # systemd writes a cpuset by itself: the controller comes up in the slice, so each cgroup there gets its files.
     before = state.capture()
@@ -91,6 +109,7 @@ def writable(path):
 
 def knob(what, path, value, more=False):
     old = path.read_text()
+    assert old.strip() != value, f"{path} is {value} already"
     want = [str(path)[1:]]
     if more:
         # What follows from it: the effective set, and the masks of the threads inside.
