@@ -1,0 +1,192 @@
+"""The state of the host as a flat tree, `path -> value`, and the difference of two.
+
+What is in it is everything that qmpin may touch:
+
+    thread/TID@START COMM               Cpus_allowed_list of every thread of the host
+    sys/fs/cgroup/**                    cpuset.*, cgroup.type, cgroup.subtree_control of every cgroup
+    proc/irq/*/smp_affinity_list        and default_smp_affinity
+    proc/sys/...                        vm.stat_interval, kernel.watchdog_cpumask, kernel.numa_balancing
+    sys/devices/system/cpu/cpu*/...     online, cpufreq/scaling_governor, power/pm_qos_resume_latency_us
+    sys/devices/virtual/workqueue/...   the cpumasks
+    run/systemd/**, etc/systemd/**      unit files and drop-ins, with their text
+    run/qmpin/**                        qmpin's own, with their text
+
+What is sound to compare:
+
+- A thread that lives through both captures, (tid, start time), has to have the same mask. Per-CPU kworkers too.
+- A thread that is gone is no difference: processes end. A thread that is new is one when its mask is not an *ordinary* one,
+  so that something born while the host was fenced, and still fenced, is seen. Ordinary is: the effective CPUs of its
+  cgroup, one CPU of a per-CPU kernel thread, or the mask of a thread of the same kind (name without its numbers) before.
+- Workqueue rescuers (`kworker/R-...`, and the older ones named like their queue) borrow the mask of the pool that they
+  help. They do so under memory pressure only, so they are compared like any other.
+- Cgroups, unit files and IRQs that come or go are differences. So capture `before` with the same units running as `after`;
+  `diff(..., ignore=[...])` takes glob patterns for what a scenario means to leave.
+"""
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import cpulist
+import threads
+
+ROOT = Path("/")
+
+# Globs relative to the root. Each match is one entry, its text the value.
+FILES = [
+    "proc/irq/*/smp_affinity_list",
+    "proc/irq/default_smp_affinity",
+    "proc/sys/vm/stat_interval",
+    "proc/sys/kernel/watchdog_cpumask",
+    "proc/sys/kernel/numa_balancing",
+    "sys/devices/system/cpu/cpu[0-9]*/online",
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor",
+    "sys/devices/system/cpu/cpu[0-9]*/power/pm_qos_resume_latency_us",
+    "sys/devices/virtual/workqueue/cpumask",
+    "sys/devices/virtual/workqueue/cpumask_requested",
+    "sys/devices/virtual/workqueue/cpumask_isolated",
+    "sys/devices/virtual/workqueue/*/cpumask",
+]
+# Folders of which every file is an entry; a symlink's value is its target.
+TREES = ["run/systemd/system", "run/systemd/system.control", "run/systemd/transient", "etc/systemd/system", "run/qmpin"]
+CGROUPS = "sys/fs/cgroup"
+CGROUP_FILES = ["cpuset.*", "cgroup.type", "cgroup.subtree_control"]
+# How big a file of a tree may be to be worth its text.
+TEXT_BYTES = 4096
+
+ABSENT = "(absent)"
+
+
+class Row(NamedTuple):
+    """One difference."""
+
+    path: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.before!r} -> {self.after!r}"
+
+
+class Entry(NamedTuple):
+    """A thread's mask, and what is needed to judge it when it is new."""
+
+    mask: str
+    kind: str
+    kernel: bool
+    cgroup_cpus: str
+
+
+class State:
+    def __init__(self, files: dict[str, str], threads_seen: dict[str, Entry], names: dict[str, str]):
+        self.files = files
+        self.threads = threads_seen  # "TID@START" -> entry
+        self.names = names  # "TID@START" -> comm
+
+
+def capture(root: Path = ROOT) -> State:
+    files: dict[str, str] = {}
+    for pattern in FILES:
+        for path in root.glob(pattern):
+            files[str(path.relative_to(root))] = _read(path)
+    for tree in TREES:
+        for path in _walk(root / tree):
+            files[str(path.relative_to(root))] = _read(path)
+    for folder, _names, members in os.walk(root / CGROUPS):
+        for name in members:
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in CGROUP_FILES):
+                path = Path(folder) / name
+                files[str(path.relative_to(root))] = _read(path)
+    files = {path: value for path, value in files.items() if value is not None}
+
+    seen: dict[str, Entry] = {}
+    names: dict[str, str] = {}
+    effective: dict[int, str] = {}
+    for thread in threads.of_host():
+        if thread.pid not in effective:
+            group = "" if thread.kernel else threads.cgroup(thread.pid)
+            effective[thread.pid] = files.get(f"{CGROUPS}{group}/cpuset.cpus.effective", "") or _inherited(files, group)
+        key = f"{thread.tid}@{thread.start}"
+        seen[key] = Entry(thread.allowed, _kind(thread), thread.kernel, effective[thread.pid])
+        names[key] = thread.comm
+    return State(files, seen, names)
+
+
+def diff(before: State, after: State, ignore: Iterable[str] = ()) -> list[Row]:
+    """The differences that count, sorted by path; see the top of this file for what does not."""
+    rows = []
+    for path in before.files.keys() | after.files.keys():
+        a, b = before.files.get(path, ABSENT), after.files.get(path, ABSENT)
+        if a != b:
+            rows.append(Row(path, a, b))
+    ordinary: dict[str, set[str]] = {}
+    for entry in before.threads.values():
+        ordinary.setdefault(entry.kind, set()).add(entry.mask)
+    for key, entry in after.threads.items():
+        path = f"thread/{key} {after.names[key]}"
+        old = before.threads.get(key)
+        if old is not None:
+            if old.mask != entry.mask:
+                rows.append(Row(path, old.mask, entry.mask))
+        elif not _is_ordinary(entry, ordinary.get(entry.kind, set())):
+            rows.append(Row(path, ABSENT, entry.mask))
+    patterns = list(ignore)
+    return sorted(row for row in rows if not any(fnmatch.fnmatchcase(row.path, pattern) for pattern in patterns))
+
+
+def check_same(before: State, after: State, ignore: Iterable[str] = ()) -> None:
+    """Raises AssertionError with each difference on a line."""
+    rows = diff(before, after, ignore)
+    for row in rows:
+        print(f"  differs: {row}")
+    assert not rows, f"the host differs in {len(rows)} places, first {rows[0]}"
+
+
+def _is_ordinary(entry: Entry, masks_before: set[str]) -> bool:
+    if entry.mask in masks_before or entry.mask == entry.cgroup_cpus:
+        return True
+    return entry.kernel and len(cpulist.parse(entry.mask)) == 1
+
+
+def _kind(thread: threads.Thread) -> str:
+    """What threads of one kind have in common: `kworker/u#:#`, `kworker/#:#H`, `CPU #/KVM`."""
+    name = thread.comm
+    if thread.kernel and name.startswith("kworker/"):
+        # The kernel appends what the worker does just now: `kworker/0:1-events`.
+        name = re.split(r"[-+]", name, maxsplit=1)[0] if not name.startswith("kworker/R-") else name
+    return re.sub(r"\d+", "#", name)
+
+
+def _inherited(files: dict[str, str], group: str) -> str:
+    """The effective CPUs of the nearest cgroup above that has the controller."""
+    while True:
+        value = files.get(f"{CGROUPS}{group}/cpuset.cpus.effective", "")
+        if value or not group:
+            return value
+        group = group.rpartition("/")[0]
+
+
+def _walk(folder: Path) -> Iterable[Path]:
+    for name, _folders, members in os.walk(folder):
+        # A symlink to a folder is listed among the folders.
+        for member in [*members, *(f for f in _folders if (Path(name) / f).is_symlink())]:
+            yield Path(name) / member
+
+
+def _read(path: Path) -> str | None:
+    """The text of a file; None when it vanished or is nothing to read (a cgroup may end while the tree is walked)."""
+    try:
+        if path.is_symlink():
+            return f"-> {os.readlink(path)}"
+        if not path.is_file():
+            return None
+        data = path.read_bytes()[:TEXT_BYTES]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # EOPNOTSUPP of a threaded group, EIO of a managed IRQ: that it refuses is its state.
+        return f"(errno {error.errno})"
+    return data.decode(errors="replace").strip()

@@ -1,0 +1,71 @@
+"""Threads of the host: who they are, and where they may run. Read from /proc alone."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Thread:
+    """A thread at one moment. (tid, start) names it for its whole life; tids alone are used again."""
+
+    tid: int
+    pid: int
+    start: int  # clock ticks since boot
+    comm: str
+    allowed: str  # cpulist
+    kernel: bool
+
+
+# PF_KTHREAD of include/linux/sched.h, in the flags field of /proc/TID/stat.
+_PF_KTHREAD = 0x00200000
+
+
+def read(pid: int, tid: int) -> Thread | None:
+    """The thread, or None when it is gone."""
+    folder = PROC / str(pid) / "task" / str(tid)
+    try:
+        stat = (folder / "stat").read_text()
+        status = (folder / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The comm stands in parentheses and may itself hold spaces and parentheses.
+    comm, rest = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
+    allowed = next(line.split(":", 1)[1].strip() for line in status.splitlines() if line.startswith("Cpus_allowed_list:"))
+    return Thread(tid, pid, int(rest[19]), comm, allowed, bool(int(rest[6]) & _PF_KTHREAD))
+
+
+def of_process(pid: int) -> dict[int, Thread]:
+    """Every thread of a process by tid; empty when it is gone."""
+    try:
+        tids = [int(name) for name in os.listdir(PROC / str(pid) / "task")]
+    except (FileNotFoundError, ProcessLookupError):
+        return {}
+    found = (read(pid, tid) for tid in tids)
+    return {thread.tid: thread for thread in found if thread is not None}
+
+
+def of_host() -> Iterator[Thread]:
+    for name in os.listdir(PROC):
+        if name.isdigit():
+            yield from of_process(int(name)).values()
+
+
+def allowed(tid: int) -> str:
+    """The thread's mask as a cpulist. Raises FileNotFoundError when it is gone."""
+    status = (PROC / str(tid) / "status").read_text()
+    return next(line.split(":", 1)[1].strip() for line in status.splitlines() if line.startswith("Cpus_allowed_list:"))
+
+
+def cgroup(pid: int) -> str:
+    """The cgroup v2 path, as `/qemu.slice/100.scope`; empty when the process is gone."""
+    try:
+        for line in (PROC / str(pid) / "cgroup").read_text().splitlines():
+            if line.startswith("0::"):
+                return line[3:]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    return ""

@@ -1,0 +1,134 @@
+"""`tests/host/run`: builds what is missing, boots, runs scenarios, tells the result."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from . import boot, cache, image, job, preflight, rootfs, shape
+from .report import Report
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+
+
+def arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests/host/run", description="Run scenarios in the test host")
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names; all when absent; `shell` for a console")
+    parser.add_argument("--shape", default="5900x", choices=shape.names(), help="the machine to be (default: 5900x)")
+    parser.add_argument("--suite", default="trixie", choices=rootfs.names(), help="its Debian (default: trixie)")
+    parser.add_argument("--keep", action="store_true", help="keep the run's folder, with all logs, also on success")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="unpack what the scenarios handed back into DIR")
+    parser.add_argument("--list", action="store_true", help="list scenarios, shapes and suites")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str]) -> int:
+    # So that the context managers end what they began.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        return run_from(arguments(argv))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+def run_from(args: argparse.Namespace) -> int:
+    if args.list:
+        print("scenarios:", *scenario_names())
+        print("shapes:", *shape.names())
+        print("suites:", *rootfs.names())
+        return EXIT_OK
+    wanted = args.scenarios or scenario_names()
+    unknown = [name for name in wanted if name not in [*scenario_names(), "shell"]]
+    if unknown:
+        print(f"error: no scenario {', '.join(unknown)}; there are: {', '.join(scenario_names())}", file=sys.stderr)
+        return EXIT_USAGE
+    its_shape = shape.Shape.load(args.shape)
+    suite = rootfs.Suite.load(args.suite)
+    try:
+        preflight.check()
+        start = time.monotonic()
+        rootfs.root(rootfs.Suite.load(boot.CARRIER))
+        rootfs.kernel(suite)
+        image.disk(suite)
+        built_s = time.monotonic() - start
+        if built_s > 1:
+            print(f"built in {built_s:.0f} s", flush=True)
+    except (preflight.CannotRun, LookupError) as why:
+        print(f"skipped: the test host cannot run here: {why}")
+        return preflight.EXIT_SKIPPED
+    except rootfs.BuildFailed as why:
+        print(f"error: {why}", file=sys.stderr)
+        return EXIT_FAILED
+
+    runs = cache.folder() / "runs"
+    runs.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{args.shape}-{args.suite}-", dir=runs))
+    job_tar = folder / "job.tar"
+    description = {"shape": {"name": args.shape, **its_shape.data}, "suite": args.suite, "scenarios": wanted}
+    keep = True
+    try:
+        if wanted == ["shell"]:
+            job.write(job_tar, job.RUN_SHELL, description, binary())
+            keep = args.keep
+            return shell(folder, its_shape, suite, job_tar)
+        job.write(job_tar, job.RUN_SCENARIOS, description, binary())
+        report = run(folder, its_shape, suite, job_tar, wanted)
+        if args.results and report.finished:
+            args.results.mkdir(parents=True, exist_ok=True)
+            shutil.unpack_archive(folder / "results.tar", args.results, "tar", filter="data")
+        keep = args.keep or not report.ok
+        return EXIT_OK if report.ok else EXIT_FAILED
+    finally:
+        if keep:
+            print(f"logs: {folder}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def scenario_names() -> list[str]:
+    return sorted(path.stem for path in (job.HERE / "scenarios").glob("*.py"))
+
+
+def binary() -> Path | None:
+    """The qmpin under test. Scenarios that need it are skipped when there is none."""
+    named = os.environ.get("QMPIN_BIN")
+    path = Path(named) if named else job.REPOSITORY / "target/release/qmpin"
+    if named and not path.is_file():
+        raise SystemExit(f"error: QMPIN_BIN={named}: no such file")
+    return path if path.is_file() else None
+
+
+def run(folder: Path, its_shape: shape.Shape, suite: rootfs.Suite, job_tar: Path, wanted: list[str]) -> Report:
+    """Boots until a job begins, at most BOOT_ATTEMPTS times, and follows that job to its end."""
+    report = Report(wanted, folder)
+    for attempt in range(1, boot.BOOT_ATTEMPTS + 1):
+        with boot.Machine(folder, its_shape, suite, job_tar) as machine:
+            events = machine.events()
+            try:
+                boot_s = machine.wait_begun(events, its_shape.boot_limit_s)
+            except boot.NotBooted as why:
+                saved = folder / f"console-boot-{attempt}.log"
+                shutil.copy(machine.console, saved)
+                print(f"boot {attempt} of {boot.BOOT_ATTEMPTS}: {why}", flush=True)
+                continue
+            tries = "" if attempt == 1 else f", at try {attempt}"
+            print(f"booted {its_shape.name} with {suite.name} in {boot_s:.0f} s{tries}", flush=True)
+            report.follow(events)
+            report.print_end(machine.console)
+            return report
+    report.never_booted(boot.BOOT_ATTEMPTS)
+    report.print_end(folder / "console.log")
+    return report
+
+
+def shell(folder: Path, its_shape: shape.Shape, suite: rootfs.Suite, job_tar: Path) -> int:
+    with boot.Machine(folder, its_shape, suite, job_tar, interactive=True) as machine:
+        assert machine.process is not None
+        return machine.process.wait()
