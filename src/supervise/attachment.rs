@@ -168,6 +168,7 @@ impl<'a> Attachment<'a> {
                 held: &held,
             };
             let plan = plan(&request)?;
+            let is_new = resumed.is_none();
             let journal = match resumed {
                 Some(journal) => journal,
                 None => new_journal(&settings, &boot_id, process)?,
@@ -190,7 +191,13 @@ impl<'a> Attachment<'a> {
                 lock,
                 settings,
             };
-            attachment.write_lease()?;
+            if let Err(error) = attachment.write_lease() {
+                // Nothing was written to any thread in this run; an earlier one's undo stays.
+                if is_new {
+                    let _ = attachment.settings.state.forget(&attachment.settings.vm);
+                }
+                return Err(error.into());
+            }
             attachment
         };
         match attachment.mend(scan) {
@@ -527,7 +534,8 @@ fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
     for vm in vms.into_iter().filter(|vm| *vm != settings.vm) {
         let dead = match settings.state.lease(&vm) {
             Ok(Some(lease)) => {
-                lease.boot_id != boot_id || !discover::is_alive(host.root, lease.qemu)
+                // Not to be learnt is not dead.
+                lease.boot_id != boot_id || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
             }
             Ok(None) => false,
             Err(error) => {

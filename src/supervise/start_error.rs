@@ -7,6 +7,7 @@ use crate::ids::{Pid, VmName};
 use crate::journal::JournalError;
 use crate::leases::StateError;
 use crate::plan::PlanError;
+use crate::restore::RestoreError;
 use crate::qmp::QmpError;
 use crate::sysroot::ReadError;
 
@@ -39,6 +40,9 @@ pub enum StartError {
     /// The journal could not be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// It could not be given back.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// Something to watch the VM by could not be had.
     #[error("could not watch {what}")]
     Watch {
@@ -180,6 +184,11 @@ impl From<StartError> for Failure {
             StartError::Plan(error) => error.into(),
             StartError::State(error) => error.into(),
             StartError::Journal(error) => error.into(),
+            StartError::Restore(RestoreError::Journal(error)) => error.into(),
+            StartError::Restore(RestoreError::Look(ref read)) => {
+                let kind = permission_or(&read.source, Kind::Partial);
+                Failure::from_error(kind, error).hint("nothing was forgotten: try again")
+            }
             StartError::Watch { ref source, .. } => {
                 let kind = permission_or(source, Kind::NoVm);
                 Failure::from_error(kind, error)
