@@ -118,6 +118,9 @@ pub fn restore(
         Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(RestoreReport::nothing(Nothing::NeverAttached));
         }
+        Err(JournalError::NeverBegun { .. }) => {
+            return Ok(RestoreReport::nothing(Nothing::NeverAttached));
+        }
         Err(error) => return Err(error.into()),
     };
     if content.header.boot_id != boot_id {
@@ -190,8 +193,7 @@ fn living(
 ) -> Result<Vec<ThreadKey>, ReadError> {
     let mut threads = tasks::keys(root, process.pid)?;
     for key in memory.written() {
-        if threads.iter().all(|thread| thread.tid != key.tid)
-            && tasks::is_kernel_thread(root, key)?
+        if threads.iter().all(|thread| thread.tid != key.tid) && tasks::is_kernel_thread(root, key)?
         {
             threads.push(key);
         }

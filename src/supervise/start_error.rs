@@ -7,8 +7,8 @@ use crate::ids::{Pid, VmName};
 use crate::journal::JournalError;
 use crate::leases::StateError;
 use crate::plan::PlanError;
-use crate::restore::RestoreError;
 use crate::qmp::QmpError;
+use crate::restore::RestoreError;
 use crate::sysroot::ReadError;
 
 /// Why a VM could not be attached or given back.
@@ -20,6 +20,14 @@ pub enum StartError {
         /// Which VM.
         vm: VmName,
         /// By which process, where its lease says so.
+        pid: Option<Pid>,
+    },
+    /// Whoever has the VM does not end.
+    #[error("VM {vm} is in use{} and does not let go", used_by(*pid))]
+    NotEnded {
+        /// Which VM.
+        vm: VmName,
+        /// By which process, where that is known.
         pid: Option<Pid>,
     },
     /// The VM could not be looked at.
@@ -61,9 +69,15 @@ fn by(pid: Option<Pid>) -> String {
     pid.map_or(String::new(), |pid| format!(": process {pid} follows it"))
 }
 
+fn used_by(pid: Option<Pid>) -> String {
+    pid.map_or(" by another qmpin".to_owned(), |pid| {
+        format!(" by process {pid}, which was told to end,")
+    })
+}
+
 impl StartError {
     pub(super) fn already_attached(settings: &Settings) -> StartError {
-        let pid = settings.state.supervisor(&settings.vm).ok().flatten();
+        let pid = settings.state.supervisor(&settings.vm).map(|process| process.pid);
         StartError::AlreadyAttached { vm: settings.vm.clone(), pid }
     }
 }
@@ -152,14 +166,14 @@ impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Failure {
         let kind = match &error {
             JournalError::Io { source, .. } => permission_or(source, Kind::Partial),
-            JournalError::NotAJournal { .. } => Kind::Partial,
+            JournalError::NotAJournal { .. } | JournalError::NeverBegun { .. } => Kind::Partial,
         };
         let hint = match &error {
             JournalError::NotAJournal { path, .. } => Some(format!(
                 "nothing was changed; keep a copy of {} and remove it to go on",
                 path.display()
             )),
-            JournalError::Io { .. } => None,
+            JournalError::Io { .. } | JournalError::NeverBegun { .. } => None,
         };
         with_hint(Failure::from_error(kind, error), hint)
     }
@@ -176,6 +190,10 @@ impl From<StartError> for Failure {
         match error {
             StartError::AlreadyAttached { ref vm, .. } => {
                 let hint = format!("`qmpin detach {vm}` ends it and puts everything back");
+                Failure::from_error(Kind::No, error).hint(hint)
+            }
+            StartError::NotEnded { .. } => {
+                let hint = "its journal stays: try again when it has ended";
                 Failure::from_error(Kind::No, error).hint(hint)
             }
             StartError::Vm(error) => error.into(),
