@@ -8,7 +8,6 @@ use crate::discover::{self, channel_paths, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
 use crate::plan::diff::diff;
 use crate::plan::{PlanError, Request};
-use crate::qmp::Limits;
 use crate::render::{Explain, PlanDocument, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{Follow, Settings, neighbours};
@@ -28,7 +27,7 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
         location: args.vm.location(global),
         state: global.state(&root),
         policy: args.policy.policy(global, &root, &args.vm.vm)?,
-        limits: Limits::default(),
+        limits: args.vm.limits(),
         follow: Follow::Once,
     };
     let shape = match (args.json, args.explain) {

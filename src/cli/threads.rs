@@ -4,7 +4,6 @@ use super::args::{Global, ThreadsArgs};
 use super::{Answer, block_on, output};
 use crate::discover::{channel_paths, read_vm, tasks};
 use crate::error::Failure;
-use crate::qmp::Limits;
 use crate::render::ThreadsDocument;
 use crate::sched::Kernel;
 use crate::sysroot::SysRoot;
@@ -15,7 +14,7 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     let root = SysRoot::live();
     let location = args.vm.location(global);
     let paths = channel_paths(&args.vm.vm, &location);
-    let limits = Limits::default();
+    let limits = args.vm.limits();
     let view = block_on(read_vm(&root, &Kernel, &args.vm.vm, &location, paths, &limits))??;
     let kind = view.channel.kind();
     let process = view.process;

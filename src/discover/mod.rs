@@ -18,7 +18,7 @@ use crate::sysroot::ReadError;
 
 pub use host::{all_leases, boot_id, live_leases, online_cpus};
 pub use policy::{PolicyFileError, load_policy};
-pub use process::{ProcessError, VmLocation, is_alive, process_key, proxmox_process};
+pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use topology::read_topology;
 pub use vm::{VmError, VmView, channel_paths, guest, named, read_vm};
 

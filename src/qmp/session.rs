@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::future::Future;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -103,7 +104,10 @@ impl Session {
                     sleep(pause).await;
                     pause = (pause * 2).min(pause_max);
                 }
-                Err(source) => return Err(QmpError::Connect { path: path.to_owned(), source }),
+                Err(source) => {
+                    let source = not_a_socket(path).unwrap_or(source);
+                    return Err(QmpError::Connect { path: path.to_owned(), source });
+                }
             }
         };
         let peer = peer_pid(&stream)
@@ -515,6 +519,14 @@ fn read_greeting(line: &[u8]) -> Greeting {
         package: excerpt(qmp.version.package.as_bytes()),
         capabilities: qmp.capabilities.iter().map(|name| excerpt(name.as_bytes())).collect(),
     }
+}
+
+/// The kernel refuses a connection to a file that is no socket in the same words as to one that nobody
+/// serves.
+fn not_a_socket(path: &Path) -> Option<io::Error> {
+    let found = std::fs::metadata(path).ok()?;
+    (!found.file_type().is_socket())
+        .then(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"))
 }
 
 fn peer_pid(stream: &UnixStream) -> io::Result<Pid> {

@@ -143,10 +143,13 @@ impl<'a> Attachment<'a> {
     ) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
         let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
         settings.state.create()?;
-        let lock = settings
+        let mut lock = settings
             .state
             .lock_supervisor(&settings.vm)?
             .ok_or_else(|| StartError::already_attached(&settings))?;
+        if let Some(process) = this_process(host.root) {
+            lock.sign(process);
+        }
         // The host is read by a thread of its own: QEMU takes about as long to answer.
         let root = host.root.clone();
         let topology = thread::spawn(move || read_topology(&root));
@@ -177,6 +180,7 @@ impl<'a> Attachment<'a> {
                 held: &held,
             };
             let plan = plan(&request)?;
+            let is_new = resumed.is_none();
             let journal = match resumed {
                 Some(journal) => journal,
                 None => new_journal(&settings, &boot_id, process)?,
@@ -199,7 +203,13 @@ impl<'a> Attachment<'a> {
                 lock,
                 settings,
             };
-            attachment.write_lease()?;
+            if let Err(error) = attachment.write_lease() {
+                // Nothing was written to any thread in this run; an earlier one's undo stays.
+                if is_new {
+                    let _ = attachment.settings.state.forget(&attachment.settings.vm);
+                }
+                return Err(error.into());
+            }
             attachment
         };
         match attachment.mend(scan) {
@@ -345,10 +355,7 @@ impl<'a> Attachment<'a> {
 
     fn write_lease(&self) -> Result<(), StateError> {
         let supervisor = match self.settings.follow {
-            Follow::Stay => {
-                let pid = Pid(i32::try_from(std::process::id()).unwrap_or(0));
-                discover::process_key(self.host.root, pid).ok()
-            }
+            Follow::Stay => this_process(self.host.root),
             Follow::Once => None,
         };
         self.settings.state.write_lease(&Lease {
@@ -484,7 +491,13 @@ fn resume(
     if !path.exists() {
         return Ok(None);
     }
-    let (journal, header) = Journal::resume(&path)?;
+    let (journal, header) = match Journal::resume(&path) {
+        Err(JournalError::NeverBegun { .. }) => {
+            settings.state.forget(&settings.vm)?;
+            return Ok(None);
+        }
+        resumed => resumed?,
+    };
     if header.boot_id == boot_id && header.process == process {
         return Ok(Some(journal));
     }
@@ -541,7 +554,9 @@ fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
     for vm in vms.into_iter().filter(|vm| *vm != settings.vm) {
         let dead = match settings.state.lease(&vm) {
             Ok(Some(lease)) => {
-                lease.boot_id != boot_id || !discover::is_alive(host.root, lease.qemu)
+                // Not to be learnt is not dead.
+                lease.boot_id != boot_id
+                    || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
             }
             Ok(None) => false,
             Err(error) => {
@@ -574,6 +589,11 @@ pub fn give_back(
         state.forget(vm)?;
     }
     Ok(report)
+}
+
+fn this_process(root: &SysRoot) -> Option<ProcessKey> {
+    let pid = Pid(i32::try_from(std::process::id()).ok()?);
+    discover::process_key(root, pid).ok()
 }
 
 fn unix_now_s() -> u64 {
