@@ -151,6 +151,7 @@ impl Session {
     /// Any [`QmpError`] of the wire; the session has then ended.
     pub async fn open(&mut self) -> Result<Greeting, QmpError> {
         let greeting = self.greeting(self.limits.greeting_timeout).await?;
+        let greeting = read_greeting(&greeting);
         let mut batch = Batch::default();
         batch.add::<()>(CAPABILITIES, None)?;
         let mut answers = self.exchange(batch, self.limits.reply_timeout).await?.into_iter();
@@ -165,7 +166,8 @@ impl Session {
     /// Any [`QmpError`].
     pub async fn open_and_query_roles(&mut self) -> Result<Roles, QmpError> {
         self.greeting(self.limits.greeting_timeout).await?;
-        let [cpus, iothreads] = self.negotiate_and_ask_roles(self.limits.reply_timeout).await?;
+        let within = self.limits.reply_timeout;
+        let [cpus, iothreads] = self.negotiate_and_ask_roles(Batch::first_roles()?, within).await?;
         Roles::read(cpus, iothreads, &self.limits)
     }
 
@@ -191,7 +193,7 @@ impl Session {
     pub async fn execute<C: qapi::Command>(&mut self, command: &C) -> Result<C::Ok, QmpError> {
         self.must_be_open()?;
         let mut batch = Batch::default();
-        batch.add(C::NAME.into(), Some(command))?;
+        batch.add_command(command)?;
         let [answer] = all(self.exchange(batch, self.limits.reply_timeout).await?)?;
         answer.read()
     }
@@ -233,8 +235,8 @@ impl Session {
         }
     }
 
-    /// Waits for the greeting.
-    pub(super) async fn greeting(&mut self, within: Duration) -> Result<Greeting, QmpError> {
+    /// Waits for the greeting and returns its line.
+    pub(super) async fn greeting(&mut self, within: Duration) -> Result<Vec<u8>, QmpError> {
         match self.phase {
             Phase::Connected(_) => {}
             Phase::Open(_) => return Err(QmpError::WrongState { state: "open already" }),
@@ -246,7 +248,7 @@ impl Session {
         self.settled_in_time(result, within)
     }
 
-    async fn greeting_line(&mut self) -> Result<Greeting, QmpError> {
+    async fn greeting_line(&mut self) -> Result<Vec<u8>, QmpError> {
         for _ in 0..=self.limits.noise_lines_max {
             match self.next_line().await {
                 Ok(Line::Greeting(greeting)) => return Ok(greeting),
@@ -266,16 +268,13 @@ impl Session {
         Err(self.flood())
     }
 
-    /// After the greeting: negotiates and asks for the roles in one write. The answers are not yet
-    /// read, so that a shared socket can be closed first.
+    /// After the greeting: sends [`Batch::first_roles`]. The answers are not yet read, so that a
+    /// shared socket can be closed first.
     pub(super) async fn negotiate_and_ask_roles(
         &mut self,
+        batch: Batch,
         within: Duration,
     ) -> Result<[Pending; 2], QmpError> {
-        let mut batch = Batch::default();
-        batch.add::<()>(CAPABILITIES, None)?;
-        batch.add::<()>(QUERY_CPUS, None)?;
-        batch.add::<()>(QUERY_IOTHREADS, None)?;
         let [capabilities, cpus, iothreads] = all(self.exchange(batch, within).await?)?;
         self.negotiated(Some(capabilities))?;
         Ok([cpus, iothreads])
@@ -317,7 +316,8 @@ impl Session {
         batch: Batch,
         within: Duration,
     ) -> Result<Vec<Pending>, QmpError> {
-        let Batch { bytes, mut pending } = batch;
+        let Batch { mut bytes, mut pending } = batch;
+        bytes.push(b'\n');
         if let Some(first) = pending.first() {
             self.awaited = Awaited::Reply(first.command.clone());
         }
@@ -351,8 +351,9 @@ impl Session {
         while let Some(first) = pending.iter().find(|pending| pending.answer.is_none()) {
             self.awaited = Awaited::Reply(first.command.clone());
             match self.next_line().await? {
-                Line::Answer { id: Some(Value::String(id)), answer } => {
-                    match pending.iter_mut().find(|p| p.id == id && p.answer.is_none()) {
+                Line::Answer { id: Some(id), answer } => {
+                    let open = |p: &&mut Pending| p.answer.is_none() && id == p.id;
+                    match pending.iter_mut().find(open) {
                         Some(pending) => {
                             pending.answer = Some(answer);
                             continue;
@@ -401,7 +402,7 @@ impl Session {
             source,
         };
         Ok(match classify(line).map_err(bad_json)? {
-            Message::Greeting => Line::Greeting(read_greeting(line)),
+            Message::Greeting => Line::Greeting(line.to_vec()),
             Message::Return { id } => Line::Answer { id, answer: Answer::Return(line.to_vec()) },
             Message::Error { id, body } => Line::Answer { id, answer: Answer::Error(body) },
             Message::Event => match read_event(line, &mut self.tolerated) {
@@ -451,7 +452,7 @@ impl Session {
 
 /// A line that was read.
 enum Line {
-    Greeting(Greeting),
+    Greeting(Vec<u8>),
     Answer { id: Option<Value>, answer: Answer },
     Event(QmpEvent),
     Unknown,
@@ -465,6 +466,15 @@ pub(super) struct Batch {
 }
 
 impl Batch {
+    /// The negotiation and both queries.
+    pub(super) fn first_roles() -> Result<Batch, QmpError> {
+        let mut batch = Batch::default();
+        batch.add::<()>(CAPABILITIES, None)?;
+        batch.add::<()>(QUERY_CPUS, None)?;
+        batch.add::<()>(QUERY_IOTHREADS, None)?;
+        Ok(batch)
+    }
+
     pub(super) fn add<A: Serialize>(
         &mut self,
         command: Cow<'static, str>,
@@ -474,7 +484,10 @@ impl Batch {
     }
 
     pub(super) fn add_command<C: qapi::Command>(&mut self, command: &C) -> Result<(), QmpError> {
-        self.add(C::NAME.into(), Some(command))
+        let encode = |source| QmpError::Encode { command: C::NAME.into(), source };
+        let arguments = serde_json::to_value(command).map_err(encode)?;
+        let has_some = arguments.as_object().is_some_and(|members| !members.is_empty());
+        self.add(C::NAME.into(), has_some.then_some(&arguments))
     }
 }
 
