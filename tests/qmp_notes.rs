@@ -58,7 +58,7 @@ fn tests() -> BTreeSet<String> {
     let mut files = Vec::new();
     rust_files(&package().join("src/qmp"), &mut files);
     files.extend(
-        ["qmp_session", "qmp_replay", "qmp_qemu", "qmp_channel"]
+        ["qmp_session", "qmp_roles", "qmp_replay", "qmp_qemu", "qmp_channel"]
             .map(|name| package().join("tests").join(name).with_extension("rs")),
     );
     let mut names = BTreeSet::new();

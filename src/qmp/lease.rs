@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::error::{CheckError, QmpError};
 use super::roles::Roles;
-use super::session::{Batch, Session};
+use super::session::Session;
+use super::wire::Batch;
 use super::{Limits, Tolerated};
 use crate::ids::Pid;
 

@@ -11,6 +11,13 @@ use serde_json::Value;
 
 use super::error::{QmpError, excerpt};
 
+/// The name of the negotiation.
+pub(super) const CAPABILITIES: Cow<'static, str> = Cow::Borrowed("qmp_capabilities");
+/// The name of the query for vCPUs.
+pub(super) const QUERY_CPUS: Cow<'static, str> = Cow::Borrowed("query-cpus-fast");
+/// The name of the query for iothreads.
+pub(super) const QUERY_IOTHREADS: Cow<'static, str> = Cow::Borrowed("query-iothreads");
+
 /// The ids: numbers of two digits. QEMU reads one byte in each turn of its main loop
 /// (`monitor_can_read` in monitor/monitor.c), so the length of what we send is the better part of
 /// the time that we hold a socket. Ninety are enough: QEMU answers one client in order, so an id is
@@ -83,7 +90,7 @@ impl Pending {
 ///
 /// # Errors
 /// [`QmpError::Encode`]; `out` is then as it was.
-pub(super) fn write_command<A: Serialize>(
+fn write_command<A: Serialize>(
     out: &mut Vec<u8>,
     pending: &mut Vec<Pending>,
     command: Cow<'static, str>,
@@ -106,6 +113,44 @@ pub(super) fn write_command<A: Serialize>(
     }
     pending.push(Pending { id, command, answer: None });
     Ok(())
+}
+
+/// Commands that leave in one write.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
+    pub(super) pending: Vec<Pending>,
+}
+
+impl Batch {
+    /// The negotiation and both queries.
+    pub(super) fn first_roles() -> Result<Batch, QmpError> {
+        let mut batch = Batch::default();
+        batch.add::<()>(CAPABILITIES, None)?;
+        batch.add::<()>(QUERY_CPUS, None)?;
+        batch.add::<()>(QUERY_IOTHREADS, None)?;
+        Ok(batch)
+    }
+
+    pub(super) fn add<A: Serialize>(
+        &mut self,
+        command: Cow<'static, str>,
+        arguments: Option<&A>,
+    ) -> Result<(), QmpError> {
+        write_command(&mut self.bytes, &mut self.pending, command, arguments)
+    }
+
+    pub(super) fn add_command<C: qapi::Command>(&mut self, command: &C) -> Result<(), QmpError> {
+        let encode = |source| QmpError::Encode { command: C::NAME.into(), source };
+        let arguments = serde_json::to_value(command).map_err(encode)?;
+        let has_some = arguments.as_object().is_some_and(|members| !members.is_empty());
+        self.add(C::NAME.into(), has_some.then_some(&arguments))
+    }
+}
+
+/// The answers as an array.
+pub(super) fn all<const N: usize>(answers: Vec<Pending>) -> Result<[Pending; N], QmpError> {
+    answers.try_into().map_err(|_| QmpError::WrongState { state: "out of step" })
 }
 
 /// What a line is.
@@ -163,6 +208,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Tokens of JSON and members of QMP, in any order.
+    const JSON_LIKE: &str = concat!(
+        r#"(\{|\}|\[|\]|"(QMP|return|error|event|id|data)""#,
+        r#"|:|,|-?[0-9]{1,3}|null|\\|"){0,40}"#
+    );
+
     #[test]
     fn a_line_is_known_by_its_members_and_not_by_their_order() {
         assert!(matches!(classify(br#"{"QMP": {"x": 1}}"#), Ok(Message::Greeting)));
@@ -217,7 +268,7 @@ mod tests {
         }
 
         #[test]
-        fn any_json_like_bytes_are_classified_or_refused(line in r#"(\{|\}|\[|\]|"(QMP|return|error|event|id|data)"|:|,|-?[0-9]{1,3}|null|\\|"){0,40}"#) {
+        fn any_json_like_bytes_are_classified_or_refused(line in JSON_LIKE) {
             let _ = classify(line.as_bytes());
         }
     }

@@ -1,7 +1,7 @@
 //! How long a lease holds a shared socket, against the bare minimum: a blocking client that
-//! negotiates, asks both queries, without ids, and closes, and reads nothing of the answers but their
-//! newlines. Prints ratios of medians of one run, the clients taken in turn; asserts nothing about
-//! time.
+//! negotiates, asks both queries, without ids, and closes, and reads nothing of the answers but
+//! their newlines. Prints ratios of medians of one run, the clients taken in turn; asserts nothing
+//! about time.
 //!
 //! `cargo bench --bench lease_hold`
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
@@ -62,9 +62,8 @@ fn median(mut times: Vec<Duration>) -> f64 {
 fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let limits = Limits::default();
-    println!(
-        "vcpus  lease: held / whole visit   minimum, one write   minimum, three writes   (us, medians of {ROUNDS})"
-    );
+    println!("us, medians of {ROUNDS}, from the greeting / of the whole visit");
+    println!("vcpus  lease          minimum: one write, three writes     ratios");
     for vcpus in [4, 16, 64] {
         let accel = if has_kvm() { Accel::Kvm } else { Accel::Tcg };
         let qemu =
@@ -87,18 +86,9 @@ fn main() {
             }
         }
         let [ours, one, three] = times.map(|pair| pair.map(median));
-        println!(
-            "{vcpus:>5}  {:>8.0} / {:>8.0}   {:>8.0} / {:>8.0}   {:>8.0} / {:>8.0}   ratio {:.2} / {:.2} to one write, {:.2} / {:.2} to three",
-            ours[0],
-            ours[1],
-            one[0],
-            one[1],
-            three[0],
-            three[1],
-            ours[0] / one[0],
-            ours[1] / one[1],
-            ours[0] / three[0],
-            ours[1] / three[1],
-        );
+        let ratio =
+            |other: [f64; 2]| format!("{:.2} / {:.2}", ours[0] / other[0], ours[1] / other[1]);
+        let times = [ours, one, three].map(|pair| format!("{:>5.0} / {:<5.0}", pair[0], pair[1]));
+        println!("{vcpus:>5} {}   {}, {}", times.join(" "), ratio(one), ratio(three));
     }
 }
