@@ -113,11 +113,11 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    /// The fastest first answer: over our own socket where there is one, else by a lease. Nothing is
-    /// probed.
+    /// The fastest first answer: over our own socket where there is one, else by a lease. Nothing
+    /// is probed.
     ///
     /// # Errors
-    /// Those of [`lease`].
+    /// Those of [`lease()`].
     pub async fn first(
         paths: ChannelPaths,
         limits: Limits,
@@ -170,7 +170,7 @@ impl Channel {
     /// up for a lease; [`kind`](Channel::kind) tells.
     ///
     /// # Errors
-    /// Those of [`lease`], and what is wrong with an answer that came over the live session.
+    /// Those of [`lease()`], and what is wrong with an answer that came over the live session.
     pub async fn roles(&mut self) -> Result<Roles, QmpError> {
         if let Some((session, _)) = &mut self.live {
             match session.query_roles().await {
