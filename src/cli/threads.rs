@@ -2,7 +2,7 @@
 
 use super::args::{Global, ThreadsArgs};
 use super::{Answer, block_on, output};
-use crate::discover::{channel_paths, read_vm, tasks};
+use crate::discover::{channel_paths, read_vm, tasks, way_beside_supervisor};
 use crate::error::Failure;
 use crate::render::ThreadsDocument;
 use crate::sched::Kernel;
@@ -15,7 +15,8 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     let location = args.vm.location(global);
     let paths = channel_paths(&args.vm.vm, &location);
     let limits = args.vm.limits();
-    let view = block_on(read_vm(&root, &Kernel, &args.vm.vm, &location, paths, &limits))??;
+    let first = way_beside_supervisor(&global.state(&root), &args.vm.vm);
+    let view = block_on(read_vm(&root, &Kernel, &args.vm.vm, &location, paths, first, &limits))??;
     let kind = view.channel.kind();
     let process = view.process;
     let mut threads = tasks::observe(process, view.scan, &view.identified).threads;

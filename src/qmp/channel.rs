@@ -123,14 +123,7 @@ impl Channel {
         limits: Limits,
         check: PeerCheck,
     ) -> Result<(Channel, Roles), QmpError> {
-        let mut channel = Channel {
-            paths,
-            limits,
-            check,
-            live: None,
-            own_refused: None,
-            tolerated: Tolerated::default(),
-        };
+        let mut channel = Channel::idle(paths, limits, check);
         let roles = match channel.connect_own().await {
             Ok((session, roles)) => {
                 channel.live = Some((session, ChannelKind::Socket));
@@ -142,6 +135,26 @@ impl Channel {
             }
         };
         Ok((channel, roles))
+    }
+
+    /// A first answer by a lease, for when our own socket is another's to hold, or not wanted. Do not
+    /// [`upgrade`](Channel::upgrade) it.
+    ///
+    /// # Errors
+    /// Those of [`lease`].
+    pub async fn first_by_lease(
+        paths: ChannelPaths,
+        limits: Limits,
+        check: PeerCheck,
+    ) -> Result<(Channel, Roles), QmpError> {
+        let mut channel = Channel::idle(paths, limits, check);
+        let roles = channel.lease_roles().await?;
+        Ok((channel, roles))
+    }
+
+    fn idle(paths: ChannelPaths, limits: Limits, check: PeerCheck) -> Channel {
+        let tolerated = Tolerated::default();
+        Channel { paths, limits, check, live: None, own_refused: None, tolerated }
     }
 
     /// How QEMU is reached now.

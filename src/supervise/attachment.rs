@@ -12,7 +12,9 @@ use super::state::Looked;
 use crate::apply::{Applied, Bench, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
-use crate::discover::{self, DiscoverError, VmLocation, VmView, read_topology, read_vm};
+use crate::discover::{
+    self, DiscoverError, FirstWay, Target, VmLocation, VmView, read_topology, read_vm,
+};
 use crate::ids::{CpuId, Pid, Tid, VcpuIndex, VmName};
 use crate::journal::{Baseline, Header, Journal, JournalError, Record};
 use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
@@ -153,15 +155,15 @@ impl<'a> Attachment<'a> {
         // The host is read by a thread of its own: QEMU takes about as long to answer.
         let root = host.root.clone();
         let topology = thread::spawn(move || read_topology(&root));
-        let paths = channel_paths(&settings);
-        let view = read_vm(
-            host.root,
-            host.sched,
-            &settings.vm,
-            &settings.location,
-            paths,
-            &settings.limits,
-        );
+        let (paths, first) = channel_paths(&settings);
+        let target = Target {
+            vm: &settings.vm,
+            location: &settings.location,
+            paths: &paths,
+            first,
+            limits: &settings.limits,
+        };
+        let view = read_vm(host.root, host.sched, target);
         let VmView { process, channel, roles, identified, scan } = view.await?;
         let topology = topology.join().map_err(|_| StartError::TopologyThread)??;
         let resumed = resume(&settings, &boot_id, process)?;
@@ -467,16 +469,15 @@ fn baseline(main: CpuSet, threads: &[Thread]) -> Record {
     Record::Baseline(Baseline { main, threads: threads.collect() })
 }
 
-fn channel_paths(settings: &Settings) -> ChannelPaths {
+fn channel_paths(settings: &Settings) -> (ChannelPaths, FirstWay) {
     let paths = discover::channel_paths(&settings.vm, &settings.location);
     match settings.policy.vm.channel.value {
-        ChannelChoice::Auto => paths,
+        ChannelChoice::Auto => (paths, FirstWay::Best),
+        ChannelChoice::Lease => (paths, FirstWay::Lease),
         // The socket itself is ours: the same path in both places.
         ChannelChoice::Persistent => {
-            ChannelPaths { own: paths.shared.clone(), shared: paths.shared }
+            (ChannelPaths { own: paths.shared.clone(), shared: paths.shared }, FirstWay::Best)
         }
-        // No socket of our own: nothing can be at a path below a file.
-        ChannelChoice::Lease => ChannelPaths { own: paths.shared.join("none"), ..paths },
     }
 }
 
