@@ -5,8 +5,10 @@
 
 pub(crate) mod fake_host;
 pub(crate) mod hosts;
+pub(crate) mod ordered;
 pub(crate) mod qemu;
 pub(crate) mod qmp_peer;
+pub(crate) mod run;
 pub(crate) mod spoilt;
 pub(crate) mod transcript;
 
