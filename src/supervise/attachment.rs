@@ -9,7 +9,7 @@ use std::thread;
 
 use super::start_error::StartError;
 use super::state::Looked;
-use crate::apply::{Applied, Bench, apply};
+use crate::apply::{Applied, Bench, StepOutcome, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
 use crate::discover::{
@@ -22,6 +22,7 @@ use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Neighbour, Plan, PlanError, Request, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::qmp::{Channel, ChannelPaths, Limits, Roles};
+use crate::render::thread_in_words;
 use crate::restore::{RestoreReport, restore};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
@@ -81,6 +82,28 @@ pub struct Learnt {
     pub joined: Vec<(ThreadKey, Role)>,
     /// vCPUs and iothreads that are gone, or whose thread is.
     pub left: Vec<(ThreadKey, Role)>,
+}
+
+impl LookReport {
+    /// Whether there was something to move, and the kernel denied us every thread.
+    fn nothing_is_permitted(&self) -> bool {
+        let denied = |applied: &Applied| {
+            matches!(&applied.outcome, StepOutcome::Refused { error }
+                if error.kind() == std::io::ErrorKind::PermissionDenied)
+        };
+        !self.applied.is_empty() && self.applied.iter().all(denied)
+    }
+
+    fn not_permitted(self, vm: VmName) -> StartError {
+        let first = self.applied.into_iter().next();
+        let (who, source) = match first {
+            Some(Applied { step, outcome: StepOutcome::Refused { error } }) => {
+                (thread_in_words(step.thread.tid, &step.role, &step.comm), error)
+            }
+            _ => (String::new(), std::io::ErrorKind::PermissionDenied.into()),
+        };
+        StartError::NotPermitted { vm, who, source }
+    }
 }
 
 /// Why a look could not be finished.
@@ -215,6 +238,11 @@ impl<'a> Attachment<'a> {
             attachment
         };
         match attachment.mend(scan) {
+            Ok(report) if report.nothing_is_permitted() => {
+                let vm = attachment.settings.vm.clone();
+                let _ = attachment.finish();
+                Err(report.not_permitted(vm))
+            }
             Ok(report) => {
                 attachment.find_outside();
                 Ok((attachment, channel, report))

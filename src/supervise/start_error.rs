@@ -48,6 +48,17 @@ pub enum StartError {
     /// The journal could not be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Not one thread could be moved.
+    #[error("not permitted to move any thread of VM {vm}, such as {who}")]
+    NotPermitted {
+        /// Which VM.
+        vm: VmName,
+        /// `vcpu 0, tid 533`.
+        who: String,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
     /// It could not be given back.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -202,6 +213,9 @@ impl From<StartError> for Failure {
             StartError::Plan(error) => error.into(),
             StartError::State(error) => error.into(),
             StartError::Journal(error) => error.into(),
+            StartError::NotPermitted { .. } => {
+                Failure::from_error(Kind::Permission, error).hint("run it as root")
+            }
             StartError::Restore(RestoreError::Journal(error)) => error.into(),
             StartError::Restore(RestoreError::Look(ref read)) => {
                 let kind = permission_or(&read.source, Kind::Partial);
