@@ -69,8 +69,15 @@ pub async fn attach_once(
 /// [`StartError`].
 pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartError> {
     let channel_choice = settings.policy.vm.channel.value;
-    let (attachment, channel, first) = Attachment::start(host, settings).await?;
-    let watch = Watch::of(host, &attachment);
+    // Before the first write: from there on, a signal must lead to a restore.
+    let mut stop = stop_signals()?;
+    let (attachment, channel, first) = tokio::select! {
+        biased;
+        started = Attachment::start(host, settings) => started?,
+        // It waits for QEMU only, and has written nothing before QEMU's answer.
+        _ = stop.next() => return Ok(Ended { restored: RestoreReport::default() }),
+    };
+    let watch = Watch::of(host, &attachment, stop);
     let runner = Runner {
         upgrade_wanted: channel_choice == ChannelChoice::Auto,
         lines: BTreeSet::new(),
@@ -92,17 +99,31 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
     }
 }
 
+/// The signals that ask for an end in order; a closed terminal does, too.
+type StopSignals = Pin<Box<dyn Stream<Item = ()>>>;
+
+fn stop_signals() -> Result<StopSignals, StartError> {
+    let fail = |source| StartError::Watch { what: "signals", source };
+    let on = |kind| signal(kind).map(SignalStream::new).map_err(fail);
+    let end = on(SignalKind::terminate())?.merge(on(SignalKind::interrupt())?);
+    Ok(Box::pin(end.merge(on(SignalKind::hangup())?)))
+}
+
 /// What can wake the loop.
 struct Watch {
     exit: Exit,
     births: Option<Births>,
     leases: Option<LeaseChanges>,
-    stop: Pin<Box<dyn Stream<Item = ()>>>,
+    stop: StopSignals,
     slow_timer: Interval,
 }
 
 impl Watch {
-    fn of(host: Host<'_>, attachment: &Attachment<'_>) -> Result<Watch, StartError> {
+    fn of(
+        host: Host<'_>,
+        attachment: &Attachment<'_>,
+        stop: StopSignals,
+    ) -> Result<Watch, StartError> {
         let fail = |what| move |source| StartError::Watch { what, source };
         let process = attachment.process();
         let settings = attachment.settings();
@@ -128,12 +149,7 @@ impl Watch {
         }
         let mut slow_timer = interval_at(Instant::now() + every, every);
         slow_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let on = |kind| signal(kind).map(SignalStream::new).map_err(fail("signals"));
-        // A closed terminal ends it in order, too.
-        let stop = on(SignalKind::terminate())?
-            .merge(on(SignalKind::interrupt())?)
-            .merge(on(SignalKind::hangup())?);
-        Ok(Watch { exit, births, leases, stop: Box::pin(stop), slow_timer })
+        Ok(Watch { exit, births, leases, stop, slow_timer })
     }
 }
 
