@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   /run/qmpin/            flock on the folder itself: held for a moment while leases change
-//!   /run/qmpin/100.lock    flock: held by the supervisor of VM 100 for as long as it lives
+//!   /run/qmpin/100.lock    flock: held by the supervisor of VM 100 for as long as it lives;
+//!                          while it is held, its content says by whom
 //!   /run/qmpin/100.lease   what VM 100 has; what everybody else plans around
 //!   /run/qmpin/100.journal how to put it back (module `journal`)
 //! ```
@@ -19,7 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
-use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
+use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::sysroot::read_bounded;
 use crate::threads::ProcessKey;
 
@@ -164,6 +165,8 @@ impl StateDir {
                     let ours = lock.metadata().map_err(&fail)?;
                     let named = fs::metadata(&path);
                     if named.is_ok_and(|named| named.ino() == ours.ino()) {
+                        // Who had it before and was killed is nobody now.
+                        let _ = lock.set_len(0);
                         return Ok(Some(SupervisorLock { path, lock: Some(lock) }));
                     }
                 }
@@ -173,13 +176,12 @@ impl StateDir {
         }
     }
 
-    /// Who the VM's supervisor is, by its lease.
-    ///
-    /// # Errors
-    /// As [`StateDir::lease`].
-    pub fn supervisor(&self, vm: &VmName) -> Result<Option<Pid>, StateError> {
-        let lease = self.lease(vm)?;
-        Ok(lease.and_then(|lease| lease.supervisor).map(|process| process.pid))
+    /// Who holds the VM's lock, where it says so. Of meaning only while
+    /// [`lock_supervisor`](StateDir::lock_supervisor) says that somebody does.
+    #[must_use]
+    pub fn supervisor(&self, vm: &VmName) -> Option<ProcessKey> {
+        let text = read_bounded(&self.lock_path(vm), BYTES_MAX).ok()?;
+        serde_json::from_str(&text).ok()
     }
 
     /// A VM's lease, if it has one.
@@ -205,7 +207,7 @@ impl StateDir {
         Ok(Some(lease))
     }
 
-    /// Every VM that has a lease or a journal here, in order of name.
+    /// Every VM that has any file here, in order of name.
     ///
     /// # Errors
     /// [`StateError::Io`]; a folder that is not there has none.
@@ -220,7 +222,8 @@ impl StateDir {
         for entry in entries {
             let name = entry.map_err(&fail)?.file_name();
             let name = name.to_string_lossy();
-            let stem = name.strip_suffix(".lease").or_else(|| name.strip_suffix(".journal"));
+            let suffixes = [".lease", ".journal", ".lock", ".lease.new"];
+            let stem = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
             vms.extend(stem.and_then(|stem| stem.parse::<VmName>().ok()));
         }
         vms.sort_unstable();
@@ -275,6 +278,16 @@ impl StateDir {
     }
 }
 
+impl SupervisorLock {
+    /// Says who holds it, so that it can be told to end. Nothing depends on it before there is a
+    /// lease, so that it cannot be written is no error.
+    pub fn sign(&mut self, process: ProcessKey) {
+        if let (Some(lock), Ok(text)) = (&mut self.lock, serde_json::to_vec(&process)) {
+            let _ = lock.write_all(&text);
+        }
+    }
+}
+
 impl Drop for SupervisorLock {
     fn drop(&mut self) {
         // Removed while still locked: whoever opens the name after this makes a new file.
@@ -286,7 +299,7 @@ impl Drop for SupervisorLock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::StartTicks;
+    use crate::ids::{Pid, StartTicks};
 
     fn state() -> (tempfile::TempDir, StateDir) {
         let dir = tempfile::tempdir().expect("a temporary folder");

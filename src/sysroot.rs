@@ -38,6 +38,13 @@ impl ReadError {
     pub fn is_absent(&self) -> bool {
         matches!(self.source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
     }
+
+    /// Whether a file of `/proc` says that its process or thread is gone: not there when it was
+    /// opened, or gone while it was read. Any other error says nothing of the kind.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.is_absent() || self.source.raw_os_error() == Some(nix::libc::ESRCH)
+    }
 }
 
 impl SysRoot {
@@ -88,6 +95,21 @@ impl SysRoot {
     pub fn read(&self, relative: &str) -> Result<String, ReadError> {
         let path = self.path(relative)?;
         read_bounded(&path, FILE_BYTES_MAX).map_err(|source| ReadError { path, source })
+    }
+
+    /// As [`SysRoot::read`], for lines of `/proc` that hold a name of anybody's making: what is not
+    /// UTF-8 in it is replaced.
+    ///
+    /// # Errors
+    /// As [`SysRoot::read`], but for the UTF-8.
+    pub fn read_lossy(&self, relative: &str) -> Result<String, ReadError> {
+        let path = self.path(relative)?;
+        read_bytes(&path, FILE_BYTES_MAX)
+            .map(|bytes| match String::from_utf8(bytes) {
+                Ok(text) => text,
+                Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
+            })
+            .map_err(|source| ReadError { path, source })
     }
 
     /// The text of one sysfs attribute: one open, one read, at most [`ATTRIBUTE_BYTES_MAX`].
@@ -147,6 +169,11 @@ fn read_attribute(path: &Path) -> io::Result<String> {
 /// # Errors
 /// The kernel's answer, or `InvalidData` where the file is not UTF-8 or larger than that.
 pub fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
+    String::from_utf8(read_bytes(path, bytes_max)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
+}
+
+fn read_bytes(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut file = fs::File::open(path)?;
     // Files of /proc and /sys say they are empty or a page long, so their size is no help; nearly
     // all fit one read of this buffer, and the second read that finds the end is then skipped by
@@ -157,7 +184,7 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
         let text = format!("larger than {bytes_max} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
+    Ok(bytes)
 }
 
 #[cfg(test)]

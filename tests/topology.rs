@@ -1,8 +1,12 @@
 //! Reading the topology: every fake machine with a name, machines of any shape, and this machine
 //! against `lscpu`. What spoilt files do is in `topology_spoilt.rs`.
 
+#![allow(clippy::expect_used)] // helpers of tests say no as tests do
+
 mod support;
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use proptest::prelude::*;
@@ -12,8 +16,8 @@ use qmpin::ids::{CpuId, NodeId};
 use qmpin::sysroot::SysRoot;
 use qmpin::topology::{CoreKind, Topology};
 
-use support::hosts;
 use support::spoilt::{cpu, read_at, set};
+use support::{fake_host, hosts};
 
 /// The topology without what could not be learnt, to compare with a fake host's.
 fn known(topology: Topology) -> Topology {
@@ -76,28 +80,54 @@ fn the_named_hosts_are_what_their_names_say() {
 fn this_machine_agrees_with_lscpu() {
     let lscpu = Command::new("lscpu").arg("-p=CPU,CORE,SOCKET,NODE,CACHE").output();
     let Ok(lscpu) = lscpu.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()) else {
-        println!("skipped: there is no lscpu here");
+        support::skipped("this_machine_agrees_with_lscpu", "there is no lscpu here");
         return;
     };
     let topology = read_topology(&SysRoot::live()).expect("this machine's topology");
+    agrees_with_lscpu("this machine", &topology, &lscpu);
+}
+
+#[test]
+fn captured_machines_agree_with_the_lscpu_that_ran_on_them() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut seen = 0;
+    for entry in fs::read_dir(tests.join("hosts")).expect("the captures") {
+        let host = entry.expect("a capture").path();
+        let tree = fake_host::empty_tree().expect("a folder");
+        let unpacked = Command::new(tests.join("capture-host"))
+            .arg("--unpack")
+            .args([&host.join("sysroot.tsv"), tree.path()])
+            .status();
+        assert!(unpacked.expect("capture-host runs").success(), "{}", host.display());
+        let topology = read_topology(&SysRoot::at(tree.path())).expect("its topology");
+        let lscpu = fs::read_to_string(host.join("lscpu-p.txt")).expect("its lscpu");
+        agrees_with_lscpu(&host.display().to_string(), &topology, &lscpu);
+        seen += 1;
+    }
+    assert!(seen >= 5, "{seen} captures");
+}
+
+/// The same cores, packages, nodes and LLC groups as `lscpu -p=CPU,CORE,SOCKET,NODE,CACHE` has them.
+fn agrees_with_lscpu(host: &str, topology: &Topology, lscpu: &str) {
     let rows: Vec<Vec<&str>> = lscpu
         .lines()
         .filter(|line| !line.starts_with('#'))
         .map(|line| line.split(',').collect())
         .collect();
-    assert_eq!(rows.len(), topology.online().len());
-    let cpu_of = |row: &Vec<&str>| cpu(&topology, row[0].parse().expect("a CPU number"));
+    assert_eq!(rows.len(), topology.online().len(), "{host}");
+    let cpu_of = |row: &Vec<&str>| cpu(topology, row[0].parse().expect("a CPU number"));
     for one in &rows {
         let ours = cpu_of(one);
-        assert!(ours.online);
-        assert_eq!(ours.node.map(|node| node.to_string()).unwrap_or_default(), one[3]);
+        assert!(ours.online, "{host}");
+        let node = ours.node.map(|node| node.to_string()).unwrap_or_default();
+        assert_eq!(node, one[3], "{host}: the node of CPU {}", one[0]);
         for other in &rows {
             let theirs = cpu_of(other);
-            assert_eq!(ours.core == theirs.core, one[1] == other[1], "cores");
-            assert_eq!(ours.package == theirs.package, one[2] == other[2], "packages");
+            assert_eq!(ours.core == theirs.core, one[1] == other[1], "{host}: cores");
+            assert_eq!(ours.package == theirs.package, one[2] == other[2], "{host}: packages");
             // lscpu writes L1d:L1i:L2:L3; the last is the LLC.
             let llc = |row: &Vec<&str>| row[4].rsplit(':').next().map(str::to_owned);
-            assert_eq!(ours.llc == theirs.llc, llc(one) == llc(other), "LLC groups");
+            assert_eq!(ours.llc == theirs.llc, llc(one) == llc(other), "{host}: LLC groups");
         }
     }
 }

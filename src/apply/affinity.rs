@@ -5,12 +5,15 @@ use std::io;
 use super::{Bench, StepOutcome};
 use crate::discover::tasks;
 use crate::plan::diff::Step;
+use crate::sysroot::ReadError;
 use crate::threads::Role;
 
 /// Checks, writes, reads back.
 pub(super) fn write(bench: Bench<'_>, step: &Step) -> StepOutcome {
-    if !is_still_there(bench, step) {
-        return StepOutcome::Gone;
+    match is_still_there(bench, step) {
+        Ok(true) => {}
+        Ok(false) => return StepOutcome::Gone,
+        Err(error) => return StepOutcome::Refused { error: error.source },
     }
     let tid = step.thread.tid;
     if let Err(error) = bench.sched.set_affinity(tid, &step.to) {
@@ -32,9 +35,9 @@ fn said_no(error: io::Error) -> StepOutcome {
 }
 
 /// The last look before the write: a thread number may belong to somebody else by now.
-fn is_still_there(bench: Bench<'_>, step: &Step) -> bool {
+fn is_still_there(bench: Bench<'_>, step: &Step) -> Result<bool, ReadError> {
     let key = step.thread;
-    tasks::is_thread_of(bench.root, bench.process.pid, key)
+    Ok(tasks::is_thread_of(bench.root, bench.process.pid, key)?
         || (matches!(step.role, Role::Kernel | Role::Vhost)
-            && tasks::is_kernel_thread(bench.root, key))
+            && tasks::is_kernel_thread(bench.root, key)?))
 }

@@ -1,6 +1,7 @@
 //! What can be said to qmpin.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
@@ -12,6 +13,7 @@ use crate::leases::StateDir;
 use crate::policy::{
     ChannelChoice, CpuChoice, Fragment, Origin, Overflow, Policy, Sharing, Sourced,
 };
+use crate::qmp::Limits;
 use crate::sysroot::SysRoot;
 
 const CONFIG_DIR: &str = "etc/qmpin";
@@ -71,6 +73,10 @@ pub(super) struct VmArgs {
     /// The QMP socket of a VM that is not Proxmox's
     #[arg(long, value_name = "PATH")]
     pub(super) qmp: Option<PathBuf>,
+    /// How long to wait for one's turn at a monitor that another client has
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    wait_s: u64,
 }
 
 /// Where the host is read from.
@@ -197,6 +203,11 @@ impl Global {
 }
 
 impl VmArgs {
+    /// What QEMU is granted.
+    pub(super) fn limits(&self) -> Limits {
+        Limits { wait_turn_max: Duration::from_secs(self.wait_s), ..Limits::default() }
+    }
+
     /// Where the VM is found.
     pub(super) fn location(&self, global: &Global) -> VmLocation {
         match &self.qmp {

@@ -4,7 +4,6 @@ use super::args::{AttachArgs, Global};
 use super::{Answer, block_on, output, plan};
 use crate::apply::{Applied, StepOutcome};
 use crate::error::Failure;
-use crate::qmp::Limits;
 use crate::render::{restore_lines, thread_in_words};
 use crate::sched::Kernel;
 use crate::supervise::{Follow, Host, Settings, attach_once, follow};
@@ -18,7 +17,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         location: args.vm.location(global),
         state: global.state(&root),
         policy,
-        limits: Limits::default(),
+        limits: args.vm.limits(),
         follow: if args.once { Follow::Once } else { Follow::Stay },
     };
     if args.dry_run {

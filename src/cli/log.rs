@@ -20,6 +20,8 @@ pub(super) fn start(verbose: u8, quiet: bool) {
     let subscriber = tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        // A log that nobody reads any more must not end the supervisor.
+        .log_internal_errors(false)
         .event_format(Line { to_journal: stderr_is_the_journal() })
         .finish();
     // Only a second start in one process could fail, and would change nothing.

@@ -34,7 +34,9 @@ pub(super) fn error(text: &str) {
 fn written(result: io::Result<()>) -> Result<(), Failure> {
     match result.and_then(|()| io::stdout().flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        Err(error) => Err(Failure::from_error(Kind::Partial, error)),
+        Err(error) => {
+            Err(Failure::new(Kind::Partial, format!("could not write to standard output: {error}")))
+        }
         Ok(()) => Ok(()),
     }
 }

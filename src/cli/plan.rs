@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 
 use super::args::{Global, PlanArgs};
 use super::{Answer, block_on, output};
-use crate::discover::{self, channel_paths, read_topology, read_vm, tasks};
+use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
 use crate::plan::diff::diff;
 use crate::plan::{PlanError, Request};
-use crate::qmp::Limits;
 use crate::render::{Explain, PlanDocument, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{Follow, Settings, neighbours};
@@ -28,7 +27,7 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
         location: args.vm.location(global),
         state: global.state(&root),
         policy: args.policy.policy(global, &root, &args.vm.vm)?,
-        limits: Limits::default(),
+        limits: args.vm.limits(),
         follow: Follow::Once,
     };
     let shape = match (args.json, args.explain) {
@@ -44,7 +43,10 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let live = SysRoot::live();
     let vm = &settings.vm;
     let paths = channel_paths(vm, &settings.location);
-    let view = block_on(read_vm(&live, &Kernel, vm, &settings.location, paths, &settings.limits))??;
+    let first = discover::way_beside_supervisor(&settings.state, vm);
+    let (location, limits) = (&settings.location, &settings.limits);
+    let target = Target { vm, location, paths: &paths, first, limits };
+    let view = block_on(read_vm(&live, &Kernel, target))??;
     let topology = read_topology(root)?;
     let boot_id = discover::boot_id(&live).map_err(|error| Failure::from_error(Kind::No, error))?;
     let guest = discover::guest(&view.roles);

@@ -2,9 +2,8 @@
 
 use super::args::{Global, ThreadsArgs};
 use super::{Answer, block_on, output};
-use crate::discover::{channel_paths, read_vm, tasks};
+use crate::discover::{Target, channel_paths, read_vm, tasks, way_beside_supervisor};
 use crate::error::Failure;
-use crate::qmp::Limits;
 use crate::render::ThreadsDocument;
 use crate::sched::Kernel;
 use crate::sysroot::SysRoot;
@@ -15,8 +14,11 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     let root = SysRoot::live();
     let location = args.vm.location(global);
     let paths = channel_paths(&args.vm.vm, &location);
-    let limits = Limits::default();
-    let view = block_on(read_vm(&root, &Kernel, &args.vm.vm, &location, paths, &limits))??;
+    let limits = args.vm.limits();
+    let first = way_beside_supervisor(&global.state(&root), &args.vm.vm);
+    let target =
+        Target { vm: &args.vm.vm, location: &location, paths: &paths, first, limits: &limits };
+    let view = block_on(read_vm(&root, &Kernel, target))??;
     let kind = view.channel.kind();
     let process = view.process;
     let mut threads = tasks::observe(process, view.scan, &view.identified).threads;

@@ -1,7 +1,8 @@
 //! Small facts about the host that are read again and again.
 
-use super::{DiscoverError, is_alive};
+use super::{DiscoverError, FirstWay, is_alive, lives};
 use crate::cpuset::CpuSet;
+use crate::ids::VmName;
 use crate::leases::{Lease, StateDir};
 use crate::sysroot::{ReadError, SysRoot};
 
@@ -40,11 +41,22 @@ pub fn all_leases(state: &StateDir) -> Vec<Lease> {
     vms.iter().filter_map(lease).collect()
 }
 
-/// The leases whose QEMU lives.
+/// The leases whose QEMU lives. One of which that cannot be learnt is taken to live.
 #[must_use]
 pub fn live_leases(state: &StateDir, boot_id: &str) -> Vec<Lease> {
     let live = SysRoot::live();
     let mut leases = all_leases(state);
-    leases.retain(|lease| lease.boot_id == boot_id && is_alive(&live, lease.qemu));
+    leases.retain(|lease| lease.boot_id == boot_id && lives(&live, lease.qemu).unwrap_or(true));
     leases
+}
+
+/// Which way a command that only looks should ask: a supervisor holds the VM's own socket, so beside
+/// one it is a lease.
+#[must_use]
+pub fn way_beside_supervisor(state: &StateDir, vm: &VmName) -> FirstWay {
+    let supervisor = state.lease(vm).ok().flatten().and_then(|lease| lease.supervisor);
+    match supervisor {
+        Some(process) if is_alive(&SysRoot::live(), process) => FirstWay::Lease,
+        _ => FirstWay::Best,
+    }
 }

@@ -16,11 +16,11 @@ use std::path::PathBuf;
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
-pub use host::{all_leases, boot_id, live_leases, online_cpus};
+pub use host::{all_leases, boot_id, live_leases, online_cpus, way_beside_supervisor};
 pub use policy::{PolicyFileError, load_policy};
-pub use process::{ProcessError, VmLocation, is_alive, process_key, proxmox_process};
+pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use topology::read_topology;
-pub use vm::{VmError, VmView, channel_paths, guest, named, read_vm};
+pub use vm::{FirstWay, Target, VmError, VmView, channel_paths, guest, named, read_vm};
 
 /// What stops discovery: without it there is nothing to plan with.
 #[derive(Debug, thiserror::Error)]

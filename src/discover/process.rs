@@ -115,11 +115,22 @@ pub fn process_key(root: &SysRoot, pid: Pid) -> Result<ProcessKey, ProcessError>
     Ok(ProcessKey { pid, start: stat.start })
 }
 
-/// Whether the process is still the one it was. A zombie is not: its threads are gone.
+/// Whether the process is known to be still the one it was.
 #[must_use]
 pub fn is_alive(root: &SysRoot, process: ProcessKey) -> bool {
-    stat::read(root, &format!("proc/{}/stat", process.pid))
-        .is_ok_and(|stat| stat.start == process.start && !stat.is_dead())
+    lives(root, process).unwrap_or(false)
+}
+
+/// Whether the process is still the one it was. A zombie is not: its threads are gone.
+///
+/// # Errors
+/// [`ReadError`] where that could not be learnt. Nothing may be forgotten then.
+pub fn lives(root: &SysRoot, process: ProcessKey) -> Result<bool, ReadError> {
+    match stat::read(root, &format!("proc/{}/stat", process.pid)) {
+        Ok(stat) => Ok(stat.start == process.start && !stat.is_dead()),
+        Err(error) if error.is_gone() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The QEMU process of a Proxmox VM, by its pid file and its command line.
@@ -157,7 +168,7 @@ pub fn proxmox_process(
         .filter(|stat| !dead(stat))
         .ok_or_else(|| stale("there is no such process"))?;
     let line = root
-        .read(&format!("proc/{pid}/cmdline"))
+        .read_lossy(&format!("proc/{pid}/cmdline"))
         .map_err(|_| stale("its command line cannot be read"))?;
     if !is_qemu_of(&line, &path) {
         return Err(stale("that process is no QEMU started with this pid file"));

@@ -43,7 +43,7 @@ impl Stat {
 }
 
 pub(super) fn read(root: &SysRoot, relative: &str) -> Result<Stat, ReadError> {
-    let text = root.read(relative)?;
+    let text = root.read_lossy(relative)?;
     parse(&text).ok_or_else(|| ReadError {
         path: root.root().join(relative),
         source: io::Error::new(io::ErrorKind::InvalidData, "not a stat line"),

@@ -10,7 +10,6 @@
 //! process; QEMU is not trusted.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
 use super::stat::{self, Stat};
 use crate::cpuset::CpuSet;
@@ -159,11 +158,24 @@ pub fn scan(
 /// Names every living thread of the process for good.
 ///
 /// A process that has gone has none.
-#[must_use]
-pub fn keys(root: &SysRoot, pid: Pid) -> Vec<ThreadKey> {
-    let tids = list(root, pid).unwrap_or_default().into_iter();
-    tids.filter_map(|tid| Some(ThreadKey { tid, start: task_stat(root, pid, tid).ok()?.start }))
-        .collect()
+///
+/// # Errors
+/// [`ReadError`] where a thread that is there could not be read.
+pub fn keys(root: &SysRoot, pid: Pid) -> Result<Vec<ThreadKey>, ReadError> {
+    let tids = match list(root, pid) {
+        Ok(tids) => tids,
+        Err(TasksError::List { source, .. }) if !source.is_gone() => return Err(*source),
+        Err(_) => return Ok(Vec::new()),
+    };
+    let mut keys = Vec::with_capacity(tids.len());
+    for tid in tids {
+        match task_stat(root, pid, tid) {
+            Ok(stat) => keys.push(ThreadKey { tid, start: stat.start }),
+            Err(error) if error.is_gone() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(keys)
 }
 
 /// Joins what QMP said with the threads that were listed *before* it was asked, and those scanned
@@ -268,16 +280,27 @@ fn kernel_role(stat: &Stat, process: Pid) -> Option<Role> {
 }
 
 /// Whether the thread is still the one it was, and still of this process.
-#[must_use]
-pub fn is_thread_of(root: &SysRoot, process: Pid, key: ThreadKey) -> bool {
-    task_stat(root, process, key.tid).is_ok_and(|stat| stat.start == key.start)
+///
+/// # Errors
+/// [`ReadError`] where that could not be learnt.
+pub fn is_thread_of(root: &SysRoot, process: Pid, key: ThreadKey) -> Result<bool, ReadError> {
+    or_gone(task_stat(root, process, key.tid).map(|stat| stat.start == key.start))
 }
 
 /// Whether the kernel thread is still the one it was.
-#[must_use]
-pub fn is_kernel_thread(root: &SysRoot, key: ThreadKey) -> bool {
-    stat::read(root, &format!("proc/{}/stat", key.tid))
-        .is_ok_and(|stat| stat.is_kernel_thread() && stat.start == key.start)
+///
+/// # Errors
+/// [`ReadError`] where that could not be learnt.
+pub fn is_kernel_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
+    let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
+    or_gone(stat.map(|stat| stat.is_kernel_thread() && stat.start == key.start))
+}
+
+fn or_gone(holds: Result<bool, ReadError>) -> Result<bool, ReadError> {
+    match holds {
+        Err(error) if error.is_gone() => Ok(false),
+        holds => holds,
+    }
 }
 
 fn task_stat(root: &SysRoot, pid: Pid, tid: Tid) -> Result<Stat, ReadError> {
@@ -309,7 +332,5 @@ fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: CpuSet) -> Thread {
 /// Whether an error of this module only means that the process has ended.
 #[must_use]
 pub fn means_gone(error: &TasksError) -> bool {
-    matches!(error, TasksError::List { source, .. }
-        if source.is_absent() || source.source.raw_os_error() == Some(nix::libc::ESRCH)
-            || source.source.kind() == io::ErrorKind::NotFound)
+    matches!(error, TasksError::List { source, .. } if source.is_gone())
 }

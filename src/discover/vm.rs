@@ -53,6 +53,15 @@ struct FirstSight {
     before: Vec<Tid>,
 }
 
+/// Which way QEMU is asked first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FirstWay {
+    /// The VM's own socket for us, where there is one, else a lease.
+    Best,
+    /// A lease: the own socket is another qmpin's to hold, or not wanted.
+    Lease,
+}
+
 /// How QEMU's sockets are found.
 #[must_use]
 pub fn channel_paths(vm: &VmName, location: &VmLocation) -> ChannelPaths {
@@ -62,6 +71,21 @@ pub fn channel_paths(vm: &VmName, location: &VmLocation) -> ChannelPaths {
     }
 }
 
+/// Which VM to read, and how to ask it.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Its name.
+    pub vm: &'a VmName,
+    /// Where it is found.
+    pub location: &'a VmLocation,
+    /// Its sockets.
+    pub paths: &'a ChannelPaths,
+    /// Which is tried first.
+    pub first: FirstWay,
+    /// What QEMU is granted.
+    pub limits: &'a Limits,
+}
+
 /// Finds the VM, asks it, and reads its threads.
 ///
 /// # Errors
@@ -69,21 +93,23 @@ pub fn channel_paths(vm: &VmName, location: &VmLocation) -> ChannelPaths {
 pub async fn read_vm(
     root: &SysRoot,
     sched: &dyn Sched,
-    vm: &VmName,
-    location: &VmLocation,
-    paths: ChannelPaths,
-    limits: &Limits,
+    target: Target<'_>,
 ) -> Result<VmView, VmError> {
+    let Target { vm, location, .. } = target;
     let expected = match location {
         VmLocation::Proxmox { dir } => Some(process::proxmox_process(root, dir, vm)?),
         VmLocation::Socket { .. } => None,
     };
     let sight = Rc::new(RefCell::new(FirstSight { process: expected, before: Vec::new() }));
     let check = peer_check(root.clone(), Rc::clone(&sight));
-    let (mut channel, mut roles) = Channel::first(paths, limits.clone(), check).await?;
+    let (paths, limits) = (target.paths.clone(), target.limits.clone());
+    let (mut channel, mut roles) = match target.first {
+        FirstWay::Best => Channel::first(paths, limits, check).await?,
+        FirstWay::Lease => Channel::first_by_lease(paths, limits, check).await?,
+    };
     let (process, mut before) = {
         let sight = sight.borrow();
-        let none = || ProcessError::NoPeer { socket: channel_paths(vm, location).shared };
+        let none = || ProcessError::NoPeer { socket: target.paths.shared.clone() };
         (sight.process.ok_or_else(none)?, sight.before.clone())
     };
     let mut scan = tasks::scan(root, sched, process.pid, None)?;

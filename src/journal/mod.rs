@@ -104,6 +104,12 @@ pub enum JournalError {
         #[source]
         source: io::Error,
     },
+    /// Its writer was killed before the first line was there: nothing was ever written to a knob.
+    #[error("{} was never begun", path.display())]
+    NeverBegun {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The first line is not a journal's.
     #[error("{} is not a journal of qmpin: {reason}", path.display())]
     NotAJournal {
@@ -233,7 +239,13 @@ fn read_whole(path: &Path) -> Result<(Content, u64), JournalError> {
     let mut lines = text[..whole].lines();
     let not_a_journal =
         |reason: String| JournalError::NotAJournal { path: path.to_owned(), reason };
-    let first = lines.next().ok_or_else(|| not_a_journal("it has no first line".to_owned()))?;
+    let Some(first) = lines.next() else {
+        return Err(if is_torn_header(&text) {
+            JournalError::NeverBegun { path: path.to_owned() }
+        } else {
+            not_a_journal("it has no first line".to_owned())
+        });
+    };
     let header: Header =
         serde_json::from_str(first).map_err(|error| not_a_journal(error.to_string()))?;
     if header.schema != SCHEMA {
@@ -247,6 +259,12 @@ fn read_whole(path: &Path) -> Result<(Content, u64), JournalError> {
         }
     }
     Ok((content, whole as u64))
+}
+
+/// Whether this may be the beginning of a header, and no more.
+fn is_torn_header(text: &str) -> bool {
+    let start = format!("{{\"schema\":\"{SCHEMA}\"");
+    start.starts_with(text) || text.starts_with(&start)
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> JournalError + Copy {

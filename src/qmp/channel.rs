@@ -113,24 +113,17 @@ impl std::fmt::Debug for Channel {
 }
 
 impl Channel {
-    /// The fastest first answer: over our own socket where there is one, else by a lease. Nothing is
-    /// probed.
+    /// The fastest first answer: over our own socket where there is one, else by a lease. Nothing
+    /// is probed.
     ///
     /// # Errors
-    /// Those of [`lease`].
+    /// Those of [`lease()`].
     pub async fn first(
         paths: ChannelPaths,
         limits: Limits,
         check: PeerCheck,
     ) -> Result<(Channel, Roles), QmpError> {
-        let mut channel = Channel {
-            paths,
-            limits,
-            check,
-            live: None,
-            own_refused: None,
-            tolerated: Tolerated::default(),
-        };
+        let mut channel = Channel::idle(paths, limits, check);
         let roles = match channel.connect_own().await {
             Ok((session, roles)) => {
                 channel.live = Some((session, ChannelKind::Socket));
@@ -142,6 +135,26 @@ impl Channel {
             }
         };
         Ok((channel, roles))
+    }
+
+    /// A first answer by a lease, for when our own socket is another's to hold, or not wanted. Do not
+    /// [`upgrade`](Channel::upgrade) it.
+    ///
+    /// # Errors
+    /// Those of [`lease`].
+    pub async fn first_by_lease(
+        paths: ChannelPaths,
+        limits: Limits,
+        check: PeerCheck,
+    ) -> Result<(Channel, Roles), QmpError> {
+        let mut channel = Channel::idle(paths, limits, check);
+        let roles = channel.lease_roles().await?;
+        Ok((channel, roles))
+    }
+
+    fn idle(paths: ChannelPaths, limits: Limits, check: PeerCheck) -> Channel {
+        let tolerated = Tolerated::default();
+        Channel { paths, limits, check, live: None, own_refused: None, tolerated }
     }
 
     /// How QEMU is reached now.
@@ -170,7 +183,7 @@ impl Channel {
     /// up for a lease; [`kind`](Channel::kind) tells.
     ///
     /// # Errors
-    /// Those of [`lease`], and what is wrong with an answer that came over the live session.
+    /// Those of [`lease()`], and what is wrong with an answer that came over the live session.
     pub async fn roles(&mut self) -> Result<Roles, QmpError> {
         if let Some((session, _)) = &mut self.live {
             match session.query_roles().await {

@@ -69,7 +69,7 @@ pub enum QmpError {
         source: CheckError,
     },
     /// Another client had the socket all the time we were ready to wait.
-    #[error("{} was held by another client for {} ms, the limit", path.display(), waited.as_millis())]
+    #[error("another client held {} for {} ms, the limit", path.display(), waited.as_millis())]
     Held {
         /// The socket.
         path: PathBuf,

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::error::{CheckError, QmpError};
 use super::roles::Roles;
 use super::session::Session;
+use super::wire::Batch;
 use super::{Limits, Tolerated};
 use crate::ids::Pid;
 
@@ -42,9 +43,10 @@ pub async fn lease<E: Into<CheckError>>(
     limits: &Limits,
 ) -> Result<LeaseReport, QmpError> {
     let asked = Instant::now();
+    let batch = Batch::first_roles()?;
     let (mut session, waited) = take_turn(path, check, limits, asked).await?;
     let turn = Instant::now();
-    let answers = session.negotiate_and_ask_roles(limits.hold_max).await;
+    let answers = session.negotiate_and_ask_roles(batch, limits.hold_max).await;
     let tolerated = session.tolerated();
     drop(session);
     let held = turn.elapsed();

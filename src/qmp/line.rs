@@ -130,7 +130,7 @@ mod tests {
     proptest! {
         #[test]
         fn lines_are_those_of_split(bytes in prop::collection::vec(
-            prop_oneof![3 => Just(b'x'), 1 => Just(b'\n'), 1 => any::<u8>()], 0..4000)) {
+            prop_oneof![3 => Just(b'x'), 1 => Just(b'\n'), 1 => any::<u8>()], 0..600)) {
             let (lines, error, _) = read_all(&bytes, 8192);
             let mut split: Vec<&[u8]> = bytes.split(|&byte| byte == b'\n').collect();
             let rest = split.pop().unwrap_or_default();

@@ -18,12 +18,14 @@
 //! in doubt, a timeout first of all, ends the session: later calls fail at once with
 //! [`QmpError::Ended`]. "QEMU said no" ([`QmpError::Refused`]) does not.
 //!
-//! A socket that Proxmox shares with us is visited by a [`lease`] of a few milliseconds. A
+//! A socket that Proxmox shares with us is visited by a [`lease()`] of a few milliseconds. A
 //! [`Channel`] picks the best way there is and falls back to leases.
 
 mod channel;
+mod connect;
 mod error;
 mod event;
+mod greeting;
 mod lease;
 mod line;
 mod roles;
@@ -34,12 +36,13 @@ mod wire;
 pub use channel::{Channel, ChannelKind, ChannelPaths, Happening, PeerCheck, Upgrade};
 pub use error::{Awaited, CheckError, QmpError};
 pub use event::{EVENTS_KNOWN, QmpEvent};
+pub use greeting::Greeting;
 pub use lease::{LeaseReport, lease};
 pub use roles::{GuestPosition, Iothread, Roles, Vcpu};
 pub use runtime_monitor::{
     MONITOR_CHARDEV_ID, MONITOR_OBJECT_ID, RuntimeMonitor, add_runtime_monitor,
 };
-pub use session::{Greeting, Session};
+pub use session::Session;
 
 use std::time::Duration;
 

@@ -1,6 +1,5 @@
 //! Who is which thread: the replies to `query-cpus-fast` and `query-iothreads`, checked.
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 
 use qapi::qmp::{CpuInfoFastBase, CpuInstanceProperties};
@@ -169,8 +168,3 @@ fn position(props: &CpuInstanceProperties) -> Result<GuestPosition, QmpError> {
         node: part("node-id", props.node_id)?,
     })
 }
-
-/// The name of the query for vCPUs.
-pub(super) const QUERY_CPUS: Cow<'static, str> = Cow::Borrowed("query-cpus-fast");
-/// The name of the query for iothreads.
-pub(super) const QUERY_IOTHREADS: Cow<'static, str> = Cow::Borrowed("query-iothreads");

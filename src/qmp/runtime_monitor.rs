@@ -6,9 +6,9 @@
 //!
 //! *The probe* is the `object-add` itself, on a chardev that is not there. A QEMU without the type
 //! refuses the type and one with it refuses the chardev; neither changes anything. The two commands
-//! made for asking are worse: `qom-list-types` loads every module of QEMU from the disk, and aborts a
-//! QEMU whose package was upgraded since it started; `query-qmp-schema` keeps the VM's main loop busy
-//! for tens of milliseconds (`proto-notes/quirks.md`).
+//! made for asking are worse: `qom-list-types` loads every module of QEMU from the disk, and aborts
+//! a QEMU whose package was upgraded since it started; `query-qmp-schema` keeps the VM's main loop
+//! busy for tens of milliseconds (`proto-notes/quirks.md`).
 
 use std::path::Path;
 use std::time::Duration;
@@ -20,7 +20,8 @@ use tokio::time::Instant;
 
 use super::error::{CheckError, QmpError};
 use super::lease::{accept_peer, take_turn};
-use super::session::{Batch, Session, all, within};
+use super::session::{Session, within};
+use super::wire::{Batch, CAPABILITIES, all};
 use super::{Limits, Tolerated};
 use crate::ids::Pid;
 
@@ -130,7 +131,7 @@ impl Hold<'_> {
 
 fn negotiation() -> Result<Batch, QmpError> {
     let mut batch = Batch::default();
-    batch.add::<()>("qmp_capabilities".into(), None)?;
+    batch.add::<()>(CAPABILITIES, None)?;
     Ok(batch)
 }
 

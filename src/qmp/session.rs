@@ -6,41 +6,28 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
+use super::connect::connect;
 use super::error::{Awaited, QmpError, excerpt};
 use super::event::{EventQueue, QmpEvent, read_event};
+use super::greeting::{Greeting, read_greeting};
 use super::line::{LineError, LineReader};
-use super::roles::{QUERY_CPUS, QUERY_IOTHREADS, Roles};
-use super::wire::{Answer, Message, Pending, classify, write_command};
+use super::roles::Roles;
+use super::wire::{
+    Answer, Batch, CAPABILITIES, Message, Pending, QUERY_CPUS, QUERY_IOTHREADS, all, classify,
+};
 use super::{Limits, Tolerated};
 use crate::ids::Pid;
 
-const CAPABILITIES: Cow<'static, str> = Cow::Borrowed("qmp_capabilities");
-
-/// The first and the longest pause between two tries to connect to a full backlog.
-const CONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
-
-/// What QEMU says of itself (`docs/interop/qmp-spec.rst`). For display; nothing depends on it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Greeting {
-    /// Major, minor and micro version, where the greeting has them.
-    pub version: Option<(u32, u32, u32)>,
-    /// The package's own version text.
-    pub package: String,
-    /// Capabilities on offer. Proxmox offers none, QEMU itself `oob`.
-    pub capabilities: Vec<String>,
-}
-
 /// A session with a QMP monitor. Dropping it closes the connection.
 ///
-/// While it is open somebody must read it: call [`next_event`](Session::next_event) whenever nothing
-/// else is called. QEMU keeps what a client does not read in its own memory, without a limit
-/// (`monitor_flush_locked` in monitor/monitor.c).
+/// While it is open somebody must read it: call [`next_event`](Session::next_event) whenever
+/// nothing else is called. QEMU keeps what a client does not read in its own memory, without a
+/// limit (`monitor_flush_locked` in monitor/monitor.c).
 #[derive(Debug)]
 pub struct Session {
     path: PathBuf,
@@ -75,9 +62,7 @@ impl Phase {
 impl Session {
     /// Connects, and neither sends nor reads anything. Check [`peer_pid`](Session::peer_pid) next.
     ///
-    /// A monitor serves one client; two more fit in its backlog (`listen(fd, 1)` in
-    /// util/qemu-sockets.c). A full backlog answers EAGAIN, which takes no place in it, so we try
-    /// again until `limits.wait_turn_max`.
+    /// Waits at most `limits.wait_turn_max` for a place in the socket's backlog.
     ///
     /// # Errors
     /// [`QmpError::Connect`], [`QmpError::PeerUnknown`], [`QmpError::Held`].
@@ -92,22 +77,7 @@ impl Session {
         asked: Instant,
         waited: Duration,
     ) -> Result<Session, QmpError> {
-        let (mut pause, pause_max) = CONNECT_PAUSES;
-        let stream = loop {
-            match UnixStream::connect(path).await {
-                Ok(stream) => break stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if asked.elapsed() + pause > waited {
-                        return Err(QmpError::Held { path: path.to_owned(), waited });
-                    }
-                    sleep(pause).await;
-                    pause = (pause * 2).min(pause_max);
-                }
-                Err(source) => return Err(QmpError::Connect { path: path.to_owned(), source }),
-            }
-        };
-        let peer = peer_pid(&stream)
-            .map_err(|source| QmpError::PeerUnknown { path: path.to_owned(), source })?;
+        let (stream, peer) = connect(path, asked, waited).await?;
         Ok(Session {
             path: path.to_owned(),
             limits: limits.clone(),
@@ -151,6 +121,7 @@ impl Session {
     /// Any [`QmpError`] of the wire; the session has then ended.
     pub async fn open(&mut self) -> Result<Greeting, QmpError> {
         let greeting = self.greeting(self.limits.greeting_timeout).await?;
+        let greeting = read_greeting(&greeting);
         let mut batch = Batch::default();
         batch.add::<()>(CAPABILITIES, None)?;
         let mut answers = self.exchange(batch, self.limits.reply_timeout).await?.into_iter();
@@ -165,7 +136,8 @@ impl Session {
     /// Any [`QmpError`].
     pub async fn open_and_query_roles(&mut self) -> Result<Roles, QmpError> {
         self.greeting(self.limits.greeting_timeout).await?;
-        let [cpus, iothreads] = self.negotiate_and_ask_roles(self.limits.reply_timeout).await?;
+        let within = self.limits.reply_timeout;
+        let [cpus, iothreads] = self.negotiate_and_ask_roles(Batch::first_roles()?, within).await?;
         Roles::read(cpus, iothreads, &self.limits)
     }
 
@@ -191,7 +163,7 @@ impl Session {
     pub async fn execute<C: qapi::Command>(&mut self, command: &C) -> Result<C::Ok, QmpError> {
         self.must_be_open()?;
         let mut batch = Batch::default();
-        batch.add(C::NAME.into(), Some(command))?;
+        batch.add_command(command)?;
         let [answer] = all(self.exchange(batch, self.limits.reply_timeout).await?)?;
         answer.read()
     }
@@ -233,8 +205,8 @@ impl Session {
         }
     }
 
-    /// Waits for the greeting.
-    pub(super) async fn greeting(&mut self, within: Duration) -> Result<Greeting, QmpError> {
+    /// Waits for the greeting and returns its line.
+    pub(super) async fn greeting(&mut self, within: Duration) -> Result<Vec<u8>, QmpError> {
         match self.phase {
             Phase::Connected(_) => {}
             Phase::Open(_) => return Err(QmpError::WrongState { state: "open already" }),
@@ -246,7 +218,7 @@ impl Session {
         self.settled_in_time(result, within)
     }
 
-    async fn greeting_line(&mut self) -> Result<Greeting, QmpError> {
+    async fn greeting_line(&mut self) -> Result<Vec<u8>, QmpError> {
         for _ in 0..=self.limits.noise_lines_max {
             match self.next_line().await {
                 Ok(Line::Greeting(greeting)) => return Ok(greeting),
@@ -266,16 +238,13 @@ impl Session {
         Err(self.flood())
     }
 
-    /// After the greeting: negotiates and asks for the roles in one write. The answers are not yet
-    /// read, so that a shared socket can be closed first.
+    /// After the greeting: sends [`Batch::first_roles`]. The answers are not yet read, so that a
+    /// shared socket can be closed first.
     pub(super) async fn negotiate_and_ask_roles(
         &mut self,
+        batch: Batch,
         within: Duration,
     ) -> Result<[Pending; 2], QmpError> {
-        let mut batch = Batch::default();
-        batch.add::<()>(CAPABILITIES, None)?;
-        batch.add::<()>(QUERY_CPUS, None)?;
-        batch.add::<()>(QUERY_IOTHREADS, None)?;
         let [capabilities, cpus, iothreads] = all(self.exchange(batch, within).await?)?;
         self.negotiated(Some(capabilities))?;
         Ok([cpus, iothreads])
@@ -317,7 +286,8 @@ impl Session {
         batch: Batch,
         within: Duration,
     ) -> Result<Vec<Pending>, QmpError> {
-        let Batch { bytes, mut pending } = batch;
+        let Batch { mut bytes, mut pending } = batch;
+        bytes.push(b'\n');
         if let Some(first) = pending.first() {
             self.awaited = Awaited::Reply(first.command.clone());
         }
@@ -351,8 +321,9 @@ impl Session {
         while let Some(first) = pending.iter().find(|pending| pending.answer.is_none()) {
             self.awaited = Awaited::Reply(first.command.clone());
             match self.next_line().await? {
-                Line::Answer { id: Some(Value::String(id)), answer } => {
-                    match pending.iter_mut().find(|p| p.id == id && p.answer.is_none()) {
+                Line::Answer { id: Some(id), answer } => {
+                    let open = |p: &&mut Pending| p.answer.is_none() && id == p.id;
+                    match pending.iter_mut().find(open) {
                         Some(pending) => {
                             pending.answer = Some(answer);
                             continue;
@@ -401,7 +372,7 @@ impl Session {
             source,
         };
         Ok(match classify(line).map_err(bad_json)? {
-            Message::Greeting => Line::Greeting(read_greeting(line)),
+            Message::Greeting => Line::Greeting(line.to_vec()),
             Message::Return { id } => Line::Answer { id, answer: Answer::Return(line.to_vec()) },
             Message::Error { id, body } => Line::Answer { id, answer: Answer::Error(body) },
             Message::Event => match read_event(line, &mut self.tolerated) {
@@ -451,78 +422,10 @@ impl Session {
 
 /// A line that was read.
 enum Line {
-    Greeting(Greeting),
+    Greeting(Vec<u8>),
     Answer { id: Option<Value>, answer: Answer },
     Event(QmpEvent),
     Unknown,
-}
-
-/// Commands that leave in one write.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    bytes: Vec<u8>,
-    pending: Vec<Pending>,
-}
-
-impl Batch {
-    pub(super) fn add<A: Serialize>(
-        &mut self,
-        command: Cow<'static, str>,
-        arguments: Option<&A>,
-    ) -> Result<(), QmpError> {
-        write_command(&mut self.bytes, &mut self.pending, command, arguments)
-    }
-
-    pub(super) fn add_command<C: qapi::Command>(&mut self, command: &C) -> Result<(), QmpError> {
-        self.add(C::NAME.into(), Some(command))
-    }
-}
-
-/// The answers as an array.
-pub(super) fn all<const N: usize>(answers: Vec<Pending>) -> Result<[Pending; N], QmpError> {
-    answers.try_into().map_err(|_| QmpError::WrongState { state: "out of step" })
-}
-
-fn read_greeting(line: &[u8]) -> Greeting {
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Wrapper {
-        #[serde(rename = "QMP")]
-        qmp: Body,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Body {
-        version: Version,
-        capabilities: Vec<String>,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Version {
-        qemu: Option<Triple>,
-        package: String,
-    }
-    #[derive(Deserialize)]
-    struct Triple {
-        major: u32,
-        minor: u32,
-        micro: u32,
-    }
-    // Nothing depends on it, so a greeting of another shape is a greeting all the same.
-    let Wrapper { qmp } = serde_json::from_slice(line).unwrap_or_default();
-    Greeting {
-        version: qmp.version.qemu.map(|triple| (triple.major, triple.minor, triple.micro)),
-        package: excerpt(qmp.version.package.as_bytes()),
-        capabilities: qmp.capabilities.iter().map(|name| excerpt(name.as_bytes())).collect(),
-    }
-}
-
-fn peer_pid(stream: &UnixStream) -> io::Result<Pid> {
-    match stream.peer_cred()?.pid() {
-        Some(pid) if pid > 0 => Ok(Pid(pid)),
-        // 0 is a process outside our PID namespace.
-        _ => Err(io::Error::other("it is not in our PID namespace")),
-    }
 }
 
 /// Runs `work` and gives up after `within`; for steps that no session of ours can time.

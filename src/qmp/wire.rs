@@ -2,21 +2,42 @@
 //! content, so that a shared socket can be closed before the content is read.
 
 use std::borrow::Cow;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::error::{QmpError, excerpt};
 
-/// Commands are numbered through the life of the process, not of the session: a reply meant for an
-/// earlier session of ours can then never pass for one of this session.
-static COMMANDS: AtomicU64 = AtomicU64::new(0);
+/// The name of the negotiation.
+pub(super) const CAPABILITIES: Cow<'static, str> = Cow::Borrowed("qmp_capabilities");
+/// The name of the query for vCPUs.
+pub(super) const QUERY_CPUS: Cow<'static, str> = Cow::Borrowed("query-cpus-fast");
+/// The name of the query for iothreads.
+pub(super) const QUERY_IOTHREADS: Cow<'static, str> = Cow::Borrowed("query-iothreads");
+
+/// The ids: numbers of two digits. QEMU reads one byte in each turn of its main loop
+/// (`monitor_can_read` in monitor/monitor.c), so the length of what we send is the better part of
+/// the time that we hold a socket. Ninety are enough: QEMU answers one client in order, so an id is
+/// used again long after its last answer.
+const IDS: Range<u32> = 10..100;
+
+/// Commands are numbered through the life of the process, not of the session, and begin at a number
+/// made of the process's: a reply meant for an earlier session then does not pass for one of ours.
+static COMMANDS: LazyLock<AtomicU32> =
+    LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(57)));
+
+fn next_id() -> u32 {
+    let number = COMMANDS.fetch_add(1, Ordering::Relaxed);
+    IDS.start + number % (IDS.end - IDS.start)
+}
 
 /// A command that was sent, and what became of it.
 #[derive(Debug)]
 pub(super) struct Pending {
-    pub(super) id: String,
+    pub(super) id: u32,
     pub(super) command: Cow<'static, str>,
     pub(super) answer: Option<Answer>,
 }
@@ -64,11 +85,12 @@ impl Pending {
     }
 }
 
-/// Appends a command line to `out` and notes its id in `pending`.
+/// Appends a command to `out` and notes its id in `pending`. QEMU's parser knows where a command
+/// ends; no newline is needed in between.
 ///
 /// # Errors
 /// [`QmpError::Encode`]; `out` is then as it was.
-pub(super) fn write_command<A: Serialize>(
+fn write_command<A: Serialize>(
     out: &mut Vec<u8>,
     pending: &mut Vec<Pending>,
     command: Cow<'static, str>,
@@ -79,20 +101,56 @@ pub(super) fn write_command<A: Serialize>(
         execute: &'a str,
         #[serde(skip_serializing_if = "Option::is_none")]
         arguments: Option<&'a A>,
-        id: &'a str,
+        id: u32,
     }
-    let number = COMMANDS.fetch_add(1, Ordering::Relaxed);
-    let id = format!("qmpin-{}-{number}", std::process::id());
+    let id = next_id();
     let before = out.len();
     if let Err(source) =
-        serde_json::to_writer(&mut *out, &Command { execute: &command, arguments, id: &id })
+        serde_json::to_writer(&mut *out, &Command { execute: &command, arguments, id })
     {
         out.truncate(before);
         return Err(QmpError::Encode { command, source });
     }
-    out.push(b'\n');
     pending.push(Pending { id, command, answer: None });
     Ok(())
+}
+
+/// Commands that leave in one write.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    pub(super) bytes: Vec<u8>,
+    pub(super) pending: Vec<Pending>,
+}
+
+impl Batch {
+    /// The negotiation and both queries.
+    pub(super) fn first_roles() -> Result<Batch, QmpError> {
+        let mut batch = Batch::default();
+        batch.add::<()>(CAPABILITIES, None)?;
+        batch.add::<()>(QUERY_CPUS, None)?;
+        batch.add::<()>(QUERY_IOTHREADS, None)?;
+        Ok(batch)
+    }
+
+    pub(super) fn add<A: Serialize>(
+        &mut self,
+        command: Cow<'static, str>,
+        arguments: Option<&A>,
+    ) -> Result<(), QmpError> {
+        write_command(&mut self.bytes, &mut self.pending, command, arguments)
+    }
+
+    pub(super) fn add_command<C: qapi::Command>(&mut self, command: &C) -> Result<(), QmpError> {
+        let encode = |source| QmpError::Encode { command: C::NAME.into(), source };
+        let arguments = serde_json::to_value(command).map_err(encode)?;
+        let has_some = arguments.as_object().is_some_and(|members| !members.is_empty());
+        self.add(C::NAME.into(), has_some.then_some(&arguments))
+    }
+}
+
+/// The answers as an array.
+pub(super) fn all<const N: usize>(answers: Vec<Pending>) -> Result<[Pending; N], QmpError> {
+    answers.try_into().map_err(|_| QmpError::WrongState { state: "out of step" })
 }
 
 /// What a line is.
@@ -150,6 +208,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// Tokens of JSON and members of QMP, in any order.
+    const JSON_LIKE: &str = concat!(
+        r#"(\{|\}|\[|\]|"(QMP|return|error|event|id|data)""#,
+        r#"|:|,|-?[0-9]{1,3}|null|\\|"){0,40}"#
+    );
+
     #[test]
     fn a_line_is_known_by_its_members_and_not_by_their_order() {
         assert!(matches!(classify(br#"{"QMP": {"x": 1}}"#), Ok(Message::Greeting)));
@@ -174,16 +238,17 @@ mod tests {
     }
 
     #[test]
-    fn ids_are_never_used_twice() {
+    fn ids_differ_and_commands_are_short() {
         let (mut out, mut pending) = (Vec::new(), Vec::new());
         for _ in 0..3 {
             write_command::<()>(&mut out, &mut pending, "stop".into(), None).unwrap();
         }
         assert_ne!(pending[0].id, pending[1].id);
         assert_ne!(pending[1].id, pending[2].id);
-        let first: Value =
-            serde_json::from_slice(out.split(|&b| b == b'\n').next().unwrap()).unwrap();
-        assert_eq!(first, serde_json::json!({"execute": "stop", "id": pending[0].id}));
+        let wanted: Vec<String> =
+            pending.iter().map(|p| format!(r#"{{"execute":"stop","id":{}}}"#, p.id)).collect();
+        assert_eq!(String::from_utf8(out).unwrap(), wanted.concat());
+        assert!(pending.iter().all(|pending| IDS.contains(&pending.id)));
     }
 
     #[test]
@@ -192,8 +257,7 @@ mod tests {
             [b"{\"return\": ".as_slice(), &b"[".repeat(400_000), &b"]".repeat(400_000), b"}"];
         let line = deep.concat();
         assert!(matches!(classify(&line), Ok(Message::Return { id: None })));
-        let pending =
-            Pending { id: "x".into(), command: "c".into(), answer: Some(Answer::Return(line)) };
+        let pending = Pending { id: 10, command: "c".into(), answer: Some(Answer::Return(line)) };
         assert!(matches!(pending.read::<Value>(), Err(QmpError::BadReply { .. })));
     }
 
@@ -204,7 +268,7 @@ mod tests {
         }
 
         #[test]
-        fn any_json_like_bytes_are_classified_or_refused(line in r#"(\{|\}|\[|\]|"(QMP|return|error|event|id|data)"|:|,|-?[0-9]{1,3}|null|\\|"){0,40}"#) {
+        fn any_json_like_bytes_are_classified_or_refused(line in JSON_LIKE) {
             let _ = classify(line.as_bytes());
         }
     }

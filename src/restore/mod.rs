@@ -18,11 +18,12 @@ use std::path::Path;
 
 pub use decide::{Decision, decide};
 
-use crate::cpuset::CpuSet;
-use crate::discover::{is_alive, tasks};
+use crate::cpuset::{CPUS_MAX, CpuSet};
+use crate::discover::{self, lives, tasks};
+use crate::ids::CpuId;
 use crate::journal::{self, JournalError, Memory};
 use crate::sched::Sched;
-use crate::sysroot::SysRoot;
+use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{ProcessKey, ThreadKey};
 
 /// How often it looks again for threads born meanwhile. Each look makes the window smaller; more than
@@ -79,6 +80,17 @@ pub struct FailedRestore {
     pub error: io::Error,
 }
 
+/// Why it could not be restored. Nothing may be forgotten then.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The journal is there and cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The VM's threads could not be looked at.
+    #[error("could not look at the VM's threads to put them back")]
+    Look(#[source] ReadError),
+}
+
 impl RestoreReport {
     fn nothing(why: Nothing) -> RestoreReport {
         RestoreReport { nothing: Some(why), ..RestoreReport::default() }
@@ -94,30 +106,33 @@ impl RestoreReport {
 /// Puts back what the journal at `path` remembers.
 ///
 /// # Errors
-/// [`JournalError`] where the journal is there and cannot be read.
+/// [`RestoreError`].
 pub fn restore(
     root: &SysRoot,
     sched: &dyn Sched,
     boot_id: &str,
     path: &Path,
-) -> Result<RestoreReport, JournalError> {
+) -> Result<RestoreReport, RestoreError> {
     let content = match journal::read(path) {
         Ok(content) => content,
         Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(RestoreReport::nothing(Nothing::NeverAttached));
         }
-        Err(error) => return Err(error),
+        Err(JournalError::NeverBegun { .. }) => {
+            return Ok(RestoreReport::nothing(Nothing::NeverAttached));
+        }
+        Err(error) => return Err(error.into()),
     };
     if content.header.boot_id != boot_id {
         return Ok(RestoreReport::nothing(Nothing::OtherBoot));
     }
     let process = content.header.process;
-    if !is_alive(root, process) {
+    if !lives(root, process).map_err(RestoreError::Look)? {
         return Ok(RestoreReport::nothing(Nothing::ProcessGone));
     }
     let unreadable_lines = content.unreadable_lines;
     let memory = Memory::of(&content.records);
-    let mut report = put_back(root, sched, process, &memory);
+    let mut report = put_back(root, sched, process, &memory).map_err(RestoreError::Look)?;
     report.unreadable_lines = unreadable_lines;
     Ok(report)
 }
@@ -127,15 +142,24 @@ fn put_back(
     sched: &dyn Sched,
     process: ProcessKey,
     memory: &Memory,
-) -> RestoreReport {
+) -> Result<RestoreReport, ReadError> {
     let mut report = RestoreReport::default();
     let mut settled: BTreeSet<ThreadKey> = BTreeSet::new();
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
-        for (key, allowed) in living(root, sched, process, memory) {
-            if settled.contains(&key) {
+        for key in living(root, process, memory)? {
+            if !settled.insert(key) {
                 continue;
             }
+            let allowed = match sched.affinity(key.tid) {
+                Ok(allowed) => allowed,
+                Err(error) if is_gone(&error) => continue,
+                Err(error) => {
+                    let to = memory.before(key).unwrap_or_default();
+                    report.failed.push(FailedRestore { thread: key, to, error });
+                    continue;
+                }
+            };
             match decide(memory, key, &allowed, &online(root)) {
                 Decision::Nothing => report.unchanged += 1,
                 Decision::LeaveAlone { before } => {
@@ -152,37 +176,40 @@ fn put_back(
                     }
                 }
             }
-            settled.insert(key);
         }
         if !changed {
             break;
         }
     }
-    report
+    Ok(report)
 }
 
 /// The threads to look at, in the order they were written: the main thread first, so that what is born
 /// from then on is born right.
 fn living(
     root: &SysRoot,
-    sched: &dyn Sched,
     process: ProcessKey,
     memory: &Memory,
-) -> Vec<(ThreadKey, CpuSet)> {
-    let mut threads = tasks::keys(root, process.pid);
-    let outside = memory.written().filter(|key| {
-        threads.iter().all(|thread| thread.tid != key.tid) && tasks::is_kernel_thread(root, *key)
-    });
-    let outside: Vec<ThreadKey> = outside.collect();
-    threads.extend(outside);
+) -> Result<Vec<ThreadKey>, ReadError> {
+    let mut threads = tasks::keys(root, process.pid)?;
+    for key in memory.written() {
+        if threads.iter().all(|thread| thread.tid != key.tid) && tasks::is_kernel_thread(root, key)?
+        {
+            threads.push(key);
+        }
+    }
     threads.sort_by_key(|key| (memory.order(*key), key.tid));
-    let masks = threads.into_iter();
-    masks.filter_map(|key| Some((key, sched.affinity(key.tid).ok()?))).collect()
+    Ok(threads)
 }
 
+/// Where it cannot be read, masks are compared whole: that is right unless a CPU went off or came on.
 fn online(root: &SysRoot) -> CpuSet {
-    let text = root.read("sys/devices/system/cpu/online").unwrap_or_default();
-    CpuSet::parse_cpulist(&text).unwrap_or_default()
+    discover::online_cpus(root)
+        .unwrap_or_else(|_| (0..CPUS_MAX).filter_map(CpuId::from_index).collect())
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
 /// Whether it was written; `false`: the thread has ended.
@@ -193,12 +220,14 @@ fn write(
     key: ThreadKey,
     to: &CpuSet,
 ) -> io::Result<bool> {
-    if !tasks::is_thread_of(root, process.pid, key) && !tasks::is_kernel_thread(root, key) {
+    let is_ours = tasks::is_thread_of(root, process.pid, key)
+        .and_then(|is| Ok(is || tasks::is_kernel_thread(root, key)?));
+    if !is_ours.map_err(|error| error.source)? {
         return Ok(false);
     }
     match sched.set_affinity(key.tid, to) {
         Ok(()) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(false),
+        Err(error) if is_gone(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }

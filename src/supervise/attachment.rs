@@ -12,7 +12,9 @@ use super::state::Looked;
 use crate::apply::{Applied, Bench, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
-use crate::discover::{self, DiscoverError, VmLocation, VmView, read_topology, read_vm};
+use crate::discover::{
+    self, DiscoverError, FirstWay, Target, VmLocation, VmView, read_topology, read_vm,
+};
 use crate::ids::{CpuId, Pid, Tid, VcpuIndex, VmName};
 use crate::journal::{Baseline, Header, Journal, JournalError, Record};
 use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
@@ -143,22 +145,25 @@ impl<'a> Attachment<'a> {
     ) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
         let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
         settings.state.create()?;
-        let lock = settings
+        let mut lock = settings
             .state
             .lock_supervisor(&settings.vm)?
             .ok_or_else(|| StartError::already_attached(&settings))?;
+        if let Some(process) = this_process(host.root) {
+            lock.sign(process);
+        }
         // The host is read by a thread of its own: QEMU takes about as long to answer.
         let root = host.root.clone();
         let topology = thread::spawn(move || read_topology(&root));
-        let paths = channel_paths(&settings);
-        let view = read_vm(
-            host.root,
-            host.sched,
-            &settings.vm,
-            &settings.location,
-            paths,
-            &settings.limits,
-        );
+        let (paths, first) = channel_paths(&settings);
+        let target = Target {
+            vm: &settings.vm,
+            location: &settings.location,
+            paths: &paths,
+            first,
+            limits: &settings.limits,
+        };
+        let view = read_vm(host.root, host.sched, target);
         let VmView { process, channel, roles, identified, scan } = view.await?;
         let topology = topology.join().map_err(|_| StartError::TopologyThread)??;
         let resumed = resume(&settings, &boot_id, process)?;
@@ -177,6 +182,7 @@ impl<'a> Attachment<'a> {
                 held: &held,
             };
             let plan = plan(&request)?;
+            let is_new = resumed.is_none();
             let journal = match resumed {
                 Some(journal) => journal,
                 None => new_journal(&settings, &boot_id, process)?,
@@ -199,7 +205,13 @@ impl<'a> Attachment<'a> {
                 lock,
                 settings,
             };
-            attachment.write_lease()?;
+            if let Err(error) = attachment.write_lease() {
+                // Nothing was written to any thread in this run; an earlier one's undo stays.
+                if is_new {
+                    let _ = attachment.settings.state.forget(&attachment.settings.vm);
+                }
+                return Err(error.into());
+            }
             attachment
         };
         match attachment.mend(scan) {
@@ -345,10 +357,7 @@ impl<'a> Attachment<'a> {
 
     fn write_lease(&self) -> Result<(), StateError> {
         let supervisor = match self.settings.follow {
-            Follow::Stay => {
-                let pid = Pid(i32::try_from(std::process::id()).unwrap_or(0));
-                discover::process_key(self.host.root, pid).ok()
-            }
+            Follow::Stay => this_process(self.host.root),
             Follow::Once => None,
         };
         self.settings.state.write_lease(&Lease {
@@ -460,16 +469,15 @@ fn baseline(main: CpuSet, threads: &[Thread]) -> Record {
     Record::Baseline(Baseline { main, threads: threads.collect() })
 }
 
-fn channel_paths(settings: &Settings) -> ChannelPaths {
+fn channel_paths(settings: &Settings) -> (ChannelPaths, FirstWay) {
     let paths = discover::channel_paths(&settings.vm, &settings.location);
     match settings.policy.vm.channel.value {
-        ChannelChoice::Auto => paths,
+        ChannelChoice::Auto => (paths, FirstWay::Best),
+        ChannelChoice::Lease => (paths, FirstWay::Lease),
         // The socket itself is ours: the same path in both places.
         ChannelChoice::Persistent => {
-            ChannelPaths { own: paths.shared.clone(), shared: paths.shared }
+            (ChannelPaths { own: paths.shared.clone(), shared: paths.shared }, FirstWay::Best)
         }
-        // No socket of our own: nothing can be at a path below a file.
-        ChannelChoice::Lease => ChannelPaths { own: paths.shared.join("none"), ..paths },
     }
 }
 
@@ -484,7 +492,13 @@ fn resume(
     if !path.exists() {
         return Ok(None);
     }
-    let (journal, header) = Journal::resume(&path)?;
+    let (journal, header) = match Journal::resume(&path) {
+        Err(JournalError::NeverBegun { .. }) => {
+            settings.state.forget(&settings.vm)?;
+            return Ok(None);
+        }
+        resumed => resumed?,
+    };
     if header.boot_id == boot_id && header.process == process {
         return Ok(Some(journal));
     }
@@ -541,7 +555,9 @@ fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
     for vm in vms.into_iter().filter(|vm| *vm != settings.vm) {
         let dead = match settings.state.lease(&vm) {
             Ok(Some(lease)) => {
-                lease.boot_id != boot_id || !discover::is_alive(host.root, lease.qemu)
+                // Not to be learnt is not dead.
+                lease.boot_id != boot_id
+                    || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
             }
             Ok(None) => false,
             Err(error) => {
@@ -574,6 +590,11 @@ pub fn give_back(
         state.forget(vm)?;
     }
     Ok(report)
+}
+
+fn this_process(root: &SysRoot) -> Option<ProcessKey> {
+    let pid = Pid(i32::try_from(std::process::id()).ok()?);
+    discover::process_key(root, pid).ok()
 }
 
 fn unix_now_s() -> u64 {

@@ -1,7 +1,8 @@
 //! Ends a VM's supervisor, so that somebody else can put things back.
 
 use std::io;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid as RustixPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -17,6 +18,9 @@ use crate::threads::ProcessKey;
 /// journal has all that is needed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Between two tries for a lock whose holder is not known.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Whether there was a supervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Supervised {
@@ -29,7 +33,7 @@ pub enum Supervised {
 /// Becomes the VM's supervisor: asks the one there is to end, waits, and kills it if it hangs.
 ///
 /// # Errors
-/// [`StartError::AlreadyAttached`] where somebody has the lock and no lease says who, or it cannot be
+/// [`StartError::NotEnded`] where somebody has the lock for long and does not say who, or cannot be
 /// ended.
 pub fn end_supervisor(
     host: Host<'_>,
@@ -41,19 +45,24 @@ pub fn end_supervisor(
         if let Some(lock) = state.lock_supervisor(vm)? {
             return Ok((lock, was));
         }
-        let lease = state.lease(vm)?;
-        if let Some(supervisor) = lease.and_then(|lease| lease.supervisor) {
-            tracing::info!("VM {vm}: process {} follows it and is told to end", supervisor.pid);
-            was = Supervised::Was;
-            let ended = end(host, supervisor, signal);
-            ended.map_err(|source| StartError::Watch { what: "the VM's supervisor", source })?;
-        }
+        let Some(supervisor) = state.supervisor(vm) else { break };
+        tracing::info!("VM {vm}: process {} has it and is told to end", supervisor.pid);
+        was = Supervised::Was;
+        let ended = end(host, supervisor, signal);
+        ended.map_err(|source| StartError::Watch { what: "the VM's supervisor", source })?;
     }
-    let lock = state.lock_supervisor(vm)?;
-    lock.map(|lock| (lock, was)).ok_or_else(|| StartError::AlreadyAttached {
-        vm: vm.clone(),
-        pid: state.supervisor(vm).ok().flatten(),
-    })
+    // Another `detach` is at work, and does not say so: it is done in milliseconds.
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(lock) = state.lock_supervisor(vm)? {
+            return Ok((lock, was));
+        }
+        if Instant::now() > deadline {
+            let pid = state.supervisor(vm).map(|process| process.pid);
+            return Err(StartError::NotEnded { vm: vm.clone(), pid });
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 fn end(host: Host<'_>, process: ProcessKey, signal: Signal) -> io::Result<()> {

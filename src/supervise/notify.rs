@@ -14,6 +14,11 @@ pub(super) fn alive(status: &str) {
     say(&[NotifyState::Watchdog, NotifyState::Status(status)]);
 }
 
+/// How it stands, between two signs of life.
+pub(super) fn status(status: &str) {
+    say(&[NotifyState::Status(status)]);
+}
+
 /// Restoring now.
 pub(super) fn stopping() {
     say(&[NotifyState::Stopping, NotifyState::Status("putting everything back")]);

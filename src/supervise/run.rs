@@ -11,11 +11,13 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 use tokio_stream::wrappers::SignalStream;
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::attachment::{Attachment, Host, Learnt, LookReport, Settings};
+use super::attachment::{Attachment, Host, Learnt, LookReport, Settings, give_back};
+use super::end::end_supervisor;
 use super::notify;
 use super::start_error::StartError;
 use super::state::{Effect, Ending, Event, Hint, Liveness, State};
 use crate::apply::{Applied, StepOutcome};
+use crate::discover::boot_id;
 use crate::discover::tasks::{self, TasksError};
 use crate::ids::Tid;
 use crate::plan::{Finding, Plan, Verdict};
@@ -69,14 +71,21 @@ pub async fn attach_once(
 /// [`StartError`].
 pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartError> {
     let channel_choice = settings.policy.vm.channel.value;
-    // Before the first write: from there on, a signal must lead to a restore.
-    let mut stop = stop_signals()?;
-    let (attachment, channel, first) = tokio::select! {
+    let (state, vm) = (settings.state.clone(), settings.vm.clone());
+    // Before anything is written: from then on no signal may end us without restoring.
+    let mut stop = stop_signals(host)?;
+    let started = tokio::select! {
         biased;
         started = Attachment::start(host, settings) => started?,
-        // It waits for QEMU only, and has written nothing before QEMU's answer.
-        _ = stop.next() => return Ok(Ended { restored: RestoreReport::default() }),
+        // It waits for QEMU alone: nothing is written yet, but perhaps by an earlier qmpin.
+        _ = stop.next() => {
+            tracing::info!("told to stop before VM {vm} was attached");
+            let (_lock, _) = end_supervisor(host, &state, &vm)?;
+            let boot_id = boot_id(host.root).map_err(StartError::BootId)?;
+            return Ok(Ended { restored: give_back(host, &state, &vm, &boot_id)? });
+        }
     };
+    let (attachment, channel, first) = started;
     let watch = Watch::of(host, &attachment, stop);
     let runner = Runner {
         upgrade_wanted: channel_choice == ChannelChoice::Auto,
@@ -87,6 +96,7 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         look_at: None,
         ask_at: None,
         channel: Line::Free(Box::new(channel)),
+        told: String::new(),
         attachment,
     };
     match watch {
@@ -99,31 +109,42 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
     }
 }
 
-/// The signals that ask for an end in order; a closed terminal does, too.
-type StopSignals = Pin<Box<dyn Stream<Item = ()>>>;
-
-fn stop_signals() -> Result<StopSignals, StartError> {
-    let fail = |source| StartError::Watch { what: "signals", source };
-    let on = |kind| signal(kind).map(SignalStream::new).map_err(fail);
-    let end = on(SignalKind::terminate())?.merge(on(SignalKind::interrupt())?);
-    Ok(Box::pin(end.merge(on(SignalKind::hangup())?)))
-}
-
 /// What can wake the loop.
 struct Watch {
     exit: Exit,
     births: Option<Births>,
     leases: Option<LeaseChanges>,
-    stop: StopSignals,
+    stop: Stop,
     slow_timer: Interval,
 }
 
+type Stop = Pin<Box<dyn Stream<Item = ()>>>;
+
+/// SIGTERM, SIGINT, and the terminal's end, unless we are run under `nohup`.
+fn stop_signals(host: Host<'_>) -> Result<Stop, StartError> {
+    let on = |kind| {
+        let stream = signal(kind).map(SignalStream::new);
+        stream.map_err(|source| StartError::Watch { what: "signals", source })
+    };
+    let hangup_is_ignored = hangup_is_ignored(host);
+    let stop = on(SignalKind::terminate())?.merge(on(SignalKind::interrupt())?);
+    if hangup_is_ignored {
+        return Ok(Box::pin(stop));
+    }
+    Ok(Box::pin(stop.merge(on(SignalKind::hangup())?)))
+}
+
+fn hangup_is_ignored(host: Host<'_>) -> bool {
+    let status = host.root.read_lossy("proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // Bit 0 is signal 1, SIGHUP.
+    ignored
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .is_some_and(|mask| mask & 1 == 1)
+}
+
 impl Watch {
-    fn of(
-        host: Host<'_>,
-        attachment: &Attachment<'_>,
-        stop: StopSignals,
-    ) -> Result<Watch, StartError> {
+    fn of(host: Host<'_>, attachment: &Attachment<'_>, stop: Stop) -> Result<Watch, StartError> {
         let fail = |what| move |source| StartError::Watch { what, source };
         let process = attachment.process();
         let settings = attachment.settings();
@@ -187,6 +208,8 @@ struct Runner<'a> {
     last_look: Instant,
     last_ask: Option<Instant>,
     asks_failed: u32,
+    /// What systemd was told last.
+    told: String,
     /// Threads about which a line was logged already.
     lines: BTreeSet<ThreadKey>,
 }
@@ -195,7 +218,8 @@ impl Runner<'_> {
     async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
         self.log_plan(&[]);
         log_look(first, &mut self.lines);
-        notify::ready(&self.status());
+        self.told = self.status();
+        notify::ready(&self.told);
         let mut state = State::default();
         // A look at once: kernel threads, and whatever was born while the first was under way.
         let mut effects = vec![Effect::Look];
@@ -215,6 +239,7 @@ impl Runner<'_> {
             if !effects.is_empty() {
                 continue;
             }
+            self.tell();
             let event = self.next_event(&mut watch).await;
             effects.extend(event.map(|event| state.handle(event)).unwrap_or_default());
         }
@@ -432,6 +457,15 @@ impl Runner<'_> {
             ChannelKind::Lease => "leases",
             ChannelKind::Socket => "its own socket",
             ChannelKind::RuntimeMonitor => "a runtime monitor",
+        }
+    }
+
+    /// Tells systemd how it stands, where that has changed.
+    fn tell(&mut self) {
+        let status = self.status();
+        if status != self.told {
+            notify::status(&status);
+            self.told = status;
         }
     }
 

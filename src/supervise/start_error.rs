@@ -8,6 +8,7 @@ use crate::journal::JournalError;
 use crate::leases::StateError;
 use crate::plan::PlanError;
 use crate::qmp::QmpError;
+use crate::restore::RestoreError;
 use crate::sysroot::ReadError;
 
 /// Why a VM could not be attached or given back.
@@ -19,6 +20,14 @@ pub enum StartError {
         /// Which VM.
         vm: VmName,
         /// By which process, where its lease says so.
+        pid: Option<Pid>,
+    },
+    /// Whoever has the VM does not end.
+    #[error("VM {vm} is in use{} and does not let go", used_by(*pid))]
+    NotEnded {
+        /// Which VM.
+        vm: VmName,
+        /// By which process, where that is known.
         pid: Option<Pid>,
     },
     /// The VM could not be looked at.
@@ -39,6 +48,9 @@ pub enum StartError {
     /// The journal could not be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// It could not be given back.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
     /// Something to watch the VM by could not be had.
     #[error("could not watch {what}")]
     Watch {
@@ -57,9 +69,15 @@ fn by(pid: Option<Pid>) -> String {
     pid.map_or(String::new(), |pid| format!(": process {pid} follows it"))
 }
 
+fn used_by(pid: Option<Pid>) -> String {
+    pid.map_or(" by another qmpin".to_owned(), |pid| {
+        format!(" by process {pid}, which was told to end,")
+    })
+}
+
 impl StartError {
     pub(super) fn already_attached(settings: &Settings) -> StartError {
-        let pid = settings.state.supervisor(&settings.vm).ok().flatten();
+        let pid = settings.state.supervisor(&settings.vm).map(|process| process.pid);
         StartError::AlreadyAttached { vm: settings.vm.clone(), pid }
     }
 }
@@ -148,14 +166,14 @@ impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Failure {
         let kind = match &error {
             JournalError::Io { source, .. } => permission_or(source, Kind::Partial),
-            JournalError::NotAJournal { .. } => Kind::Partial,
+            JournalError::NotAJournal { .. } | JournalError::NeverBegun { .. } => Kind::Partial,
         };
         let hint = match &error {
             JournalError::NotAJournal { path, .. } => Some(format!(
                 "nothing was changed; keep a copy of {} and remove it to go on",
                 path.display()
             )),
-            JournalError::Io { .. } => None,
+            JournalError::Io { .. } | JournalError::NeverBegun { .. } => None,
         };
         with_hint(Failure::from_error(kind, error), hint)
     }
@@ -174,12 +192,21 @@ impl From<StartError> for Failure {
                 let hint = format!("`qmpin detach {vm}` ends it and puts everything back");
                 Failure::from_error(Kind::No, error).hint(hint)
             }
+            StartError::NotEnded { .. } => {
+                let hint = "its journal stays: try again when it has ended";
+                Failure::from_error(Kind::No, error).hint(hint)
+            }
             StartError::Vm(error) => error.into(),
             StartError::Discover(error) => error.into(),
             StartError::BootId(error) => Failure::from_error(Kind::No, error),
             StartError::Plan(error) => error.into(),
             StartError::State(error) => error.into(),
             StartError::Journal(error) => error.into(),
+            StartError::Restore(RestoreError::Journal(error)) => error.into(),
+            StartError::Restore(RestoreError::Look(ref read)) => {
+                let kind = permission_or(&read.source, Kind::Partial);
+                Failure::from_error(kind, error).hint("nothing was forgotten: try again")
+            }
             StartError::Watch { ref source, .. } => {
                 let kind = permission_or(source, Kind::NoVm);
                 Failure::from_error(kind, error)

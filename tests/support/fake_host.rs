@@ -290,10 +290,9 @@ impl FakeHost {
         }
     }
 
-    /// The files in a temporary folder that goes when the value does. They are a thousand and more,
-    /// so memory is preferred to a disk.
+    /// The files in a temporary folder that goes when the value does.
     pub(crate) fn tree(&self) -> io::Result<tempfile::TempDir> {
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())?;
+        let dir = empty_tree()?;
         self.write(dir.path())?;
         Ok(dir)
     }
@@ -393,4 +392,10 @@ impl FakeHost {
         }
         Ok(())
     }
+}
+
+/// A temporary folder for a machine's files. They are a thousand and more, so memory is preferred to a
+/// disk.
+pub(crate) fn empty_tree() -> io::Result<tempfile::TempDir> {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir())
 }

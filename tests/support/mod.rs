@@ -16,3 +16,14 @@ use std::io::Write;
 pub(crate) fn skipped(test: &str, reason: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
 }
+
+/// Asserts that a result is an error of a pattern, and shows it where it is not.
+#[macro_export]
+macro_rules! assert_error {
+    ($result:expr, $pattern:pat $(if $guard:expr)?) => {
+        match $result {
+            Err($pattern) $(if $guard)? => {}
+            other => panic!("not as awaited: {other:?}"),
+        }
+    };
+}

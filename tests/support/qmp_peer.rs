@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use qmpin::ids::Pid;
 use qmpin::qmp::{CheckError, PeerCheck};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -50,7 +50,8 @@ impl Peer {
 
 /// A client's connection, seen from the peer.
 pub(crate) struct Conn {
-    reader: BufReader<OwnedReadHalf>,
+    reader: OwnedReadHalf,
+    heard: Vec<u8>,
     writer: OwnedWriteHalf,
 }
 
@@ -64,7 +65,7 @@ pub(crate) struct Command {
 impl Conn {
     pub(crate) fn new(stream: UnixStream) -> Conn {
         let (reader, writer) = stream.into_split();
-        Conn { reader: BufReader::new(reader), writer }
+        Conn { reader, heard: Vec::new(), writer }
     }
 
     /// Sends bytes as they are. `false` when the client has gone.
@@ -85,16 +86,23 @@ impl Conn {
 
     /// The next command, or `None` when the client has gone.
     pub(crate) async fn command(&mut self) -> Option<Command> {
-        let mut line = String::new();
-        if self.reader.read_line(&mut line).await.ok()? == 0 {
-            return None;
+        loop {
+            let mut values = serde_json::Deserializer::from_slice(&self.heard).into_iter::<Value>();
+            match values.next() {
+                Some(Ok(mut message)) => {
+                    let end = values.byte_offset();
+                    self.heard.drain(..end);
+                    return Some(Command {
+                        name: message["execute"].as_str().unwrap().to_owned(),
+                        arguments: message["arguments"].take(),
+                        id: message["id"].take(),
+                    });
+                }
+                Some(Err(error)) if !error.is_eof() => panic!("{error}"),
+                _ if self.reader.read_buf(&mut self.heard).await.ok()? == 0 => return None,
+                _ => {}
+            }
         }
-        let mut message: Value = serde_json::from_str(&line).unwrap();
-        Some(Command {
-            name: message["execute"].as_str().unwrap().to_owned(),
-            arguments: message["arguments"].take(),
-            id: message["id"].take(),
-        })
     }
 
     pub(crate) async fn reply(&mut self, command: &Command, value: &Value) -> bool {

@@ -69,11 +69,15 @@ class Machine:
         self.console.write_bytes(b"")
         with open(self.results, "wb") as results:
             results.truncate(RESULTS_BYTES)
-        stderr = None if self.interactive else open(self.folder / "qemu-stderr.log", "wb")
-        stdin = None if self.interactive else subprocess.DEVNULL
-        self.process = subprocess.Popen(
-            self.command(), stdin=stdin, stdout=stderr, stderr=stderr, preexec_fn=_die_with_parent
-        )
+        # TCG warns once per CPU and feature that it lacks: hundreds of lines that nobody wants to see.
+        with open(self.folder / "qemu-stderr.log", "wb") as stderr:
+            self.process = subprocess.Popen(
+                self.command(),
+                stdin=None if self.interactive else subprocess.DEVNULL,
+                stdout=None if self.interactive else stderr,
+                stderr=stderr,
+                preexec_fn=_die_with_parent,
+            )
         return self
 
     def __exit__(self, *_exc: object) -> None:
