@@ -147,6 +147,11 @@ fn a_hot_added_vcpu_is_placed_by_the_overflow_policy() {
         let third = stage.vcpu(2);
         wait_until("it is off the others' CPU", || stage.mask(third) == "0");
         assert_eq!(stage.mask(stage.vcpu(0)), "1");
+        // Whoever succeeds a killed supervisor finds more vCPUs than a new VM may have.
+        let pinned = stage.masks();
+        attached.kill();
+        let attached = stage.attach(&["--overflow", overflow]);
+        assert_eq!(stage.masks(), pinned);
         attached.end();
         let mut wanted = before;
         wanted.insert(vcpu, main.clone());

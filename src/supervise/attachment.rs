@@ -573,10 +573,8 @@ fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
                     || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
             }
             Ok(None) => false,
-            Err(error) => {
-                tracing::warn!("left alone: {error}");
-                false
-            }
+            // Left alone; it is named when the neighbours are read.
+            Err(_) => false,
         };
         if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
             match settings.state.forget(&vm) {
