@@ -28,6 +28,7 @@ pub(crate) fn has_two_cpus() -> bool {
 }
 
 /// Returns from a test where the machine is too small for it.
+#[allow(unused_macros)] // not every test is of such a kind
 macro_rules! needs_two_cpus {
     ($test:expr) => {
         if !crate::support::run::has_two_cpus() {
@@ -35,6 +36,7 @@ macro_rules! needs_two_cpus {
         }
     };
 }
+#[allow(unused_imports)]
 pub(crate) use needs_two_cpus;
 
 /// Folders for leases and policies.
