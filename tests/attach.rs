@@ -4,10 +4,15 @@
 
 mod support;
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
 use nix::sys::signal::Signal;
+use qmpin::ids::Pid;
 use serde_json::{Value, json};
 use support::ordered::Ordered;
-use support::qemu::{Accel, QemuOptions, has_kvm, wait_until};
+use support::qemu::{Accel, PATIENCE, QemuOptions, has_kvm, wait_until};
 use support::run::{Stage, mask, needs_two_cpus, taskset};
 use support::skipped;
 
@@ -177,6 +182,71 @@ fn once_moves_every_thread_and_detach_puts_every_thread_back() {
     stage.assert_untouched(&before);
 }
 
+/// A cpuset of CPU 0 alone, gone with the test.
+struct Cpuset(PathBuf);
+
+impl Cpuset {
+    fn of_cpu_0(pid: Pid) -> Option<Cpuset> {
+        for root in ["/sys/fs/cgroup/cpuset", "/sys/fs/cgroup"] {
+            let dir = Path::new(root).join(format!("qmpin-test-{pid}"));
+            if fs::create_dir(&dir).is_err() {
+                continue;
+            }
+            let cpuset = Cpuset(dir);
+            let set = |file: &str, text: &str| fs::write(cpuset.0.join(file), text).is_ok();
+            if set("cpuset.cpus", "0")
+                && set("cpuset.mems", "0")
+                && set("cgroup.procs", &pid.to_string())
+            {
+                return Some(cpuset);
+            }
+        }
+        None
+    }
+}
+
+impl Drop for Cpuset {
+    fn drop(&mut self) {
+        // Whoever is left in it, dying or not, goes back up.
+        let root = self.0.parent().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
+            let left = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+            for pid in left.lines() {
+                let _ = fs::write(root.join("cgroup.procs"), pid);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_cpuset_forbids_is_said_and_not_fought_over() {
+    let test = "what_a_cpuset_forbids_is_said_and_not_fought_over";
+    needs_two_cpus!(test);
+    let stage = Stage::new(&options()).with_policy("check_interval_s = 1\n");
+    let Some(_cpuset) = Cpuset::of_cpu_0(stage.qemu.pid()) else {
+        return skipped(test, "no cpuset may be made here");
+    };
+    let before = stage.masks();
+    let vcpu = format!("vCPU 0 (tid {}", stage.vcpu(0));
+    let once = ["attach", "100", "--once", "--iothreads", "0-1"];
+    stage.run(&once).says(6, &["refused: ", &vcpu, "the kernel made it 0"]);
+    stage.run(&["detach", "100"]).says(0, &[]);
+    stage.assert_untouched(&before);
+    let mut attached = stage.attach(&["--iothreads", "0-1"]);
+    for _ in 0..3 {
+        // By the timer it is tried again, and no more is said of it.
+        attached.wait_told("WATCHDOG=1");
+        attached.told.clear();
+    }
+    assert_eq!(attached.lines_with(&vcpu), 1, "{}", attached.err());
+    assert_eq!(attached.lines_with("the kernel made it 0"), 2, "{}", attached.err());
+    assert_eq!(attached.lines_with("somebody else"), 0, "{}", attached.err());
+    attached.end();
+    stage.assert_untouched(&before);
+    stage.qemu.kill();
+}
+
 #[test]
 fn an_attach_goes_on_where_once_left_off() {
     needs_two_cpus!("an_attach_goes_on_where_once_left_off");
@@ -196,8 +266,8 @@ fn the_vms_of_a_host_are_detached_together() {
     let before = stage.masks();
     let attached = stage.attach(&[]);
     // Files of a dead VM, of one that was killed before it wrote anything, and of nobody.
-    std::fs::write(stage.place.state().join("101.lock"), "").unwrap();
-    std::fs::write(stage.place.state().join("102.journal"), "").unwrap();
+    fs::write(stage.place.state().join("101.lock"), "").unwrap();
+    fs::write(stage.place.state().join("102.journal"), "").unwrap();
     let mut attached = attached;
     stage.run(&["detach", "--all"]).says(0, &["VM 100: its supervisor has put everything back"]);
     assert_eq!(attached.wait(), Some(0), "{}", attached.err());
@@ -228,13 +298,13 @@ fn a_killed_supervisor_is_succeeded_and_the_first_masks_come_back() {
     stage.attach(&[]).kill();
     let pinned = stage.masks();
     assert_ne!(pinned, before);
-    let lease = std::fs::read_to_string(stage.place.state().join("100.lease")).unwrap();
+    let lease = fs::read_to_string(stage.place.state().join("100.lease")).unwrap();
 
     let attached = stage.attach(&[]);
     assert_eq!(stage.masks(), pinned);
     assert_eq!(attached.lines_with("→"), 0, "{}", attached.err());
     let lease: Value = serde_json::from_str(&lease).unwrap();
-    let again = std::fs::read_to_string(stage.place.state().join("100.lease")).unwrap();
+    let again = fs::read_to_string(stage.place.state().join("100.lease")).unwrap();
     let again: Value = serde_json::from_str(&again).unwrap();
     for member in ["vm", "boot_id", "qemu", "exclusive", "emulator", "iothreads", "vcpus"] {
         assert_eq!(again[member], lease[member]);
@@ -284,7 +354,7 @@ fn a_supervisor_that_waits_for_its_turn_is_ended_too() {
         let mut attached = stage.attach_unready(&[]);
         let lock = stage.place.state().join("100.lock");
         wait_until("it has the lock and its handlers", || {
-            std::fs::read_to_string(&lock).is_ok_and(|text| text.ends_with('}'))
+            fs::read_to_string(&lock).is_ok_and(|text| text.ends_with('}'))
         });
         if by_detach {
             stage.run(&["detach", "100"]).says(0, &[]);

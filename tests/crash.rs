@@ -10,7 +10,7 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use qmpin::ids::Tid;
-use support::qemu::QemuOptions;
+use support::qemu::{Accel, QemuOptions, has_kvm};
 use support::run::{Done, Stage, needs_two_cpus, taskset};
 use support::skipped;
 
@@ -38,7 +38,9 @@ macro_rules! needs_strace {
 
 /// A VM whose threads differ.
 fn stage() -> (Stage, BTreeMap<Tid, String>) {
-    let stage = Stage::new(&QemuOptions { iothreads: 1, ..QemuOptions::default() });
+    // KVM has a kernel thread beside the process.
+    let accel = if has_kvm() { Accel::Kvm } else { Accel::Tcg };
+    let stage = Stage::new(&QemuOptions { accel, iothreads: 1, ..QemuOptions::default() });
     taskset(stage.vcpu(0), &[0]);
     taskset(stage.iothread("iothread-virtioscsi0"), &[1]);
     let before = stage.masks();

@@ -147,6 +147,11 @@ fn a_hot_added_vcpu_is_placed_by_the_overflow_policy() {
         let third = stage.vcpu(2);
         wait_until("it is off the others' CPU", || stage.mask(third) == "0");
         assert_eq!(stage.mask(stage.vcpu(0)), "1");
+        // Whoever succeeds a killed supervisor finds more vCPUs than a new VM may have.
+        let pinned = stage.masks();
+        attached.kill();
+        let attached = stage.attach(&["--overflow", overflow]);
+        assert_eq!(stage.masks(), pinned);
         attached.end();
         let mut wanted = before;
         wanted.insert(vcpu, main.clone());
@@ -181,6 +186,57 @@ fn resets_stops_and_starts_change_nothing() {
         }
         assert_eq!(stage.place.left_behind(), [""; 0]);
     }
+}
+
+#[test]
+fn a_state_folder_that_was_removed_does_not_keep_it_from_restoring() {
+    needs_two_cpus!("a_state_folder_that_was_removed_does_not_keep_it_from_restoring");
+    let stage = Stage::new(&options());
+    taskset(stage.vcpu(0), &[0]);
+    let before = stage.masks();
+    let attached = stage.attach(&[]);
+    fs::remove_dir_all(stage.place.state()).unwrap();
+    attached.end();
+    stage.assert_untouched(&before);
+}
+
+#[test]
+fn the_watchdog_is_fed() {
+    needs_two_cpus!("the_watchdog_is_fed");
+    let stage = Stage::new(&options()).with_policy("check_interval_s = 3600\n");
+    let mut command = stage.command(&["attach", "100"]);
+    command.env("WATCHDOG_USEC", "400000");
+    let mut attached = Attached::spawn(command, stage.place.path());
+    attached.wait_ready();
+    // Also while somebody else has the socket and a question waits for its turn.
+    let mut holder = stage.qemu.client();
+    holder.must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
+    for _ in 0..3 {
+        attached.wait_told("WATCHDOG=1");
+        attached.told.clear();
+    }
+    // And it can be told to end meanwhile.
+    attached.end();
+}
+
+#[test]
+fn a_hotplug_while_somebody_has_the_socket_is_placed_when_it_is_let_go() {
+    needs_two_cpus!("a_hotplug_while_somebody_has_the_socket_is_placed_when_it_is_let_go");
+    let stage = Stage::new(&options());
+    let attached = stage.attach(&["--iothreads", "0-1"]);
+    wait_until("it has tried for a monitor", || attached.lines_with("asked by leases") > 0);
+    let mut holder = stage.qemu.client();
+    let threads = stage.qemu.threads();
+    holder.must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
+    let now = stage.qemu.threads();
+    let new = *now.keys().find(|tid| !threads.contains_key(tid)).unwrap();
+    // Whoever it is, it is off the vCPUs' CPU at once.
+    wait_until("it is with the emulator", || stage.mask(new) == "0");
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(stage.mask(new), "0");
+    drop(holder);
+    wait_until("it is placed", || stage.mask(new) == "0-1");
+    attached.end();
 }
 
 #[test]

@@ -34,7 +34,9 @@ pub fn all_leases(state: &StateDir) -> Vec<Lease> {
     });
     let lease = |vm| {
         state.lease(vm).unwrap_or_else(|error| {
-            tracing::warn!("{error}");
+            tracing::warn!(
+                "what VM {vm} has is not known: {error}; if no qmpin is at work for it, remove the file"
+            );
             None
         })
     };

@@ -126,15 +126,26 @@ pub fn restore(
     if content.header.boot_id != boot_id {
         return Ok(RestoreReport::nothing(Nothing::OtherBoot));
     }
-    let process = content.header.process;
+    let memory = Memory::of(&content.records);
+    let mut report = restore_process(root, sched, content.header.process, &memory)?;
+    report.unreadable_lines = content.unreadable_lines;
+    Ok(report)
+}
+
+/// Puts back what is remembered of a process of this boot.
+///
+/// # Errors
+/// [`RestoreError::Look`].
+pub fn restore_process(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    process: ProcessKey,
+    memory: &Memory,
+) -> Result<RestoreReport, RestoreError> {
     if !lives(root, process).map_err(RestoreError::Look)? {
         return Ok(RestoreReport::nothing(Nothing::ProcessGone));
     }
-    let unreadable_lines = content.unreadable_lines;
-    let memory = Memory::of(&content.records);
-    let mut report = put_back(root, sched, process, &memory).map_err(RestoreError::Look)?;
-    report.unreadable_lines = unreadable_lines;
-    Ok(report)
+    put_back(root, sched, process, memory).map_err(RestoreError::Look)
 }
 
 fn put_back(

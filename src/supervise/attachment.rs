@@ -23,7 +23,7 @@ use crate::plan::{Guest, Neighbour, Plan, PlanError, Request, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::qmp::{Channel, ChannelPaths, Limits, Roles};
 use crate::render::thread_in_words;
-use crate::restore::{RestoreReport, restore};
+use crate::restore::{RestoreReport, restore, restore_process};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
@@ -334,8 +334,13 @@ impl<'a> Attachment<'a> {
     /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
     /// report.
     pub fn finish(self) -> Result<RestoreReport, StartError> {
-        let Attachment { host, settings, boot_id, lock, .. } = self;
-        let report = give_back(host, &settings.state, &settings.vm, &boot_id)?;
+        let Attachment { host, settings, process, journal, lock, .. } = self;
+        // From what is in mind, and not from the file: somebody may have removed the folder.
+        let report = restore_process(host.root, host.sched, process, journal.memory())?;
+        if report.is_complete() && settings.state.path().exists() {
+            let _lock = settings.state.lock_leases()?;
+            settings.state.forget(&settings.vm)?;
+        }
         drop(lock);
         Ok(report)
     }
@@ -588,10 +593,8 @@ fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
                     || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
             }
             Ok(None) => false,
-            Err(error) => {
-                tracing::warn!("left alone: {error}");
-                false
-            }
+            // Left alone; it is named when the neighbours are read.
+            Err(_) => false,
         };
         if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
             match settings.state.forget(&vm) {

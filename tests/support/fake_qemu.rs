@@ -215,7 +215,7 @@ fn visit(mut stream: UnixStream, fake: &Fake, number: usize) -> std::io::Result<
 /// Holds the connection until the client has gone.
 fn keep(stream: &UnixStream) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream);
-    while reader.fill_buf()?.len() > 0 {
+    while !reader.fill_buf()?.is_empty() {
         let length = reader.buffer().len();
         reader.consume(length);
     }

@@ -36,6 +36,7 @@ pub(crate) fn newer_qemu_root() -> Option<PathBuf> {
 
 /// What to start.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is named where it is given
 pub(crate) struct QemuOptions {
     pub(crate) accel: Accel,
     pub(crate) vcpus: u32,

@@ -28,6 +28,7 @@ pub(crate) fn has_two_cpus() -> bool {
 }
 
 /// Returns from a test where the machine is too small for it.
+#[allow(unused_macros)] // not every test is of such a kind
 macro_rules! needs_two_cpus {
     ($test:expr) => {
         if !crate::support::run::has_two_cpus() {
@@ -35,6 +36,7 @@ macro_rules! needs_two_cpus {
         }
     };
 }
+#[allow(unused_imports)]
 pub(crate) use needs_two_cpus;
 
 /// Folders for leases and policies.
@@ -198,8 +200,18 @@ impl Stage {
         Attached::spawn(self.command(&words), self.place.path())
     }
 
+    /// The masks of all threads of the VM, kernel threads beside its process included.
     pub(crate) fn masks(&self) -> BTreeMap<Tid, String> {
-        masks(self.qemu.pid())
+        let pid = self.qemu.pid();
+        let mut all = masks(pid);
+        let children = fs::read_to_string("/proc/2/task/2/children").unwrap_or_default();
+        for kernel in children.split_whitespace().map(|pid| Pid(pid.parse().unwrap())) {
+            let comm = fs::read_to_string(format!("/proc/{kernel}/comm")).unwrap_or_default();
+            if comm.trim_end() == format!("kvm-pit/{pid}") {
+                all.extend(masks(kernel));
+            }
+        }
+        all
     }
 
     pub(crate) fn mask(&self, tid: Tid) -> String {
