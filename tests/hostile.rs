@@ -83,8 +83,8 @@ fn meet(fake: &FakeQemu, mut then: impl FnMut(&str, &Done)) {
 }
 
 const LIES: [(&str, &[&str]); 20] = [
-    ("silence", &["was held by another client for 1000 ms"]),
-    ("half a greeting and silence", &["was held by another client for 1000 ms"]),
+    ("silence", &["for 1000 ms, the limit"]),
+    ("half a greeting and silence", &["for 1000 ms, the limit"]),
     ("half a greeting", &["closed the connection", "greeting", "bytes into a line"]),
     ("no greeting", &["does not greet as a QMP monitor", "SSH-2.0"]),
     ("an endless line", &["a line longer than 1048576 bytes", "greeting"]),
