@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests say no as tests do
 
 pub(crate) mod fake_host;
+pub(crate) mod guests;
 pub(crate) mod hosts;
 pub(crate) mod qemu;
 pub(crate) mod qmp_peer;
