@@ -5,6 +5,7 @@
 
 pub(crate) mod fake_host;
 pub(crate) mod fake_qemu;
+pub(crate) mod guests;
 pub(crate) mod hosts;
 pub(crate) mod ordered;
 pub(crate) mod qemu;
