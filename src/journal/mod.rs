@@ -104,6 +104,12 @@ pub enum JournalError {
         #[source]
         source: io::Error,
     },
+    /// The first line was never finished: whoever wrote it was killed before the first write.
+    #[error("{} was never begun: its first line is not whole", path.display())]
+    NeverBegun {
+        /// Which file.
+        path: PathBuf,
+    },
     /// The first line is not a journal's.
     #[error("{} is not a journal of qmpin: {reason}", path.display())]
     NotAJournal {
@@ -233,7 +239,7 @@ fn read_whole(path: &Path) -> Result<(Content, u64), JournalError> {
     let mut lines = text[..whole].lines();
     let not_a_journal =
         |reason: String| JournalError::NotAJournal { path: path.to_owned(), reason };
-    let first = lines.next().ok_or_else(|| not_a_journal("it has no first line".to_owned()))?;
+    let first = lines.next().ok_or_else(|| JournalError::NeverBegun { path: path.to_owned() })?;
     let header: Header =
         serde_json::from_str(first).map_err(|error| not_a_journal(error.to_string()))?;
     if header.schema != SCHEMA {

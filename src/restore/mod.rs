@@ -18,8 +18,9 @@ use std::path::Path;
 
 pub use decide::{Decision, decide};
 
-use crate::cpuset::CpuSet;
+use crate::cpuset::{CPUS_MAX, CpuSet};
 use crate::discover::{is_alive, tasks};
+use crate::ids::CpuId;
 use crate::journal::{self, JournalError, Memory};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
@@ -106,6 +107,10 @@ pub fn restore(
         Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(RestoreReport::nothing(Nothing::NeverAttached));
         }
+        // Nothing is written to any thread before the first line is whole.
+        Err(JournalError::NeverBegun { .. }) => {
+            return Ok(RestoreReport::nothing(Nothing::NeverAttached));
+        }
         Err(error) => return Err(error),
     };
     if content.header.boot_id != boot_id {
@@ -180,9 +185,14 @@ fn living(
     masks.filter_map(|key| Some((key, sched.affinity(key.tid).ok()?))).collect()
 }
 
+/// The CPUs that masks are compared on. Where they cannot be read it is all of them: compared on none,
+/// every mask would look as it was before, and nothing would be put back.
 fn online(root: &SysRoot) -> CpuSet {
-    let text = root.read("sys/devices/system/cpu/online").unwrap_or_default();
-    CpuSet::parse_cpulist(&text).unwrap_or_default()
+    let text = root.read("sys/devices/system/cpu/online").ok();
+    let online = text.and_then(|text| CpuSet::parse_cpulist(&text).ok());
+    online
+        .filter(|online| !online.is_empty())
+        .unwrap_or_else(|| (0..CPUS_MAX).filter_map(CpuId::from_index).collect())
 }
 
 /// Whether it was written; `false`: the thread has ended.

@@ -466,7 +466,14 @@ fn resume(
     if !path.exists() {
         return Ok(None);
     }
-    let (journal, header) = Journal::resume(&path)?;
+    let (journal, header) = match Journal::resume(&path) {
+        // Nothing was written to any thread before its first line was whole.
+        Err(JournalError::NeverBegun { .. }) => {
+            settings.state.forget(&settings.vm)?;
+            return Ok(None);
+        }
+        resumed => resumed?,
+    };
     if header.boot_id == boot_id && header.process == process {
         return Ok(Some(journal));
     }

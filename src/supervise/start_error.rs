@@ -148,14 +148,14 @@ impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Failure {
         let kind = match &error {
             JournalError::Io { source, .. } => permission_or(source, Kind::Partial),
-            JournalError::NotAJournal { .. } => Kind::Partial,
+            JournalError::NotAJournal { .. } | JournalError::NeverBegun { .. } => Kind::Partial,
         };
         let hint = match &error {
             JournalError::NotAJournal { path, .. } => Some(format!(
                 "nothing was changed; keep a copy of {} and remove it to go on",
                 path.display()
             )),
-            JournalError::Io { .. } => None,
+            JournalError::Io { .. } | JournalError::NeverBegun { .. } => None,
         };
         with_hint(Failure::from_error(kind, error), hint)
     }
