@@ -213,10 +213,13 @@ fn living(
     Ok(threads)
 }
 
-/// Where it cannot be read, masks are compared whole: that is right unless a CPU went off or came on.
+/// The CPUs that masks are compared on. Where they cannot be read it is all of them: compared on none,
+/// every mask would look as it was before, and nothing would be put back.
 fn online(root: &SysRoot) -> CpuSet {
     discover::online_cpus(root)
-        .unwrap_or_else(|_| (0..CPUS_MAX).filter_map(CpuId::from_index).collect())
+        .ok()
+        .filter(|online| !online.is_empty())
+        .unwrap_or_else(|| (0..CPUS_MAX).filter_map(CpuId::from_index).collect())
 }
 
 fn is_gone(error: &io::Error) -> bool {
