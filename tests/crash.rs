@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as NixPid;
 use qmpin::ids::Tid;
 use serde_json::{Value, json};
-use support::qemu::{Accel, QemuOptions, has_kvm};
+use support::qemu::{Accel, QemuOptions, has_kvm, wait_until};
 use support::run::{Attached, Done, Stage, needs_two_cpus, taskset};
 use support::skipped;
 
@@ -240,6 +240,42 @@ fn attach_refused_a_write_says_which_and_can_be_undone() {
             stage.run(&["detach", "100"]).says(0, &[]);
             stage.assert_untouched(&before);
         });
+    }
+}
+
+#[test]
+fn a_supervisor_whose_journal_is_full_moves_nothing_more_and_says_so_once() {
+    let test = "a_supervisor_whose_journal_is_full_moves_nothing_more_and_says_so_once";
+    needs_strace!(test);
+    // Without iothreads, so that theirs is a mask that was not written before.
+    let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");
+    let before = stage.masks();
+    for n in 1..CALLS_MAX {
+        let inject = format!("inject=fdatasync:error=ENOSPC:when={n}+");
+        let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject];
+        let args = ["attach", "100", "--iothreads", "0-1"];
+        let command = stage.place.command(&strace, stage.qemu.dir(), &args);
+        let mut attached = Attached::spawn(command, stage.place.path());
+        if !attached.gets_ready() {
+            assert_eq!(attached.wait(), Some(6), "{}", attached.err());
+            stage.assert_untouched(&before);
+            continue;
+        }
+        stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
+        let iothread = stage.iothread("io-hot");
+        let words = "warn: could not write the journal";
+        wait_until("it is said", || attached.lines_with(words) > 0);
+        for _ in 0..3 {
+            attached.wait_told("WATCHDOG=1");
+            attached.told.clear();
+        }
+        assert_eq!(attached.lines_with(words), 1, "{}", attached.err());
+        assert_ne!(stage.mask(iothread), "0-1", "moved without an undo");
+        stage.run(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+        attached.wait();
+        let mut wanted = before;
+        wanted.insert(iothread, wanted[&stage.main_thread()].clone());
+        return stage.assert_untouched(&wanted);
     }
 }
 
