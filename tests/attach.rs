@@ -12,8 +12,8 @@ use nix::sys::signal::Signal;
 use qmpin::ids::Pid;
 use serde_json::{Value, json};
 use support::ordered::Ordered;
-use support::qemu::{Accel, PATIENCE, QemuOptions, has_kvm, wait_until};
-use support::run::{Stage, mask, needs_two_cpus, taskset};
+use support::qemu::{Accel, PATIENCE, Qemu, QemuOptions, has_kvm, wait_until};
+use support::run::{Stage, mask, masks, needs_two_cpus, taskset};
 use support::skipped;
 
 fn options() -> QemuOptions {
@@ -100,7 +100,7 @@ fn threads_are_told_as_the_contract_has_it() {
 #[test]
 fn a_main_thread_with_a_name_that_is_no_utf8_is_read() {
     // The kernel cuts a name at 15 bytes, here in the middle of a letter.
-    let extra = vec!["-name".to_owned(), "process=xöööööööö".to_owned()];
+    let extra = vec!["-name".to_owned(), "process=öööööööö".to_owned()];
     let stage = Stage::new(&QemuOptions { extra, ..options() });
     stage.run(&["threads", "100"]).says(0, &["vcpu 0", "iothread iothread-virtioscsi1"]);
 }
@@ -365,6 +365,33 @@ fn a_supervisor_that_waits_for_its_turn_is_ended_too() {
         drop(holder);
         stage.assert_untouched(&before);
     }
+}
+
+#[test]
+fn two_vms_keep_apart_and_the_dead_one_s_cpus_are_free_again() {
+    needs_two_cpus!("two_vms_keep_apart_and_the_dead_one_s_cpus_are_free_again");
+    let (first, second) = (Stage::new(&options()), Qemu::start(&options()));
+    let (of_first, of_second) = (first.masks(), masks(second.pid()));
+    let socket = second.paths().shared.display().to_string();
+    let other = ["attach", "other", "--once", "--qmp", &socket];
+    let attached = first.attach(&[]);
+    let pinned = first.masks();
+    first.run(&other).says(1, &["VM 100"]);
+    assert_eq!(masks(second.pid()), of_second);
+    assert_eq!(first.masks(), pinned);
+    // Killed, its VM alive: its CPUs are its own all the same.
+    attached.kill();
+    first.run(&other).says(1, &["VM 100"]);
+    first.run(&["detach", "100"]).says(0, &["put back"]);
+    assert_eq!(first.masks(), of_first);
+    first.run(&other).says(0, &["vCPUs on 1"]);
+    first.run(&["attach", "100", "--once"]).says(1, &["VM other"]);
+    // Its VM dead: swept by whoever comes next.
+    second.kill();
+    let attached = first.attach(&[]);
+    assert_eq!(attached.lines_with("swept what VM other had left"), 1, "{}", attached.err());
+    attached.end();
+    first.assert_untouched(&of_first);
 }
 
 #[test]

@@ -9,9 +9,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Command, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid as NixPid;
 use qmpin::ids::Tid;
-use support::qemu::{Accel, QemuOptions, has_kvm};
-use support::run::{Done, Stage, needs_two_cpus, taskset};
+use serde_json::{Value, json};
+use support::qemu::{Accel, QemuOptions, has_kvm, wait_until};
+use support::run::{Attached, Done, Stage, needs_two_cpus, taskset};
 use support::skipped;
 
 /// No command makes more calls of one kind than this.
@@ -133,6 +136,62 @@ fn a_killed_attach_can_be_attached_again() {
     }
 }
 
+/// The life of a supervisor: a hotplug, a drift, the end. Whether it came through.
+fn life(stage: &Stage, n: usize, call: &str) -> bool {
+    let inject = format!("inject={call}:signal=SIGKILL:when={n}");
+    let before = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject];
+    let args = ["attach", "100", "--iothreads", "0-1"];
+    let command = stage.place.command(&before, stage.qemu.dir(), &args);
+    let mut attached = Attached::spawn(command, stage.place.path());
+    if !attached.gets_ready() {
+        return false;
+    }
+    stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
+    let (iothread, vcpu) = (stage.iothread("io-hot"), stage.vcpu(0));
+    if !attached.lives_until(|| stage.mask(iothread) == "0-1") {
+        return false;
+    }
+    taskset(vcpu, &[0, 1]);
+    if !attached.lives_until(|| stage.mask(vcpu) == "1") {
+        return false;
+    }
+    // What was started is strace; whom it traces has signed the lock.
+    let signed = fs::read_to_string(stage.place.state().join("100.lock")).unwrap();
+    let signed: Value = serde_json::from_str(&signed).unwrap();
+    let supervisor = i32::try_from(signed["pid"].as_i64().unwrap()).unwrap();
+    kill(NixPid::from_raw(supervisor), Signal::SIGTERM).unwrap();
+    attached.wait() == Some(0)
+}
+
+#[test]
+fn a_supervisor_killed_anywhere_is_undone() {
+    needs_strace!("a_supervisor_killed_anywhere_is_undone");
+    let (stage, before) = stage();
+    let stage = stage.with_policy("check_interval_s = 1\n");
+    let main = before[&stage.main_thread()].clone();
+    for call in ["fdatasync", "sched_setaffinity", "unlink"] {
+        for n in 1..CALLS_MAX {
+            let came_through = life(&stage, n, call);
+            stage.run(&["detach", "100"]).says(0, &[]);
+            let mut now = stage.masks();
+            now.retain(|tid, mask| before.contains_key(tid) || *mask != main);
+            let mut wanted = before.clone();
+            if now.get(&stage.vcpu(0)).is_some_and(|mask| mask == "0-1") {
+                // Killed before it mended somebody else's word: that stands.
+                wanted.insert(stage.vcpu(0), "0-1".to_owned());
+                taskset(stage.vcpu(0), &[0]);
+            }
+            assert_eq!(now, wanted, "{call} {n}");
+            assert_eq!(stage.place.left_behind(), [""; 0], "{call} {n}");
+            stage.qemu.client().ask("object-del", &json!({"id": "io-hot"}));
+            if came_through {
+                assert!(n > 2, "{call}");
+                break;
+            }
+        }
+    }
+}
+
 #[test]
 fn detach_killed_anywhere_is_finished_by_the_next() {
     needs_strace!("detach_killed_anywhere_is_finished_by_the_next");
@@ -181,6 +240,42 @@ fn attach_refused_a_write_says_which_and_can_be_undone() {
             stage.run(&["detach", "100"]).says(0, &[]);
             stage.assert_untouched(&before);
         });
+    }
+}
+
+#[test]
+fn a_supervisor_whose_journal_is_full_moves_nothing_more_and_says_so_once() {
+    let test = "a_supervisor_whose_journal_is_full_moves_nothing_more_and_says_so_once";
+    needs_strace!(test);
+    // Without iothreads, so that theirs is a mask that was not written before.
+    let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");
+    let before = stage.masks();
+    for n in 1..CALLS_MAX {
+        let inject = format!("inject=fdatasync:error=ENOSPC:when={n}+");
+        let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &inject];
+        let args = ["attach", "100", "--iothreads", "0-1"];
+        let command = stage.place.command(&strace, stage.qemu.dir(), &args);
+        let mut attached = Attached::spawn(command, stage.place.path());
+        if !attached.gets_ready() {
+            assert_eq!(attached.wait(), Some(6), "{}", attached.err());
+            stage.assert_untouched(&before);
+            continue;
+        }
+        stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
+        let iothread = stage.iothread("io-hot");
+        let words = "warn: could not write the journal";
+        wait_until("it is said", || attached.lines_with(words) > 0);
+        for _ in 0..3 {
+            attached.wait_told("WATCHDOG=1");
+            attached.told.clear();
+        }
+        assert_eq!(attached.lines_with(words), 1, "{}", attached.err());
+        assert_ne!(stage.mask(iothread), "0-1", "moved without an undo");
+        stage.run(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+        attached.wait();
+        let mut wanted = before;
+        wanted.insert(iothread, wanted[&stage.main_thread()].clone());
+        return stage.assert_untouched(&wanted);
     }
 }
 

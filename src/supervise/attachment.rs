@@ -15,6 +15,7 @@ use crate::discover::tasks::{self, Identified, Scan, TasksError};
 use crate::discover::{
     self, DiscoverError, FirstWay, Target, VmLocation, VmView, read_topology, read_vm,
 };
+use crate::error::chain;
 use crate::ids::{CpuId, Pid, Tid, VcpuIndex, VmName};
 use crate::journal::{Baseline, Header, Journal, JournalError, Record};
 use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
@@ -73,6 +74,8 @@ pub struct LookReport {
     pub applied: Vec<Applied>,
     /// Steps for threads that had been where they belong: somebody else moved them.
     pub drifted: BTreeSet<ThreadKey>,
+    /// Why there is no new plan, where there should be one: the one in force was kept to.
+    pub plan_failed: Option<LookError>,
 }
 
 /// How QEMU's answer differs from the one before.
@@ -318,14 +321,12 @@ impl<'a> Attachment<'a> {
     /// Looks afresh and mends what is not as planned.
     ///
     /// # Errors
-    /// [`LookError`]; the plan in force stays in force.
+    /// [`LookError`]. That there is no new plan is none: the plan in force stays in force.
     pub fn look(&mut self) -> Result<LookReport, LookError> {
         self.notice_cpu_hotplug()?;
-        if self.plan_is_stale {
-            self.replan()?;
-        }
+        let plan_failed = if self.plan_is_stale { self.replan().err() } else { None };
         let scan = self.scan()?;
-        Ok(self.mend(scan)?)
+        Ok(LookReport { plan_failed, ..self.mend(scan)? })
     }
 
     /// Puts everything back and lets go.
@@ -382,8 +383,13 @@ impl<'a> Attachment<'a> {
         self.plan_is_stale = false;
         let plan = plan(&request)?;
         if plan != self.plan {
-            self.plan = plan;
-            self.write_lease()?;
+            let old = std::mem::replace(&mut self.plan, plan);
+            if let Err(error) = self.write_lease() {
+                // What others cannot read is not ours to take.
+                self.plan = old;
+                self.plan_is_stale = true;
+                return Err(error.into());
+            }
         }
         Ok(())
     }
@@ -435,7 +441,7 @@ impl<'a> Attachment<'a> {
                 self.settled.insert(applied.step.thread, applied.step.to);
             }
         }
-        Ok(LookReport { looked, applied, drifted })
+        Ok(LookReport { looked, applied, drifted, plan_failed: None })
     }
 
     /// Before the first write, all masks as they are.
@@ -462,7 +468,7 @@ impl<'a> Attachment<'a> {
             && let Err(error) = self.journal.append(vec![baseline(self.online, &new)])
         {
             // Without an undo they are not touched.
-            tracing::warn!("kernel threads of the VM are left where they are: {error}");
+            tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
             return;
         }
         self.outside = found;
@@ -562,7 +568,7 @@ fn held(settings: &Settings, boot_id: &str, process: ProcessKey) -> BTreeMap<Vcp
         }
         Ok(_) => BTreeMap::new(),
         Err(error) => {
-            tracing::warn!("the earlier lease is of no use and is written anew: {error}");
+            tracing::warn!("the earlier lease is of no use and is written anew: {}", chain(&error));
             BTreeMap::new()
         }
     }
@@ -599,7 +605,9 @@ fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
         if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
             match settings.state.forget(&vm) {
                 Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
-                Err(error) => tracing::warn!("could not sweep what VM {vm} has left: {error}"),
+                Err(error) => {
+                    tracing::warn!("could not sweep what VM {vm} has left: {}", chain(&error))
+                }
             }
         }
     }

@@ -19,6 +19,7 @@ use super::state::{Effect, Ending, Event, Hint, Liveness, State};
 use crate::apply::{Applied, StepOutcome};
 use crate::discover::boot_id;
 use crate::discover::tasks::{self, TasksError};
+use crate::error::chain;
 use crate::ids::Tid;
 use crate::plan::{Finding, Plan, Verdict};
 use crate::policy::ChannelChoice;
@@ -56,12 +57,10 @@ pub async fn attach_once(
 ) -> Result<(Plan, LookReport), StartError> {
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
     log_look(&report, &mut BTreeSet::new());
-    match attachment.look() {
-        Ok(second) => report.applied.extend(second.applied),
-        Err(error) => tracing::warn!("{error}"),
-    }
+    let second = attachment.look();
     let plan = attachment.plan().clone();
     attachment.leave();
+    report.applied.extend(second?.applied);
     Ok((plan, report))
 }
 
@@ -97,6 +96,7 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         ask_at: None,
         channel: Line::Free(Box::new(channel)),
         told: String::new(),
+        look_failed: None,
         attachment,
     };
     match watch {
@@ -208,6 +208,8 @@ struct Runner<'a> {
     last_look: Instant,
     last_ask: Option<Instant>,
     asks_failed: u32,
+    /// Why the last look failed, if it did.
+    look_failed: Option<String>,
     /// What systemd was told last.
     told: String,
     /// Threads about which a line was logged already.
@@ -425,15 +427,26 @@ impl Runner<'_> {
                 if self.attachment.plan().report != report_before {
                     self.log_plan(&report_before);
                 }
+                self.say_once(report.plan_failed.as_ref().map(|error| chain(error)));
                 log_look(&report, &mut self.lines);
                 Some(report.looked)
             }
             Err(error) if error.means_gone() => None,
             Err(error) => {
-                tracing::warn!("{}", chain(&error));
+                self.say_once(Some(chain(&error)));
                 None
             }
         }
+    }
+
+    /// Logs why a look was not whole. A full /run stays full for a while: once is enough.
+    fn say_once(&mut self, error: Option<String>) {
+        if error != self.look_failed
+            && let Some(error) = &error
+        {
+            tracing::warn!("{error}");
+        }
+        self.look_failed = error;
     }
 
     fn finish(self, ending: Ending) -> Result<Ended, StartError> {
@@ -582,14 +595,4 @@ async fn at(when: Option<Instant>) {
         Some(when) => sleep_until(when).await,
         None => pending().await,
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -355,6 +355,27 @@ impl Attached {
         self.wait();
     }
 
+    /// Waits for a state, or for its end; whether the state came.
+    pub(crate) fn lives_until(&mut self, mut holds: impl FnMut() -> bool) -> bool {
+        let child = &mut self.child.0;
+        let mut ended = false;
+        wait_until("the state, or the end", || {
+            ended = child.try_wait().unwrap().is_some();
+            ended || holds()
+        });
+        !ended
+    }
+
+    /// Whether it gets to READY.
+    pub(crate) fn gets_ready(&mut self) -> bool {
+        let notify = self.notify.try_clone().unwrap();
+        let mut buffer = [0; 4096];
+        self.lives_until(|| {
+            let length = notify.recv(&mut buffer).unwrap_or(0);
+            buffer[..length].starts_with(b"READY=1")
+        })
+    }
+
     /// Waits for its end: the exit code, none where a signal ended it.
     pub(crate) fn wait(&mut self) -> Option<i32> {
         let child = &mut self.child.0;
