@@ -414,7 +414,8 @@ impl<'a> Attachment<'a> {
     }
 
     /// Compares a scan with the plan and carries out the difference.
-    fn mend(&mut self, scan: Scan) -> Result<LookReport, JournalError> {
+    fn mend(&mut self, mut scan: Scan) -> Result<LookReport, JournalError> {
+        let grips = scan.take_grips();
         let observed = tasks::observe(self.process, scan, &self.identified);
         self.remember_baseline(&observed.threads)?;
         let looked = Looked {
@@ -434,7 +435,8 @@ impl<'a> Attachment<'a> {
             .collect();
         self.drift_total += drifted.len() as u64;
         self.settled = settled(&self.plan, &threads, &steps);
-        let bench = Bench { root: self.host.root, sched: self.host.sched, process: self.process };
+        let Host { root, sched } = self.host;
+        let bench = Bench { root, sched, grips: &grips, process: self.process };
         let applied = apply(bench, &mut self.journal, steps)?;
         for applied in &applied {
             if !applied.fell_short() {

@@ -16,10 +16,6 @@ impl Samples {
         self.sorted_ms.insert(at, time_ms);
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.sorted_ms.len()
-    }
-
     pub(crate) fn median_ms(&self) -> f64 {
         self.quantile_ms(50)
     }

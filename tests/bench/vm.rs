@@ -147,13 +147,18 @@ impl Vm {
     }
 }
 
+/// Whether a thread may run on that one CPU only.
+pub(crate) fn is_placed(tid: Tid, on: CpuId) -> bool {
+    Kernel.affinity(tid).is_ok_and(|cpus| cpus == CpuSet::single(on))
+}
+
 /// Observes until a thread may run on that one CPU only. `None`: it was not in time.
 pub(crate) fn await_placed(tid: Tid, on: CpuId) -> Option<Instant> {
-    let (deadline, on) = (Instant::now() + PATIENCE, CpuSet::single(on));
+    let deadline = Instant::now() + PATIENCE;
     loop {
         // The clock comes first: what was there by then is seen.
         let now = Instant::now();
-        if Kernel.affinity(tid).is_ok_and(|cpus| cpus == on) {
+        if is_placed(tid, on) {
             return Some(now);
         }
         if now > deadline {
