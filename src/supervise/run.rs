@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::SignalStream;
 use tokio_stream::{Stream, StreamExt as _};
 
@@ -27,7 +27,7 @@ use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
 use crate::render::thread_in_words;
 use crate::restore::RestoreReport;
 use crate::threads::ThreadKey;
-use crate::watch::{Births, Exit, LeaseChanges};
+use crate::watch::{Births, Exit, LeaseChanges, SlowTimer};
 
 /// A look waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
@@ -115,7 +115,7 @@ struct Watch {
     births: Option<Births>,
     leases: Option<LeaseChanges>,
     stop: Stop,
-    slow_timer: Interval,
+    slow_timer: SlowTimer,
 }
 
 type Stop = Pin<Box<dyn Stream<Item = ()>>>;
@@ -168,8 +168,7 @@ impl Watch {
         if let Some(watchdog) = notify::watchdog_interval() {
             every = every.min(watchdog);
         }
-        let mut slow_timer = interval_at(Instant::now() + every, every);
-        slow_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let slow_timer = SlowTimer::every(every).map_err(fail("the time"))?;
         Ok(Watch { exit, births, leases, stop, slow_timer })
     }
 }
@@ -264,7 +263,9 @@ impl Runner<'_> {
                 if let Err(error) = birth {
                     tracing::warn!("births can no longer be watched: {error}");
                     *births = None;
-                    slow_timer.reset_after(BLIND_INTERVAL);
+                    if let Err(error) = slow_timer.at_least_every(BLIND_INTERVAL) {
+                        tracing::warn!("the slow timer stays as slow as it is: {error}");
+                    }
                 }
                 return Some(Event::Hint(Hint::Birth));
             }
@@ -284,7 +285,10 @@ impl Runner<'_> {
                 self.ask_at = None;
                 return Some(Event::AskDue);
             }
-            _ = slow_timer.tick() => {
+            ticked = slow_timer.tick() => {
+                if let Err(error) = ticked {
+                    tracing::warn!("the slow timer cannot be read: {error}");
+                }
                 notify::alive(&self.status());
                 return Some(Event::Hint(Hint::Timer));
             }
