@@ -591,7 +591,7 @@ fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
             match settings.state.forget(&vm) {
                 Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
                 Err(error) => {
-                    tracing::warn!("could not sweep what VM {vm} has left: {}", chain(&error))
+                    tracing::warn!("could not sweep what VM {vm} has left: {}", chain(&error));
                 }
             }
         }
