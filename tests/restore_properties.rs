@@ -23,6 +23,7 @@ use proptest::sample::Index;
 
 use qmpin::apply::{Bench, apply};
 use qmpin::cpuset::CpuSet;
+use qmpin::discover::Grips;
 use qmpin::ids::{Pid, StartTicks, Tid};
 use qmpin::journal::{self, Baseline, Header, Journal, Memory, Record, SCHEMA};
 use qmpin::plan::diff::Step;
@@ -74,6 +75,8 @@ struct State {
 /// The kernel, as far as masks go.
 struct World {
     root: SysRoot,
+    /// None are held: there can be no pidfd of a thread that is none.
+    grips: Grips,
     folder: tempfile::TempDir,
     state: RefCell<State>,
 }
@@ -135,7 +138,12 @@ impl World {
             born_then: Vec::new(),
             writes: 0,
         };
-        let world = World { root: SysRoot::at(folder.path()), folder, state: RefCell::new(state) };
+        let world = World {
+            root: SysRoot::at(folder.path()),
+            grips: Grips::default(),
+            folder,
+            state: RefCell::new(state),
+        };
         world.add(MAIN, set(cpuset), set(cpuset), false, false);
         for (tid, odd) in (MAIN + 1..).zip(odd) {
             let mask = odd.map_or(set(cpuset), |at| set(ODD[at]));
@@ -274,7 +282,7 @@ impl World {
     }
 
     fn bench(&self) -> Bench<'_> {
-        Bench { root: &self.root, sched: self, process: self.process() }
+        Bench { root: &self.root, sched: self, grips: &self.grips, process: self.process() }
     }
 
     fn restore(&self) -> RestoreReport {

@@ -99,7 +99,6 @@ pub(crate) fn serve() {
         let fake = fake.clone();
         thread::spawn(move || visits(&own, &fake));
     }
-    fs::write(dir.join("ready"), "").unwrap();
     let midwife = dir.to_owned();
     thread::spawn(move || {
         loop {
@@ -110,6 +109,8 @@ pub(crate) fn serve() {
             thread::sleep(Duration::from_millis(5));
         }
     });
+    // All its threads are there now.
+    fs::write(dir.join("ready"), "").unwrap();
     visits(&shared, &fake);
 }
 
