@@ -92,7 +92,7 @@ fn a_hot_added_iothread_is_placed_and_put_back() {
     stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
     let iothread = stage.iothread("io-hot");
     wait_until("it is placed", || stage.mask(iothread) == "0-1");
-    wait_until("it is logged", || attached.lines_with("iothread io-hot") == 1);
+    wait_until("it is logged", || attached.lines_with("new: iothread io-hot") == 1);
     attached.end();
     let mut wanted = before.clone();
     wanted.insert(iothread, before[&stage.main_thread()].clone());

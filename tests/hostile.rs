@@ -19,12 +19,6 @@ use support::qemu::{PATIENCE, QemuOptions, wait_until};
 use support::run::{Attached, Done, POLICY, Place, Stage, finish, masks, needs_two_cpus};
 use support::skipped;
 
-#[test]
-#[ignore = "it is the process of a fake QEMU, started by the other tests"]
-fn fake_qemu() {
-    support::fake_qemu::serve();
-}
-
 /// The masks of all threads of the machine, but for those of VMs, which others may be pinning.
 fn masks_of_others() -> BTreeMap<(Pid, Tid), String> {
     let mut all = BTreeMap::new();
@@ -146,6 +140,8 @@ fn attach(fake: &FakeQemu, place: &Place) -> Attached {
 
 #[test]
 fn an_honest_fake_is_attached_and_put_back() {
+    // The fakes are this very test in a process of their own.
+    support::fake_qemu::serve();
     needs_two_cpus!("an_honest_fake_is_attached_and_put_back");
     // The measure of the tests beside this one: what they see is the lie's doing.
     let (fake, place) = (FakeQemu::start("none"), place());

@@ -20,6 +20,9 @@ const DIR: &str = "QMPIN_FAKE_QEMU_DIR";
 const LIE: &str = "QMPIN_FAKE_QEMU_LIE";
 const VICTIM: &str = "QMPIN_FAKE_QEMU_VICTIM";
 
+/// The test that a fake is.
+const SERVING_TEST: &str = "an_honest_fake_is_attached_and_put_back";
+
 /// A running fake: VM 100. A second process is there to be lied about.
 pub(crate) struct FakeQemu {
     dir: tempfile::TempDir,
@@ -28,13 +31,13 @@ pub(crate) struct FakeQemu {
 }
 
 impl FakeQemu {
-    /// Starts one. The test's crate has a test `fake_qemu` that calls [`serve`].
+    /// Starts one. The test's crate has a test [`SERVING_TEST`] that calls [`serve`] first.
     pub(crate) fn start(lie: &str) -> FakeQemu {
         let dir = tempfile::Builder::new().prefix("qmpin-fake-").tempdir().unwrap();
         let victim = Command::new("sleep").arg("1000").spawn().unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.arg0("qemu-fake");
-        command.args(["fake_qemu", "--exact", "--ignored", "--nocapture", "--", "-pidfile"]);
+        command.args([SERVING_TEST, "--exact", "--nocapture", "--", "-pidfile"]);
         command.arg(dir.path().join("100.pid"));
         command.env(DIR, dir.path()).env(LIE, lie).env(VICTIM, victim.id().to_string());
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
