@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 
-use super::machine::Group;
+use super::machine::{self, Group};
 use super::{Request, groups, housekeeping};
 use crate::cpuset::CpuSet;
 use crate::ids::NodeId;
@@ -39,13 +39,10 @@ pub(super) fn choose(
     let unknown = homes.is_empty();
     // Groups of two kinds or nodes behind one cache (P and E cores, sub-NUMA clusters) are one place
     // here: what counts is the cache, so the pool behind a cache is joined before it is judged.
+    let caches = machine::caches_group_cores(topology);
     let behind = |group: &Group<'_>| {
-        let first = group.cpus.first().and_then(|cpu| topology.cpu(cpu)).and_then(|cpu| cpu.llc);
-        let joined = topology.llcs.iter().find(|llc| Some(llc.llc) == first).map(|llc| llc.cpus);
-        match joined {
-            Some(cpus) if group.cpus.is_subset(&cpus) && cpus.len() > group.cpus.len() => cpus,
-            _ => group.cpus,
-        }
+        let llc = group.llc.filter(|_| caches).and_then(|llc| topology.llcs.get(llc.0 as usize));
+        llc.map_or(group.cpus, |llc| llc.cpus)
     };
     let distance = |group: &Group<'_>| groups::distance(topology, group.node, &homes);
     let away = groups

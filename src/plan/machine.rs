@@ -7,10 +7,10 @@
 //!   free   = none of its CPUs is reserved, shared, or another VM's
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use crate::cpuset::CpuSet;
-use crate::ids::{CpuId, NodeId};
+use crate::ids::{CpuId, LlcId, NodeId};
 use crate::topology::{Core, CoreKind, Topology};
 
 /// An L3 this large, and [`LARGE_CACHE_RATIO`] times the smallest, is stacked cache (X3D) rather
@@ -45,6 +45,8 @@ pub(super) struct Group<'a> {
     /// Where its first core stands: groups are ordered by it.
     pub(super) order: usize,
     pub(super) node: Option<NodeId>,
+    /// Its first core's.
+    pub(super) llc: Option<LlcId>,
     pub(super) kind: Option<CoreKind>,
     pub(super) large_cache: bool,
     /// Whether CPUs of it are reserved for the host.
@@ -120,42 +122,47 @@ pub(super) fn groups<'a>(
 ) -> Vec<Group<'a>> {
     let key = grouping(topology);
     let smallest = topology.llcs.iter().filter_map(|llc| llc.size_bytes).min().unwrap_or(0);
-    let mut places: BTreeMap<_, usize> = BTreeMap::new();
-    let mut groups: Vec<Group<'a>> = Vec::new();
+    let mut groups: Vec<Group<'a>> = Vec::with_capacity(topology.llcs.len());
+    // Sorted by what makes a group. Ids are dense in the order of cores, so a new one is mostly the
+    // last, and mates mostly follow each other.
+    let mut places: Vec<(_, usize)> = Vec::with_capacity(topology.llcs.len());
     let mut last = None;
     for (at, core) in topology.cores.iter().enumerate() {
         // A cache may reach over nodes (sub-NUMA clustering); a group does not.
         let here = (key(core), core.node, core.kind);
-        // Mates mostly follow each other.
-        let place = match last {
-            Some((before, place)) if before == here => place,
-            _ => *places.entry(here).or_insert_with(|| {
-                let size = core.llc.and_then(|llc| topology.llcs.get(llc.0 as usize)?.size_bytes);
-                groups.push(Group {
-                    order: at,
-                    node: core.node,
-                    kind: core.kind,
-                    large_cache: size.is_some_and(|size| {
-                        size >= LARGE_CACHE_BYTES
-                            && size >= smallest.saturating_mul(LARGE_CACHE_RATIO)
-                    }),
-                    has_reserved: false,
-                    cpus: CpuSet::EMPTY,
-                    free: Vec::new(),
-                });
-                groups.len() - 1
-            }),
+        let known = match last {
+            Some((before, place)) if before == here => Ok(place),
+            _ => match places.binary_search_by_key(&here, |(other, _)| *other) {
+                Ok(found) => Ok(places[found].1),
+                Err(slot) => Err(slot),
+            },
         };
+        let place = known.unwrap_or_else(|slot| {
+            let size = core.llc.and_then(|llc| topology.llcs.get(llc.0 as usize)?.size_bytes);
+            groups.push(Group {
+                order: at,
+                node: core.node,
+                llc: core.llc,
+                kind: core.kind,
+                large_cache: size.is_some_and(|size| {
+                    size >= LARGE_CACHE_BYTES && size >= smallest.saturating_mul(LARGE_CACHE_RATIO)
+                }),
+                has_reserved: false,
+                cpus: CpuSet::EMPTY,
+                free: Vec::new(),
+            });
+            places.insert(slot, (here, groups.len() - 1));
+            groups.len() - 1
+        });
         last = Some((here, place));
         let group = &mut groups[place];
         group.cpus |= core.cpus;
         if core.cpus.intersects(blocked) {
             continue;
         }
-        let mut free = FreeCore { core, only, threads: 0 };
-        free.threads = free.usable().len();
-        if free.threads > 0 {
-            group.free.push(free);
+        let threads = only.map_or_else(|| core.cpus.len(), |only| (core.cpus & *only).len());
+        if threads > 0 {
+            group.free.push(FreeCore { core, only, threads });
         }
     }
     for group in &mut groups {

@@ -234,8 +234,13 @@ fn finish(
     let housekeeping = claims.online - exclusive - claims.others;
     let place =
         |key, choice| claims.helpers(request, groups, key, choice, &exclusive, &housekeeping);
-    let emulator = place("emulator", &request.policy.vm.emulator)?;
-    let iothreads = place("iothreads", &request.policy.vm.iothreads)?;
+    let vm = &request.policy.vm;
+    let emulator = place("emulator", &vm.emulator)?;
+    let iothreads = match (vm.emulator.value, vm.iothreads.value) {
+        // The rule is the same for both.
+        (CpuChoice::Auto, CpuChoice::Auto) => emulator.clone(),
+        _ => place("iothreads", &vm.iothreads)?,
+    };
     let mut planned: Vec<PlannedVcpu> = placement
         .placed
         .iter()

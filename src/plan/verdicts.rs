@@ -11,7 +11,7 @@ use super::{Plan, Request};
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, NodeId};
 use crate::policy::{CpuChoice, Origin};
-use crate::topology::{CoreKind, Llc};
+use crate::topology::{CoreKind, Llc, Topology};
 
 /// Why the free cores do not hold the VM.
 pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'_>]) -> String {
@@ -73,7 +73,7 @@ pub(super) fn report(
     let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
     let cells = cells(request, placement);
     report.extend(caches(request, groups, placement, &cells));
-    report.extend(nodes(groups, &cells));
+    report.extend(nodes(request.topology, groups, &cells));
     report.extend(kinds(groups, &used));
     report.extend(siblings(placement));
     report.extend(doubled(request, placement));
@@ -188,7 +188,7 @@ fn free_behind(group: &Group<'_>, llc: &Llc) -> usize {
     if group.cpus.is_subset(&llc.cpus) { group.free_cpus() } else { 0 }
 }
 
-fn nodes(groups: &[Group<'_>], cells: &Cells) -> Option<Finding> {
+fn nodes(topology: &Topology, groups: &[Group<'_>], cells: &Cells) -> Option<Finding> {
     let of = |used: &CpuSet| -> BTreeSet<NodeId> {
         let mine = groups.iter().filter(|group| group.cpus.intersects(used));
         mine.filter_map(|group| group.node).collect()
@@ -197,15 +197,15 @@ fn nodes(groups: &[Group<'_>], cells: &Cells) -> Option<Finding> {
         let names: Vec<String> = nodes.iter().map(ToString::to_string).collect();
         format!("{} {}", if names.len() == 1 { "node" } else { "nodes" }, names.join(", "))
     };
-    let all: BTreeSet<NodeId> = groups.iter().filter_map(|group| group.node).collect();
-    if all.len() < 2 {
+    let all = topology.nodes.iter().filter(|node| !node.cpus.is_empty()).count();
+    if all < 2 {
         return None;
     }
     if cells.len() > 1 {
         let each: Vec<_> = cells.iter().map(|(node, used)| (*node, of(used))).collect();
         let distinct: BTreeSet<NodeId> = each.iter().flat_map(|(_, nodes)| nodes.clone()).collect();
         let mirrored = each.iter().all(|(_, nodes)| nodes.len() == 1)
-            && distinct.len() == cells.len().min(all.len());
+            && distinct.len() == cells.len().min(all);
         let places: Vec<String> = each
             .iter()
             .map(|(node, nodes)| format!("{} on {}", guest_node(*node), names(nodes)))
