@@ -83,7 +83,9 @@ impl CpuSet {
     /// How many CPUs are in the set.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.words.iter().map(|word| word.count_ones() as usize).sum()
+        // Most words of most sets are empty, and counting bits is dearer than a look.
+        let words = self.words.iter().filter(|word| **word != 0);
+        words.map(|word| word.count_ones() as usize).sum()
     }
 
     /// Whether there is no CPU in the set.
@@ -95,13 +97,14 @@ impl CpuSet {
     /// Whether every CPU of this set is in `other`.
     #[must_use]
     pub fn is_subset(&self, other: &CpuSet) -> bool {
-        self.words.iter().zip(&other.words).all(|(a, b)| a & !b == 0)
+        self.words.iter().zip(&other.words).fold(0, |all, (a, b)| all | (a & !b)) == 0
     }
 
     /// Whether the two sets share a CPU.
     #[must_use]
     pub fn intersects(&self, other: &CpuSet) -> bool {
-        self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
+        // Without an early end this is a few vector instructions, and the planner's daily bread.
+        self.words.iter().zip(&other.words).fold(0, |all, (a, b)| all | (a & b)) != 0
     }
 
     /// The lowest CPU, if there is one.

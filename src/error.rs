@@ -105,6 +105,18 @@ impl StdError for Failure {
     }
 }
 
+/// An error and its causes in one line, for a log.
+#[must_use]
+pub fn chain(error: &dyn StdError) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
+}
+
 /// An owned copy of a borrowed chain of causes, as texts.
 #[derive(Debug)]
 struct Chained {

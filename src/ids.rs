@@ -109,7 +109,9 @@ impl Pid {
 
 /// When a thread or process started, in clock ticks since boot (`/proc/PID/stat`, field 22).
 /// Together with its number it names one thread for good: numbers are used again, this pair is not.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct StartTicks(pub u64);
 

@@ -3,8 +3,7 @@
 
 use std::io;
 
-use nix::sched::{CpuSet as NixCpuSet, sched_getaffinity, sched_setaffinity};
-use nix::unistd::Pid as NixPid;
+use rustix::thread::{CpuSet as RustixCpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::cpuset::{CPUS_MAX, CpuSet};
 use crate::ids::{CpuId, Tid};
@@ -32,16 +31,25 @@ pub struct Kernel;
 
 impl Sched for Kernel {
     fn affinity(&self, tid: Tid) -> io::Result<CpuSet> {
-        let mask = sched_getaffinity(NixPid::from_raw(tid.0))?;
-        let is_set = |cpu: &CpuId| mask.is_set(cpu.index()).unwrap_or(false);
-        Ok((0..CPUS_MAX).filter_map(CpuId::from_index).filter(is_set).collect())
+        let mask = sched_getaffinity(raw(tid)?)?;
+        // It is done for every thread at every look, so it ends with the last CPU that is set.
+        let set = (0..CPUS_MAX).filter(|cpu| mask.is_set(*cpu)).take(mask.count() as usize);
+        Ok(set.filter_map(CpuId::from_index).collect())
     }
 
     fn set_affinity(&self, tid: Tid, cpus: &CpuSet) -> io::Result<()> {
-        let mut mask = NixCpuSet::new();
+        let mut mask = RustixCpuSet::new();
         for cpu in cpus.iter() {
-            mask.set(cpu.index())?;
+            mask.set(cpu.index());
         }
-        Ok(sched_setaffinity(NixPid::from_raw(tid.0), &mask)?)
+        Ok(sched_setaffinity(raw(tid)?, &mask)?)
     }
+}
+
+/// `None` is the calling thread, as 0 is for the kernel.
+fn raw(tid: Tid) -> io::Result<Option<rustix::process::Pid>> {
+    if tid.0 < 0 {
+        return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+    }
+    Ok(rustix::process::Pid::from_raw(tid.0))
 }

@@ -15,6 +15,9 @@ pub const FILE_BYTES_MAX: u64 = 16 << 20;
 /// machines far beyond [`crate::cpuset::CPUS_MAX`] are longer.
 pub const ATTRIBUTE_BYTES_MAX: usize = 8 << 10;
 
+/// Enough for a line of `/proc/PID/stat`: 52 numbers and a name.
+const LINE_BYTES: usize = 2 << 10;
+
 /// The root that all reading goes through: `/`, or a folder that looks like a machine.
 #[derive(Clone, Debug)]
 pub struct SysRoot {
@@ -110,6 +113,27 @@ impl SysRoot {
                 Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
             })
             .map_err(|source| ReadError { path, source })
+    }
+
+    /// A file of `/proc` that is one line, such as `stat`: what is not UTF-8 in it is replaced.
+    ///
+    /// The line's end tells that it was read whole, so there is no second read to find the file's.
+    ///
+    /// # Errors
+    /// As [`SysRoot::read_lossy`].
+    pub fn read_line_lossy(&self, relative: &str) -> Result<String, ReadError> {
+        let path = self.path(relative)?;
+        let line = || -> io::Result<String> {
+            let mut file = fs::File::open(&path)?;
+            let mut bytes = [0; LINE_BYTES];
+            let length = file.read(&mut bytes)?;
+            if bytes[..length].ends_with(b"\n") {
+                return Ok(String::from_utf8_lossy(&bytes[..length]).into_owned());
+            }
+            read_bytes(&path, FILE_BYTES_MAX)
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        };
+        line().map_err(|source| ReadError { path: path.clone(), source })
     }
 
     /// The text of one sysfs attribute: one open, one read, at most [`ATTRIBUTE_BYTES_MAX`].

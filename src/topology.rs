@@ -121,7 +121,11 @@ impl Topology {
     /// The CPU of that number, if it is present.
     #[must_use]
     pub fn cpu(&self, id: CpuId) -> Option<&Cpu> {
-        self.cpus.binary_search_by_key(&id, |cpu| cpu.id).ok().map(|at| &self.cpus[at])
+        // Without holes in the numbers, a CPU's place is its number.
+        let there = self.cpus.get(id.index()).filter(|cpu| cpu.id == id);
+        there.or_else(|| {
+            self.cpus.binary_search_by_key(&id, |cpu| cpu.id).ok().map(|at| &self.cpus[at])
+        })
     }
 
     /// The core a CPU belongs to.

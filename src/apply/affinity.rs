@@ -37,6 +37,10 @@ fn said_no(error: io::Error) -> StepOutcome {
 /// The last look before the write: a thread number may belong to somebody else by now.
 fn is_still_there(bench: Bench<'_>, step: &Step) -> Result<bool, ReadError> {
     let key = step.thread;
+    // A grip was taken before the thread was seen to be of the process, so its word is enough.
+    if let Some(lives) = bench.grips.lives(key) {
+        return Ok(lives);
+    }
     Ok(tasks::is_thread_of(bench.root, bench.process.pid, key)?
         || (matches!(step.role, Role::Kernel | Role::Vhost)
             && tasks::is_kernel_thread(bench.root, key)?))

@@ -12,6 +12,7 @@ mod affinity;
 use std::io;
 
 use crate::cpuset::CpuSet;
+use crate::discover::Grips;
 use crate::journal::{Intent, Journal, JournalError, Record};
 use crate::plan::diff::Step;
 use crate::sched::Sched;
@@ -61,6 +62,8 @@ pub struct Bench<'a> {
     pub root: &'a SysRoot,
     /// Who sets masks.
     pub sched: &'a dyn Sched,
+    /// What proves at once that a thread is still the one it was; without, its line is read.
+    pub grips: &'a Grips,
     /// The QEMU process: a thread of another is never written.
     pub process: ProcessKey,
 }

@@ -2,6 +2,7 @@
 
 use super::{DiscoverError, FirstWay, is_alive, lives};
 use crate::cpuset::CpuSet;
+use crate::error::chain;
 use crate::ids::VmName;
 use crate::leases::{Lease, StateDir};
 use crate::sysroot::{ReadError, SysRoot};
@@ -29,12 +30,15 @@ pub fn online_cpus(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
 #[must_use]
 pub fn all_leases(state: &StateDir) -> Vec<Lease> {
     let vms = state.vms().unwrap_or_else(|error| {
-        tracing::warn!("{error}");
+        tracing::warn!("{}", chain(&error));
         Vec::new()
     });
     let lease = |vm| {
         state.lease(vm).unwrap_or_else(|error| {
-            tracing::warn!("{error}");
+            tracing::warn!(
+                "what VM {vm} has is not known: {}; if no qmpin is at work for it, remove the file",
+                chain(&error)
+            );
             None
         })
     };

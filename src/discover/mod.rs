@@ -3,6 +3,7 @@
 //! Called by every command. It decides nothing: a file that says something is written down, a file
 //! that does not is *unknown, with the reason*; only what nothing can be done without is an error.
 
+mod grips;
 mod host;
 mod policy;
 mod process;
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
+pub use grips::Grips;
 pub use host::{all_leases, boot_id, live_leases, online_cpus, way_beside_supervisor};
 pub use policy::{PolicyFileError, load_policy};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};

@@ -14,7 +14,7 @@ const PF_IO_WORKER: u32 = 0x0000_0010;
 const PF_USER_WORKER: u32 = 0x0000_4000;
 
 /// What the line says of a thread.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Stat {
     pub(super) comm: String,
     pub(super) state: char,
@@ -43,7 +43,7 @@ impl Stat {
 }
 
 pub(super) fn read(root: &SysRoot, relative: &str) -> Result<Stat, ReadError> {
-    let text = root.read_lossy(relative)?;
+    let text = root.read_line_lossy(relative)?;
     parse(&text).ok_or_else(|| ReadError {
         path: root.root().join(relative),
         source: io::Error::new(io::ErrorKind::InvalidData, "not a stat line"),

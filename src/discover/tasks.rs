@@ -10,13 +10,18 @@
 //! process; QEMU is not trusted.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
+use super::grips::Grips;
 use super::stat::{self, Stat};
 use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, Pid, Tid, VcpuIndex};
 use crate::sched::Sched;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
+
+/// How old a survey may be: names may have changed since, and are shown.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// What QMP says: who is which thread.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -125,13 +130,46 @@ struct Seen {
 }
 
 /// All living threads of a process, ascending by number.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Scan {
     threads: Vec<Seen>,
+    grips: Grips,
 }
 
-/// Reads every thread of the process, with its mask. Threads that `earlier` has are taken from there:
-/// it must be a moment old at most.
+impl Scan {
+    /// Takes out the grips, to prove by them that a thread is still the one that was scanned.
+    pub fn take_grips(&mut self) -> Grips {
+        std::mem::take(&mut self.grips)
+    }
+}
+
+/// The lines of some threads, and grips on them, read while QEMU is being asked.
+#[derive(Debug)]
+pub struct Survey {
+    taken: Instant,
+    /// Ascending by number.
+    lines: Vec<(Tid, Stat)>,
+    grips: Grips,
+}
+
+/// Reads these threads' lines; `tids` ascending.
+#[must_use]
+pub fn survey(root: &SysRoot, pid: Pid, tids: &[Tid]) -> Survey {
+    let mut survey = Survey { taken: Instant::now(), lines: Vec::new(), grips: Grips::default() };
+    for tid in tids.iter().copied() {
+        // The grip comes before the line: only so it proves whose line that is.
+        let grip = if root.is_live() { survey.grips.take(tid) } else { None };
+        let Ok(stat) = task_stat(root, pid, tid) else { continue };
+        if let Some(grip) = grip {
+            survey.grips.keep(ThreadKey { tid, start: stat.start }, grip);
+        }
+        survey.lines.push((tid, stat));
+    }
+    survey
+}
+
+/// Reads every thread of the process, with its mask. Lines of a survey a moment ago are taken from
+/// there; a thread whose number was given to another since is found out when it is about to be written.
 ///
 /// # Errors
 /// [`TasksError::List`]. A thread that ends meanwhile is left out.
@@ -139,20 +177,25 @@ pub fn scan(
     root: &SysRoot,
     sched: &dyn Sched,
     pid: Pid,
-    earlier: Option<&Scan>,
+    earlier: Option<Survey>,
 ) -> Result<Scan, TasksError> {
-    let earlier = earlier.map_or(&[][..], |scan| &scan.threads);
+    let (mut lines, grips) = match earlier {
+        Some(survey) if survey.taken.elapsed() < MOMENT => (survey.lines, survey.grips),
+        _ => (Vec::new(), Grips::default()),
+    };
     let mut threads = Vec::new();
     for tid in list(root, pid)? {
-        if let Ok(at) = earlier.binary_search_by_key(&tid, |seen| seen.key.tid) {
-            threads.push(earlier[at].clone());
-            continue;
-        }
-        let Ok(stat) = task_stat(root, pid, tid) else { continue };
+        let stat = match lines.binary_search_by_key(&tid, |(tid, _)| *tid) {
+            Ok(at) => std::mem::take(&mut lines[at].1),
+            Err(_) => match task_stat(root, pid, tid) {
+                Ok(stat) => stat,
+                Err(_) => continue,
+            },
+        };
         let Ok(allowed) = sched.affinity(tid) else { continue };
         threads.push(Seen { key: ThreadKey { tid, start: stat.start }, stat, allowed });
     }
-    Ok(Scan { threads })
+    Ok(Scan { threads, grips })
 }
 
 /// Names every living thread of the process for good.

@@ -2,14 +2,16 @@
 //!
 //! ```text
 //!   pid file ─▶ process ─┐
-//!   socket ─▶ peer ──────┴─ agree? ─▶ list threads ─▶ QMP: who is who ─▶ scan ─▶ VmView
+//!   socket ─▶ peer ──────┴─ agree? ─▶ list threads ─┬─▶ QMP: who is who ─┬─▶ scan ─▶ VmView
+//!                                                   └─▶ read their lines ┘
 //! ```
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::thread::{self, JoinHandle};
 
 use super::process::{self, ProcessError, VmLocation};
-use super::tasks::{self, Identified, NamedThreads, Scan, TasksError};
+use super::tasks::{self, Identified, NamedThreads, Scan, Survey, TasksError};
 use crate::ids::{Pid, Tid, VmName};
 use crate::plan::{Guest, GuestVcpu};
 use crate::qmp::{Channel, ChannelPaths, Limits, PeerCheck, QmpError, Roles};
@@ -51,6 +53,8 @@ pub enum VmError {
 struct FirstSight {
     process: Option<ProcessKey>,
     before: Vec<Tid>,
+    /// Their lines, read by a thread of its own while QEMU finds its answer.
+    survey: Option<JoinHandle<Survey>>,
 }
 
 /// Which way QEMU is asked first.
@@ -100,19 +104,20 @@ pub async fn read_vm(
         VmLocation::Proxmox { dir } => Some(process::proxmox_process(root, dir, vm)?),
         VmLocation::Socket { .. } => None,
     };
-    let sight = Rc::new(RefCell::new(FirstSight { process: expected, before: Vec::new() }));
+    let sight = Rc::new(RefCell::new(FirstSight { process: expected, ..FirstSight::default() }));
     let check = peer_check(root.clone(), Rc::clone(&sight));
     let (paths, limits) = (target.paths.clone(), target.limits.clone());
     let (mut channel, mut roles) = match target.first {
         FirstWay::Best => Channel::first(paths, limits, check).await?,
         FirstWay::Lease => Channel::first_by_lease(paths, limits, check).await?,
     };
-    let (process, mut before) = {
-        let sight = sight.borrow();
+    let (process, mut before, survey) = {
+        let mut sight = sight.borrow_mut();
         let none = || ProcessError::NoPeer { socket: target.paths.shared.clone() };
-        (sight.process.ok_or_else(none)?, sight.before.clone())
+        (sight.process.ok_or_else(none)?, sight.before.clone(), sight.survey.take())
     };
-    let mut scan = tasks::scan(root, sched, process.pid, None)?;
+    let survey = survey.and_then(|survey| survey.join().ok());
+    let mut scan = tasks::scan(root, sched, process.pid, survey)?;
     let mut joined = tasks::identify(process, &before, &named(&roles), &scan);
     if joined.is_err() {
         // A thread that ended between the answer and the scan looks like a lie. Once more.
@@ -141,6 +146,9 @@ fn peer_check(root: SysRoot, sight: Rc<RefCell<FirstSight>>) -> PeerCheck {
         };
         sight.process = Some(process);
         sight.before = tasks::list(&root, pid)?;
+        let (root, before) = (root.clone(), sight.before.clone());
+        let survey = thread::Builder::new().spawn(move || tasks::survey(&root, pid, &before));
+        sight.survey = survey.ok(); // without, the lines are read later
         Ok(())
     })
 }

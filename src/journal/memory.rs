@@ -65,6 +65,12 @@ impl Memory {
         self.main.is_some()
     }
 
+    /// The main thread's mask before the first write.
+    #[must_use]
+    pub fn main(&self) -> Option<CpuSet> {
+        self.main
+    }
+
     /// Whether the thread was there before the first write.
     #[must_use]
     pub fn knows(&self, key: ThreadKey) -> bool {

@@ -10,21 +10,47 @@ use crate::topology::{CoreKind, Topology};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Need {
     pub(super) vcpus: usize,
-    /// Guest cores.
+    /// Cores, for each guest core to have its own.
     pub(super) cores: usize,
-    /// The most vCPUs that one guest core has.
+    /// How many vCPUs a core must take: more than one where guest siblings are to be together.
     pub(super) threads: usize,
+    /// How many of the cores must take that many.
+    pub(super) wide: usize,
 }
 
-impl Need {
-    /// Whether free cores and CPUs of these numbers hold it. With guest siblings every guest core
-    /// needs a core; without, vCPUs may double up on the siblings of their own VM's cores.
-    fn fits(self, cores: usize, cpus: usize) -> bool {
-        if self.threads > 1 { cores >= self.cores } else { cpus >= self.vcpus }
+/// What free cores have to give.
+#[derive(Clone, Copy, Default)]
+struct Room {
+    cpus: usize,
+    cores: usize,
+    wide: usize,
+}
+
+impl Room {
+    fn of(group: &Group<'_>, need: Need) -> Room {
+        Room {
+            cpus: group.free_cpus(),
+            cores: group.free.len(),
+            wide: group.free_cores_of(need.threads),
+        }
     }
 
-    fn fits_group(self, group: &Group) -> bool {
-        self.fits(group.free_cores_of(self.threads), group.free_cpus())
+    fn with(self, other: Room) -> Room {
+        Room {
+            cpus: self.cpus + other.cpus,
+            cores: self.cores + other.cores,
+            wide: self.wide + other.wide,
+        }
+    }
+
+    /// With guest siblings every guest core needs a core; without, vCPUs may double up on the
+    /// siblings of their own VM's cores.
+    fn holds(self, need: Need) -> bool {
+        if need.threads > 1 {
+            self.cores >= need.cores && self.wide >= need.wide
+        } else {
+            self.cpus >= need.vcpus
+        }
     }
 }
 
@@ -36,20 +62,21 @@ const KINDS: [&[Option<CoreKind>]; 3] = [
 ];
 
 /// The groups to use, in the order to fill them, as places in `groups`. `None`: all together do not
-/// hold it. `near` are nodes already in use by this VM: they come first.
+/// hold it. `elsewhere` are the nodes that other NUMA nodes of this guest have: who gives a guest
+/// nodes wants them on different ones, as near as can be.
 pub(super) fn choose(
     topology: &Topology,
-    groups: &[Group],
+    groups: &[Group<'_>],
     need: Need,
-    near: &[NodeId],
+    elsewhere: &[NodeId],
 ) -> Option<Vec<usize>> {
     for kinds in KINDS {
         let able: Vec<usize> = (0..groups.len())
             .filter(|at| kinds.contains(&groups[*at].kind) && !groups[*at].free.is_empty())
             .collect();
-        let chosen = one(topology, groups, &able, need, near)
+        let chosen = one(topology, groups, &able, need, elsewhere)
             .map(|at| vec![at])
-            .or_else(|| several(topology, groups, &able, need, near));
+            .or_else(|| several(topology, groups, &able, need, elsewhere));
         if chosen.is_some() {
             return chosen;
         }
@@ -57,31 +84,38 @@ pub(super) fn choose(
     None
 }
 
-/// How far a group is from the nodes in use: 0 for one of them, or where there are none yet.
-fn remoteness(topology: &Topology, node: Option<NodeId>, near: &[NodeId]) -> u32 {
+/// How far a node is from those in `from`: 0 for one of them, or where there are none.
+pub(super) fn distance(topology: &Topology, node: Option<NodeId>, from: &[NodeId]) -> u32 {
     let Some(node) = node else { return 0 };
-    if near.is_empty() || near.contains(&node) {
+    if from.is_empty() || from.contains(&node) {
         return 0;
     }
-    let distances = near.iter().filter_map(|other| topology.distance(*other, node));
+    let distances = from.iter().filter_map(|other| topology.distance(*other, node));
     distances.min().unwrap_or(u32::MAX)
 }
 
-/// The best single group. In order: near; stacked cache; a core for each vCPU; away from the host's
-/// reserved CPUs; the fewest cores left over; the first.
+/// Whether a node has another part of the guest, and how far it is from the nearest that has.
+fn remoteness(topology: &Topology, node: Option<NodeId>, elsewhere: &[NodeId]) -> (bool, u32) {
+    let taken = node.is_some_and(|node| elsewhere.contains(&node));
+    (taken, distance(topology, node, elsewhere))
+}
+
+/// The best single group. In order: another node than the guest's other nodes, and near; a core for
+/// each vCPU; stacked cache; away from the host's reserved CPUs; the fewest cores left over; the
+/// first.
 fn one(
     topology: &Topology,
-    groups: &[Group],
+    groups: &[Group<'_>],
     able: &[usize],
     need: Need,
-    near: &[NodeId],
+    elsewhere: &[NodeId],
 ) -> Option<usize> {
-    able.iter().copied().filter(|at| need.fits_group(&groups[*at])).min_by_key(|at| {
+    able.iter().copied().filter(|at| Room::of(&groups[*at], need).holds(need)).min_by_key(|at| {
         let group = &groups[*at];
         (
-            remoteness(topology, group.node, near),
-            Reverse(group.large_cache),
+            remoteness(topology, group.node, elsewhere),
             Reverse(group.free.len() >= need.cores),
+            Reverse(group.large_cache),
             group.has_reserved,
             group.free.len(),
             group.order,
@@ -93,10 +127,10 @@ fn one(
 /// nearest nodes.
 fn several(
     topology: &Topology,
-    groups: &[Group],
+    groups: &[Group<'_>],
     able: &[usize],
     need: Need,
-    near: &[NodeId],
+    elsewhere: &[NodeId],
 ) -> Option<Vec<usize>> {
     let mut nodes: Vec<Option<NodeId>> = able.iter().map(|at| groups[*at].node).collect();
     nodes.sort_unstable();
@@ -109,7 +143,8 @@ fn several(
             let chosen = fewest(groups, here, need)?;
             let reserved = chosen.iter().any(|at| groups[*at].has_reserved);
             let left: usize = chosen.iter().map(|at| groups[*at].free.len()).sum();
-            Some(((remoteness(topology, *node, near), chosen.len(), reserved, left, *node), chosen))
+            let remote = remoteness(topology, *node, elsewhere);
+            Some(((remote, chosen.len(), reserved, left, *node), chosen))
         })
         .min_by_key(|(score, _)| *score);
     if let Some((_, chosen)) = within {
@@ -121,10 +156,10 @@ fn several(
             .filter(|at| groups[**at].node == *node)
             .map(|at| groups[*at].free_cpus())
             .sum();
-        (Reverse(remoteness(topology, *node, near)), free, Reverse(*node))
+        (Reverse(remoteness(topology, *node, elsewhere)), free, Reverse(*node))
     })?;
     let start: Vec<NodeId> = start.into_iter().collect();
-    nodes.sort_by_key(|node| (remoteness(topology, *node, &start), *node));
+    nodes.sort_by_key(|node| (distance(topology, *node, &start), *node));
     let mut here = Vec::new();
     for node in nodes {
         here.extend(able.iter().copied().filter(|at| groups[*at].node == node));
@@ -135,28 +170,29 @@ fn several(
     None
 }
 
-/// The largest groups first until the rest fits into one; for that, the tightest.
-fn fewest(groups: &[Group], mut here: Vec<usize>, need: Need) -> Option<Vec<usize>> {
-    here.sort_by_key(|at| (Reverse(groups[*at].free_cores_of(need.threads)), groups[*at].order));
-    let (mut cores, mut cpus) = (0, 0);
+/// Fast cores first, the largest groups first, until the rest fits into one; for that, the tightest. They are filled in
+/// this order, so that most vCPUs are behind one cache.
+fn fewest(groups: &[Group<'_>], mut here: Vec<usize>, need: Need) -> Option<Vec<usize>> {
+    here.sort_by_key(|at| {
+        let room = Room::of(&groups[*at], need);
+        let size = if need.threads > 1 { room.wide } else { room.cpus };
+        let small = groups[*at].kind == Some(CoreKind::Efficiency);
+        (small, Reverse(size), Reverse(room.cores), groups[*at].order)
+    });
+    let mut room = Room::default();
     let mut chosen = Vec::new();
     while !here.is_empty() {
-        let closes = |at: &usize| {
-            let group = &groups[*at];
-            need.fits(cores + group.free_cores_of(need.threads), cpus + group.free_cpus())
-        };
+        let closes = |at: &usize| room.with(Room::of(&groups[*at], need)).holds(need);
         let last = here.iter().copied().filter(closes).min_by_key(|at| {
             let group = &groups[*at];
             (group.has_reserved, group.free.len(), group.order)
         });
         if let Some(last) = last {
             chosen.push(last);
-            chosen.sort_by_key(|at| groups[*at].order);
             return Some(chosen);
         }
         let largest = here.remove(0);
-        cores += groups[largest].free_cores_of(need.threads);
-        cpus += groups[largest].free_cpus();
+        room = room.with(Room::of(&groups[largest], need));
         chosen.push(largest);
     }
     None

@@ -10,6 +10,8 @@ use crate::policy::{CpuChoice, Origin, Sourced};
 /// Who has a claim on which CPUs, before this VM gets any.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Claims {
+    /// Every online CPU.
+    pub(super) online: CpuSet,
     /// The host's: never a vCPU's.
     pub(super) reserved: CpuSet,
     /// Where helpers of all VMs may meet: never a vCPU's. Empty: not set.
@@ -40,18 +42,24 @@ impl Claims {
     pub(super) fn gather(request: &Request<'_>) -> Result<Claims, PlanError> {
         let topology = request.topology;
         let host = &request.policy.host;
-        let reserved = match host.reserved.value {
+        let online = topology.online();
+        let taken = request.neighbours.iter().fold(CpuSet::EMPTY, |all, vm| all | vm.exclusive);
+        let others = whole_cores(request, &taken);
+        let mut reserved = match host.reserved.value {
             CpuChoice::Auto => topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus),
             CpuChoice::Cpus(cpus) => {
-                check_online(request, "[host] reserved", &cpus, &host.reserved.origin)?;
+                check_online(request, &online, "[host] reserved", &cpus, &host.reserved.origin)?;
                 cpus
             }
         };
+        if reserved.is_subset(&others) {
+            // VMs that came under an older policy have it all, and the host needs a core.
+            let left = topology.cores.iter().find(|core| !core.cpus.intersects(&others));
+            reserved = left.map_or(reserved, |core| core.cpus);
+        }
         let shared = host.shared.value.unwrap_or(CpuSet::EMPTY);
-        check_online(request, "[host] shared", &shared, &host.shared.origin)?;
-        let taken = request.neighbours.iter().fold(CpuSet::EMPTY, |all, vm| all | vm.exclusive);
-        let others = whole_cores(request, &taken);
-        let claims = Claims { reserved, shared, others };
+        check_online(request, &online, "[host] shared", &shared, &host.shared.origin)?;
+        let claims = Claims { online, reserved, shared, others };
         if let CpuChoice::Cpus(cpus) = request.policy.vm.vcpus.value {
             claims.check_vcpus(request, &cpus)?;
         }
@@ -60,7 +68,7 @@ impl Claims {
 
     fn check_vcpus(&self, request: &Request<'_>, cpus: &CpuSet) -> Result<(), PlanError> {
         let origin = &request.policy.vm.vcpus.origin;
-        check_online(request, "vcpus", cpus, origin)?;
+        check_online(request, &self.online, "vcpus", cpus, origin)?;
         let cores = whole_cores(request, cpus);
         for (owner, theirs, instead) in [
             (
@@ -78,14 +86,21 @@ impl Claims {
                 continue;
             }
             let (clash, verb) = match *cpus & theirs {
+                direct if direct.len() == 1 => (direct, "belongs to"),
                 direct if !direct.is_empty() => (direct, "belong to"),
-                _ => (*cpus & whole_cores(request, &(cores & theirs)), "share a core with CPUs of"),
+                _ => {
+                    let beside = *cpus & whole_cores(request, &(cores & theirs));
+                    (
+                        beside,
+                        if beside.len() == 1 { "shares a core with" } else { "share cores with" },
+                    )
+                }
             };
             let reason =
                 format!("vcpus = \"{cpus}\": {} {verb} {owner}; {instead}", cpus_in_words(&clash));
             return Err(PlanError::Policy { origin: origin.clone(), reason });
         }
-        self.check_others(request, "vcpus", &cores)
+        self.check_others(request, "vcpus", &cores, origin)
     }
 
     fn check_others(
@@ -93,6 +108,7 @@ impl Claims {
         request: &Request<'_>,
         key: &str,
         cpus: &CpuSet,
+        origin: &Origin,
     ) -> Result<(), PlanError> {
         let clash = *cpus & self.others;
         if clash.is_empty() {
@@ -104,10 +120,11 @@ impl Claims {
             .filter(|vm| whole_cores(request, &vm.exclusive).intersects(&clash))
             .map(|vm| vm.vm.as_str())
             .collect();
+        let owners = owners.join(" and VM ");
         let reason = format!(
-            "{key}: {} cannot be had: VM {} has {}, by whole cores",
+            "{origin}: {key}: {} cannot be had: VM {owners} has {}, by whole cores; choose others, or \
+             detach VM {owners}",
             cpus_in_words(&clash),
-            owners.join(" and VM "),
             cpus_in_words(&(self.others & whole_cores(request, &clash))),
         );
         Err(PlanError::Infeasible { reason, nearest: None })
@@ -120,50 +137,64 @@ impl Claims {
     pub(super) fn helpers(
         &self,
         request: &Request<'_>,
-        groups: &[Group],
+        groups: &[Group<'_>],
         key: &'static str,
         choice: &Sourced<CpuChoice>,
         exclusive: &CpuSet,
         housekeeping: &CpuSet,
     ) -> Result<Helpers, PlanError> {
         if let CpuChoice::Cpus(cpus) = choice.value {
-            check_online(request, key, &cpus, &choice.origin)?;
-            self.check_others(request, key, &cpus)?;
+            check_online(request, &self.online, key, &cpus, &choice.origin)?;
+            self.check_others(request, key, &cpus, &choice.origin)?;
             return Ok(Helpers { cpus, found: Found::ByHand(choice.origin.clone()) });
         }
         let shared = self.shared & *housekeeping;
         let pool = if shared.is_empty() { *housekeeping } else { shared };
-        let (cpus, away) =
-            helpers::choose(request.topology, groups, exclusive, &pool).ok_or_else(|| {
-                PlanError::Infeasible {
-                    reason: format!(
-                        "no housekeeping CPU is left for {key}: the VM has {}, other VMs {}",
-                        cpus_in_words(exclusive),
-                        cpus_in_words(&self.others)
-                    ),
-                    nearest: None,
-                }
-            })?;
+        let (cpus, away) = helpers::choose(request, groups, exclusive, &pool).ok_or_else(|| {
+            PlanError::Infeasible {
+                reason: format!(
+                    "no housekeeping CPU is left for {key}: the VM has {}, other VMs {}",
+                    cpus_in_words(exclusive),
+                    cpus_in_words(&self.others)
+                ),
+                nearest: None,
+            }
+        })?;
         Ok(Helpers { cpus, found: Found::ByRule(away) })
     }
 }
 
-/// The set with every core it touches made whole.
-pub(super) fn whole_cores(request: &Request<'_>, cpus: &CpuSet) -> CpuSet {
-    if cpus.is_empty() {
+/// The cores that helpers were given by hand, and vCPUs leave to them where they can: not those
+/// that vCPUs have already, and none where the vCPUs' CPUs are by hand, too.
+pub(super) fn spared(request: &Request<'_>) -> CpuSet {
+    let vm = &request.policy.vm;
+    if vm.vcpus.value != CpuChoice::Auto {
         return CpuSet::EMPTY;
     }
-    let cores = request.topology.cores.iter().filter(|core| core.cpus.intersects(cpus));
+    let mut spared = CpuSet::EMPTY;
+    for choice in [&vm.emulator.value, &vm.iothreads.value] {
+        if let CpuChoice::Cpus(cpus) = choice {
+            spared |= *cpus;
+        }
+    }
+    let held: CpuSet = request.held.values().copied().collect();
+    whole_cores(request, &spared) - whole_cores(request, &held)
+}
+
+/// The set with every core it touches made whole.
+pub(super) fn whole_cores(request: &Request<'_>, cpus: &CpuSet) -> CpuSet {
+    let cores = cpus.iter().filter_map(|cpu| request.topology.core_of(cpu));
     cores.fold(*cpus, |all, core| all | core.cpus)
 }
 
 fn check_online(
     request: &Request<'_>,
+    online: &CpuSet,
     key: &str,
     cpus: &CpuSet,
     origin: &Origin,
 ) -> Result<(), PlanError> {
-    let missing = *cpus - request.topology.online();
+    let missing = *cpus - *online;
     if missing.is_empty() {
         return Ok(());
     }
@@ -175,7 +206,7 @@ fn check_online(
     let reason = format!(
         "{key} = \"{cpus}\": {} {verb} {what}; online are {}",
         cpus_in_words(&which),
-        request.topology.online()
+        online
     );
     Err(PlanError::Policy { origin: origin.clone(), reason })
 }

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   housekeeping ─▶ which CPUs are the host's, shared, other VMs'      housekeeping.rs
-//!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs
+//!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
+//!                                                                      extension.rs (hotplug)
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
 //!   diff         ─▶ Plan × observed masks → steps                      diff.rs
 //! ```
@@ -12,6 +13,7 @@
 //! renumbers the plan.
 
 pub mod diff;
+mod extension;
 mod groups;
 mod helpers;
 mod housekeeping;
@@ -28,7 +30,7 @@ use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, IothreadId, VcpuIndex, VmName};
 use crate::policy::{CpuChoice, Origin, Overflow, Policy, Sharing};
 use crate::topology::Topology;
-use housekeeping::Claims;
+use housekeeping::{Claims, whole_cores};
 use machine::Group;
 use vcpus::Placement;
 
@@ -175,35 +177,39 @@ pub struct Nearest {
 /// where the machine cannot hold the VM.
 pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
     let claims = Claims::gather(request)?;
-    let only = match request.policy.vm.vcpus.value {
+    let only = match &request.policy.vm.vcpus.value {
         CpuChoice::Auto => None,
         CpuChoice::Cpus(cpus) => Some(cpus),
     };
     let blocked = claims.reserved | claims.shared | claims.others;
-    let groups = machine::groups(request.topology, &claims.reserved, &blocked, only.as_ref());
-    let sharing = request.policy.vm.share.value;
-    let held = held_in(request);
-    let placement = if held.is_empty() {
-        let fresh = vcpus::fresh(request.topology, &groups, request.guest);
-        let wrap = || match sharing {
-            Sharing::Wrap => vcpus::wrapped(&groups, request.guest),
-            Sharing::Refuse => None,
-        };
-        fresh.or_else(wrap).ok_or_else(|| infeasible(request, &claims, &groups))?
-    } else {
-        vcpus::extended(request.topology, &groups, request.guest, held, sharing)
+    let attempt = |blocked: &CpuSet| {
+        let groups = machine::groups(request.topology, &claims.reserved, blocked, only);
+        let placement = place(request, &groups);
+        (groups, placement)
     };
+    // Helpers' CPUs by hand are left to them where the vCPUs fit beside them.
+    let spared = housekeeping::spared(request);
+    let roomy = |(_, placement): &(_, Option<Placement>)| {
+        placement.as_ref().is_some_and(|placement| placement.unplaced.is_empty())
+    };
+    let beside = if spared.is_empty() { None } else { Some(attempt(&(blocked | spared))) };
+    let (groups, placement) = beside.filter(roomy).unwrap_or_else(|| attempt(&blocked));
+    let placement = placement.ok_or_else(|| infeasible(request, &claims, &groups))?;
     finish(request, &claims, &groups, &placement, only)
 }
 
-/// The held pins that concern vCPUs the guest still has; none of them: it is a fresh start.
-fn held_in<'a>(request: &Request<'a>) -> &'a BTreeMap<VcpuIndex, CpuId> {
-    static NONE: BTreeMap<VcpuIndex, CpuId> = BTreeMap::new();
-    let any = request.guest.vcpus.iter().any(|vcpu| request.held.contains_key(&vcpu.index));
-    if any { request.held } else { &NONE }
+fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
+    let Request { topology, guest, held, .. } = *request;
+    let sharing = request.policy.vm.share.value;
+    extension::extended(topology, groups, guest, held, sharing)
+        .or_else(|| vcpus::fresh(topology, groups, guest))
+        .or_else(|| match sharing {
+            Sharing::Wrap => vcpus::wrapped(topology, groups, guest),
+            Sharing::Refuse => None,
+        })
 }
 
-fn infeasible(request: &Request<'_>, claims: &Claims, groups: &[Group]) -> PlanError {
+fn infeasible(request: &Request<'_>, claims: &Claims, groups: &[Group<'_>]) -> PlanError {
     let reason = verdicts::shortage(request, claims, groups);
     let mut policy = request.policy.clone();
     let nearest = if policy.vm.share.value == Sharing::Wrap {
@@ -219,20 +225,22 @@ fn infeasible(request: &Request<'_>, claims: &Claims, groups: &[Group]) -> PlanE
 fn finish(
     request: &Request<'_>,
     claims: &Claims,
-    groups: &[Group],
+    groups: &[Group<'_>],
     placement: &Placement,
-    only: Option<CpuSet>,
+    only: Option<&CpuSet>,
 ) -> Result<Plan, PlanError> {
     let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
-    let exclusive = only.unwrap_or_else(|| {
-        let own = request.topology.cores.iter().filter(|core| core.cpus.intersects(&used));
-        own.fold(CpuSet::EMPTY, |all, core| all | core.cpus)
-    });
-    let housekeeping = request.topology.online() - exclusive - claims.others;
+    let exclusive = only.copied().unwrap_or_else(|| whole_cores(request, &used));
+    let housekeeping = claims.online - exclusive - claims.others;
     let place =
         |key, choice| claims.helpers(request, groups, key, choice, &exclusive, &housekeeping);
-    let emulator = place("emulator", &request.policy.vm.emulator)?;
-    let iothreads = place("iothreads", &request.policy.vm.iothreads)?;
+    let vm = &request.policy.vm;
+    let emulator = place("emulator", &vm.emulator)?;
+    let iothreads = match (vm.emulator.value, vm.iothreads.value) {
+        // The rule is the same for both.
+        (CpuChoice::Auto, CpuChoice::Auto) => emulator.clone(),
+        _ => place("iothreads", &vm.iothreads)?,
+    };
     let mut planned: Vec<PlannedVcpu> = placement
         .placed
         .iter()

@@ -1,16 +1,20 @@
 //! The report: for each rule, how far the plan keeps it, with the numbers that say so.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::helpers::Away;
 use super::housekeeping::{Claims, Found, Helpers, whole_cores};
-use super::machine::Group;
-use super::report::{Finding, Why, counted, cpus_in_words};
+use super::machine::{Group, caches_group_cores};
+use super::report::{Finding, counted, cpus_in_words};
 use super::vcpus::{Placement, Siblings};
 use super::{Plan, Request};
 use crate::cpuset::CpuSet;
+use crate::ids::{CpuId, NodeId};
 use crate::policy::{CpuChoice, Origin};
+use crate::topology::{CoreKind, Llc, Topology};
 
 /// Why the free cores do not hold the VM.
-pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group]) -> String {
+pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'_>]) -> String {
     let vcpus = request.guest.vcpus.len();
     let cores: usize = groups.iter().map(|group| group.free.len()).sum();
     let cpus: usize = groups.iter().map(Group::free_cpus).sum();
@@ -30,17 +34,26 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group])
         };
         taken.push(format!("{who} {}", cpus_in_words(&claims.others)));
     }
-    let of = match request.policy.vm.vcpus.value {
-        CpuChoice::Cpus(only) => format!("vcpus = \"{only}\" ({})", request.policy.vm.vcpus.origin),
-        CpuChoice::Auto => counted(request.topology.online().len(), "online CPU"),
-    };
     let needs = if vcpus == 1 { "needs a CPU of its own" } else { "need a CPU each" };
+    let needs = format!("{} {needs}", counted(vcpus, "vCPU"));
+    if let CpuChoice::Cpus(only) = request.policy.vm.vcpus.value {
+        let origin = &request.policy.vm.vcpus.origin;
+        return format!(
+            "{origin}: vcpus = \"{only}\" has {}, and {needs}: name {} more, or say vcpus = \"auto\"",
+            counted(cpus, "CPU"),
+            vcpus - cpus.min(vcpus),
+        );
+    }
+    let taken = if taken.is_empty() { "nobody else has any".to_owned() } else { taken.join(", ") };
+    let next = match cpus {
+        0 => "; with none free, --share does not help: detach another VM or reserve less",
+        _ => "",
+    };
     format!(
-        "{} {needs}; {} on {} free of {of}: {}",
-        counted(vcpus, "vCPU"),
+        "{needs}; {} on {} free of {}: {taken}{next}",
         counted(cpus, "CPU"),
         counted(cores, "core"),
-        if taken.is_empty() { "nobody else has any".to_owned() } else { taken.join(", ") }
+        counted(request.topology.online().len(), "online CPU"),
     )
 }
 
@@ -48,7 +61,7 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group])
 pub(super) fn report(
     request: &Request<'_>,
     claims: &Claims,
-    groups: &[Group],
+    groups: &[Group<'_>],
     placement: &Placement,
     plan: &Plan,
     helpers: [&Helpers; 2],
@@ -58,10 +71,12 @@ pub(super) fn report(
         report.push(by_hand("vcpus", &cpus, &request.policy.vm.vcpus.origin));
     }
     let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
-    report.extend(caches(request, groups, &used));
-    report.extend(nodes(groups, &used));
+    let cells = cells(request, placement);
+    report.extend(caches(request, groups, placement, &cells));
+    report.extend(nodes(request.topology, groups, &cells));
     report.extend(kinds(groups, &used));
-    report.extend(siblings(request, placement));
+    report.extend(siblings(placement));
+    report.extend(doubled(request, placement));
     report.extend(cores(request, plan));
     report.extend(sharing(placement));
     report.extend(overflow(placement, plan));
@@ -77,61 +92,137 @@ fn by_hand(key: &str, cpus: &CpuSet, origin: &Origin) -> Finding {
 }
 
 fn reserved(request: &Request<'_>, claims: &Claims) -> Finding {
-    let origin = match &request.policy.host.reserved.origin {
+    let policy = &request.policy.host.reserved;
+    let asked = match policy.value {
+        CpuChoice::Cpus(cpus) => Some(cpus),
+        CpuChoice::Auto => request.topology.cores.first().map(|core| core.cpus),
+    };
+    let origin = match &policy.origin {
         Origin::Default => "auto: the first core".to_owned(),
         origin => origin.to_string(),
     };
     let stay = if claims.reserved.len() == 1 { "stays" } else { "stay" };
     let what = cpus_in_words(&claims.reserved);
-    Finding::met("reserved", format!("{what} {stay} with the host ({origin})"))
+    if asked.is_none_or(|asked| asked == claims.reserved) {
+        return Finding::met("reserved", format!("{what} {stay} with the host ({origin})"));
+    }
+    let reason =
+        format!("{what} {stay} with the host: what was reserved ({origin}) other VMs have");
+    Finding::degraded("reserved", reason)
 }
 
-fn caches(request: &Request<'_>, groups: &[Group], used: &CpuSet) -> Option<Finding> {
-    let llcs: Vec<&CpuSet> = request
-        .topology
-        .llcs
-        .iter()
-        .map(|llc| &llc.cpus)
-        .filter(|cpus| cpus.intersects(used))
-        .collect();
-    let (number, vcpus) = (llcs.len(), counted(request.guest.vcpus.len(), "vCPU"));
-    match number {
-        0 if request.topology.llcs.is_empty() => {
-            Some(Finding::degraded("one-llc", "the kernel does not say which CPUs share a cache"))
-        }
-        0 => None,
-        1 => Some(Finding::met("one-llc", format!("{vcpus} behind one cache, CPUs {}", llcs[0]))),
-        _ => {
-            let best = groups.iter().map(Group::free_cpus).max().unwrap_or(0);
-            let reason = format!(
-                "{vcpus} over {number} caches; the most free CPUs behind one are now {best}"
-            );
-            Some(Finding::degraded("one-llc", reason))
+/// The CPUs of the vCPUs of each guest NUMA node.
+type Cells = BTreeMap<Option<u32>, CpuSet>;
+
+fn cells(request: &Request<'_>, placement: &Placement) -> Cells {
+    let mut cells = Cells::new();
+    for vcpu in &request.guest.vcpus {
+        let at = placement.placed.binary_search_by_key(&vcpu.index, |placed| placed.vcpu);
+        if let Ok(at) = at {
+            cells.entry(vcpu.node).or_default().insert(placement.placed[at].cpu);
         }
     }
+    cells
 }
 
-fn nodes(groups: &[Group], used: &CpuSet) -> Option<Finding> {
-    let all: std::collections::BTreeSet<_> = groups.iter().filter_map(|group| group.node).collect();
-    let mine: std::collections::BTreeSet<_> = groups
-        .iter()
-        .filter(|group| group.cpus.intersects(used))
-        .filter_map(|group| group.node)
-        .collect();
-    if all.len() < 2 || mine.is_empty() {
-        return None;
+fn guest_node(node: Option<u32>) -> String {
+    node.map_or("the vCPUs without a node".to_owned(), |node| format!("guest node {node}"))
+}
+
+fn caches(
+    request: &Request<'_>,
+    groups: &[Group<'_>],
+    placement: &Placement,
+    cells: &Cells,
+) -> Option<Finding> {
+    let topology = request.topology;
+    if topology.llcs.is_empty() {
+        let reason = "the kernel does not say which CPUs share a cache";
+        return Some(Finding::degraded("one-llc", reason));
     }
-    let names: Vec<String> = mine.iter().map(ToString::to_string).collect();
-    let names = names.join(", ");
-    Some(if mine.len() == 1 {
-        Finding::met("one-node", format!("all vCPUs on node {names}"))
-    } else {
-        Finding::degraded("one-node", format!("the vCPUs are spread over nodes {names}"))
+    if !caches_group_cores(topology) {
+        return Some(Finding::met("one-llc", "every core has a cache of its own"));
+    }
+    let behind =
+        |used: &CpuSet| topology.llcs.iter().filter(|llc| llc.cpus.intersects(used)).count();
+    if cells.len() > 1 {
+        let over: Vec<String> = cells
+            .iter()
+            .map(|(node, used)| (node, behind(used)))
+            .filter(|(_, number)| *number > 1)
+            .map(|(node, number)| format!("{} over {number} caches", guest_node(*node)))
+            .collect();
+        return Some(if over.is_empty() {
+            Finding::met("one-llc", "each guest node behind one cache")
+        } else {
+            Finding::degraded("one-llc", over.join(", "))
+        });
+    }
+    let used = cells.values().next()?;
+    let number = placement.placed.len();
+    let vcpus = counted(number, "vCPU");
+    Some(match behind(used) {
+        1 => {
+            let llc = topology.llcs.iter().find(|llc| llc.cpus.intersects(used))?;
+            Finding::met(
+                "one-llc",
+                format!("{vcpus} behind one cache, {}", cpus_in_words(&llc.cpus)),
+            )
+        }
+        over => {
+            let free = |llc: &Llc| groups.iter().map(|group| free_behind(group, llc)).sum();
+            let best: usize = topology.llcs.iter().map(free).max().unwrap_or(0);
+            let why = if best < number {
+                format!("the best has {best} CPUs for this VM")
+            } else {
+                format!(
+                    "one has {best} CPUs for this VM, but not as its cores and held pins need them"
+                )
+            };
+            Finding::degraded("one-llc", format!("{vcpus} over {over} caches: {why}"))
+        }
     })
 }
 
-fn kinds(groups: &[Group], used: &CpuSet) -> Option<Finding> {
-    let mine: std::collections::BTreeSet<_> = groups
+fn free_behind(group: &Group<'_>, llc: &Llc) -> usize {
+    if group.cpus.is_subset(&llc.cpus) { group.free_cpus() } else { 0 }
+}
+
+fn nodes(topology: &Topology, groups: &[Group<'_>], cells: &Cells) -> Option<Finding> {
+    let of = |used: &CpuSet| -> BTreeSet<NodeId> {
+        let mine = groups.iter().filter(|group| group.cpus.intersects(used));
+        mine.filter_map(|group| group.node).collect()
+    };
+    let names = |nodes: &BTreeSet<NodeId>| {
+        let names: Vec<String> = nodes.iter().map(ToString::to_string).collect();
+        format!("{} {}", if names.len() == 1 { "node" } else { "nodes" }, names.join(", "))
+    };
+    let all = topology.nodes.iter().filter(|node| !node.cpus.is_empty()).count();
+    if all < 2 {
+        return None;
+    }
+    if cells.len() > 1 {
+        let each: Vec<_> = cells.iter().map(|(node, used)| (*node, of(used))).collect();
+        let distinct: BTreeSet<NodeId> = each.iter().flat_map(|(_, nodes)| nodes.clone()).collect();
+        let mirrored = each.iter().all(|(_, nodes)| nodes.len() == 1)
+            && distinct.len() == cells.len().min(all);
+        let places: Vec<String> = each
+            .iter()
+            .map(|(node, nodes)| format!("{} on {}", guest_node(*node), names(nodes)))
+            .collect();
+        let verdict = if mirrored { Finding::met } else { Finding::degraded };
+        return Some(verdict("guest-nodes", places.join(", ")));
+    }
+    let mine = of(cells.values().next()?);
+    Some(if mine.len() == 1 {
+        Finding::met("one-node", format!("all vCPUs on {}", names(&mine)))
+    } else {
+        Finding::degraded("one-node", format!("the vCPUs are spread over {}", names(&mine)))
+    })
+}
+
+fn kinds(groups: &[Group<'_>], used: &CpuSet) -> Option<Finding> {
+    let mine: BTreeSet<_> = groups
         .iter()
         .filter(|group| group.cpus.intersects(used))
         .filter_map(|group| group.kind)
@@ -139,8 +230,8 @@ fn kinds(groups: &[Group], used: &CpuSet) -> Option<Finding> {
     let names: Vec<&str> = mine
         .iter()
         .map(|kind| match kind {
-            crate::topology::CoreKind::Performance => "performance",
-            crate::topology::CoreKind::Efficiency => "efficiency",
+            CoreKind::Performance => "performance",
+            CoreKind::Efficiency => "efficiency",
         })
         .collect();
     match names.as_slice() {
@@ -153,37 +244,43 @@ fn kinds(groups: &[Group], used: &CpuSet) -> Option<Finding> {
     }
 }
 
-fn siblings(request: &Request<'_>, placement: &Placement) -> Option<Finding> {
-    let doubled = placement.placed.iter().filter(|placed| {
-        let core = request.topology.core_of(placed.cpu).map(|core| core.cpus);
-        core.is_some_and(|core| {
-            let others = placement.placed.iter().filter(|other| other.vcpu != placed.vcpu);
-            others.clone().any(|other| core.contains(other.cpu))
-        })
-    });
+fn siblings(placement: &Placement) -> Option<Finding> {
     match placement.siblings {
         Siblings::Together => {
             Some(Finding::met("guest-siblings", "guest siblings are on sibling CPUs"))
         }
         Siblings::Apart => Some(Finding::degraded(
             "guest-siblings",
-            "the guest has threads=2 or more, but not every guest core has a host core to itself",
+            "the guest has threads=2 or more, but not every guest core is on sibling CPUs of one core",
         )),
-        Siblings::None => {
-            let doubled = doubled.count();
-            let all = placement.placed.len();
-            (doubled > 0).then(|| {
-                Finding::degraded(
-                    "own-core",
-                    format!(
-                        "{doubled} of {} share a core with another of this VM, and the guest \
-                         (threads=1) does not know",
-                        counted(all, "vCPU")
-                    ),
-                )
-            })
+        Siblings::None => None,
+    }
+}
+
+/// Cores that vCPUs share without the guest knowing. Sharing a CPU is another finding.
+fn doubled(request: &Request<'_>, placement: &Placement) -> Option<Finding> {
+    if placement.siblings != Siblings::None {
+        return None;
+    }
+    let mut on: BTreeMap<_, BTreeSet<CpuId>> = BTreeMap::new();
+    for placed in &placement.placed {
+        if let Some(core) = request.topology.core_of(placed.cpu) {
+            on.entry(core.id).or_default().insert(placed.cpu);
         }
     }
+    let shares = |cpu: CpuId| {
+        let core = request.topology.core_of(cpu);
+        core.is_some_and(|core| on.get(&core.id).is_some_and(|cpus| cpus.len() > 1))
+    };
+    let doubled = placement.placed.iter().filter(|placed| shares(placed.cpu)).count();
+    (doubled > 0).then(|| {
+        let all = counted(placement.placed.len(), "vCPU");
+        let reason = format!(
+            "{doubled} of {all} share a core with another of this VM, and the guest (threads=1) does \
+             not know"
+        );
+        Finding::degraded("own-core", reason)
+    })
 }
 
 fn cores(request: &Request<'_>, plan: &Plan) -> Option<Finding> {
@@ -194,25 +291,27 @@ fn cores(request: &Request<'_>, plan: &Plan) -> Option<Finding> {
     Some(if split.is_empty() {
         Finding::met("whole-cores", "no core is shared with the host or another VM")
     } else {
+        let (are, them) =
+            if split.len() == 1 { ("is a sibling", "it") } else { ("are siblings", "them") };
         let reason = format!(
-            "{} not in the set: the sibling of a vCPU's CPU, and the host may use it",
-            if split.len() == 1 { format!("CPU {split} is") } else { format!("CPUs {split} are") }
+            "{} {are} of this VM's CPUs, and the host may use {them}: add {them} to vcpus",
+            cpus_in_words(&split)
         );
         Finding::degraded("whole-cores", reason)
     })
 }
 
 fn sharing(placement: &Placement) -> Option<Finding> {
-    let wrapped = placement.placed.iter().filter(|placed| placed.why == Why::Wrapped).count();
-    (wrapped > 0).then(|| {
-        let cpus: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
-        let reason = format!(
-            "{} of {} share {}",
-            wrapped,
-            counted(placement.placed.len(), "vCPU"),
-            cpus_in_words(&cpus)
-        );
-        Finding::degraded("share", reason)
+    let mut users: BTreeMap<CpuId, usize> = BTreeMap::new();
+    for placed in &placement.placed {
+        *users.entry(placed.cpu).or_default() += 1;
+    }
+    let shared: CpuSet =
+        users.iter().filter(|(_, users)| **users > 1).map(|(cpu, _)| *cpu).collect();
+    let sharing: usize = users.values().filter(|users| **users > 1).sum();
+    (sharing > 0).then(|| {
+        let all = counted(placement.placed.len(), "vCPU");
+        Finding::degraded("share", format!("{sharing} of {all} share {}", cpus_in_words(&shared)))
     })
 }
 
@@ -234,7 +333,7 @@ fn helper(rule: &'static str, found: &Helpers, request: &Request<'_>, plan: &Pla
     let cpus = cpus_in_words(&found.cpus);
     if found.cpus.intersects(&plan.exclusive) {
         let clash = cpus_in_words(&(found.cpus & plan.exclusive));
-        return Finding::degraded(rule, format!("{cpus}: {clash} also run vCPUs"));
+        return Finding::degraded(rule, format!("{cpus}: shared with vCPUs on {clash}"));
     }
     match &found.found {
         Found::ByHand(origin) => Finding::met(rule, format!("{cpus} ({origin})")),
@@ -246,10 +345,17 @@ fn helper(rule: &'static str, found: &Helpers, request: &Request<'_>, plan: &Pla
             let node = node.map_or(String::new(), |node| format!(" {node}"));
             Finding::met(rule, format!("{cpus}: behind another cache, on node{node}, the nearest"))
         }
-        Found::ByRule(Away::SameGroup) => Finding::degraded(
+        Found::ByRule(Away::SameGroup) if !caches_group_cores(request.topology) => Finding::met(
             rule,
-            format!("{cpus}: behind the vCPUs' own cache, for want of another"),
+            format!("{cpus}: outside the vCPUs' cores; no shared cache is known"),
         ),
+        Found::ByRule(Away::SameGroup) => {
+            let siblings = whole_cores(request, &plan.exclusive) & found.cpus;
+            let beside = if siblings.is_empty() { "" } else { ", and on siblings of vCPUs" };
+            let reason =
+                format!("{cpus}: behind the vCPUs' own cache{beside}, for want of another");
+            Finding::degraded(rule, reason)
+        }
     }
 }
 

@@ -286,8 +286,7 @@ impl Session {
         batch: Batch,
         within: Duration,
     ) -> Result<Vec<Pending>, QmpError> {
-        let Batch { mut bytes, mut pending } = batch;
-        bytes.push(b'\n');
+        let Batch { bytes, mut pending } = batch;
         if let Some(first) = pending.first() {
             self.awaited = Awaited::Reply(first.command.clone());
         }

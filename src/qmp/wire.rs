@@ -85,8 +85,8 @@ impl Pending {
     }
 }
 
-/// Appends a command to `out` and notes its id in `pending`. QEMU's parser knows where a command
-/// ends; no newline is needed in between.
+/// Appends a command to `out`, a line of its own, and notes its id in `pending`. QEMU's parser would do
+/// without the newline; whatever stands in for QEMU may read by lines.
 ///
 /// # Errors
 /// [`QmpError::Encode`]; `out` is then as it was.
@@ -111,6 +111,7 @@ fn write_command<A: Serialize>(
         out.truncate(before);
         return Err(QmpError::Encode { command, source });
     }
+    out.push(b'\n');
     pending.push(Pending { id, command, answer: None });
     Ok(())
 }
@@ -246,7 +247,7 @@ mod tests {
         assert_ne!(pending[0].id, pending[1].id);
         assert_ne!(pending[1].id, pending[2].id);
         let wanted: Vec<String> =
-            pending.iter().map(|p| format!(r#"{{"execute":"stop","id":{}}}"#, p.id)).collect();
+            pending.iter().map(|p| format!("{{\"execute\":\"stop\",\"id\":{}}}\n", p.id)).collect();
         assert_eq!(String::from_utf8(out).unwrap(), wanted.concat());
         assert!(pending.iter().all(|pending| IDS.contains(&pending.id)));
     }

@@ -26,10 +26,17 @@ pub enum Decision {
 #[must_use]
 pub fn decide(memory: &Memory, key: ThreadKey, found: &CpuSet, online: &CpuSet) -> Decision {
     let same = |other: &CpuSet| *found & *online == *other & *online;
-    match memory.before(key) {
-        None => Decision::Nothing,
-        Some(before) if same(&before) => Decision::Nothing,
-        Some(before) if memory.is_ours(key, same) => Decision::PutBack { to: before },
-        Some(before) => Decision::LeaveAlone { before },
+    let Some(before) = memory.before(key) else { return Decision::Nothing };
+    // The kernel cuts a mask to the process's cpuset, and if qmpin is killed right after the write, the
+    // journal does not say so. The cpuset is what a thread has that nobody has pinned: the main
+    // thread, most often.
+    let cut = [Some(before), memory.main()];
+    let ours = |ours: &CpuSet| same(ours) || cut.iter().flatten().any(|cut| same(&(*ours & *cut)));
+    if same(&before) {
+        Decision::Nothing
+    } else if memory.is_ours(key, ours) {
+        Decision::PutBack { to: before }
+    } else {
+        Decision::LeaveAlone { before }
     }
 }

@@ -126,15 +126,26 @@ pub fn restore(
     if content.header.boot_id != boot_id {
         return Ok(RestoreReport::nothing(Nothing::OtherBoot));
     }
-    let process = content.header.process;
+    let memory = Memory::of(&content.records);
+    let mut report = restore_process(root, sched, content.header.process, &memory)?;
+    report.unreadable_lines = content.unreadable_lines;
+    Ok(report)
+}
+
+/// Puts back what is remembered of a process of this boot.
+///
+/// # Errors
+/// [`RestoreError::Look`].
+pub fn restore_process(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    process: ProcessKey,
+    memory: &Memory,
+) -> Result<RestoreReport, RestoreError> {
     if !lives(root, process).map_err(RestoreError::Look)? {
         return Ok(RestoreReport::nothing(Nothing::ProcessGone));
     }
-    let unreadable_lines = content.unreadable_lines;
-    let memory = Memory::of(&content.records);
-    let mut report = put_back(root, sched, process, &memory).map_err(RestoreError::Look)?;
-    report.unreadable_lines = unreadable_lines;
-    Ok(report)
+    put_back(root, sched, process, memory).map_err(RestoreError::Look)
 }
 
 fn put_back(
@@ -202,10 +213,13 @@ fn living(
     Ok(threads)
 }
 
-/// Where it cannot be read, masks are compared whole: that is right unless a CPU went off or came on.
+/// The CPUs that masks are compared on. Where they cannot be read it is all of them: compared on none,
+/// every mask would look as it was before, and nothing would be put back.
 fn online(root: &SysRoot) -> CpuSet {
     discover::online_cpus(root)
-        .unwrap_or_else(|_| (0..CPUS_MAX).filter_map(CpuId::from_index).collect())
+        .ok()
+        .filter(|online| !online.is_empty())
+        .unwrap_or_else(|| (0..CPUS_MAX).filter_map(CpuId::from_index).collect())
 }
 
 fn is_gone(error: &io::Error) -> bool {

@@ -9,12 +9,13 @@ use std::thread;
 
 use super::start_error::StartError;
 use super::state::Looked;
-use crate::apply::{Applied, Bench, apply};
+use crate::apply::{Applied, Bench, StepOutcome, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
 use crate::discover::{
     self, DiscoverError, FirstWay, Target, VmLocation, VmView, read_topology, read_vm,
 };
+use crate::error::chain;
 use crate::ids::{CpuId, Pid, Tid, VcpuIndex, VmName};
 use crate::journal::{Baseline, Header, Journal, JournalError, Record};
 use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
@@ -22,7 +23,8 @@ use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Neighbour, Plan, PlanError, Request, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::qmp::{Channel, ChannelPaths, Limits, Roles};
-use crate::restore::{RestoreReport, restore};
+use crate::render::thread_in_words;
+use crate::restore::{RestoreReport, restore, restore_process};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
@@ -72,6 +74,8 @@ pub struct LookReport {
     pub applied: Vec<Applied>,
     /// Steps for threads that had been where they belong: somebody else moved them.
     pub drifted: BTreeSet<ThreadKey>,
+    /// Why there is no new plan, where there should be one: the one in force was kept to.
+    pub plan_failed: Option<LookError>,
 }
 
 /// How QEMU's answer differs from the one before.
@@ -81,6 +85,28 @@ pub struct Learnt {
     pub joined: Vec<(ThreadKey, Role)>,
     /// vCPUs and iothreads that are gone, or whose thread is.
     pub left: Vec<(ThreadKey, Role)>,
+}
+
+impl LookReport {
+    /// Whether there was something to move, and the kernel denied us every thread.
+    fn nothing_is_permitted(&self) -> bool {
+        let denied = |applied: &Applied| {
+            matches!(&applied.outcome, StepOutcome::Refused { error }
+                if error.kind() == std::io::ErrorKind::PermissionDenied)
+        };
+        !self.applied.is_empty() && self.applied.iter().all(denied)
+    }
+
+    fn not_permitted(self, vm: VmName) -> StartError {
+        let first = self.applied.into_iter().next();
+        let (who, source) = match first {
+            Some(Applied { step, outcome: StepOutcome::Refused { error } }) => {
+                (thread_in_words(step.thread.tid, &step.role, &step.comm), error)
+            }
+            _ => (String::new(), std::io::ErrorKind::PermissionDenied.into()),
+        };
+        StartError::NotPermitted { vm, who, source }
+    }
 }
 
 /// Why a look could not be finished.
@@ -215,6 +241,11 @@ impl<'a> Attachment<'a> {
             attachment
         };
         match attachment.mend(scan) {
+            Ok(report) if report.nothing_is_permitted() => {
+                let vm = attachment.settings.vm.clone();
+                let _ = attachment.finish();
+                Err(report.not_permitted(vm))
+            }
             Ok(report) => {
                 attachment.find_outside();
                 Ok((attachment, channel, report))
@@ -290,14 +321,12 @@ impl<'a> Attachment<'a> {
     /// Looks afresh and mends what is not as planned.
     ///
     /// # Errors
-    /// [`LookError`]; the plan in force stays in force.
+    /// [`LookError`]. That there is no new plan is none: the plan in force stays in force.
     pub fn look(&mut self) -> Result<LookReport, LookError> {
         self.notice_cpu_hotplug()?;
-        if self.plan_is_stale {
-            self.replan()?;
-        }
+        let plan_failed = if self.plan_is_stale { self.replan().err() } else { None };
         let scan = self.scan()?;
-        Ok(self.mend(scan)?)
+        Ok(LookReport { plan_failed, ..self.mend(scan)? })
     }
 
     /// Puts everything back and lets go.
@@ -306,8 +335,13 @@ impl<'a> Attachment<'a> {
     /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
     /// report.
     pub fn finish(self) -> Result<RestoreReport, StartError> {
-        let Attachment { host, settings, boot_id, lock, .. } = self;
-        let report = give_back(host, &settings.state, &settings.vm, &boot_id)?;
+        let Attachment { host, settings, process, journal, lock, .. } = self;
+        // From what is in mind, and not from the file: somebody may have removed the folder.
+        let report = restore_process(host.root, host.sched, process, journal.memory())?;
+        if report.is_complete() && settings.state.path().exists() {
+            let _lock = settings.state.lock_leases()?;
+            settings.state.forget(&settings.vm)?;
+        }
         drop(lock);
         Ok(report)
     }
@@ -349,8 +383,13 @@ impl<'a> Attachment<'a> {
         self.plan_is_stale = false;
         let plan = plan(&request)?;
         if plan != self.plan {
-            self.plan = plan;
-            self.write_lease()?;
+            let old = std::mem::replace(&mut self.plan, plan);
+            if let Err(error) = self.write_lease() {
+                // What others cannot read is not ours to take.
+                self.plan = old;
+                self.plan_is_stale = true;
+                return Err(error.into());
+            }
         }
         Ok(())
     }
@@ -375,7 +414,8 @@ impl<'a> Attachment<'a> {
     }
 
     /// Compares a scan with the plan and carries out the difference.
-    fn mend(&mut self, scan: Scan) -> Result<LookReport, JournalError> {
+    fn mend(&mut self, mut scan: Scan) -> Result<LookReport, JournalError> {
+        let grips = scan.take_grips();
         let observed = tasks::observe(self.process, scan, &self.identified);
         self.remember_baseline(&observed.threads)?;
         let looked = Looked {
@@ -395,14 +435,15 @@ impl<'a> Attachment<'a> {
             .collect();
         self.drift_total += drifted.len() as u64;
         self.settled = settled(&self.plan, &threads, &steps);
-        let bench = Bench { root: self.host.root, sched: self.host.sched, process: self.process };
+        let Host { root, sched } = self.host;
+        let bench = Bench { root, sched, grips: &grips, process: self.process };
         let applied = apply(bench, &mut self.journal, steps)?;
         for applied in &applied {
             if !applied.fell_short() {
                 self.settled.insert(applied.step.thread, applied.step.to);
             }
         }
-        Ok(LookReport { looked, applied, drifted })
+        Ok(LookReport { looked, applied, drifted, plan_failed: None })
     }
 
     /// Before the first write, all masks as they are.
@@ -429,7 +470,7 @@ impl<'a> Attachment<'a> {
             && let Err(error) = self.journal.append(vec![baseline(self.online, &new)])
         {
             // Without an undo they are not touched.
-            tracing::warn!("kernel threads of the VM are left where they are: {error}");
+            tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
             return;
         }
         self.outside = found;
@@ -529,7 +570,7 @@ fn held(settings: &Settings, boot_id: &str, process: ProcessKey) -> BTreeMap<Vcp
         }
         Ok(_) => BTreeMap::new(),
         Err(error) => {
-            tracing::warn!("the earlier lease is of no use and is written anew: {error}");
+            tracing::warn!("the earlier lease is of no use and is written anew: {}", chain(&error));
             BTreeMap::new()
         }
     }
@@ -560,15 +601,15 @@ fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
                     || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
             }
             Ok(None) => false,
-            Err(error) => {
-                tracing::warn!("left alone: {error}");
-                false
-            }
+            // Left alone; it is named when the neighbours are read.
+            Err(_) => false,
         };
         if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
             match settings.state.forget(&vm) {
                 Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
-                Err(error) => tracing::warn!("could not sweep what VM {vm} has left: {error}"),
+                Err(error) => {
+                    tracing::warn!("could not sweep what VM {vm} has left: {}", chain(&error));
+                }
             }
         }
     }

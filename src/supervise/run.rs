@@ -7,7 +7,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::SignalStream;
 use tokio_stream::{Stream, StreamExt as _};
 
@@ -19,6 +19,7 @@ use super::state::{Effect, Ending, Event, Hint, Liveness, State};
 use crate::apply::{Applied, StepOutcome};
 use crate::discover::boot_id;
 use crate::discover::tasks::{self, TasksError};
+use crate::error::chain;
 use crate::ids::Tid;
 use crate::plan::{Finding, Plan, Verdict};
 use crate::policy::ChannelChoice;
@@ -26,7 +27,7 @@ use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
 use crate::render::thread_in_words;
 use crate::restore::RestoreReport;
 use crate::threads::ThreadKey;
-use crate::watch::{Births, Exit, LeaseChanges};
+use crate::watch::{Births, Exit, LeaseChanges, SlowTimer};
 
 /// A look waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
@@ -56,12 +57,10 @@ pub async fn attach_once(
 ) -> Result<(Plan, LookReport), StartError> {
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
     log_look(&report, &mut BTreeSet::new());
-    match attachment.look() {
-        Ok(second) => report.applied.extend(second.applied),
-        Err(error) => tracing::warn!("{error}"),
-    }
+    let second = attachment.look();
     let plan = attachment.plan().clone();
     attachment.leave();
+    report.applied.extend(second?.applied);
     Ok((plan, report))
 }
 
@@ -97,6 +96,7 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         ask_at: None,
         channel: Line::Free(Box::new(channel)),
         told: String::new(),
+        look_failed: None,
         attachment,
     };
     match watch {
@@ -115,7 +115,7 @@ struct Watch {
     births: Option<Births>,
     leases: Option<LeaseChanges>,
     stop: Stop,
-    slow_timer: Interval,
+    slow_timer: SlowTimer,
 }
 
 type Stop = Pin<Box<dyn Stream<Item = ()>>>;
@@ -168,8 +168,7 @@ impl Watch {
         if let Some(watchdog) = notify::watchdog_interval() {
             every = every.min(watchdog);
         }
-        let mut slow_timer = interval_at(Instant::now() + every, every);
-        slow_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let slow_timer = SlowTimer::every(every).map_err(fail("the time"))?;
         Ok(Watch { exit, births, leases, stop, slow_timer })
     }
 }
@@ -208,6 +207,8 @@ struct Runner<'a> {
     last_look: Instant,
     last_ask: Option<Instant>,
     asks_failed: u32,
+    /// Why the last look failed, if it did.
+    look_failed: Option<String>,
     /// What systemd was told last.
     told: String,
     /// Threads about which a line was logged already.
@@ -262,7 +263,9 @@ impl Runner<'_> {
                 if let Err(error) = birth {
                     tracing::warn!("births can no longer be watched: {error}");
                     *births = None;
-                    slow_timer.reset_after(BLIND_INTERVAL);
+                    if let Err(error) = slow_timer.at_least_every(BLIND_INTERVAL) {
+                        tracing::warn!("the slow timer stays as slow as it is: {error}");
+                    }
                 }
                 return Some(Event::Hint(Hint::Birth));
             }
@@ -282,7 +285,10 @@ impl Runner<'_> {
                 self.ask_at = None;
                 return Some(Event::AskDue);
             }
-            _ = slow_timer.tick() => {
+            ticked = slow_timer.tick() => {
+                if let Err(error) = ticked {
+                    tracing::warn!("the slow timer cannot be read: {error}");
+                }
                 notify::alive(&self.status());
                 return Some(Event::Hint(Hint::Timer));
             }
@@ -425,15 +431,26 @@ impl Runner<'_> {
                 if self.attachment.plan().report != report_before {
                     self.log_plan(&report_before);
                 }
+                self.say_once(report.plan_failed.as_ref().map(|error| chain(error)));
                 log_look(&report, &mut self.lines);
                 Some(report.looked)
             }
             Err(error) if error.means_gone() => None,
             Err(error) => {
-                tracing::warn!("{}", chain(&error));
+                self.say_once(Some(chain(&error)));
                 None
             }
         }
+    }
+
+    /// Logs why a look was not whole. A full /run stays full for a while: once is enough.
+    fn say_once(&mut self, error: Option<String>) {
+        if error != self.look_failed
+            && let Some(error) = &error
+        {
+            tracing::warn!("{error}");
+        }
+        self.look_failed = error;
     }
 
     fn finish(self, ending: Ending) -> Result<Ended, StartError> {
@@ -582,14 +599,4 @@ async fn at(when: Option<Instant>) {
         Some(when) => sleep_until(when).await,
         None => pending().await,
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

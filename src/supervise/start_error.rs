@@ -1,6 +1,6 @@
 //! Why a VM could not be attached, and what kind of end that is.
 
-use super::attachment::Settings;
+use super::attachment::{LookError, Settings};
 use crate::discover::{DiscoverError, ProcessError, VmError};
 use crate::error::{Failure, Kind};
 use crate::ids::{Pid, VmName};
@@ -48,6 +48,20 @@ pub enum StartError {
     /// The journal could not be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// Not one thread could be moved.
+    #[error("not permitted to move any thread of VM {vm}, such as {who}")]
+    NotPermitted {
+        /// Which VM.
+        vm: VmName,
+        /// `vcpu 0, tid 533`.
+        who: String,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// It was applied, and a second look at it failed.
+    #[error("not all threads were looked at again")]
+    Look(#[from] LookError),
     /// It could not be given back.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -202,6 +216,11 @@ impl From<StartError> for Failure {
             StartError::Plan(error) => error.into(),
             StartError::State(error) => error.into(),
             StartError::Journal(error) => error.into(),
+            StartError::NotPermitted { .. } => {
+                Failure::from_error(Kind::Permission, error).hint("run it as root")
+            }
+            StartError::Look(_) => Failure::from_error(Kind::Partial, error)
+                .hint("`qmpin detach` puts everything back"),
             StartError::Restore(RestoreError::Journal(error)) => error.into(),
             StartError::Restore(RestoreError::Look(ref read)) => {
                 let kind = permission_or(&read.source, Kind::Partial);

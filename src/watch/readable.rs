@@ -31,6 +31,11 @@ impl Readable {
         self.fd.async_io(Interest::READABLE, |fd| read(fd.as_fd())).await
     }
 
+    /// The descriptor, for what is not reading.
+    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.get_ref().as_fd()
+    }
+
     /// Awaits readability alone. Cancel safe.
     pub(super) async fn ready(&self) -> io::Result<()> {
         self.fd.readable().await.map(|_| ())

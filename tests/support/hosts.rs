@@ -126,6 +126,33 @@ pub(crate) fn all() -> Vec<(&'static str, FakeHost)> {
 
 /// Any small machine: up to two packages of two nodes, unequal LLC groups, holes, offline CPUs.
 pub(crate) fn any_host() -> impl Strategy<Value = FakeHost> {
+    any_shape().prop_map(|(shape, offline)| with_some_offline(shape.build(), &offline))
+}
+
+/// The same machine twice, all CPUs online, its CPUs numbered in two ways.
+pub(crate) fn any_host_twice(
+    numberings: &'static [Numbering],
+) -> impl Strategy<Value = (FakeHost, FakeHost)> {
+    let numbering = || (prop::sample::select(numberings), 0..4usize, 1..4usize);
+    (any_shape(), numbering(), numbering()).prop_map(|((shape, _), one, other)| {
+        let renumbered = |(numbering, first_cpu, cpu_step)| {
+            Shape { numbering, first_cpu, cpu_step, ..shape.clone() }.build()
+        };
+        (renumbered(one), renumbered(other))
+    })
+}
+
+fn with_some_offline(host: FakeHost, offline: &[prop::sample::Index]) -> FakeHost {
+    let boot = host.cpus[0].id;
+    let offline: Vec<usize> = offline
+        .iter()
+        .map(|at| host.cpus[at.index(host.cpus.len())].id)
+        .filter(|id| *id != boot)
+        .collect();
+    host.with_offline(&offline)
+}
+
+fn any_shape() -> impl Strategy<Value = (Shape, Vec<prop::sample::Index>)> {
     let an_llc = (1..=64u64, 1..=5usize, 1..=4usize, any::<bool>());
     let a_node = (0..2u32, 0..=512u64, prop::collection::vec(an_llc, 0..=3));
     let numbering = prop_oneof![
@@ -165,14 +192,7 @@ pub(crate) fn any_host() -> impl Strategy<Value = FakeHost> {
             }
             let shape = Shape::new(nodes, numbering);
             let (first_cpu, cpu_step, node_step) = steps;
-            let host =
-                Shape { first_cpu, cpu_step, node_step, caches, numa, dies, arm, ..shape }.build();
-            let boot = host.cpus[0].id;
-            let offline: Vec<usize> = offline
-                .iter()
-                .map(|at| host.cpus[at.index(host.cpus.len())].id)
-                .filter(|id| *id != boot)
-                .collect();
-            host.with_offline(&offline)
+            let shape = Shape { first_cpu, cpu_step, node_step, caches, numa, dies, arm, ..shape };
+            (shape, offline)
         })
 }

@@ -4,9 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests say no as tests do
 
 pub(crate) mod fake_host;
+pub(crate) mod fake_qemu;
+pub(crate) mod guests;
 pub(crate) mod hosts;
+pub(crate) mod ordered;
 pub(crate) mod qemu;
 pub(crate) mod qmp_peer;
+pub(crate) mod run;
 pub(crate) mod spoilt;
 pub(crate) mod transcript;
 

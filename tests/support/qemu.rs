@@ -15,7 +15,7 @@ use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 
 /// How long a real QEMU may take for anything.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What runs the vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +36,7 @@ pub(crate) fn newer_qemu_root() -> Option<PathBuf> {
 
 /// What to start.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is named where it is given
 pub(crate) struct QemuOptions {
     pub(crate) accel: Accel,
     pub(crate) vcpus: u32,
@@ -48,6 +49,10 @@ pub(crate) struct QemuOptions {
     /// A tree whose QEMU is taken instead of the machine's.
     pub(crate) root: Option<PathBuf>,
     pub(crate) extra: Vec<String>,
+    /// Whether threads have names (`debug-threads`).
+    pub(crate) named_threads: bool,
+    /// Whether the pid file is `100.pid`, as on Proxmox, or another that qmpin does not know.
+    pub(crate) pid_file: bool,
 }
 
 impl Default for QemuOptions {
@@ -61,6 +66,8 @@ impl Default for QemuOptions {
             own_socket: false,
             root: None,
             extra: Vec::new(),
+            named_threads: true,
+            pid_file: true,
         }
     }
 }
@@ -78,12 +85,14 @@ impl Qemu {
         let dir = tempfile::Builder::new().prefix("qmpin-qemu-").tempdir().unwrap();
         let at = |name: &str| dir.path().join(name).display().to_string();
         let mut command = qemu_command(options.root.as_deref());
-        command.args(["-name", "vm100,debug-threads=on", "-no-shutdown"]);
+        let debug_threads = if options.named_threads { "on" } else { "off" };
+        command.args(["-name", &format!("vm100,debug-threads={debug_threads}"), "-no-shutdown"]);
         command
             .arg("-chardev")
             .arg(format!("socket,id=qmp,path={},server=on,wait=off", at("100.qmp")));
         command.args(["-mon", "chardev=qmp,mode=control"]);
-        command.args(["-pidfile", &at("100.pid"), "-daemonize"]);
+        let pid_file = if options.pid_file { "100.pid" } else { "other.pid" };
+        command.args(["-pidfile", &at(pid_file), "-daemonize"]);
         command.args(["-M", "q35", "-nodefaults", "-display", "none", "-m", "64"]);
         match options.accel {
             Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host,-arch-capabilities"]),
@@ -107,7 +116,7 @@ impl Qemu {
         let output = command.output().expect("QEMU is installed");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
-        let pid = fs::read_to_string(dir.path().join("100.pid")).unwrap().trim().parse().unwrap();
+        let pid = fs::read_to_string(dir.path().join(pid_file)).unwrap().trim().parse().unwrap();
         let pidfd =
             pidfd_open(rustix::process::Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
         Qemu { dir, pid: Pid(pid), pidfd }
@@ -193,7 +202,7 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -229,6 +238,13 @@ impl Client {
                 return message;
             }
         }
+    }
+
+    /// Sends a command that may be the last: the answer is not waited for.
+    pub(crate) fn ask_last(&mut self, command: &str) {
+        let text = json!({"execute": command}).to_string();
+        self.stream.get_mut().write_all(text.as_bytes()).unwrap();
+        let _ = self.stream.read_line(&mut String::new());
     }
 
     /// Executes a command that must succeed.

@@ -1,0 +1,185 @@
+//! Hot-add and hot-remove: what is held stays, and only the rest is placed.
+//!
+//! ```text
+//!   a new vCPU ─▶ beside its guest sibling
+//!              ─▶ a core of its own, of a group in use
+//!              ─▶ an idle sibling of the VM's cores   (a guest with siblings of its own: at last)
+//!              ─▶ a core of its own, of another group: the same kind, the nearest
+//!              ─▶ with share = true, the CPU with the fewest vCPUs
+//! ```
+//!
+//! "In use" and "nearest" are meant for the guest NUMA node the vCPU belongs to.
+
+use std::collections::BTreeMap;
+
+use super::Guest;
+use super::groups;
+use super::machine::Group;
+use super::report::{Placed, Why};
+use super::vcpus::{GuestCore, Placement, guest_cores, threads};
+use crate::cpuset::CpuSet;
+use crate::ids::{CpuId, NodeId, VcpuIndex};
+use crate::policy::Sharing;
+use crate::topology::{CoreKind, Topology};
+
+/// Every CPU that the groups have to give.
+fn free_cpus(groups: &[Group<'_>]) -> CpuSet {
+    let cores = groups.iter().flat_map(|group| &group.free);
+    cores.fold(CpuSet::EMPTY, |all, core| all | core.usable())
+}
+
+/// Places the vCPUs that hold nothing, or nothing valid, around those that do. `None`: nothing that
+/// is held is valid, so it is a fresh start.
+pub(super) fn extended(
+    topology: &Topology,
+    groups: &[Group<'_>],
+    guest: &Guest,
+    held: &BTreeMap<VcpuIndex, CpuId>,
+    sharing: Sharing,
+) -> Option<Placement> {
+    if held.is_empty() {
+        return None;
+    }
+    let mut state = Extension {
+        topology,
+        groups,
+        free: free_cpus(groups),
+        on: BTreeMap::new(),
+        used: CpuSet::EMPTY,
+        homes: BTreeMap::new(),
+    };
+    for vcpu in &guest.vcpus {
+        let Some(cpu) = held.get(&vcpu.index).copied() else { continue };
+        // Shared by an earlier policy; this one gives each vCPU its own.
+        let doubled = sharing == Sharing::Refuse && state.used.contains(cpu);
+        if state.free.contains(cpu) && !doubled {
+            state.put(vcpu.index, vcpu.node, cpu, Why::Held);
+        }
+    }
+    if state.on.is_empty() {
+        return None;
+    }
+    let cores = guest_cores(&guest.vcpus);
+    let threads = threads(&cores);
+    let mut rest: Vec<(VcpuIndex, &GuestCore)> = cores
+        .iter()
+        .flat_map(|core| core.vcpus.iter().map(move |vcpu| (*vcpu, core)))
+        .filter(|(vcpu, _)| !state.on.contains_key(vcpu))
+        .collect();
+    rest.sort_by_key(|(vcpu, _)| *vcpu);
+    let mut unplaced = Vec::new();
+    for (vcpu, core) in rest {
+        let node = core.node;
+        // The guest's scheduler believes in its siblings: a false one misleads it for good, so a core
+        // of its own is better, even a far one.
+        let idle_now = |state: &mut Extension<'_>| threads == 1 && state.idle_sibling(vcpu, node);
+        let placed = state.beside_sibling(vcpu, core)
+            || state.own_core(vcpu, node, Reach::GroupsInUse, threads)
+            || idle_now(&mut state)
+            || state.own_core(vcpu, node, Reach::Anywhere, threads)
+            || state.own_core(vcpu, node, Reach::Anywhere, 1)
+            || state.idle_sibling(vcpu, node)
+            || (sharing == Sharing::Wrap && state.wrap(vcpu, node));
+        if !placed {
+            unplaced.push(vcpu);
+        }
+    }
+    Some(Placement::of(topology, &cores, state.on.into_values().collect(), unplaced))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reach {
+    GroupsInUse,
+    Anywhere,
+}
+
+struct Extension<'a> {
+    topology: &'a Topology,
+    groups: &'a [Group<'a>],
+    free: CpuSet,
+    on: BTreeMap<VcpuIndex, Placed>,
+    used: CpuSet,
+    /// What the vCPUs of each guest node use.
+    homes: BTreeMap<Option<u32>, CpuSet>,
+}
+
+impl Extension<'_> {
+    fn put(&mut self, vcpu: VcpuIndex, node: Option<u32>, cpu: CpuId, why: Why) {
+        self.used.insert(cpu);
+        self.homes.entry(node).or_default().insert(cpu);
+        self.on.insert(vcpu, Placed { vcpu, cpu, why });
+    }
+
+    /// What the guest node uses, or the whole guest where the node has nothing yet.
+    fn home(&self, node: Option<u32>) -> CpuSet {
+        self.homes.get(&node).copied().unwrap_or(self.used)
+    }
+
+    /// An unused CPU of the core that this one belongs to.
+    fn idle_beside(&self, cpu: CpuId) -> Option<CpuId> {
+        let core = self.topology.core_of(cpu)?;
+        ((core.cpus & self.free) - self.used).first()
+    }
+
+    fn beside_sibling(&mut self, vcpu: VcpuIndex, guest: &GuestCore) -> bool {
+        let found = guest.vcpus.iter().find_map(|other| {
+            let placed = self.on.get(other)?;
+            Some((self.idle_beside(placed.cpu)?, *other))
+        });
+        if let Some((cpu, other)) = found {
+            self.put(vcpu, guest.node, cpu, Why::SiblingOf(other));
+        }
+        found.is_some()
+    }
+
+    /// An unused core that has room for a guest core.
+    fn own_core(
+        &mut self,
+        vcpu: VcpuIndex,
+        node: Option<u32>,
+        reach: Reach,
+        threads: usize,
+    ) -> bool {
+        let home = self.home(node);
+        let in_use = |group: &Group<'_>| group.cpus.intersects(&home);
+        let ours = || self.groups.iter().filter(|group| in_use(group));
+        let near: Vec<NodeId> = ours().filter_map(|group| group.node).collect();
+        let kinds: Vec<Option<CoreKind>> = ours().map(|group| group.kind).collect();
+        let mut order: Vec<&Group<'_>> =
+            self.groups.iter().filter(|group| reach == Reach::Anywhere || in_use(group)).collect();
+        order.sort_by_key(|group| {
+            let distance = groups::distance(self.topology, group.node, &near);
+            (!kinds.contains(&group.kind), distance, group.has_reserved, group.order)
+        });
+        let found = order
+            .iter()
+            .flat_map(|group| &group.free)
+            .find(|core| core.threads >= threads && !core.usable().intersects(&self.used));
+        let cpu = found.and_then(|core| core.thread(0));
+        if let Some(cpu) = cpu {
+            self.put(vcpu, node, cpu, Why::OwnCore);
+        }
+        cpu.is_some()
+    }
+
+    fn idle_sibling(&mut self, vcpu: VcpuIndex, node: Option<u32>) -> bool {
+        let home = self.home(node);
+        let beside = |placed: &Placed| Some((self.idle_beside(placed.cpu)?, placed.vcpu));
+        let at_home = self.on.values().filter(|placed| home.contains(placed.cpu));
+        let found = at_home.clone().find_map(beside).or_else(|| self.on.values().find_map(beside));
+        if let Some((cpu, beside)) = found {
+            self.put(vcpu, node, cpu, Why::SecondThreadBeside(beside));
+        }
+        found.is_some()
+    }
+
+    /// Shares the CPU that has the fewest vCPUs of this VM.
+    fn wrap(&mut self, vcpu: VcpuIndex, node: Option<u32>) -> bool {
+        let users = |cpu: CpuId| self.on.values().filter(|placed| placed.cpu == cpu).count();
+        let cpu = self.used.iter().min_by_key(|cpu| users(*cpu));
+        if let Some(cpu) = cpu {
+            self.put(vcpu, node, cpu, Why::Wrapped);
+        }
+        cpu.is_some()
+    }
+}

@@ -1,0 +1,78 @@
+//! The slow timer, by a timerfd (`man 2 timerfd_create`): one wake-up a turn and no other.
+//!
+//! A timer of tokio's is a hierarchy of wheels, and a time some seconds away is handed down from wheel to
+//! wheel: two more wake-ups for each turn, all day, for each VM.
+
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::time::Duration;
+
+use rustix::time::{
+    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
+    timerfd_settime,
+};
+
+use super::readable::Readable;
+
+/// Ticks again and again. Ticks that nobody waited for are one.
+#[derive(Debug)]
+pub struct SlowTimer {
+    timer: Readable,
+    interval: Duration,
+}
+
+impl SlowTimer {
+    /// Ticks every so often, for the first time when that has passed. It must be called within a tokio
+    /// runtime.
+    ///
+    /// # Errors
+    /// Those of `timerfd_create(2)`.
+    pub fn every(interval: Duration) -> io::Result<SlowTimer> {
+        let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
+        let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
+        set(timer.as_fd(), interval)?;
+        Ok(SlowTimer { timer: Readable::new(timer)?, interval })
+    }
+
+    /// Makes it tick at least this often from now on.
+    ///
+    /// # Errors
+    /// Those of `timerfd_settime(2)`.
+    pub fn at_least_every(&mut self, interval: Duration) -> io::Result<()> {
+        self.interval = self.interval.min(interval);
+        set(self.timer.as_fd(), self.interval)
+    }
+
+    /// The next tick. Cancel safe.
+    ///
+    /// # Errors
+    /// Those of reading.
+    pub async fn tick(&self) -> io::Result<()> {
+        let mut count = [0; 8];
+        self.timer.read(|timer| Ok(rustix::io::read(timer, &mut count)?)).await.map(|_| ())
+    }
+}
+
+fn set(timer: BorrowedFd<'_>, interval: Duration) -> io::Result<()> {
+    let every = Timespec {
+        tv_sec: i64::try_from(interval.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: interval.subsec_nanos().into(),
+    };
+    let times = Itimerspec { it_interval: every, it_value: every };
+    timerfd_settime(timer, TimerfdTimerFlags::empty(), &times)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_ticks_again_and_again() {
+        let mut timer = SlowTimer::every(Duration::from_secs(3600)).expect("a timer");
+        timer.at_least_every(Duration::from_millis(1)).expect("faster");
+        for _ in 0..3 {
+            timer.tick().await.expect("a tick");
+        }
+    }
+}
