@@ -32,11 +32,11 @@ def run(host):
                 attached.check(vm, host, siblings=False)
                 vm.reset()
                 attached.check(vm, host, siblings=False)
-                # One of the helpers' CPUs.
-                helper = max(cpulist.parse(attached.plan()["emulator"]))
-                with offline(host, helper):
-                    attached.settle(vm)
-                attached.check(vm, host, siblings=False)
+                # One of the helpers' CPUs. The smallest shape has but one that can go, and the kernel's interrupts on it.
+                if not tiny:
+                    with offline(host, max(cpulist.parse(attached.plan()["emulator"]))):
+                        attached.settle(vm)
+                    attached.check(vm, host, siblings=False)
             assert attached.code == 0
             state.check_same(alone, state.capture())
         poller.report.check()

@@ -61,6 +61,12 @@ def run(host):
         host.run("qmpin", "detach", "100")
         nothing_left(vm, quiet)
         state.check_same(alone, state.capture())
+
+        with qmpin.Attached(100) as attached:
+            attached.wait_status("a runtime monitor")
+            vm.kill()
+            assert attached.wait() == 0
+        assert not os.listdir("/run/qemu-server"), "a QEMU that is killed cannot remove the socket of its monitor"
     state.check_same(before, state.capture())
 
 
