@@ -62,7 +62,20 @@ def detach(host, vm, alone):
     with qmpin.Attached(100) as attached:
         attached.check(vm, host)
         attached.stop(signal.SIGKILL)
+        seen(vm, host, attached)
     host.run("qmpin", "detach", "100")
     state.check_same(alone, state.capture())
     host.run("qmpin", "detach", "100")
     state.check_same(alone, state.capture())
+
+
+def seen(vm, host, attached):
+    """With nobody there to mend it: the check of these scenarios sees a thread that is not in its place, and one moved."""
+    tid, own = vm.roles().vcpus[0], os.getpid()
+    for who, where in ((tid, {0}), (own, {1})):
+        was = os.sched_getaffinity(who)
+        os.sched_setaffinity(who, where)
+        wrong = attached.misplaced(vm) + attached.moved(qmpin.by_key())
+        assert [line.startswith(f"tid {who} ") for line in wrong] == [True], wrong
+        os.sched_setaffinity(who, was)
+    assert not attached.misplaced(vm) + attached.moved(qmpin.by_key())

@@ -12,12 +12,11 @@ NEEDS = ("kvm", "qmpin")
 
 def run(host):
     before = host.before()
-    # The guest that reads needs TCG; the BIOS under emulated KVM takes minutes for a sector.
-    with host.vm(100, cpus=1, guest="read", accel="tcg") as vm:
+    with host.vm(100, cpus=1, guest="read") as vm:
         vm.wait_guest()
         follow(host, vm, lambda: True, "worker")
-    # Writes and flushes by hand: io_uring hands only what would block to threads of its own.
-    with host.vm(100, cpus=1, aio="io_uring") as vm:
+    # Writes and flushes by hand beside it: io_uring hands only what would block to threads of its own.
+    with host.vm(100, cpus=1, guest="read", accel="tcg", aio="io_uring") as vm:
         vm.wait_guest()
 
         def write_and_flush():

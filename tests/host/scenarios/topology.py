@@ -117,7 +117,8 @@ def check_threads(host, vm):
     inside = {tid: row for role in ORDER if role != "kernel" for tid, row in by_role[role].items()}
     for tid, mask in masks.items():
         if tid not in inside:
-            assert threads.read(vm.pid, tid) is None or threads.read(vm.pid, tid).comm == "worker", f"tid {tid} is missing: {rows}"
+            missing = threads.read(vm.pid, tid)
+            assert missing is None or missing.comm == "worker", f"{missing} is missing: {rows}"
             continue
         assert inside[tid]["allowed_cpus"] == mask, (inside[tid], mask)
         assert inside[tid]["last_cpu"] in cpulist.parse(mask), inside[tid]
