@@ -7,7 +7,7 @@ use super::{Answer, block_on, output};
 use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
 use crate::plan::diff::diff;
-use crate::plan::{PlanError, Request};
+use crate::plan::{PlanError, Request, Stay};
 use crate::render::{Explain, PlanDocument, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{Follow, Settings, neighbours};
@@ -64,6 +64,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         policy: &settings.policy,
         neighbours: &neighbours,
         held: &held,
+        stay: Stay::Always,
     };
     let plan = match crate::plan::plan(&request) {
         Ok(plan) => plan,

@@ -20,7 +20,7 @@ use crate::ids::{CpuId, Pid, Tid, VcpuIndex, VmName};
 use crate::journal::{Baseline, Header, Journal, JournalError, Record};
 use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
-use crate::plan::{Guest, Neighbour, Plan, PlanError, Request, plan};
+use crate::plan::{Guest, Neighbour, Plan, PlanError, Request, Stay, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::qmp::{Channel, ChannelPaths, Limits, Roles};
 use crate::render::thread_in_words;
@@ -142,7 +142,8 @@ pub struct Attachment<'a> {
     /// Kernel threads of the VM outside its process.
     outside: Vec<Thread>,
     plan: Plan,
-    plan_is_stale: bool,
+    /// Whether there should be a new plan, and how much staying is worth then.
+    stale: Option<Stay>,
     journal: Journal,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
@@ -206,6 +207,7 @@ impl<'a> Attachment<'a> {
                 policy: &settings.policy,
                 neighbours: &neighbours,
                 held: &held,
+                stay: Stay::Always,
             };
             let plan = plan(&request)?;
             let is_new = resumed.is_none();
@@ -223,7 +225,7 @@ impl<'a> Attachment<'a> {
                 identified,
                 outside: Vec::new(),
                 plan,
-                plan_is_stale: false,
+                stale: None,
                 journal,
                 settled: BTreeMap::new(),
                 drift_total: 0,
@@ -307,7 +309,7 @@ impl<'a> Attachment<'a> {
         let guest = discover::guest(roles);
         if guest != self.guest {
             self.guest = guest;
-            self.plan_is_stale = true;
+            self.stale.get_or_insert(Stay::Always);
         }
         self.find_outside();
         Ok(learnt)
@@ -315,7 +317,7 @@ impl<'a> Attachment<'a> {
 
     /// Says that other VMs have come or gone.
     pub fn neighbours_changed(&mut self) {
-        self.plan_is_stale = true;
+        self.stale.get_or_insert(Stay::Always);
     }
 
     /// Looks afresh and mends what is not as planned.
@@ -324,7 +326,7 @@ impl<'a> Attachment<'a> {
     /// [`LookError`]. That there is no new plan is none: the plan in force stays in force.
     pub fn look(&mut self) -> Result<LookReport, LookError> {
         self.notice_cpu_hotplug()?;
-        let plan_failed = if self.plan_is_stale { self.replan().err() } else { None };
+        let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
         let scan = self.scan()?;
         Ok(LookReport { plan_failed, ..self.mend(scan)? })
     }
@@ -362,12 +364,12 @@ impl<'a> Attachment<'a> {
             tracing::info!("online CPUs are now {online}, were {}", self.online);
             self.topology = read_topology(self.host.root)?;
             self.online = online;
-            self.plan_is_stale = true;
+            self.stale = Some(Stay::UnlessBetter);
         }
         Ok(())
     }
 
-    fn replan(&mut self) -> Result<(), LookError> {
+    fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
         let _lock = self.settings.state.lock_leases()?;
         let neighbours = neighbours(&self.settings.state, &self.settings.vm, &self.boot_id);
         let held = self.plan.held();
@@ -378,16 +380,17 @@ impl<'a> Attachment<'a> {
             policy: &self.settings.policy,
             neighbours: &neighbours,
             held: &held,
+            stay,
         };
         // Stale until there is a new one; but not tried at every look: the next change will.
-        self.plan_is_stale = false;
+        self.stale = None;
         let plan = plan(&request)?;
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
             if let Err(error) = self.write_lease() {
                 // What others cannot read is not ours to take.
                 self.plan = old;
-                self.plan_is_stale = true;
+                self.stale = Some(stay);
                 return Err(error.into());
             }
         }
