@@ -1,6 +1,7 @@
 //! Why a VM could not be attached, and what kind of end that is.
 
-use super::attachment::{LookError, Settings};
+use super::reports::LookError;
+use super::settings::Settings;
 use crate::discover::{DiscoverError, ProcessError, VmError};
 use crate::error::{Failure, Kind};
 use crate::ids::{Pid, VmName};
