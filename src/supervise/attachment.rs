@@ -5,7 +5,6 @@
 //! write. Everything that can refuse, refuses before that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::thread;
 
 use super::leasing::{held, neighbours, new_journal, resume, sweep};
 use super::reports::{Learnt, LookError, LookReport};
@@ -61,18 +60,6 @@ impl<'a> Attachment<'a> {
         host: Host<'a>,
         settings: Settings,
     ) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
-        let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
-        settings.state.create()?;
-        let mut lock = settings
-            .state
-            .lock_supervisor(&settings.vm)?
-            .ok_or_else(|| StartError::already_attached(&settings))?;
-        if let Some(process) = this_process(host.root) {
-            lock.sign(process);
-        }
-        // The host is read by a thread of its own: QEMU takes about as long to answer.
-        let root = host.root.clone();
-        let topology = thread::spawn(move || read_topology(&root));
         let (paths, first) = channel_paths(&settings);
         let target = Target {
             vm: &settings.vm,
@@ -81,9 +68,22 @@ impl<'a> Attachment<'a> {
             first,
             limits: &settings.limits,
         };
-        let view = read_vm(host.root, host.sched, target);
-        let VmView { process, channel, roles, identified, scan } = view.await?;
-        let topology = topology.join().map_err(|_| StartError::TopologyThread)??;
+        // The host is read and the VM's lock taken while QEMU answers.
+        let meanwhile = || -> Result<_, StartError> {
+            let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
+            settings.state.create()?;
+            let mut lock = settings
+                .state
+                .lock_supervisor(&settings.vm)?
+                .ok_or_else(|| StartError::already_attached(&settings))?;
+            if let Some(process) = this_process(host.root) {
+                lock.sign(process);
+            }
+            Ok((boot_id, lock, read_topology(host.root)?))
+        };
+        let (view, (boot_id, lock, topology)) =
+            read_vm(host.root, host.sched, target, meanwhile).await?;
+        let VmView { process, channel, roles, identified, scan } = view;
         let resumed = resume(&settings, &boot_id, process)?;
         let held = held(&settings, &boot_id, process);
         let guest = discover::guest(&roles);

@@ -75,9 +75,6 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// The thread that reads the topology has panicked.
-    #[error("reading the topology panicked")]
-    TopologyThread,
 }
 
 fn by(pid: Option<Pid>) -> String {
@@ -231,7 +228,6 @@ impl From<StartError> for Failure {
                 let kind = permission_or(source, Kind::NoVm);
                 Failure::from_error(kind, error)
             }
-            StartError::TopologyThread => Failure::from_error(Kind::Bug, error),
         }
     }
 }
