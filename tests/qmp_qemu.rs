@@ -267,6 +267,7 @@ async fn a_monitor_made_at_run_time_lives_and_goes_with_us() {
     assert!(matches!(channel.upgrade().await.unwrap(), Upgrade::Live));
     assert_eq!(channel.kind(), ChannelKind::RuntimeMonitor);
     assert_eq!(qemu.libraries(), before, "nothing of QEMU's disk files is loaded");
+    assert!(!qemu.paths().own.exists(), "no file is left, even by a QEMU that is killed");
 
     let mut proxmox = qemu.client();
     proxmox.must("cont", &json!({}));
@@ -277,7 +278,6 @@ async fn a_monitor_made_at_run_time_lives_and_goes_with_us() {
     assert_eq!(channel.roles().await.unwrap(), roles);
 
     drop(channel);
-    wait_until("the monitor is gone", || !qemu.paths().own.exists());
     wait_until("its chardev is gone", || chardevs(&mut proxmox) == ["qmp"]);
     let answer = proxmox.ask("object-del", &json!({"id": MONITOR_OBJECT_ID}));
     assert!(answer["error"]["desc"].as_str().unwrap().contains("not found"), "{answer}");
@@ -319,7 +319,7 @@ async fn what_a_killed_qmpin_left_half_made_is_swept() {
     assert!(matches!(channel.upgrade().await.unwrap(), Upgrade::Live));
     assert_eq!(channel.kind(), ChannelKind::RuntimeMonitor);
     drop(channel);
-    wait_until("the monitor is gone", || !qemu.paths().own.exists());
+    wait_until("its chardev is gone", || chardevs(&mut qemu.client()) == ["qmp"]);
 
     // A whole monitor that nobody came to: it is simply used, and goes with us.
     let mut client = qemu.client();

@@ -1,8 +1,8 @@
 //! A QMP monitor of our own, made at run time: QEMU 11.1 and later.
 //!
 //! `chardev-add` makes a listening socket, `object-add monitor-qmp` puts a monitor on it. With
-//! `close-action=delete` QEMU takes both away, and the socket's file, when we disconnect
-//! (monitor/qmp.c).
+//! `close-action=delete` QEMU takes both away when we disconnect (monitor/qmp.c). The socket's file
+//! goes as soon as we are connected.
 //!
 //! *The probe* is the `object-add` itself, on a chardev that is not there. A QEMU without the type
 //! refuses the type and one with it refuses the chardev; neither changes anything. The two commands
@@ -157,7 +157,12 @@ async fn add_and_connect<E: Into<CheckError>>(
         Ok(own)
     });
     match own.await {
-        Ok(Ok(own)) => Ok(RuntimeMonitor::Added(Box::new(own))),
+        Ok(Ok(own)) => {
+            // A QEMU that is killed leaves its sockets' files behind. Nobody but us is to come here, so
+            // the file has done its service; that it is gone already is fine with QEMU.
+            let _ = std::fs::remove_file(own_socket);
+            Ok(RuntimeMonitor::Added(Box::new(own)))
+        }
         Ok(Err(error)) => Err(Step::Made(error)),
         Err(_) => Err(Step::Made(QmpError::Timeout {
             awaited: super::Awaited::Greeting,

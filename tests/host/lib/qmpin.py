@@ -1,17 +1,24 @@
-"""The command under test: `qmpin attach` in the background, and what must hold while it runs.
+"""The command under test, and what must hold while it runs.
 
-    with Attached(100) as qmpin:        # returns when systemd would be told READY
-        qmpin.check(vm)                 # every thread is where the plan says
+    with Attached(100) as qmpin:        # `qmpin attach 100` in the background, from the moment it says READY
+        qmpin.check(vm, host)           # every thread is where the plan says, and nobody else was moved
         ...
     qmpin.code                          # how it ended
+
+    with Unit(100) as unit:             # the same as a unit of systemd
+        unit.start()
+        unit.check(vm, host)
 """
 
+import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import cpulist
@@ -19,30 +26,134 @@ import threads
 from wait import wait_until
 
 LIMIT_S = 60
+# The kernel's threads for one QEMU process, outside of it.
+KERNEL_THREAD = re.compile(r"(?:kvm-pit/|kvm-nx-lpage-recovery-|vhost-)(\d+)")
 
 
-class Attached:
-    """`qmpin attach VMID`, followed as systemd follows a unit of Type=notify."""
+class Follower:
+    """What must hold for a VM that is followed, whoever runs `qmpin attach`."""
 
     def __init__(self, vmid: int, *flags: str):
         self.vmid = vmid
         self.flags = flags
+        self.remember()
+
+    def remember(self) -> None:
+        """Takes down where every thread of the host is that is no attached VM's: there it has to stay."""
+        attached = leased()
+        self.others = {key: thread for key, thread in by_key().items() if vm_of(thread) not in attached}
+
+    def plan(self) -> dict:
+        """The plan in force, as `qmpin plan --json` tells it."""
+        done = subprocess.run(
+            ["qmpin", "plan", str(self.vmid), "--json", *self.flags], capture_output=True, text=True, timeout=LIMIT_S
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def log(self) -> str:
+        raise NotImplementedError
+
+    def settle(self, vm, limit_s: float = LIMIT_S) -> None:
+        """Waits until everything is where the plan says."""
+        wait_until(
+            lambda: not self.misplaced(vm),
+            limit_s,
+            "every thread to be in place",
+            lambda: f"{self.misplaced(vm)}; qmpin says: {self.log().splitlines()[-3:]}",
+        )
+
+    def misplaced(self, vm) -> list[str]:
+        """Every thread that is not where the plan says, by the kernel's own files and QEMU's own word."""
+        plan = self.plan()
+        roles = vm.roles()
+        masks = vm.masks()
+        want: dict[int, str] = {tid: plan["emulator"] for tid in masks}
+        for row in plan["iothreads"]:
+            if row["iothread"] in roles.iothreads:
+                want[roles.iothreads[row["iothread"]]] = row["cpus"]
+        planned = {row["vcpu"]: row["cpus"] for row in plan["vcpus"]}
+        wrong = [f"vCPU {index} has no place in the plan" for index in roles.vcpus if index not in planned]
+        wrong += [f"vCPU {index} is in the plan and not in the VM" for index in planned if index not in roles.vcpus]
+        want.update({tid: planned[index] for index, tid in roles.vcpus.items() if index in planned})
+        # The kernel shows a mask with the offline CPUs in it that it was given before.
+        with open("/sys/devices/system/cpu/online") as file:
+            online = cpulist.parse(file.read())
+        for tid, mask in masks.items():
+            thread = threads.read(vm.pid, tid)
+            if cpulist.parse(mask) & online != cpulist.parse(want[tid]) and thread is not None:
+                wrong.append(f"tid {tid} ({thread.comm}): on {mask}, planned {want[tid]}")
+        return wrong
+
+    def moved(self, now: dict[tuple[int, int], threads.Thread]) -> list[str]:
+        """Every thread of the host, of no attached VM, that is not where it was before."""
+        attached = leased()
+        return [
+            f"tid {then.tid} ({then.comm}): was on {then.allowed}, is on {now[key].allowed}"
+            for key, then in self.others.items()
+            if key in now and now[key].allowed != then.allowed and vm_of(then) not in attached
+        ]
+
+    def check(self, vm, host, limit_s: float = LIMIT_S, siblings: bool = True) -> dict:
+        """The invariant of a VM that fits. Returns the plan.
+
+        Every thread is in its place; a CPU for each vCPU; guest siblings on host siblings; vCPUs and helpers behind
+        different caches, where the host has more than one; no other thread of the host has moved. SIBLINGS=False where
+        an event has parted them.
+        """
+        self.settle(vm, limit_s)
+        plan = self.plan()
+        places = {row["vcpu"]: cpulist.parse(row["cpus"]) for row in plan["vcpus"]}
+        used = [cpu for place in places.values() for cpu in place]
+        assert all(len(place) == 1 for place in places.values()), plan
+        assert len(set(used)) == len(used), f"two vCPUs on one CPU: {plan}"
+        if siblings and vm.threads_per_core == 2:
+            for index in range(0, len(places) - 1, 2):
+                first, second = (next(iter(places[at])) for at in (index, index + 1))
+                assert first // 2 == second // 2, f"vCPUs {index} and {index + 1} are no siblings: {plan}"
+        exclusive = cpulist.parse(plan["exclusive"])
+        assert set(used) <= exclusive, plan
+        helpers = cpulist.parse(plan["emulator"]).union(*(cpulist.parse(row["cpus"]) for row in plan["iothreads"]))
+        assert not helpers & exclusive, f"helpers on CPUs of vCPUs: {plan}"
+        llcs = [cpulist.parse(llc) for llc in host.shape["llcs"]]
+        for llc in llcs if len(llcs) > 1 else []:
+            assert not (llc & set(used) and llc & helpers), f"vCPUs and helpers behind one cache: {plan}"
+        now = by_key()
+        for thread in now.values():
+            if thread.kernel and vm_of(thread) == vm.pid:
+                assert thread.allowed == plan["emulator"], f"{thread.comm} is on {thread.allowed}: {plan}"
+        moved = self.moved(now)
+        assert not moved, f"threads that are none of VM {self.vmid}'s were moved: {moved}"
+        return plan
+
+
+class Attached(Follower):
+    """`qmpin attach VMID`, followed as systemd follows a unit of Type=notify.
+
+    CHECK_INTERVAL_S is qmpin's own setting: 1 to be quick where only its slow timer can see what happened, a great one to
+    show that it does not need the timer.
+    """
+
+    def __init__(self, vmid: int, *flags: str, check_interval_s: int | None = None):
+        self._dir = tempfile.TemporaryDirectory(prefix="qmpin-")
+        self.folder = Path(self._dir.name)
+        if check_interval_s is not None:
+            (self.folder / "qmpin.toml").write_text(f"check_interval_s = {check_interval_s}\n")
+            flags = (*flags, "--config-dir", str(self.folder))
+        super().__init__(vmid, *flags)
         self.code: int | None = None
         self.said: dict[str, str] = {}
 
     def __enter__(self) -> "Attached":
-        self._dir = tempfile.TemporaryDirectory(prefix="qmpin-")
-        folder = Path(self._dir.name)
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._notify.bind(str(folder / "notify"))
+        self._notify.bind(str(self.folder / "notify"))
         self._notify.setblocking(False)
-        self.log_path = folder / "log"
-        self._log = self.log_path.open("wb")
+        self._log = (self.folder / "log").open("wb")
         self.process = subprocess.Popen(
             ["qmpin", "attach", str(self.vmid), *self.flags],
             stdin=subprocess.DEVNULL,
             stderr=self._log,
-            env={**os.environ, "NOTIFY_SOCKET": str(folder / "notify")},
+            env={**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify")},
         )
         wait_until(self._is_ready, LIMIT_S, f"qmpin to have attached VM {self.vmid}", self.log)
         return self
@@ -61,8 +172,17 @@ class Attached:
                 return
             self.said.update(line.split("=", 1) for line in message.splitlines() if "=" in line)
 
+    def wait_status(self, words: str) -> None:
+        """Until its status line has these words."""
+
+        def there() -> bool:
+            self.hear()
+            return words in self.said.get("STATUS", "")
+
+        wait_until(there, LIMIT_S, f"qmpin to say {words!r}", lambda: self.said)
+
     def log(self) -> str:
-        return self.log_path.read_text()
+        return (self.folder / "log").read_text()
 
     def stop(self, how: int = signal.SIGTERM) -> int:
         """Ends it and returns its code."""
@@ -83,54 +203,102 @@ class Attached:
         self._notify.close()
         self._dir.cleanup()
 
-    def plan(self) -> dict:
-        """The plan in force, as `qmpin plan --json` tells it."""
-        done = subprocess.run(
-            ["qmpin", "plan", str(self.vmid), "--json", *self.flags], capture_output=True, text=True, timeout=LIMIT_S
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
 
-    def settle(self, vm) -> None:
-        """Waits until everything is where the plan says."""
-        wait_until(lambda: not self.misplaced(vm), LIMIT_S, "every thread to be in place", lambda: self.misplaced(vm))
+class Unit(Follower):
+    """`qtest-qmpin@VMID.service`: qmpin as systemd runs it. Installed in the block, removed at its end."""
 
-    def misplaced(self, vm) -> list[str]:
-        """Every thread that is not where the plan says, by the kernel's own files and QEMU's own word."""
-        plan = self.plan()
-        roles = vm.roles()
-        masks = vm.masks()
-        want: dict[int, str] = {tid: plan["emulator"] for tid in masks}
-        for row in plan["iothreads"]:
-            if row["iothread"] in roles.iothreads:
-                want[roles.iothreads[row["iothread"]]] = row["cpus"]
-        planned = {row["vcpu"]: row["cpus"] for row in plan["vcpus"]}
-        wrong = []
-        for index, tid in roles.vcpus.items():
-            if index not in planned:
-                wrong.append(f"vCPU {index} has no place in the plan")
-            else:
-                want[tid] = planned[index]
-        for tid, mask in masks.items():
-            if mask != want[tid]:
-                wrong.append(f"tid {tid} ({threads.read(vm.pid, tid).comm}): on {mask}, planned {want[tid]}")
-        return wrong
+    PATH = Path("/run/systemd/system/qtest-qmpin@.service")
+    # The second line after the stop takes down where the VM's threads are at that moment, before any restart.
+    TEXT = """\
+[Service]
+Type=notify
+NotifyAccess=main
+ExecStart=/job/bin/qmpin attach %i
+ExecStopPost=/job/bin/qmpin detach %i
+ExecStopPost=-/bin/sh -c 'cat /proc/$(cat /run/qemu-server/%i.pid)/task/*/status >/run/qtest/stopped-%i'
+WatchdogSec={watchdog_s}
+Restart=on-failure
+RestartSec=1
+RestartPreventExitStatus=3
+"""
 
-    def check(self, vm, host, threads_per_core: int = 1) -> dict:
-        """The invariant of a VM that fits: all in place, vCPUs 1:1, guest siblings on host siblings, vCPUs and
-        helpers behind different caches. Returns the plan."""
-        self.settle(vm)
-        plan = self.plan()
-        places = {row["vcpu"]: cpulist.parse(row["cpus"]) for row in plan["vcpus"]}
-        used = [cpu for place in places.values() for cpu in place]
-        assert all(len(place) == 1 for place in places.values()), plan
-        assert len(set(used)) == len(used), f"two vCPUs on one CPU: {plan}"
-        if threads_per_core == 2:
-            for index in range(0, len(places) - 1, 2):
-                first, second = (next(iter(places[at])) for at in (index, index + 1))
-                assert first // 2 == second // 2, f"vCPUs {index} and {index + 1} are no siblings: {plan}"
-        llcs = [cpulist.parse(llc) for llc in host.shape["llcs"]]
-        helpers = set(cpulist.parse(plan["emulator"]))
-        for llc in map(set, llcs):
-            assert not (llc & set(used) and llc & helpers), f"vCPUs and helpers behind one cache: {plan}"
-        return plan
+    def __init__(self, vmid: int, watchdog_s: int = 8):
+        super().__init__(vmid)
+        self.name = f"qtest-qmpin@{vmid}.service"
+        self.watchdog_s = watchdog_s
+        self.stopped_path = Path(f"/run/qtest/stopped-{vmid}")
+        self.since_s = time.time()
+
+    def __enter__(self) -> "Unit":
+        self.PATH.parent.mkdir(parents=True, exist_ok=True)
+        self.PATH.write_text(self.TEXT.format(watchdog_s=self.watchdog_s))
+        systemctl("daemon-reload")
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        systemctl("stop", self.name)
+        systemctl("reset-failed", self.name, check=False)
+        print(f"--- {self.name}\n{self.log()}---")
+        self.PATH.unlink()
+        systemctl("daemon-reload")
+
+    def start(self, check: bool = True) -> int:
+        """Starts it as an administrator does; returns systemctl's code."""
+        return systemctl("start", self.name, check=check).returncode
+
+    def stop(self) -> None:
+        systemctl("stop", self.name)
+
+    def show(self, setting: str) -> str:
+        return systemctl("show", self.name, "--value", "-p", setting).stdout.strip()
+
+    def states(self) -> str:
+        names = ("ActiveState", "SubState", "Result", "ExecMainStatus", "NRestarts", "StatusText")
+        return ", ".join(f"{name} {self.show(name)}" for name in names)
+
+    def wait_state(self, state: str, restarts: int | None = None) -> None:
+        """Until it is `active`, `inactive`, `failed`, and, where given, was restarted that often."""
+
+        def there() -> bool:
+            return self.show("ActiveState") == state and restarts in (None, int(self.show("NRestarts")))
+
+        wait_until(there, LIMIT_S, f"{self.name} to be {state}", self.states)
+
+    def main_pid(self) -> int:
+        return int(self.show("MainPID"))
+
+    def masks_when_stopped(self) -> set[str]:
+        """The masks of the VM's threads when systemd had run the commands after the stop; forgotten by asking."""
+        text = self.stopped_path.read_text()
+        self.stopped_path.unlink()
+        return set(re.findall(r"^Cpus_allowed_list:\s*(\S+)$", text, re.MULTILINE))
+
+    def log(self) -> str:
+        command = ["journalctl", "-q", "-o", "cat", "-u", self.name, "--since", f"@{self.since_s:.0f}"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S).stdout
+
+
+def systemctl(*words: str, check: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=LIMIT_S)
+    assert done.returncode == 0 or not check, f"systemctl {' '.join(words)}: {done.stderr.strip()}"
+    return done
+
+
+def leased() -> set[int]:
+    """The QEMU processes of all attached VMs."""
+    pids = set()
+    for path in Path("/run/qmpin").glob("*.lease"):
+        with contextlib.suppress(FileNotFoundError):
+            pids.add(json.loads(path.read_text())["qemu"]["pid"])
+    return pids
+
+
+def by_key() -> dict[tuple[int, int], threads.Thread]:
+    """Every thread of the host by (tid, start time)."""
+    return {(thread.tid, thread.start): thread for thread in threads.of_host()}
+
+
+def vm_of(thread: threads.Thread) -> int:
+    """The process whose thread it is; that of the VM for a kernel thread that serves one."""
+    served = KERNEL_THREAD.fullmatch(thread.comm) if thread.kernel else None
+    return int(served.group(1)) if served else thread.pid

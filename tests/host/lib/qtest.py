@@ -15,12 +15,16 @@ import signal
 import subprocess
 from pathlib import Path
 
+import cpulist
+import state
 from vm import CGROUPS, RUN, Vm, qemu_version
 from wait import wait_until
 
 JOB = Path("/job/job.json")
 # What a scenario writes here is handed to the machine outside (`run --results DIR`).
 RESULTS = Path("/results")
+# Lines that are shown beside the result, also when all is well.
+NOTES = Path("/run/qtest/notes")
 
 
 class Skip(Exception):
@@ -61,6 +65,29 @@ class Host:
         debug_threads=True, paused=False (-S), memory_mib=64, aio="threads" (or "io_uring", "native"), extra=[...]
         """
         return Vm(vmid, **options).start()  # type: ignore[arg-type]
+
+    def fitting(self) -> dict:
+        """Options of a VM that has room behind one last-level cache, off the host's first core, and has SMT where the host
+        has it: four cores, or what there is.
+        """
+        threads = self.shape["threads_per_core"]
+        llcs = [cpulist.parse(llc) for llc in self.shape["llcs"]]
+        cores = min(4, len(llcs[0]) // threads - (len(llcs) == 1))
+        return {"smp": f"{cores * threads},sockets=1,cores={cores},threads={threads}"}
+
+    def before(self) -> state.State:
+        """The host's state, for comparison at the end. systemd keeps qemu.slice after the first VM of a boot, and the kernel
+        its modules, so there has been one first.
+        """
+        if not (CGROUPS / "qemu.slice").exists():
+            with self.vm(999, cpus=1) as vm:
+                vm.wait_guest()
+        return state.capture()
+
+    def note(self, text: str) -> None:
+        """Shows a line beside the scenario's result."""
+        with NOTES.open("a") as notes:
+            notes.write(text + "\n")
 
     def run(self, *command: str, check: bool = True, limit_s: float = 60) -> subprocess.CompletedProcess:
         """Runs a command, captures what it says, and fails with it when its code is not zero."""

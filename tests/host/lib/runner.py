@@ -3,7 +3,7 @@
 Usage: runner.py [NAME...]; without names, those of /job/job.json. Says on standard output, for the machine outside:
 
     @@qtest {"event":"start","name":...,"limit_s":...}
-    @@qtest {"event":"end","name":...,"result":"ok|FAILED|skipped","why":...,"seconds":...}
+    @@qtest {"event":"end","name":...,"result":"ok|FAILED|skipped","why":...,"seconds":...,"notes":[...]}
     @@qtest {"event":"done"}
 """
 
@@ -48,13 +48,16 @@ def run(host: qtest.Host, scenario: Scenario) -> str:
     say(event="start", name=scenario.name, limit_s=scenario.limit_s)
     start = time.monotonic()
     why = scenario.why_not(host)
+    qtest.NOTES.unlink(missing_ok=True)
     result = "skipped"
     if why is None:
         result, why = run_process(scenario)
         left = host.clean_up()
         if left and result == "ok":
             result, why = "FAILED", f"left behind: {', '.join(left)}"
-    say(event="end", name=scenario.name, result=result, why=why, seconds=round(time.monotonic() - start, 1))
+    notes = qtest.NOTES.read_text().splitlines() if qtest.NOTES.exists() else []
+    seconds = round(time.monotonic() - start, 1)
+    say(event="end", name=scenario.name, result=result, why=why, seconds=seconds, notes=notes)
     return result
 
 

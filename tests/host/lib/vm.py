@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import guests
-import qmp
+import qmp  # the method Vm.qmp hides it in annotations: quote those
 import threads
 from wait import wait_until
 
@@ -91,6 +91,10 @@ class Vm:
     @property
     def cgroup(self) -> Path:
         return CGROUPS / "qemu.slice" / self.scope
+
+    @property
+    def threads_per_core(self) -> int:
+        return 2 if self.smp and "threads=2" in self.smp else 1
 
     @property
     def debugcon(self) -> Path:
@@ -197,8 +201,12 @@ class Vm:
     def roles(self) -> Roles:
         """Which thread is which; one visit of the socket."""
         with qmp.Session(self.qmp_path) as session:
-            vcpus = {cpu["cpu-index"]: cpu["thread-id"] for cpu in session.command("query-cpus-fast")}
-            iothreads = {thread["id"]: thread["thread-id"] for thread in session.command("query-iothreads")}
+            return self.roles_over(session)
+
+    def roles_over(self, session: "qmp.Session") -> Roles:
+        """Which thread is which, for one who has the socket."""
+        vcpus = {cpu["cpu-index"]: cpu["thread-id"] for cpu in session.command("query-cpus-fast")}
+        iothreads = {thread["id"]: thread["thread-id"] for thread in session.command("query-iothreads")}
         roles = Roles(self.pid, vcpus, iothreads)
         known = roles.all_tids()
         roles.others = {tid: t.comm for tid, t in threads.of_process(self.pid).items() if tid not in known}
@@ -240,11 +248,16 @@ class Vm:
 
     def hot_add(self, index: int) -> int:
         """Plugs vCPU INDEX as Proxmox does; its tid. The guest need not notice."""
-        slots = self.qmp("query-hotpluggable-cpus")
+        with qmp.Session(self.qmp_path) as session:
+            return self.hot_add_over(session, index)
+
+    def hot_add_over(self, session: "qmp.Session", index: int) -> int:
+        """As hot_add, for one who has the socket."""
+        slots = session.command("query-hotpluggable-cpus")
         slot = next(s for s in slots if s["props"]["core-id"] == index and "qom-path" not in s)
         props = {name: value for name, value in slot["props"].items() if name != "node-id"}
-        self.qmp("device_add", driver=slot["type"], id=f"cpu{index + 1}", **props)
-        return wait_until(lambda: self.roles().vcpus.get(index), 30, f"vCPU {index} of VM {self.vmid} to be there")
+        session.command("device_add", driver=slot["type"], id=f"cpu{index + 1}", **props)
+        return self.roles_over(session).vcpus[index]
 
     def hot_remove(self, index: int, limit_s: float = 60) -> None:
         """Unplugs vCPU INDEX, and until it is gone. Needs guest="hotplug" (which acknowledges it) and accel="kvm" (under

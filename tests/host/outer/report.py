@@ -67,6 +67,8 @@ class Report:
             print(f"skipped {name}: {data['why']}", flush=True)
         else:
             print(f"FAILED {name}: {data['why']}", flush=True)
+        for note in data.get("notes", []):
+            print(f"    {note}", flush=True)
         (self.folder / f"{name}.log").write_text("\n".join(self.logs.get(name, [])) + "\n")
 
     def never_booted(self, attempts: int) -> None:

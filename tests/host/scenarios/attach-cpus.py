@@ -1,0 +1,56 @@
+"""A host CPU that goes offline and comes back: each vCPU has a CPU of its own all the while, and the masks are ours again."""
+
+import contextlib
+from pathlib import Path
+
+import cpulist
+import qmpin
+import state
+from pve_poller import PvePoller
+from wait import wait_until
+
+LIMIT_S = 400
+NEEDS = ("kvm", "qmpin")
+
+
+def run(host):
+    before = host.before()
+    # Room for a vCPU to move to: the smallest shape has none, and says so.
+    tiny = host.shape["name"] == "tiny"
+    with host.vm(100, **(host.fitting() if tiny else {"cpus": 3}), guest="spin") as vm:
+        vm.wait_guest()
+        alone = state.capture()
+        with PvePoller(vm) as poller:
+            # CPUs come and go without an event, so it is the timer that sees it.
+            with qmpin.Attached(100, check_interval_s=1) as attached:
+                plan = attached.check(vm, host)
+                cpu = int(plan["vcpus"][1]["cpus"])
+                with offline(host, cpu):
+                    if not tiny:
+                        wait_until(lambda: attached.plan()["vcpus"][1]["cpus"] != str(cpu), 60, "a plan without the CPU")
+                        attached.settle(vm)
+                attached.check(vm, host, siblings=False)
+                vm.reset()
+                attached.check(vm, host, siblings=False)
+                # One of the helpers' CPUs. The smallest shape has but one that can go, and the kernel's interrupts on it.
+                if not tiny:
+                    with offline(host, max(cpulist.parse(attached.plan()["emulator"]))):
+                        attached.settle(vm)
+                    attached.check(vm, host, siblings=False)
+            assert attached.code == 0
+            state.check_same(alone, state.capture())
+        poller.report.check()
+    state.check_same(before, state.capture())
+
+
+@contextlib.contextmanager
+def offline(host, cpu):
+    """The CPU is offline in the block, and online after it."""
+    all_online = host.online()
+    switch = Path(f"/sys/devices/system/cpu/cpu{cpu}/online")
+    switch.write_text("0")
+    try:
+        yield
+    finally:
+        switch.write_text("1")
+        wait_until(lambda: host.online() == all_online, 60, f"CPU {cpu} to be online again", host.online)
