@@ -179,10 +179,24 @@ class Vm:
 
     def wait_gone(self, limit_s: float = 60) -> None:
         wait_until(lambda: not self.alive(), limit_s, f"QEMU of VM {self.vmid} to end")
-        wait_until(lambda: not self.cgroup.exists(), limit_s, f"{self.scope} to be gone")
+        wait_until(lambda: not self.cgroup.exists(), limit_s, f"{self.scope} to be gone", self._left_in_scope)
         # As Proxmox's vm_stop_cleanup.
         for path in (self.qmp_path, self.pid_path):
             path.unlink(missing_ok=True)
+
+    def _left_in_scope(self) -> str:
+        """Who keeps the scope, and what systemd thinks of it."""
+        try:
+            tids = [int(tid) for tid in (self.cgroup / "cgroup.threads").read_text().split()]
+        except OSError as error:
+            return str(error)
+        states = [
+            next(line for line in Path(f"/proc/{tid}/status").read_text().splitlines() if line.startswith("State:"))
+            for tid in tids
+            if Path(f"/proc/{tid}").exists()
+        ]
+        unit = subprocess.run(["systemctl", "show", self.scope, "-p", "ActiveState,SubState,Job"], capture_output=True, text=True)
+        return f"threads {tids} in states {states}; {unit.stdout.split()}"
 
     def alive(self) -> bool:
         """Whether the QEMU that was started still runs (a zombie does not)."""

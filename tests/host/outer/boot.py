@@ -113,7 +113,9 @@ class Machine:
             mounts += [f"{make} {home}{inside}/{name}", f"mount --bind '{source}' {home}{inside}/{name}"]
         # snapshot=on writes to TMPDIR: the run's own folder, which is on a disk and is removed with it.
         script = " && ".join([*mounts, f'exec env TMPDIR={inside}/run chroot {home} "$@"'])
-        append = "root=/dev/vda rw console=ttyS0 quiet mitigations=off panic=1 oops=panic"
+        # On a machine of many emulated CPUs an RCU grace period was seen to hang, and whatever ends a VM with it, until the
+        # kernel's stall detector looked: after 60 s by default.
+        append = "root=/dev/vda rw console=ttyS0 quiet mitigations=off panic=1 oops=panic rcupdate.rcu_cpu_stall_timeout=10"
         if self.interactive:
             serial = ["-serial", "mon:stdio"]
         else:

@@ -30,6 +30,10 @@ def run(host):
     seen, host_says = lscpu.read("--sysroot", str(unpacked)), lscpu.read()
     assert seen == host_says, f"lscpu sees {seen} in the capture, {host_says} on the host"
 
+    if host.lacks("qmpin") is None:
+        there = host.run("qmpin", "topology", "--json", "--sysroot", str(unpacked)).stdout
+        assert there == host.run("qmpin", "topology", "--json").stdout, f"qmpin sees in the capture: {there}"
+
     text = packed.read_text()
     secret = re.search(r"\b(serial|ppin|microcode|uuid)\b", text, re.IGNORECASE)
     assert secret is None, f"in the capture: {secret}"
