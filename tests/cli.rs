@@ -7,7 +7,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use support::qemu::QemuOptions;
+use support::qemu::{QemuOptions, wait_until};
 use support::run::{POLICY, Place, Stage, finish, needs_two_cpus};
 
 #[test]
@@ -179,9 +179,9 @@ fn garbage_in_the_state_folder_is_named_and_nothing_is_lost() {
         fs::write(state.join("101.lease"), garbage).unwrap();
         let attached = stage.attach(&[]);
         for lease in ["100.lease", "101.lease"] {
-            assert!(attached.lines_with(lease) > 0, "{}", attached.err());
+            wait_until("the lease is named", || attached.lines_with(lease) > 0);
         }
-        assert!(attached.lines_with("remove") > 0, "{}", attached.err());
+        wait_until("the next move is said", || attached.lines_with("remove") > 0);
         attached.end();
         assert_eq!(stage.masks(), before);
         assert_eq!(stage.place.left_behind(), ["101.lease"]);

@@ -222,6 +222,8 @@ fn a_pid_file_that_lies_is_no_vm() {
     no(&sleeper.id().to_string(), 3, &["VM 100 is not running", other]);
     no("1", 3, &["VM 100 is not running", other]);
     sleeper.kill().unwrap();
+    let stat = format!("/proc/{}/stat", sleeper.id());
+    wait_until("it is a zombie", || fs::read_to_string(&stat).unwrap().contains(") Z "));
     no(&sleeper.id().to_string(), 3, &["VM 100 is not running", "no such process"]);
     sleeper.wait().unwrap();
     no(&sleeper.id().to_string(), 3, &["VM 100 is not running", "no such process"]);
@@ -316,13 +318,13 @@ fn who_may_not_is_told_so() {
         as_nobody(&[command, "x", "--qmp", &socket]).says(4, &["Permission denied", hint]);
     }
     let state = stage.place.state().display().to_string();
-    as_nobody(&["attach", "100"]).says(4, &[&state, "Permission denied", hint]);
+    as_nobody(&["attach", "100"]).says(4, &["100.pid", "Permission denied", hint]);
     as_nobody(&["detach", "100"]).says(0, &["not attached"]);
     // Attached by root: nobody may end that.
     let attached = stage.attach(&[]);
     let pinned = stage.masks();
     as_nobody(&["detach", "100"]).says(4, &[&state, "Permission denied", hint]);
-    as_nobody(&["attach", "100"]).says(4, &[&state, "Permission denied", hint]);
+    as_nobody(&["attach", "100"]).says(4, &["100.pid", "Permission denied", hint]);
     assert_eq!(stage.masks(), pinned);
     attached.end();
     stage.assert_untouched(&before);

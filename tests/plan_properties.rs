@@ -13,7 +13,7 @@ use proptest::sample::Index;
 use qmpin::cpuset::CpuSet;
 use qmpin::ids::{CpuId, Pid, StartTicks, Tid, VcpuIndex, VmName};
 use qmpin::plan::diff::{desired, diff};
-use qmpin::plan::{Guest, Neighbour, Plan, PlanError, Request, Verdict, plan};
+use qmpin::plan::{Guest, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{CpuChoice, Origin, Overflow, Policy, Sharing, Sourced};
 use qmpin::threads::{Role, Thread, ThreadKey};
 use qmpin::topology::Topology;
@@ -66,6 +66,7 @@ impl Question {
             policy: &self.policy,
             neighbours: &self.neighbours,
             held: &self.held,
+            stay: Stay::Always,
         })
     }
 

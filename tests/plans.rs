@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use qmpin::cpuset::CpuSet;
 use qmpin::ids::{CpuId, VcpuIndex};
-use qmpin::plan::{Finding, Guest, Neighbour, Plan, PlanError, Request, Verdict, plan};
+use qmpin::plan::{Finding, Guest, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{FileKind, Fragment, Policy, PolicyError};
 use qmpin::topology::Topology;
 
@@ -36,6 +36,9 @@ struct Case {
     /// The pins it holds, instead.
     #[serde(default)]
     held: BTreeMap<String, usize>,
+    /// Whether they stay only unless there is better.
+    #[serde(default)]
+    unless_better: bool,
     /// `/etc/qmpin/qmpin.toml` and `/etc/qmpin/100.toml`.
     #[serde(default)]
     host_policy: String,
@@ -118,6 +121,7 @@ fn answer(case: &Case) -> String {
             policy: &policy,
             neighbours: &neighbours,
             held,
+            stay: if case.unless_better { Stay::UnlessBetter } else { Stay::Always },
         })
     };
     let cpu = |number: &usize| CpuId::from_index(*number).expect("a CPU number");

@@ -7,7 +7,7 @@ use super::{Answer, block_on, output};
 use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
 use crate::plan::diff::diff;
-use crate::plan::{PlanError, Request};
+use crate::plan::{PlanError, Request, Stay};
 use crate::render::{Explain, PlanDocument, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{Follow, Settings, neighbours};
@@ -46,8 +46,8 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let first = discover::way_beside_supervisor(&settings.state, vm);
     let (location, limits) = (&settings.location, &settings.limits);
     let target = Target { vm, location, paths: &paths, first, limits };
-    let view = block_on(read_vm(&live, &Kernel, target))??;
-    let topology = read_topology(root)?;
+    let meanwhile = || read_topology(root).map_err(Failure::from);
+    let (view, topology) = block_on(read_vm(&live, &Kernel, target, meanwhile))??;
     let boot_id = discover::boot_id(&live).map_err(|error| Failure::from_error(Kind::No, error))?;
     let guest = discover::guest(&view.roles);
     let neighbours = neighbours(&settings.state, vm, &boot_id);
@@ -64,6 +64,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         policy: &settings.policy,
         neighbours: &neighbours,
         held: &held,
+        stay: Stay::Always,
     };
     let plan = match crate::plan::plan(&request) {
         Ok(plan) => plan,

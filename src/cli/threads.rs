@@ -2,7 +2,7 @@
 
 use super::args::{Global, ThreadsArgs};
 use super::{Answer, block_on, output};
-use crate::discover::{Target, channel_paths, read_vm, tasks, way_beside_supervisor};
+use crate::discover::{Target, VmError, channel_paths, read_vm, tasks, way_beside_supervisor};
 use crate::error::Failure;
 use crate::render::ThreadsDocument;
 use crate::sched::Kernel;
@@ -18,7 +18,8 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     let first = way_beside_supervisor(&global.state(&root), &args.vm.vm);
     let target =
         Target { vm: &args.vm.vm, location: &location, paths: &paths, first, limits: &limits };
-    let view = block_on(read_vm(&root, &Kernel, target))??;
+    let nothing = || Ok::<_, VmError>(());
+    let (view, ()) = block_on(read_vm(&root, &Kernel, target, nothing))??;
     let kind = view.channel.kind();
     let process = view.process;
     let mut threads = tasks::observe(process, view.scan, &view.identified).threads;

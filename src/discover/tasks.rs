@@ -147,25 +147,29 @@ impl Scan {
 #[derive(Debug)]
 pub struct Survey {
     taken: Instant,
+    pid: Pid,
     /// Ascending by number.
     lines: Vec<(Tid, Stat)>,
     grips: Grips,
 }
 
-/// Reads these threads' lines; `tids` ascending.
-#[must_use]
-pub fn survey(root: &SysRoot, pid: Pid, tids: &[Tid]) -> Survey {
-    let mut survey = Survey { taken: Instant::now(), lines: Vec::new(), grips: Grips::default() };
-    for tid in tids.iter().copied() {
-        // The grip comes before the line: only so it proves whose line that is.
-        let grip = if root.is_live() { survey.grips.take(tid) } else { None };
-        let Ok(stat) = task_stat(root, pid, tid) else { continue };
-        if let Some(grip) = grip {
-            survey.grips.keep(ThreadKey { tid, start: stat.start }, grip);
-        }
-        survey.lines.push((tid, stat));
+impl Survey {
+    /// Nothing read yet.
+    #[must_use]
+    pub fn begin(pid: Pid) -> Survey {
+        Survey { taken: Instant::now(), pid, lines: Vec::new(), grips: Grips::default() }
     }
-    survey
+
+    /// Reads a thread's line; threads come in ascending order. One that has ended is left out.
+    pub fn read(&mut self, root: &SysRoot, tid: Tid) {
+        // The grip comes before the line: only so it proves whose line that is.
+        let grip = if root.is_live() { self.grips.take(tid) } else { None };
+        let Ok(stat) = task_stat(root, self.pid, tid) else { return };
+        if let Some(grip) = grip {
+            self.grips.keep(ThreadKey { tid, start: stat.start }, grip);
+        }
+        self.lines.push((tid, stat));
+    }
 }
 
 /// Reads every thread of the process, with its mask. Lines of a survey a moment ago are taken from

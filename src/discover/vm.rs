@@ -6,9 +6,13 @@
 //!                                                   └─▶ read their lines ┘
 //! ```
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::pin;
 use std::rc::Rc;
-use std::thread::{self, JoinHandle};
+
+use tokio::sync::Notify;
+use tokio::task::yield_now;
 
 use super::process::{self, ProcessError, VmLocation};
 use super::tasks::{self, Identified, NamedThreads, Scan, Survey, TasksError};
@@ -18,6 +22,9 @@ use crate::qmp::{Channel, ChannelPaths, Limits, PeerCheck, QmpError, Roles};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
+
+/// How many threads are read before it is looked whether QEMU has answered: some 50 µs' worth.
+const THREADS_AT_A_TIME: usize = 4;
 
 /// A VM as it was found.
 #[derive(Debug)]
@@ -51,10 +58,28 @@ pub enum VmError {
 /// The process that a socket's peer turned out to be, and its threads before QEMU was asked.
 #[derive(Debug, Default)]
 struct FirstSight {
-    process: Option<ProcessKey>,
-    before: Vec<Tid>,
-    /// Their lines, read by a thread of its own while QEMU finds its answer.
-    survey: Option<JoinHandle<Survey>>,
+    process: Cell<Option<ProcessKey>>,
+    before: RefCell<Vec<Tid>>,
+    accepted: Notify,
+}
+
+impl FirstSight {
+    fn of(expected: Option<ProcessKey>) -> FirstSight {
+        FirstSight { process: Cell::new(expected), ..FirstSight::default() }
+    }
+
+    /// Reads the lines of the threads seen, and looks now and then whether QEMU has answered.
+    async fn survey(&self, root: &SysRoot) -> Option<Survey> {
+        let mut survey = Survey::begin(self.process.get()?.pid);
+        let tids = self.before.borrow().clone();
+        for few in tids.chunks(THREADS_AT_A_TIME) {
+            for tid in few {
+                survey.read(root, *tid);
+            }
+            yield_now().await;
+        }
+        Some(survey)
+    }
 }
 
 /// Which way QEMU is asked first.
@@ -90,38 +115,69 @@ pub struct Target<'a> {
     pub limits: &'a Limits,
 }
 
-/// Finds the VM, asks it, and reads its threads.
+/// Finds the VM, asks it, and reads its threads. What there is to read is read while QEMU answers, a few
+/// threads at a time, so that an answer is taken within microseconds and the socket let go; `meanwhile`
+/// is done then, too.
 ///
 /// # Errors
-/// [`VmError`].
-pub async fn read_vm(
+/// [`VmError`], and those of `meanwhile`, which are not kept waiting for QEMU.
+pub async fn read_vm<T, E: From<VmError>>(
     root: &SysRoot,
     sched: &dyn Sched,
     target: Target<'_>,
-) -> Result<VmView, VmError> {
-    let Target { vm, location, .. } = target;
-    let expected = match location {
-        VmLocation::Proxmox { dir } => Some(process::proxmox_process(root, dir, vm)?),
-        VmLocation::Socket { .. } => None,
+    meanwhile: impl FnOnce() -> Result<T, E>,
+) -> Result<(VmView, T), E> {
+    let sight = Rc::new(FirstSight::of(expected(root, target).map_err(VmError::from)?));
+    let asking = async { ask(root, target, &sight).await.map_err(E::from) };
+    let reading = async {
+        sight.accepted.notified().await;
+        let survey = sight.survey(root).await;
+        Ok((survey, meanwhile()?))
     };
-    let sight = Rc::new(RefCell::new(FirstSight { process: expected, ..FirstSight::default() }));
-    let check = peer_check(root.clone(), Rc::clone(&sight));
+    let (asked, (survey, done)) = both(asking, reading).await?;
+    Ok((join(root, sched, target, &sight, asked, survey).await?, done))
+}
+
+/// The process that a Proxmox VM's pid file names.
+fn expected(root: &SysRoot, target: Target<'_>) -> Result<Option<ProcessKey>, ProcessError> {
+    match target.location {
+        VmLocation::Proxmox { dir } => process::proxmox_process(root, dir, target.vm).map(Some),
+        VmLocation::Socket { .. } => Ok(None),
+    }
+}
+
+async fn ask(
+    root: &SysRoot,
+    target: Target<'_>,
+    sight: &Rc<FirstSight>,
+) -> Result<(Channel, Roles), VmError> {
+    let check = peer_check(root.clone(), Rc::clone(sight));
     let (paths, limits) = (target.paths.clone(), target.limits.clone());
-    let (mut channel, mut roles) = match target.first {
+    Ok(match target.first {
         FirstWay::Best => Channel::first(paths, limits, check).await?,
         FirstWay::Lease => Channel::first_by_lease(paths, limits, check).await?,
-    };
-    let (process, mut before, survey) = {
-        let mut sight = sight.borrow_mut();
-        let none = || ProcessError::NoPeer { socket: target.paths.shared.clone() };
-        (sight.process.ok_or_else(none)?, sight.before.clone(), sight.survey.take())
-    };
-    let survey = survey.and_then(|survey| survey.join().ok());
+    })
+}
+
+/// Joins what QEMU said with the threads that there are.
+async fn join(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    target: Target<'_>,
+    sight: &FirstSight,
+    (mut channel, mut roles): (Channel, Roles),
+    survey: Option<Survey>,
+) -> Result<VmView, VmError> {
+    let process = sight
+        .process
+        .get()
+        .ok_or_else(|| ProcessError::NoPeer { socket: target.paths.shared.clone() })?;
+    let before = sight.before.take();
     let mut scan = tasks::scan(root, sched, process.pid, survey)?;
     let mut joined = tasks::identify(process, &before, &named(&roles), &scan);
     if joined.is_err() {
         // A thread that ended between the answer and the scan looks like a lie. Once more.
-        before = tasks::list(root, process.pid)?;
+        let before = tasks::list(root, process.pid)?;
         roles = channel.roles().await?;
         scan = tasks::scan(root, sched, process.pid, None)?;
         joined = tasks::identify(process, &before, &named(&roles), &scan);
@@ -129,12 +185,31 @@ pub async fn read_vm(
     Ok(VmView { process, channel, roles, identified: joined?, scan })
 }
 
+/// Both results, or the first error.
+async fn both<A, B, E>(
+    first: impl Future<Output = Result<A, E>>,
+    second: impl Future<Output = Result<B, E>>,
+) -> Result<(A, B), E> {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    let mut early = None;
+    let a = loop {
+        tokio::select! {
+            biased;
+            a = &mut first => break a?,
+            b = &mut second, if early.is_none() => early = Some(b?),
+        }
+    };
+    match early {
+        Some(b) => Ok((a, b)),
+        None => Ok((a, second.await?)),
+    }
+}
+
 /// Accepts the one process: the pid file's, or whoever was there first. Its threads are listed each
 /// time, because QEMU is about to be asked.
-fn peer_check(root: SysRoot, sight: Rc<RefCell<FirstSight>>) -> PeerCheck {
+fn peer_check(root: SysRoot, sight: Rc<FirstSight>) -> PeerCheck {
     Box::new(move |pid: Pid| {
-        let mut sight = sight.borrow_mut();
-        let process = match sight.process {
+        let process = match sight.process.get() {
             Some(process) if process.pid != pid => {
                 return Err(ProcessError::WrongPeer { found: pid, expected: process.pid }.into());
             }
@@ -144,11 +219,10 @@ fn peer_check(root: SysRoot, sight: Rc<RefCell<FirstSight>>) -> PeerCheck {
             Some(process) => process,
             None => process::process_key(&root, pid)?,
         };
-        sight.process = Some(process);
-        sight.before = tasks::list(&root, pid)?;
-        let (root, before) = (root.clone(), sight.before.clone());
-        let survey = thread::Builder::new().spawn(move || tasks::survey(&root, pid, &before));
-        sight.survey = survey.ok(); // without, the lines are read later
+        sight.process.set(Some(process));
+        sight.before.replace(tasks::list(&root, pid)?);
+        // It keeps the wake-up for whoever waits later.
+        sight.accepted.notify_one();
         Ok(())
     })
 }

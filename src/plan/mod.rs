@@ -82,6 +82,18 @@ pub struct Request<'a> {
     pub neighbours: &'a [Neighbour],
     /// Where its vCPUs are by an earlier plan: they stay, where they still may.
     pub held: &'a BTreeMap<VcpuIndex, CpuId>,
+    /// How much staying is worth.
+    pub stay: Stay,
+}
+
+/// How much it is worth that a vCPU stays where it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stay {
+    /// More than anything: vCPUs are hotplugged, or neighbours come and go.
+    Always,
+    /// Less than siblings together or a CPU for everyone: the host's own CPUs have changed, and a pair
+    /// must not be parted for good because a CPU was offline for a while.
+    UnlessBetter,
 }
 
 /// Where a vCPU belongs.
@@ -201,12 +213,17 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
 fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
     let Request { topology, guest, held, .. } = *request;
     let sharing = request.policy.vm.share.value;
-    extension::extended(topology, groups, guest, held, sharing)
-        .or_else(|| vcpus::fresh(topology, groups, guest))
-        .or_else(|| match sharing {
+    let fresh = || vcpus::fresh(topology, groups, guest);
+    match extension::extended(topology, groups, guest, held, sharing) {
+        Some(stay) if request.stay == Stay::UnlessBetter && stay.falls_short() => {
+            Some(fresh().filter(|fresh| !fresh.falls_short()).unwrap_or(stay))
+        }
+        Some(stay) => Some(stay),
+        None => fresh().or_else(|| match sharing {
             Sharing::Wrap => vcpus::wrapped(topology, groups, guest),
             Sharing::Refuse => None,
-        })
+        }),
+    }
 }
 
 fn infeasible(request: &Request<'_>, claims: &Claims, groups: &[Group<'_>]) -> PlanError {

@@ -29,6 +29,13 @@ pub(super) struct Placement {
     pub(super) siblings: Siblings,
 }
 
+impl Placement {
+    /// Whether a vCPU has no CPU, or siblings are apart.
+    pub(super) fn falls_short(&self) -> bool {
+        !self.unplaced.is_empty() || self.siblings == Siblings::Apart
+    }
+}
+
 /// Whether guest siblings are on host siblings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Siblings {

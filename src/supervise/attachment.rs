@@ -5,129 +5,27 @@
 //! write. Everything that can refuse, refuses before that.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::thread;
 
+use super::leasing::{held, neighbours, new_journal, resume, sweep};
+use super::reports::{Learnt, LookError, LookReport};
+use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
 use super::state::Looked;
-use crate::apply::{Applied, Bench, StepOutcome, apply};
+use crate::apply::{Bench, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
-use crate::discover::{
-    self, DiscoverError, FirstWay, Target, VmLocation, VmView, read_topology, read_vm,
-};
+use crate::discover::{self, DiscoverError, Target, VmView, read_topology, read_vm};
 use crate::error::chain;
-use crate::ids::{CpuId, Pid, Tid, VcpuIndex, VmName};
-use crate::journal::{Baseline, Header, Journal, JournalError, Record};
-use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
+use crate::ids::{Pid, Tid};
+use crate::journal::{Baseline, Journal, JournalError, Record};
+use crate::leases::{Lease, StateError, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
-use crate::plan::{Guest, Neighbour, Plan, PlanError, Request, plan};
-use crate::policy::{ChannelChoice, Policy};
-use crate::qmp::{Channel, ChannelPaths, Limits, Roles};
-use crate::render::thread_in_words;
-use crate::restore::{RestoreReport, restore, restore_process};
-use crate::sched::Sched;
+use crate::plan::{Guest, Plan, Request, Stay, plan};
+use crate::qmp::{Channel, Roles};
+use crate::restore::{RestoreReport, restore_process};
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
 use crate::topology::Topology;
-
-/// The machine, by its two seams.
-#[derive(Clone, Copy)]
-pub struct Host<'a> {
-    /// Files.
-    pub root: &'a SysRoot,
-    /// What is not a file.
-    pub sched: &'a dyn Sched,
-}
-
-/// What to attach, and how.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Which VM.
-    pub vm: VmName,
-    /// Where to find it.
-    pub location: VmLocation,
-    /// Where leases and journals are.
-    pub state: StateDir,
-    /// What is wanted.
-    pub policy: Policy,
-    /// What QEMU is granted.
-    pub limits: Limits,
-    /// Whether this process stays with the VM.
-    pub follow: Follow,
-}
-
-/// Whether the attaching process stays.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Follow {
-    /// It follows the VM and restores at the end.
-    Stay,
-    /// It applies once and leaves the rest to `detach`.
-    Once,
-}
-
-/// What a look has changed.
-#[derive(Debug, Default)]
-pub struct LookReport {
-    /// What the loop has to know.
-    pub looked: Looked,
-    /// Every step and what became of it.
-    pub applied: Vec<Applied>,
-    /// Steps for threads that had been where they belong: somebody else moved them.
-    pub drifted: BTreeSet<ThreadKey>,
-    /// Why there is no new plan, where there should be one: the one in force was kept to.
-    pub plan_failed: Option<LookError>,
-}
-
-/// How QEMU's answer differs from the one before.
-#[derive(Debug, Default)]
-pub struct Learnt {
-    /// vCPUs and iothreads that are new, or have a new thread.
-    pub joined: Vec<(ThreadKey, Role)>,
-    /// vCPUs and iothreads that are gone, or whose thread is.
-    pub left: Vec<(ThreadKey, Role)>,
-}
-
-impl LookReport {
-    /// Whether there was something to move, and the kernel denied us every thread.
-    fn nothing_is_permitted(&self) -> bool {
-        let denied = |applied: &Applied| {
-            matches!(&applied.outcome, StepOutcome::Refused { error }
-                if error.kind() == std::io::ErrorKind::PermissionDenied)
-        };
-        !self.applied.is_empty() && self.applied.iter().all(denied)
-    }
-
-    fn not_permitted(self, vm: VmName) -> StartError {
-        let first = self.applied.into_iter().next();
-        let (who, source) = match first {
-            Some(Applied { step, outcome: StepOutcome::Refused { error } }) => {
-                (thread_in_words(step.thread.tid, &step.role, &step.comm), error)
-            }
-            _ => (String::new(), std::io::ErrorKind::PermissionDenied.into()),
-        };
-        StartError::NotPermitted { vm, who, source }
-    }
-}
-
-/// Why a look could not be finished.
-#[derive(Debug, thiserror::Error)]
-pub enum LookError {
-    /// The threads could not be read.
-    #[error(transparent)]
-    Tasks(#[from] TasksError),
-    /// The host could not be read.
-    #[error(transparent)]
-    Discover(#[from] DiscoverError),
-    /// There is no plan any more.
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    /// The lease could not be written.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// The undo could not be made durable.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-}
 
 /// An attached VM.
 pub struct Attachment<'a> {
@@ -142,7 +40,8 @@ pub struct Attachment<'a> {
     /// Kernel threads of the VM outside its process.
     outside: Vec<Thread>,
     plan: Plan,
-    plan_is_stale: bool,
+    /// Whether there should be a new plan, and how much staying is worth then.
+    stale: Option<Stay>,
     journal: Journal,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
@@ -150,14 +49,6 @@ pub struct Attachment<'a> {
     since_unix_s: u64,
     // Dropped last: until then nobody else may become this VM's supervisor.
     lock: SupervisorLock,
-}
-
-impl LookError {
-    /// Whether it only says that QEMU has ended.
-    #[must_use]
-    pub fn means_gone(&self) -> bool {
-        matches!(self, LookError::Tasks(error) if tasks::means_gone(error))
-    }
 }
 
 impl<'a> Attachment<'a> {
@@ -169,18 +60,6 @@ impl<'a> Attachment<'a> {
         host: Host<'a>,
         settings: Settings,
     ) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
-        let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
-        settings.state.create()?;
-        let mut lock = settings
-            .state
-            .lock_supervisor(&settings.vm)?
-            .ok_or_else(|| StartError::already_attached(&settings))?;
-        if let Some(process) = this_process(host.root) {
-            lock.sign(process);
-        }
-        // The host is read by a thread of its own: QEMU takes about as long to answer.
-        let root = host.root.clone();
-        let topology = thread::spawn(move || read_topology(&root));
         let (paths, first) = channel_paths(&settings);
         let target = Target {
             vm: &settings.vm,
@@ -189,9 +68,22 @@ impl<'a> Attachment<'a> {
             first,
             limits: &settings.limits,
         };
-        let view = read_vm(host.root, host.sched, target);
-        let VmView { process, channel, roles, identified, scan } = view.await?;
-        let topology = topology.join().map_err(|_| StartError::TopologyThread)??;
+        // The host is read and the VM's lock taken while QEMU answers.
+        let meanwhile = || -> Result<_, StartError> {
+            let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
+            settings.state.create()?;
+            let mut lock = settings
+                .state
+                .lock_supervisor(&settings.vm)?
+                .ok_or_else(|| StartError::already_attached(&settings))?;
+            if let Some(process) = this_process(host.root) {
+                lock.sign(process);
+            }
+            Ok((boot_id, lock, read_topology(host.root)?))
+        };
+        let (view, (boot_id, lock, topology)) =
+            read_vm(host.root, host.sched, target, meanwhile).await?;
+        let VmView { process, channel, roles, identified, scan } = view;
         let resumed = resume(&settings, &boot_id, process)?;
         let held = held(&settings, &boot_id, process);
         let guest = discover::guest(&roles);
@@ -206,6 +98,7 @@ impl<'a> Attachment<'a> {
                 policy: &settings.policy,
                 neighbours: &neighbours,
                 held: &held,
+                stay: Stay::Always,
             };
             let plan = plan(&request)?;
             let is_new = resumed.is_none();
@@ -223,7 +116,7 @@ impl<'a> Attachment<'a> {
                 identified,
                 outside: Vec::new(),
                 plan,
-                plan_is_stale: false,
+                stale: None,
                 journal,
                 settled: BTreeMap::new(),
                 drift_total: 0,
@@ -307,7 +200,7 @@ impl<'a> Attachment<'a> {
         let guest = discover::guest(roles);
         if guest != self.guest {
             self.guest = guest;
-            self.plan_is_stale = true;
+            self.stale.get_or_insert(Stay::Always);
         }
         self.find_outside();
         Ok(learnt)
@@ -315,7 +208,7 @@ impl<'a> Attachment<'a> {
 
     /// Says that other VMs have come or gone.
     pub fn neighbours_changed(&mut self) {
-        self.plan_is_stale = true;
+        self.stale.get_or_insert(Stay::Always);
     }
 
     /// Looks afresh and mends what is not as planned.
@@ -324,7 +217,7 @@ impl<'a> Attachment<'a> {
     /// [`LookError`]. That there is no new plan is none: the plan in force stays in force.
     pub fn look(&mut self) -> Result<LookReport, LookError> {
         self.notice_cpu_hotplug()?;
-        let plan_failed = if self.plan_is_stale { self.replan().err() } else { None };
+        let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
         let scan = self.scan()?;
         Ok(LookReport { plan_failed, ..self.mend(scan)? })
     }
@@ -362,12 +255,12 @@ impl<'a> Attachment<'a> {
             tracing::info!("online CPUs are now {online}, were {}", self.online);
             self.topology = read_topology(self.host.root)?;
             self.online = online;
-            self.plan_is_stale = true;
+            self.stale = Some(Stay::UnlessBetter);
         }
         Ok(())
     }
 
-    fn replan(&mut self) -> Result<(), LookError> {
+    fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
         let _lock = self.settings.state.lock_leases()?;
         let neighbours = neighbours(&self.settings.state, &self.settings.vm, &self.boot_id);
         let held = self.plan.held();
@@ -378,16 +271,17 @@ impl<'a> Attachment<'a> {
             policy: &self.settings.policy,
             neighbours: &neighbours,
             held: &held,
+            stay,
         };
         // Stale until there is a new one; but not tried at every look: the next change will.
-        self.plan_is_stale = false;
+        self.stale = None;
         let plan = plan(&request)?;
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
             if let Err(error) = self.write_lease() {
                 // What others cannot read is not ours to take.
                 self.plan = old;
-                self.plan_is_stale = true;
+                self.stale = Some(stay);
                 return Err(error.into());
             }
         }
@@ -508,129 +402,6 @@ fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKe
 fn baseline(main: CpuSet, threads: &[Thread]) -> Record {
     let threads = threads.iter().map(|thread| (thread.key.tid, thread.key.start, thread.allowed));
     Record::Baseline(Baseline { main, threads: threads.collect() })
-}
-
-fn channel_paths(settings: &Settings) -> (ChannelPaths, FirstWay) {
-    let paths = discover::channel_paths(&settings.vm, &settings.location);
-    match settings.policy.vm.channel.value {
-        ChannelChoice::Auto => (paths, FirstWay::Best),
-        ChannelChoice::Lease => (paths, FirstWay::Lease),
-        // The socket itself is ours: the same path in both places.
-        ChannelChoice::Persistent => {
-            (ChannelPaths { own: paths.shared.clone(), shared: paths.shared }, FirstWay::Best)
-        }
-    }
-}
-
-/// The journal of an earlier qmpin for this very process, to go on with. One of another process or
-/// boot is of no use to anybody.
-fn resume(
-    settings: &Settings,
-    boot_id: &str,
-    process: ProcessKey,
-) -> Result<Option<Journal>, StartError> {
-    let path = settings.state.journal_path(&settings.vm);
-    if !path.exists() {
-        return Ok(None);
-    }
-    let (journal, header) = match Journal::resume(&path) {
-        Err(JournalError::NeverBegun { .. }) => {
-            settings.state.forget(&settings.vm)?;
-            return Ok(None);
-        }
-        resumed => resumed?,
-    };
-    if header.boot_id == boot_id && header.process == process {
-        return Ok(Some(journal));
-    }
-    drop(journal);
-    settings.state.forget(&settings.vm)?;
-    Ok(None)
-}
-
-fn new_journal(
-    settings: &Settings,
-    boot_id: &str,
-    process: ProcessKey,
-) -> Result<Journal, JournalError> {
-    let header = Header {
-        schema: crate::journal::SCHEMA.to_owned(),
-        vm: settings.vm.clone(),
-        boot_id: boot_id.to_owned(),
-        process,
-    };
-    Journal::create(&settings.state.journal_path(&settings.vm), &header)
-}
-
-/// The pins of an earlier lease of this very process: a restarted qmpin changes nothing.
-fn held(settings: &Settings, boot_id: &str, process: ProcessKey) -> BTreeMap<VcpuIndex, CpuId> {
-    match settings.state.lease(&settings.vm) {
-        Ok(Some(lease)) if lease.boot_id == boot_id && lease.qemu == process => {
-            lease.vcpus.into_iter().collect()
-        }
-        Ok(_) => BTreeMap::new(),
-        Err(error) => {
-            tracing::warn!("the earlier lease is of no use and is written anew: {}", chain(&error));
-            BTreeMap::new()
-        }
-    }
-}
-
-/// The other VMs that hold CPUs.
-#[must_use]
-pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour> {
-    discover::live_leases(state, boot_id)
-        .into_iter()
-        .filter(|lease| lease.vm != *vm)
-        .map(|lease| Neighbour {
-            vm: lease.vm,
-            exclusive: lease.exclusive,
-            helpers: lease.emulator | lease.iothreads,
-        })
-        .collect()
-}
-
-/// Removes what dead VMs have left. A VM with a living supervisor is left to it.
-fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
-    let Ok(vms) = settings.state.vms() else { return };
-    for vm in vms.into_iter().filter(|vm| *vm != settings.vm) {
-        let dead = match settings.state.lease(&vm) {
-            Ok(Some(lease)) => {
-                // Not to be learnt is not dead.
-                lease.boot_id != boot_id
-                    || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
-            }
-            Ok(None) => false,
-            // Left alone; it is named when the neighbours are read.
-            Err(_) => false,
-        };
-        if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
-            match settings.state.forget(&vm) {
-                Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
-                Err(error) => {
-                    tracing::warn!("could not sweep what VM {vm} has left: {}", chain(&error));
-                }
-            }
-        }
-    }
-}
-
-/// Restores a VM and forgets it. Nothing is forgotten that could not be put back.
-///
-/// # Errors
-/// [`StartError`] where journal or lease cannot be used.
-pub fn give_back(
-    host: Host<'_>,
-    state: &StateDir,
-    vm: &VmName,
-    boot_id: &str,
-) -> Result<RestoreReport, StartError> {
-    let report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
-    if report.is_complete() {
-        let _lock = state.lock_leases()?;
-        state.forget(vm)?;
-    }
-    Ok(report)
 }
 
 fn this_process(root: &SysRoot) -> Option<ProcessKey> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid as RustixPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::attachment::Host;
+use super::settings::Host;
 use super::start_error::StartError;
 use crate::discover::is_alive;
 use crate::ids::VmName;

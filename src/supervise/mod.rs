@@ -4,18 +4,26 @@
 //!   events (select!) ──▶ state::handle ──▶ effects ──▶ attachment: look, ask, restore
 //! ```
 //!
-//! `run` only makes events and carries out effects; `state` decides; `attachment` works.
+//! `sources` has what can wake it; `run` makes events of that and carries out effects; `state` decides;
+//! `attachment` works; `narrate` and `notify` tell.
 
 mod attachment;
 mod end;
+mod leasing;
+mod narrate;
 mod notify;
+mod pace;
+mod reports;
 mod run;
+mod settings;
+mod sources;
 mod start_error;
 mod state;
 
-pub use attachment::{
-    Attachment, Follow, Host, LookError, LookReport, Settings, give_back, neighbours,
-};
+pub use attachment::Attachment;
 pub use end::{Supervised, end_supervisor};
+pub use leasing::{give_back, neighbours};
+pub use reports::{Learnt, LookError, LookReport};
 pub use run::{Ended, attach_once, follow};
+pub use settings::{Follow, Host, Settings};
 pub use start_error::StartError;

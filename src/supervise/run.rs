@@ -2,21 +2,23 @@
 
 use std::collections::BTreeSet;
 use std::future::{Future, pending};
-use std::io;
 use std::pin::Pin;
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep_until};
-use tokio_stream::wrappers::SignalStream;
-use tokio_stream::{Stream, StreamExt as _};
+use tokio::time::Instant;
+use tokio_stream::StreamExt as _;
 
-use super::attachment::{Attachment, Host, Learnt, LookReport, Settings, give_back};
+use super::attachment::Attachment;
 use super::end::end_supervisor;
+use super::leasing::give_back;
+use super::narrate::{log_learnt, log_look};
 use super::notify;
+use super::pace::Pace;
+use super::reports::LookReport;
+use super::settings::{Host, Settings};
+use super::sources::{BLIND_INTERVAL, Watch, at, next_of, stop_signals};
 use super::start_error::StartError;
 use super::state::{Effect, Ending, Event, Hint, Liveness, State};
-use crate::apply::{Applied, StepOutcome};
 use crate::discover::boot_id;
 use crate::discover::tasks::{self, TasksError};
 use crate::error::chain;
@@ -24,22 +26,14 @@ use crate::ids::Tid;
 use crate::plan::{Finding, Plan, Verdict};
 use crate::policy::ChannelChoice;
 use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
-use crate::render::thread_in_words;
 use crate::restore::RestoreReport;
 use crate::threads::ThreadKey;
-use crate::watch::{Births, Exit, LeaseChanges, SlowTimer};
+use crate::watch::{Births, LeaseChanges};
 
 /// A look waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
 /// Two looks are at least this far apart, however many hints there are.
 const LOOK_GAP: Duration = Duration::from_millis(20);
-/// Two questions are at least this far apart while all goes well; each failure doubles it.
-const ASK_GAP: Duration = Duration::from_millis(250);
-/// The most it is doubled to.
-const ASK_GAP_MAX: Duration = Duration::from_secs(10);
-/// Where births cannot be watched, the slow timer is all there is: it is made faster.
-const BLIND_INTERVAL: Duration = Duration::from_secs(1);
-
 /// How it ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -89,7 +83,8 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
     let runner = Runner {
         upgrade_wanted: channel_choice == ChannelChoice::Auto,
         lines: BTreeSet::new(),
-        asks_failed: 0,
+        pace: Pace::default(),
+        ask_when_free: false,
         last_look: Instant::now(),
         last_ask: None,
         look_at: None,
@@ -106,70 +101,6 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
             let _ = runner.attachment.finish();
             Err(error)
         }
-    }
-}
-
-/// What can wake the loop.
-struct Watch {
-    exit: Exit,
-    births: Option<Births>,
-    leases: Option<LeaseChanges>,
-    stop: Stop,
-    slow_timer: SlowTimer,
-}
-
-type Stop = Pin<Box<dyn Stream<Item = ()>>>;
-
-/// SIGTERM, SIGINT, and the terminal's end, unless we are run under `nohup`.
-fn stop_signals(host: Host<'_>) -> Result<Stop, StartError> {
-    let on = |kind| {
-        let stream = signal(kind).map(SignalStream::new);
-        stream.map_err(|source| StartError::Watch { what: "signals", source })
-    };
-    let hangup_is_ignored = hangup_is_ignored(host);
-    let stop = on(SignalKind::terminate())?.merge(on(SignalKind::interrupt())?);
-    if hangup_is_ignored {
-        return Ok(Box::pin(stop));
-    }
-    Ok(Box::pin(stop.merge(on(SignalKind::hangup())?)))
-}
-
-fn hangup_is_ignored(host: Host<'_>) -> bool {
-    let status = host.root.read_lossy("proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    // Bit 0 is signal 1, SIGHUP.
-    ignored
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask & 1 == 1)
-}
-
-impl Watch {
-    fn of(host: Host<'_>, attachment: &Attachment<'_>, stop: Stop) -> Result<Watch, StartError> {
-        let fail = |what| move |source| StartError::Watch { what, source };
-        let process = attachment.process();
-        let settings = attachment.settings();
-        let exit = Exit::of(host.root, process).map_err(fail("the QEMU process"))?;
-        let births = Births::of(process.pid)
-            .inspect_err(|error| {
-                tracing::warn!(
-                    "new threads are found by the slow timer alone: no process connector: {error}"
-                );
-            })
-            .ok();
-        let leases = LeaseChanges::of(&settings.state, &settings.vm)
-            .inspect_err(|error| {
-                tracing::warn!("other VMs' comings and goings are not seen: {error}");
-            })
-            .ok();
-        let mut every = settings.policy.vm.check_interval.value;
-        if births.is_none() {
-            every = every.min(BLIND_INTERVAL);
-        }
-        if let Some(watchdog) = notify::watchdog_interval() {
-            every = every.min(watchdog);
-        }
-        let slow_timer = SlowTimer::every(every).map_err(fail("the time"))?;
-        Ok(Watch { exit, births, leases, stop, slow_timer })
     }
 }
 
@@ -206,7 +137,9 @@ struct Runner<'a> {
     ask_at: Option<Instant>,
     last_look: Instant,
     last_ask: Option<Instant>,
-    asks_failed: u32,
+    pace: Pace,
+    /// A question waits for the line to QEMU.
+    ask_when_free: bool,
     /// Why the last look failed, if it did.
     look_failed: Option<String>,
     /// What systemd was told last.
@@ -307,7 +240,12 @@ impl Runner<'_> {
                 tracing::debug!("the live channel is gone: {error}");
                 Some(Event::ChannelChanged(Liveness::Leases))
             }
-            Said::Done(Done::Upgraded(result)) => self.upgraded(result),
+            Said::Done(Done::Upgraded(result)) => {
+                if self.ask_when_free {
+                    self.ask();
+                }
+                self.upgraded(result)
+            }
             Said::Done(Done::Asked { before, roles }) => Some(self.answered(before, roles)),
         }
     }
@@ -329,6 +267,8 @@ impl Runner<'_> {
                     "QEMU is asked by leases: something else is where qmpin's own socket would be"
                 );
             }
+            // Most likely it has just ended; if not, the next question says so.
+            Err(error) if error.is_nobody_there() => tracing::debug!("{}", chain(&error)),
             Err(error) => tracing::warn!("QEMU is asked by leases: {}", chain(&error)),
         }
         None
@@ -345,14 +285,17 @@ impl Runner<'_> {
         });
         match learnt {
             Ok(learnt) => {
-                self.asks_failed = 0;
+                if learnt.joined.is_empty() && learnt.left.is_empty() {
+                    self.pace.in_vain();
+                } else {
+                    self.pace.taught();
+                }
                 log_learnt(&learnt);
                 Event::Answered
             }
             Err(reason) => {
-                self.asks_failed = self.asks_failed.saturating_add(1);
                 // The first may be QEMU on its way out, or a thread that ended just then.
-                if self.asks_failed == 2 {
+                if self.pace.failed() == 2 {
                     tracing::warn!("QEMU's answer is of no use, asking again: {reason}");
                 } else {
                     tracing::debug!("QEMU's answer is of no use, asking again: {reason}");
@@ -371,8 +314,7 @@ impl Runner<'_> {
                 None
             }
             Effect::AskSoon => {
-                let gap = ASK_GAP.saturating_mul(1 << self.asks_failed.min(10)).min(ASK_GAP_MAX);
-                let earliest = self.last_ask.map_or(now, |last| last + gap);
+                let earliest = self.last_ask.map_or(now, |last| last + self.pace.gap());
                 self.ask_at = Some(earliest.max(now));
                 None
             }
@@ -382,17 +324,8 @@ impl Runner<'_> {
             }
             Effect::Ask => {
                 self.last_ask = Some(now);
-                let pid = self.attachment.process().pid;
-                let root = self.attachment.root().clone();
-                self.lend(|mut channel| {
-                    Box::pin(async move {
-                        let before = tasks::list(&root, pid);
-                        let roles = channel.roles().await;
-                        (channel, Done::Asked { before, roles })
-                    })
-                })
-                // The line is lent already: the question comes again later.
-                .then_some(Event::NotAnswered)
+                self.ask();
+                None
             }
             Effect::Upgrade => {
                 if self.upgrade_wanted {
@@ -407,6 +340,19 @@ impl Runner<'_> {
             }
             Effect::Finish(_) => None,
         }
+    }
+
+    /// Asks QEMU who is who; where the line is lent, as soon as it is free.
+    fn ask(&mut self) {
+        let pid = self.attachment.process().pid;
+        let root = self.attachment.root().clone();
+        self.ask_when_free = self.lend(|mut channel| {
+            Box::pin(async move {
+                let before = tasks::list(&root, pid);
+                let roles = channel.roles().await;
+                (channel, Done::Asked { before, roles })
+            })
+        });
     }
 
     /// Gives the line to a job. Whether it was busy.
@@ -515,51 +461,6 @@ impl Runner<'_> {
     }
 }
 
-/// A hot-added iothread is often born where it belongs; then this is the only line about it.
-fn log_learnt(learnt: &Learnt) {
-    for (key, role) in &learnt.joined {
-        tracing::info!("new: {}", thread_in_words(key.tid, role, ""));
-    }
-    for (key, role) in &learnt.left {
-        tracing::info!("gone: {}", thread_in_words(key.tid, role, ""));
-    }
-}
-
-/// One line per decision; a thread that is moved back again and again, or refused again and again, has
-/// one line in all.
-fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
-    for Applied { step, outcome } in &report.applied {
-        let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
-        let again = report.drifted.contains(&step.thread);
-        match outcome {
-            StepOutcome::Done if again => {
-                if lines.insert(step.thread) {
-                    tracing::warn!(
-                        "{who}: somebody else moved it to {}; back to {} (further times are counted, not logged)",
-                        step.from,
-                        step.to
-                    );
-                }
-            }
-            StepOutcome::Done => tracing::info!("{who}: {} → {}", step.from, step.to),
-            StepOutcome::Gone => tracing::debug!("{who}: gone before it was moved"),
-            StepOutcome::Narrowed { to } => {
-                if lines.insert(step.thread) {
-                    tracing::warn!(
-                        "{who}: wanted {}, the kernel made it {to}: its cpuset allows no more",
-                        step.to
-                    );
-                }
-            }
-            StepOutcome::Refused { error } => {
-                if lines.insert(step.thread) {
-                    tracing::warn!("{who}: {} → {} was refused: {error}", step.from, step.to);
-                }
-            }
-        }
-    }
-}
-
 /// What an event of QEMU's may mean.
 fn hint_of(event: &str) -> Option<Hint> {
     match event {
@@ -578,25 +479,5 @@ async fn said(line: &mut Line) -> Said {
             Said::Done(done)
         }
         Line::Between => pending().await,
-    }
-}
-
-async fn next_of<'a, W, T, F>(
-    watch: &'a mut Option<W>,
-    next: impl FnOnce(&'a mut W) -> F,
-) -> io::Result<T>
-where
-    F: Future<Output = io::Result<T>>,
-{
-    match watch {
-        Some(watch) => next(watch).await,
-        None => pending().await,
-    }
-}
-
-async fn at(when: Option<Instant>) {
-    match when {
-        Some(when) => sleep_until(when).await,
-        None => pending().await,
     }
 }

@@ -1,6 +1,7 @@
 //! Why a VM could not be attached, and what kind of end that is.
 
-use super::attachment::{LookError, Settings};
+use super::reports::LookError;
+use super::settings::Settings;
 use crate::discover::{DiscoverError, ProcessError, VmError};
 use crate::error::{Failure, Kind};
 use crate::ids::{Pid, VmName};
@@ -74,9 +75,6 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// The thread that reads the topology has panicked.
-    #[error("reading the topology panicked")]
-    TopologyThread,
 }
 
 fn by(pid: Option<Pid>) -> String {
@@ -230,7 +228,6 @@ impl From<StartError> for Failure {
                 let kind = permission_or(source, Kind::NoVm);
                 Failure::from_error(kind, error)
             }
-            StartError::TopologyThread => Failure::from_error(Kind::Bug, error),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use qmpin::cpuset::CpuSet;
 use qmpin::ids::{CoreId, CpuId, LlcId, NodeId, VcpuIndex, VmName};
-use qmpin::plan::{Guest, GuestVcpu, Neighbour, Plan, Request, plan};
+use qmpin::plan::{Guest, GuestVcpu, Neighbour, Plan, Request, Stay, plan};
 use qmpin::policy::Policy;
 use qmpin::topology::{Core, Cpu, Llc, Node, Topology};
 
@@ -51,7 +51,16 @@ fn plan_of(vm: &VmName, topology: &Topology, policy: &Policy, neighbours: &[Neig
     };
     let guest = Guest { vcpus: vec![vcpu(0), vcpu(1)], iothreads: Vec::new() };
     let held = BTreeMap::new();
-    plan(&Request { vm, topology, guest: &guest, policy, neighbours, held: &held }).expect("a plan")
+    plan(&Request {
+        vm,
+        topology,
+        guest: &guest,
+        policy,
+        neighbours,
+        held: &held,
+        stay: Stay::Always,
+    })
+    .expect("a plan")
 }
 
 /// Eight nodes of eight LLC groups of eight cores of two threads; siblings are far apart.

@@ -1,0 +1,130 @@
+//! What VMs have to do with each other, and a qmpin with the one before it: leases and journals in the
+//! state folder.
+
+use std::collections::BTreeMap;
+
+use super::settings::{Host, Settings};
+use super::start_error::StartError;
+use crate::discover;
+use crate::error::chain;
+use crate::ids::{CpuId, VcpuIndex, VmName};
+use crate::journal::{Header, Journal, JournalError};
+use crate::leases::StateDir;
+use crate::plan::Neighbour;
+use crate::restore::{RestoreReport, restore};
+use crate::threads::ProcessKey;
+
+/// The journal of an earlier qmpin for this very process, to go on with. One of another process or
+/// boot is of no use to anybody.
+pub(super) fn resume(
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+) -> Result<Option<Journal>, StartError> {
+    let path = settings.state.journal_path(&settings.vm);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let (journal, header) = match Journal::resume(&path) {
+        Err(JournalError::NeverBegun { .. }) => {
+            settings.state.forget(&settings.vm)?;
+            return Ok(None);
+        }
+        resumed => resumed?,
+    };
+    if header.boot_id == boot_id && header.process == process {
+        return Ok(Some(journal));
+    }
+    drop(journal);
+    settings.state.forget(&settings.vm)?;
+    Ok(None)
+}
+
+pub(super) fn new_journal(
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+) -> Result<Journal, JournalError> {
+    let header = Header {
+        schema: crate::journal::SCHEMA.to_owned(),
+        vm: settings.vm.clone(),
+        boot_id: boot_id.to_owned(),
+        process,
+    };
+    Journal::create(&settings.state.journal_path(&settings.vm), &header)
+}
+
+/// The pins of an earlier lease of this very process: a restarted qmpin changes nothing.
+pub(super) fn held(
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+) -> BTreeMap<VcpuIndex, CpuId> {
+    match settings.state.lease(&settings.vm) {
+        Ok(Some(lease)) if lease.boot_id == boot_id && lease.qemu == process => {
+            lease.vcpus.into_iter().collect()
+        }
+        Ok(_) => BTreeMap::new(),
+        Err(error) => {
+            tracing::warn!("the earlier lease is of no use and is written anew: {}", chain(&error));
+            BTreeMap::new()
+        }
+    }
+}
+
+/// The other VMs that hold CPUs.
+#[must_use]
+pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour> {
+    discover::live_leases(state, boot_id)
+        .into_iter()
+        .filter(|lease| lease.vm != *vm)
+        .map(|lease| Neighbour {
+            vm: lease.vm,
+            exclusive: lease.exclusive,
+            helpers: lease.emulator | lease.iothreads,
+        })
+        .collect()
+}
+
+/// Removes what dead VMs have left. A VM with a living supervisor is left to it.
+pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
+    let Ok(vms) = settings.state.vms() else { return };
+    for vm in vms.into_iter().filter(|vm| *vm != settings.vm) {
+        let dead = match settings.state.lease(&vm) {
+            Ok(Some(lease)) => {
+                // Not to be learnt is not dead.
+                lease.boot_id != boot_id
+                    || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
+            }
+            Ok(None) => false,
+            // Left alone; it is named when the neighbours are read.
+            Err(_) => false,
+        };
+        if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
+            match settings.state.forget(&vm) {
+                Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
+                Err(error) => {
+                    tracing::warn!("could not sweep what VM {vm} has left: {}", chain(&error));
+                }
+            }
+        }
+    }
+}
+
+/// Restores a VM and forgets it. Nothing is forgotten that could not be put back.
+///
+/// # Errors
+/// [`StartError`] where journal or lease cannot be used.
+pub fn give_back(
+    host: Host<'_>,
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+) -> Result<RestoreReport, StartError> {
+    let report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
+    if report.is_complete() {
+        let _lock = state.lock_leases()?;
+        state.forget(vm)?;
+    }
+    Ok(report)
+}

@@ -1,0 +1,87 @@
+//! What a look or an answer has brought.
+
+use std::collections::BTreeSet;
+
+use super::start_error::StartError;
+use super::state::Looked;
+use crate::apply::{Applied, StepOutcome};
+use crate::discover::DiscoverError;
+use crate::discover::tasks::{self, TasksError};
+use crate::ids::VmName;
+use crate::journal::JournalError;
+use crate::leases::StateError;
+use crate::plan::PlanError;
+use crate::render::thread_in_words;
+use crate::threads::{Role, ThreadKey};
+
+/// What a look has changed.
+#[derive(Debug, Default)]
+pub struct LookReport {
+    /// What the loop has to know.
+    pub looked: Looked,
+    /// Every step and what became of it.
+    pub applied: Vec<Applied>,
+    /// Steps for threads that had been where they belong: somebody else moved them.
+    pub drifted: BTreeSet<ThreadKey>,
+    /// Why there is no new plan, where there should be one: the one in force was kept to.
+    pub plan_failed: Option<LookError>,
+}
+
+/// How QEMU's answer differs from the one before.
+#[derive(Debug, Default)]
+pub struct Learnt {
+    /// vCPUs and iothreads that are new, or have a new thread.
+    pub joined: Vec<(ThreadKey, Role)>,
+    /// vCPUs and iothreads that are gone, or whose thread is.
+    pub left: Vec<(ThreadKey, Role)>,
+}
+
+impl LookReport {
+    /// Whether there was something to move, and the kernel denied us every thread.
+    pub(super) fn nothing_is_permitted(&self) -> bool {
+        let denied = |applied: &Applied| {
+            matches!(&applied.outcome, StepOutcome::Refused { error }
+                if error.kind() == std::io::ErrorKind::PermissionDenied)
+        };
+        !self.applied.is_empty() && self.applied.iter().all(denied)
+    }
+
+    pub(super) fn not_permitted(self, vm: VmName) -> StartError {
+        let first = self.applied.into_iter().next();
+        let (who, source) = match first {
+            Some(Applied { step, outcome: StepOutcome::Refused { error } }) => {
+                (thread_in_words(step.thread.tid, &step.role, &step.comm), error)
+            }
+            _ => (String::new(), std::io::ErrorKind::PermissionDenied.into()),
+        };
+        StartError::NotPermitted { vm, who, source }
+    }
+}
+
+/// Why a look could not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum LookError {
+    /// The threads could not be read.
+    #[error(transparent)]
+    Tasks(#[from] TasksError),
+    /// The host could not be read.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// There is no plan any more.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The lease could not be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The undo could not be made durable.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+impl LookError {
+    /// Whether it only says that QEMU has ended.
+    #[must_use]
+    pub fn means_gone(&self) -> bool {
+        matches!(self, LookError::Tasks(error) if tasks::means_gone(error))
+    }
+}

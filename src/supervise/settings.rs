@@ -1,0 +1,56 @@
+//! What to attach, and how.
+
+use crate::discover::{self, FirstWay, VmLocation};
+use crate::ids::VmName;
+use crate::leases::StateDir;
+use crate::policy::{ChannelChoice, Policy};
+use crate::qmp::{ChannelPaths, Limits};
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+
+/// The machine, by its two seams.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// Files.
+    pub root: &'a SysRoot,
+    /// What is not a file.
+    pub sched: &'a dyn Sched,
+}
+
+/// What to attach, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which VM.
+    pub vm: VmName,
+    /// Where to find it.
+    pub location: VmLocation,
+    /// Where leases and journals are.
+    pub state: StateDir,
+    /// What is wanted.
+    pub policy: Policy,
+    /// What QEMU is granted.
+    pub limits: Limits,
+    /// Whether this process stays with the VM.
+    pub follow: Follow,
+}
+
+/// Whether the attaching process stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Follow {
+    /// It follows the VM and restores at the end.
+    Stay,
+    /// It applies once and leaves the rest to `detach`.
+    Once,
+}
+
+pub(super) fn channel_paths(settings: &Settings) -> (ChannelPaths, FirstWay) {
+    let paths = discover::channel_paths(&settings.vm, &settings.location);
+    match settings.policy.vm.channel.value {
+        ChannelChoice::Auto => (paths, FirstWay::Best),
+        ChannelChoice::Lease => (paths, FirstWay::Lease),
+        // The socket itself is ours: the same path in both places.
+        ChannelChoice::Persistent => {
+            (ChannelPaths { own: paths.shared.clone(), shared: paths.shared }, FirstWay::Best)
+        }
+    }
+}
