@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use qmpin::ids::Tid;
 use serde_json::json;
-use support::qemu::{Accel, QemuOptions, has_kvm, newer_qemu_root, wait_until};
+use support::qemu::{Accel, QemuOptions, clients_of, has_kvm, newer_qemu_root, wait_until};
 use support::run::{Attached, Stage, needs_two_cpus, taskset};
 use support::skipped;
 
@@ -232,7 +232,8 @@ fn a_hotplug_while_somebody_has_the_socket_is_placed_when_it_is_let_go() {
     let new = *now.keys().find(|tid| !threads.contains_key(tid)).unwrap();
     // Whoever it is, it is off the vCPUs' CPU at once.
     wait_until("it is with the emulator", || stage.mask(new) == "0");
-    std::thread::sleep(Duration::from_secs(1));
+    let shared = stage.qemu.paths().shared;
+    wait_until("its question waits beside the holder", || clients_of(&shared) == 2);
     assert_eq!(stage.mask(new), "0");
     drop(holder);
     wait_until("it is placed", || stage.mask(new) == "0-1");

@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::qemu::{Accel, QemuOptions, has_kvm, newer_qemu_root, wait_until};
+use support::qemu::{Accel, QemuOptions, clients_of, has_kvm, newer_qemu_root, wait_until};
 use support::run::{Attached, Stage, needs_two_cpus};
 use support::skipped;
 
@@ -153,7 +153,7 @@ fn we_wait_our_turn_with_one_connection() {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| stage.run(&["threads", "100"]));
         // Two places are in the backlog. qmpin takes one and keeps it, so one is left for Proxmox.
-        thread::sleep(Duration::from_secs(2));
+        wait_until("it waits beside the holder", || clients_of(&path) == 2);
         assert!(!waiting.is_finished());
         holder.must("query-status", &json!({}));
         let place = |path: &Path| {

@@ -197,6 +197,15 @@ fn qemu_command(root: Option<&Path>) -> Command {
     command
 }
 
+/// How many clients are connected to a socket, those included that wait in its backlog. Each has a line in
+/// `/proc/net/unix` with the path of the one that listens, which has one itself.
+pub(crate) fn clients_of(path: &Path) -> usize {
+    let path = path.display().to_string();
+    let lines = fs::read_to_string("/proc/net/unix").unwrap();
+    let of_path = lines.lines().filter(|line| line.split_ascii_whitespace().last() == Some(&path));
+    of_path.count() - 1
+}
+
 /// Waits for a state, in real time, and says which one did not come.
 pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
