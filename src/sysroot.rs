@@ -8,6 +8,9 @@ use std::fs;
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+
 /// The most that is read of one file. `/proc/interrupts` of a large machine is the longest we know.
 pub const FILE_BYTES_MAX: u64 = 16 << 20;
 
@@ -80,14 +83,7 @@ impl SysRoot {
     /// # Errors
     /// [`ReadError`] where the path is absolute or has a `..`: it would leave the root.
     pub fn path(&self, relative: &str) -> Result<PathBuf, ReadError> {
-        let path = Path::new(relative);
-        if path.components().all(|part| matches!(part, Component::Normal(_))) {
-            Ok(self.root.join(path))
-        } else {
-            let source =
-                io::Error::new(io::ErrorKind::InvalidInput, "not a relative path of plain names");
-            Err(ReadError { path: path.to_owned(), source })
-        }
+        plain(relative).map(|path| self.root.join(path))
     }
 
     /// The whole text of a file, at most [`FILE_BYTES_MAX`].
@@ -123,17 +119,20 @@ impl SysRoot {
     /// As [`SysRoot::read_lossy`].
     pub fn read_line_lossy(&self, relative: &str) -> Result<String, ReadError> {
         let path = self.path(relative)?;
-        let line = || -> io::Result<String> {
-            let mut file = fs::File::open(&path)?;
-            let mut bytes = [0; LINE_BYTES];
-            let length = file.read(&mut bytes)?;
-            if bytes[..length].ends_with(b"\n") {
-                return Ok(String::from_utf8_lossy(&bytes[..length]).into_owned());
-            }
-            read_bytes(&path, FILE_BYTES_MAX)
-                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        };
-        line().map_err(|source| ReadError { path: path.clone(), source })
+        let line = fs::File::open(&path).and_then(read_line);
+        line.map_err(|source| ReadError { path, source })
+    }
+
+    /// A folder of which many files are to be read.
+    ///
+    /// # Errors
+    /// [`ReadError`] with the path and the kernel's answer.
+    pub fn folder(&self, relative: &str) -> Result<Folder, ReadError> {
+        let path = self.path(relative)?;
+        match fs::File::open(&path) {
+            Ok(file) => Ok(Folder { path, file }),
+            Err(source) => Err(ReadError { path, source }),
+        }
     }
 
     /// The text of one sysfs attribute: one open, one read, at most [`ATTRIBUTE_BYTES_MAX`].
@@ -171,6 +170,54 @@ impl SysRoot {
     }
 }
 
+/// A folder under the root, held open: the way to it is walked once, and a file in it is opened from
+/// there. One of `/proc/PID` stands for that process for good, whoever has its number later.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    file: fs::File,
+}
+
+impl Folder {
+    /// As [`SysRoot::read_line_lossy`], of a file in this folder.
+    ///
+    /// # Errors
+    /// As [`SysRoot::read_lossy`].
+    pub fn read_line_lossy(&self, relative: &str) -> Result<String, ReadError> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let file = openat(&self.file, plain(relative)?, flags, Mode::empty());
+        let line = file.map_err(io::Error::from).and_then(|file| read_line(file.into()));
+        line.map_err(|source| ReadError { path: self.path.join(relative), source })
+    }
+
+    /// Its full path, root included.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A path that stays where it starts.
+fn plain(relative: &str) -> Result<&Path, ReadError> {
+    let path = Path::new(relative);
+    if path.components().all(|part| matches!(part, Component::Normal(_))) {
+        return Ok(path);
+    }
+    let source = io::Error::new(io::ErrorKind::InvalidInput, "not a relative path of plain names");
+    Err(ReadError { path: path.to_owned(), source })
+}
+
+fn read_line(mut file: fs::File) -> io::Result<String> {
+    let mut bytes = [0; LINE_BYTES];
+    let length = file.read(&mut bytes)?;
+    let start = &bytes[..length];
+    if start.ends_with(b"\n") {
+        return Ok(String::from_utf8_lossy(start).into_owned());
+    }
+    let bytes = read_rest(file, start.to_owned(), FILE_BYTES_MAX)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 fn read_attribute(path: &Path) -> io::Result<String> {
     let mut file = fs::File::open(path)?;
     let mut bytes = vec![0; ATTRIBUTE_BYTES_MAX + 1];
@@ -198,12 +245,14 @@ pub fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
 }
 
 fn read_bytes(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut file = fs::File::open(path)?;
     // Files of /proc and /sys say they are empty or a page long, so their size is no help; nearly
     // all fit one read of this buffer, and the second read that finds the end is then skipped by
     // nobody: a short read of a seq_file is not the end.
-    let mut bytes = Vec::with_capacity(4096);
-    file.by_ref().take(bytes_max + 1).read_to_end(&mut bytes)?;
+    read_rest(fs::File::open(path)?, Vec::with_capacity(4096), bytes_max)
+}
+
+fn read_rest(file: fs::File, mut bytes: Vec<u8>, bytes_max: u64) -> io::Result<Vec<u8>> {
+    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {
         let text = format!("larger than {bytes_max} bytes");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
@@ -218,6 +267,8 @@ mod tests {
     #[test]
     fn a_path_cannot_leave_the_root() {
         let root = SysRoot::at("/nonexistent");
+        let folder = SysRoot::live().folder("proc").expect("a folder");
+        assert!(folder.read_line_lossy("self/../version").is_err_and(|error| !error.is_absent()));
         for bad in ["/etc/passwd", "../etc/passwd", "a/../b"] {
             assert!(root.read(bad).is_err_and(|error| !error.is_absent()), "{bad}");
         }

@@ -2,9 +2,10 @@
 //! (`Documentation/filesystems/proc.rst`, table 1-4).
 
 use std::io;
+use std::path::Path;
 
 use crate::ids::StartTicks;
-use crate::sysroot::{ReadError, SysRoot};
+use crate::sysroot::{Folder, ReadError, SysRoot};
 
 /// A kernel thread (`PF_KTHREAD`, `include/linux/sched.h`).
 const PF_KTHREAD: u32 = 0x0020_0000;
@@ -44,10 +45,17 @@ impl Stat {
 
 pub(super) fn read(root: &SysRoot, relative: &str) -> Result<Stat, ReadError> {
     let text = root.read_line_lossy(relative)?;
-    parse(&text).ok_or_else(|| ReadError {
-        path: root.root().join(relative),
-        source: io::Error::new(io::ErrorKind::InvalidData, "not a stat line"),
-    })
+    parse(&text).ok_or_else(|| not_a_line(root.root(), relative))
+}
+
+pub(super) fn read_in(folder: &Folder, relative: &str) -> Result<Stat, ReadError> {
+    let text = folder.read_line_lossy(relative)?;
+    parse(&text).ok_or_else(|| not_a_line(folder.path(), relative))
+}
+
+fn not_a_line(folder: &Path, relative: &str) -> ReadError {
+    let source = io::Error::new(io::ErrorKind::InvalidData, "not a stat line");
+    ReadError { path: folder.join(relative), source }
 }
 
 fn parse(text: &str) -> Option<Stat> {

@@ -17,7 +17,7 @@ use super::stat::{self, Stat};
 use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, Pid, Tid, VcpuIndex};
 use crate::sched::Sched;
-use crate::sysroot::{ReadError, SysRoot};
+use crate::sysroot::{Folder, ReadError, SysRoot};
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
 
 /// How old a survey may be: names may have changed since, and are shown.
@@ -114,7 +114,7 @@ pub enum TasksError {
 /// [`TasksError::List`]: most likely the process is gone.
 pub fn list(root: &SysRoot, pid: Pid) -> Result<Vec<Tid>, TasksError> {
     let names = root
-        .list(&format!("proc/{pid}/task"))
+        .list(&task_folder(pid))
         .map_err(|source| TasksError::List { pid, source: Box::new(source) })?;
     let mut tids: Vec<Tid> = names.iter().filter_map(|name| name.parse().ok().map(Tid)).collect();
     tids.sort_unstable();
@@ -147,7 +147,8 @@ impl Scan {
 #[derive(Debug)]
 pub struct Survey {
     taken: Instant,
-    pid: Pid,
+    folder: Folder,
+    is_live: bool,
     /// Ascending by number.
     lines: Vec<(Tid, Stat)>,
     grips: Grips,
@@ -155,16 +156,24 @@ pub struct Survey {
 
 impl Survey {
     /// Nothing read yet.
-    #[must_use]
-    pub fn begin(pid: Pid) -> Survey {
-        Survey { taken: Instant::now(), pid, lines: Vec::new(), grips: Grips::default() }
+    ///
+    /// # Errors
+    /// [`ReadError`]: most likely the process is gone.
+    pub fn begin(root: &SysRoot, pid: Pid) -> Result<Survey, ReadError> {
+        Ok(Survey {
+            taken: Instant::now(),
+            folder: root.folder(&task_folder(pid))?,
+            is_live: root.is_live(),
+            lines: Vec::new(),
+            grips: Grips::default(),
+        })
     }
 
     /// Reads a thread's line; threads come in ascending order. One that has ended is left out.
-    pub fn read(&mut self, root: &SysRoot, tid: Tid) {
+    pub fn read(&mut self, tid: Tid) {
         // The grip comes before the line: only so it proves whose line that is.
-        let grip = if root.is_live() { self.grips.take(tid) } else { None };
-        let Ok(stat) = task_stat(root, self.pid, tid) else { return };
+        let grip = if self.is_live { self.grips.take(tid) } else { None };
+        let Ok(stat) = stat_in(&self.folder, tid) else { return };
         if let Some(grip) = grip {
             self.grips.keep(ThreadKey { tid, start: stat.start }, grip);
         }
@@ -188,10 +197,14 @@ pub fn scan(
         _ => (Vec::new(), Grips::default()),
     };
     let mut threads = Vec::new();
-    for tid in list(root, pid)? {
+    let tids = list(root, pid)?;
+    let folder = root
+        .folder(&task_folder(pid))
+        .map_err(|source| TasksError::List { pid, source: Box::new(source) })?;
+    for tid in tids {
         let stat = match lines.binary_search_by_key(&tid, |(tid, _)| *tid) {
             Ok(at) => std::mem::take(&mut lines[at].1),
-            Err(_) => match task_stat(root, pid, tid) {
+            Err(_) => match stat_in(&folder, tid) {
                 Ok(stat) => stat,
                 Err(_) => continue,
             },
@@ -348,6 +361,14 @@ fn or_gone(holds: Result<bool, ReadError>) -> Result<bool, ReadError> {
         Err(error) if error.is_gone() => Ok(false),
         holds => holds,
     }
+}
+
+fn task_folder(pid: Pid) -> String {
+    format!("proc/{pid}/task")
+}
+
+fn stat_in(tasks: &Folder, tid: Tid) -> Result<Stat, ReadError> {
+    stat::read_in(tasks, &format!("{tid}/stat"))
 }
 
 fn task_stat(root: &SysRoot, pid: Pid, tid: Tid) -> Result<Stat, ReadError> {

@@ -70,11 +70,11 @@ impl FirstSight {
 
     /// Reads the lines of the threads seen, and looks now and then whether QEMU has answered.
     async fn survey(&self, root: &SysRoot) -> Option<Survey> {
-        let mut survey = Survey::begin(self.process.get()?.pid);
+        let mut survey = Survey::begin(root, self.process.get()?.pid).ok()?;
         let tids = self.before.borrow().clone();
         for few in tids.chunks(THREADS_AT_A_TIME) {
             for tid in few {
-                survey.read(root, *tid);
+                survey.read(*tid);
             }
             yield_now().await;
         }

@@ -165,6 +165,7 @@ fn place(
         if need.threads > 1 {
             fill_cores(host.flat_map(|group| &group.free), cell, need.threads, &mut placed);
         } else if threads > 1 {
+            let cell = cell.iter().map(|core| (*core).clone()).collect();
             fill_mixed(host.flat_map(|group| &group.free), cell, &mut placed);
         } else {
             let host: Vec<&Group<'_>> = host.collect();
@@ -269,7 +270,7 @@ impl Filling {
 /// others wherever a CPU is left. Returns what found none.
 fn fill_mixed<'a>(
     host: impl Iterator<Item = &'a FreeCore<'a>>,
-    cell: &[&GuestCore],
+    cell: Vec<GuestCore>,
     placed: &mut Vec<Placed>,
 ) -> Vec<GuestCore> {
     let mut host: Vec<Filling> =
@@ -281,11 +282,8 @@ fn fill_mixed<'a>(
     };
     // A guest core wider than any core here is in parts of which each is together.
     let widest = host.iter().map(|core| core.left.len()).max().unwrap_or(1).max(1);
-    let parts = cell.iter().flat_map(|guest| {
-        guest.vcpus.chunks(widest).map(|part| GuestCore { node: guest.node, vcpus: part.to_vec() })
-    });
     let mut apart: Vec<GuestCore> = Vec::new();
-    for guest in parts {
+    for guest in cell.into_iter().flat_map(|guest| in_parts(guest, widest)) {
         let at = if guest.vcpus.len() > 1 { place_for(&host, guest.vcpus.len()) } else { None };
         let Some(at) = at else {
             apart.push(guest);
@@ -298,19 +296,28 @@ fn fill_mixed<'a>(
         }
     }
     let mut rest = Vec::new();
-    for guest in apart {
-        let mut over = GuestCore { node: guest.node, vcpus: Vec::new() };
-        for vcpu in &guest.vcpus {
-            match place_for(&host, 1) {
-                Some(at) => placed.push(host[at].take(*vcpu, None)),
-                None => over.vcpus.push(*vcpu),
-            }
+    for mut guest in apart {
+        let mut seated = 0;
+        while let Some(vcpu) = guest.vcpus.get(seated)
+            && let Some(at) = place_for(&host, 1)
+        {
+            placed.push(host[at].take(*vcpu, None));
+            seated += 1;
         }
-        if !over.vcpus.is_empty() {
-            rest.push(over);
+        guest.vcpus.drain(..seated);
+        if !guest.vcpus.is_empty() {
+            rest.push(guest);
         }
     }
     rest
+}
+
+fn in_parts(guest: GuestCore, widest: usize) -> Vec<GuestCore> {
+    if guest.vcpus.len() <= widest {
+        return vec![guest];
+    }
+    let part = |vcpus: &[VcpuIndex]| GuestCore { node: guest.node, vcpus: vcpus.to_vec() };
+    guest.vcpus.chunks(widest).map(part).collect()
 }
 
 /// Places more vCPUs than there are CPUs, around and around. `None`: there is no free CPU at all.
@@ -328,8 +335,7 @@ pub(super) fn wrapped(
     let mut placed = Vec::new();
     let mut rest = cores.clone();
     while !rest.is_empty() {
-        let cell: Vec<&GuestCore> = rest.iter().collect();
-        rest = fill_mixed(order.iter().flat_map(|group| &group.free), &cell, &mut placed);
+        rest = fill_mixed(order.iter().flat_map(|group| &group.free), rest, &mut placed);
     }
     let mut users: BTreeMap<CpuId, usize> = BTreeMap::new();
     for place in &placed {

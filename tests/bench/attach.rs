@@ -20,7 +20,7 @@ use qmpin::sysroot::SysRoot;
 use crate::bare;
 use crate::figures::{Samples, Table};
 use crate::qemu::Accel;
-use crate::vm::{Vm, accel, await_placed, emulator_cpu, is_placed, stop, vcpu_cpu};
+use crate::vm::{Vm, accel, await_placed, away_from_home, emulator_cpu, is_placed, stop, vcpu_cpu};
 
 const ROUNDS: usize = 60;
 /// The script takes its time, so it has every so many-th turn only.
@@ -61,10 +61,10 @@ pub(crate) fn measure(table: &mut Table) {
         let (mut ours_inside, mut bare_inside) = (Samples::default(), Samples::default());
         for round in 0..ROUNDS {
             stop(ours.until_pinned(&vm, &mut vm.attach()));
-            vm.must_be_free();
+            vm.must_be_home();
             bare.until_its_end(&vm, &mut bare_program(&vm));
-            ours_inside.add(inside(&vm));
-            bare_inside.add(bare_inside_once(&vm));
+            ours_inside.add(away_from_home(|| inside(&vm)));
+            bare_inside.add(away_from_home(|| bare_inside_once(&vm)));
             if vcpus == 16 && round % SCRIPT_EVERY == 0 {
                 in_a_loop.until_its_end(&vm, &mut script_program(LOOP, &vm, vcpus));
                 one_grep.until_its_end(&vm, &mut script_program(ONE_GREP, &vm, vcpus));
@@ -103,7 +103,7 @@ impl Watched {
     /// Starts the program and returns when the last vCPU is pinned.
     fn until_pinned(&mut self, vm: &Vm, program: &mut Command) -> Child {
         let start = Instant::now();
-        let child = program.spawn().unwrap();
+        let child = away_from_home(|| program.spawn()).unwrap();
         sleep(self.pause.saturating_sub(start.elapsed()));
         if !self.pause.is_zero() && is_placed(vm.last_vcpu(), vcpu_cpu()) {
             // Looked too late: that was no measurement.
@@ -122,7 +122,7 @@ impl Watched {
     fn until_its_end(&mut self, vm: &Vm, program: &mut Command) {
         let mut child = self.until_pinned(vm, program);
         assert!(child.wait().unwrap().success());
-        vm.free();
+        vm.go_home();
     }
 }
 
@@ -145,7 +145,7 @@ fn bare_inside_once(vm: &Vm) -> Duration {
     let start = Instant::now();
     bare::pin(&vm.socket(), vcpu_cpu().index()).unwrap();
     let time = start.elapsed();
-    vm.free();
+    vm.go_home();
     time
 }
 
@@ -178,7 +178,7 @@ fn inside(vm: &Vm) -> Duration {
     let time = timed.last_write.get() - start;
     drop(channel);
     attachment.finish().expect("put back");
-    vm.must_be_free();
+    vm.must_be_home();
     time
 }
 
