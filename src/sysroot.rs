@@ -6,10 +6,12 @@
 
 use std::fs;
 use std::io::{self, Read};
+use std::mem::MaybeUninit;
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
+use rustix::fs::RawDir;
 
 /// The most that is read of one file. `/proc/interrupts` of a large machine is the longest we know.
 pub const FILE_BYTES_MAX: u64 = 16 << 20;
@@ -20,6 +22,9 @@ pub const ATTRIBUTE_BYTES_MAX: usize = 8 << 10;
 
 /// Enough for a line of `/proc/PID/stat`: 52 numbers and a name.
 const LINE_BYTES: usize = 2 << 10;
+
+/// Room for the names of a folder that are read at once: some hundred threads.
+const NAMES_BYTES: usize = 4 << 10;
 
 /// The root that all reading goes through: `/`, or a folder that looks like a machine.
 #[derive(Clone, Debug)]
@@ -149,25 +154,6 @@ impl SysRoot {
         let path = self.path(relative)?;
         read_attribute(&path).map_err(|source| ReadError { path, source })
     }
-
-    /// The names in a folder, sorted.
-    ///
-    /// # Errors
-    /// [`ReadError`] with the path and the kernel's answer.
-    pub fn list(&self, relative: &str) -> Result<Vec<String>, ReadError> {
-        let path = self.path(relative)?;
-        let names = || -> io::Result<Vec<String>> {
-            let mut names = Vec::new();
-            for entry in fs::read_dir(&path)? {
-                if let Ok(name) = entry?.file_name().into_string() {
-                    names.push(name);
-                }
-            }
-            names.sort_unstable();
-            Ok(names)
-        };
-        names().map_err(|source| ReadError { path: path.clone(), source })
-    }
 }
 
 /// A folder under the root, held open: the way to it is walked once, and a file in it is opened from
@@ -188,6 +174,25 @@ impl Folder {
         let file = openat(&self.file, plain(relative)?, flags, Mode::empty());
         let line = file.map_err(io::Error::from).and_then(|file| read_line(file.into()));
         line.map_err(|source| ReadError { path: self.path.join(relative), source })
+    }
+
+    /// The names in it that are numbers, ascending. It reads on from where it was read last, so this is
+    /// for a folder just opened.
+    ///
+    /// # Errors
+    /// [`ReadError`] with the path and the kernel's answer.
+    pub fn numbers(&self) -> Result<Vec<i32>, ReadError> {
+        let mut room = [MaybeUninit::uninit(); NAMES_BYTES];
+        let mut entries = RawDir::new(&self.file, &mut room);
+        let mut numbers = Vec::new();
+        while let Some(entry) = entries.next() {
+            let entry = entry
+                .map_err(|errno| ReadError { path: self.path.clone(), source: errno.into() })?;
+            numbers
+                .extend(entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+        }
+        numbers.sort_unstable();
+        Ok(numbers)
     }
 
     /// Its full path, root included.

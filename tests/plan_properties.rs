@@ -497,6 +497,14 @@ proptest! {
                 helpers: plan.emulator | plan.iothread_cpus,
             }).collect()
         };
+        // Plans anew for one that is attached, as it does when the others change.
+        let anew = |attached: &BTreeMap<usize, (Guest, Plan)>, at: usize| {
+            let (guest, before) = attached[&at].clone();
+            let neighbours = beside(attached, at);
+            let question = Question { guest, neighbours, held: before.held(), ..base.clone() };
+            let after = question.ask_for(&vm(at)).expect("others' comings and goings are no reason");
+            (question, before, after)
+        };
         for (at, guest) in wanted.into_iter().enumerate() {
             let question = Question { guest, neighbours: beside(&attached, at), ..base.clone() };
             if let Ok(plan) = question.ask_for(&vm(at)) {
@@ -505,14 +513,7 @@ proptest! {
             }
             // The others plan anew around it, and keep what they have.
             for at in attached.keys().copied().collect::<Vec<_>>() {
-                let (guest, before) = attached[&at].clone();
-                let question = Question {
-                    guest,
-                    neighbours: beside(&attached, at),
-                    held: before.held(),
-                    ..base.clone()
-                };
-                let after = question.ask_for(&vm(at)).expect("a neighbour's arrival is no reason");
+                let (question, before, after) = anew(&attached, at);
                 check(&question, &after)?;
                 prop_assert_eq!(before.held(), after.held());
                 attached.insert(at, (question.guest, after));
@@ -528,14 +529,7 @@ proptest! {
         for gone in leaving {
             attached.remove(&gone);
             for at in attached.keys().copied().collect::<Vec<_>>() {
-                let (guest, before) = attached[&at].clone();
-                let question = Question {
-                    guest,
-                    neighbours: beside(&attached, at),
-                    held: before.held(),
-                    ..base.clone()
-                };
-                let after = question.ask_for(&vm(at)).expect("room is no reason");
+                let (_, before, after) = anew(&attached, at);
                 prop_assert_eq!(before.held(), after.held());
                 prop_assert_eq!(before.exclusive, after.exclusive);
             }

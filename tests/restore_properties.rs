@@ -350,7 +350,7 @@ fn live(world: &World, journal: &mut Journal, events: &[Event]) {
     for event in events {
         match event {
             Event::Apply(wanted) => {
-                apply(world.bench(), journal, world.steps(wanted)).expect("apply");
+                apply(world.bench(), journal, None, world.steps(wanted)).expect("apply");
             }
             Event::Birth { parent, reuse } => world.birth(*parent, *reuse),
             Event::End(at) => world.end(*at),
@@ -381,7 +381,7 @@ fn die(world: &World, journal: &mut Journal, wanted: &[(Index, usize)], kill: Ki
         Kill::BetweenWrites(at) => at.index(number + 1),
         Kill::InNotes(_) => usize::MAX,
     };
-    apply(world.bench(), journal, steps).expect("apply");
+    apply(world.bench(), journal, None, steps).expect("apply");
     world.state.borrow_mut().writes_left = usize::MAX;
     let text = fs::read_to_string(&path).expect("the journal");
     let after = length(&path);
@@ -498,7 +498,7 @@ proptest! {
                 journal.append(vec![world.baseline()]).expect("append");
             }
             let steps = world.steps(&[(at, 1), (at, 2)]);
-            apply(world.bench(), &mut journal, steps).expect("apply");
+            apply(world.bench(), &mut journal, None, steps).expect("apply");
         }
         world.restore();
         world.check()?;
@@ -510,7 +510,7 @@ fn another_boot_or_process_is_not_touched() {
     let world = World::new(CPUSETS[0], &[None]);
     let mut journal = Journal::create(&world.journal(), &world.header()).expect("create");
     journal.append(vec![world.baseline()]).expect("append");
-    apply(world.bench(), &mut journal, vec![world.step(MAIN, set(OURS[1]))]).expect("apply");
+    apply(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))]).expect("apply");
     let moved = world.state.borrow().tasks[&MAIN].mask;
     let report = restore(&world.root, &world, "another-boot", &world.journal()).expect("readable");
     assert_eq!(report.nothing, Some(Nothing::OtherBoot));
@@ -532,7 +532,8 @@ fn masks_go_back_even_where_the_online_cpus_cannot_be_read() {
             None => fs::remove_file(file).expect("remove"),
             Some(text) => fs::write(file, text).expect("write"),
         }
-        apply(world.bench(), &mut journal, vec![world.step(MAIN, set(OURS[1]))]).expect("apply");
+        apply(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))])
+            .expect("apply");
         assert_eq!(world.restore().put_back, 1, "online: {online:?}");
         assert_eq!(world.state.borrow().tasks[&MAIN].mask, set(ONLINE));
     }

@@ -68,23 +68,21 @@ pub struct Bench<'a> {
     pub process: ProcessKey,
 }
 
-/// Carries out the steps in their order.
+/// Carries out the steps in their order. The baseline, where there is none yet, goes into the journal
+/// with them, and without them, too.
 ///
 /// # Errors
 /// [`JournalError`] where the undo could not be made durable; then nothing was written.
 pub fn apply(
     bench: Bench<'_>,
     journal: &mut Journal,
+    baseline: Option<Record>,
     steps: Vec<Step>,
 ) -> Result<Vec<Applied>, JournalError> {
-    if steps.is_empty() {
-        return Ok(Vec::new());
-    }
-    let intents: Vec<Record> = steps
+    let intents = steps
         .iter()
-        .map(|step| Record::Intent(Intent { thread: step.thread, from: step.from, to: step.to }))
-        .collect();
-    journal.append(intents)?;
+        .map(|step| Record::Intent(Intent { thread: step.thread, from: step.from, to: step.to }));
+    journal.append(baseline.into_iter().chain(intents).collect())?;
     let applied: Vec<Applied> = steps
         .into_iter()
         .map(|step| {

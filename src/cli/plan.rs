@@ -46,7 +46,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let first = discover::way_beside_supervisor(&settings.state, vm);
     let (location, limits) = (&settings.location, &settings.limits);
     let target = Target { vm, location, paths: &paths, first, limits };
-    let meanwhile = || read_topology(root).map_err(Failure::from);
+    let meanwhile = |_| read_topology(root).map_err(Failure::from);
     let (view, topology) = block_on(read_vm(&live, &Kernel, target, meanwhile))??;
     let boot_id = discover::boot_id(&live).map_err(|error| Failure::from_error(Kind::No, error))?;
     let guest = discover::guest(&view.roles);

@@ -18,7 +18,7 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     let first = way_beside_supervisor(&global.state(&root), &args.vm.vm);
     let target =
         Target { vm: &args.vm.vm, location: &location, paths: &paths, first, limits: &limits };
-    let nothing = || Ok::<_, VmError>(());
+    let nothing = |_| Ok::<_, VmError>(());
     let (view, ()) = block_on(read_vm(&root, &Kernel, target, nothing))??;
     let kind = view.channel.kind();
     let process = view.process;

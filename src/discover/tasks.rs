@@ -113,12 +113,16 @@ pub enum TasksError {
 /// # Errors
 /// [`TasksError::List`]: most likely the process is gone.
 pub fn list(root: &SysRoot, pid: Pid) -> Result<Vec<Tid>, TasksError> {
-    let names = root
-        .list(&task_folder(pid))
-        .map_err(|source| TasksError::List { pid, source: Box::new(source) })?;
-    let mut tids: Vec<Tid> = names.iter().filter_map(|name| name.parse().ok().map(Tid)).collect();
-    tids.sort_unstable();
-    Ok(tids)
+    open(root, pid).map(|(_, tids)| tids)
+}
+
+fn open(root: &SysRoot, pid: Pid) -> Result<(Folder, Vec<Tid>), TasksError> {
+    let opened = || {
+        let folder = root.folder(&task_folder(pid))?;
+        let tids = folder.numbers()?.into_iter().map(Tid).collect();
+        Ok((folder, tids))
+    };
+    opened().map_err(|source| TasksError::List { pid, source: Box::new(source) })
 }
 
 /// One thread as `/proc` and the scheduler have it.
@@ -197,10 +201,7 @@ pub fn scan(
         _ => (Vec::new(), Grips::default()),
     };
     let mut threads = Vec::new();
-    let tids = list(root, pid)?;
-    let folder = root
-        .folder(&task_folder(pid))
-        .map_err(|source| TasksError::List { pid, source: Box::new(source) })?;
+    let (folder, tids) = open(root, pid)?;
     for tid in tids {
         let stat = match lines.binary_search_by_key(&tid, |(tid, _)| *tid) {
             Ok(at) => std::mem::take(&mut lines[at].1),
@@ -222,14 +223,14 @@ pub fn scan(
 /// # Errors
 /// [`ReadError`] where a thread that is there could not be read.
 pub fn keys(root: &SysRoot, pid: Pid) -> Result<Vec<ThreadKey>, ReadError> {
-    let tids = match list(root, pid) {
-        Ok(tids) => tids,
+    let (folder, tids) = match open(root, pid) {
+        Ok(opened) => opened,
         Err(TasksError::List { source, .. }) if !source.is_gone() => return Err(*source),
         Err(_) => return Ok(Vec::new()),
     };
     let mut keys = Vec::with_capacity(tids.len());
     for tid in tids {
-        match task_stat(root, pid, tid) {
+        match stat_in(&folder, tid) {
             Ok(stat) => keys.push(ThreadKey { tid, start: stat.start }),
             Err(error) if error.is_gone() => {}
             Err(error) => return Err(error),

@@ -68,6 +68,12 @@ impl FirstSight {
         FirstSight { process: Cell::new(expected), ..FirstSight::default() }
     }
 
+    /// The process, once there was a peer.
+    fn process(&self, target: Target<'_>) -> Result<ProcessKey, ProcessError> {
+        let none = || ProcessError::NoPeer { socket: target.paths.shared.clone() };
+        self.process.get().ok_or_else(none)
+    }
+
     /// Reads the lines of the threads seen, and looks now and then whether QEMU has answered.
     async fn survey(&self, root: &SysRoot) -> Option<Survey> {
         let mut survey = Survey::begin(root, self.process.get()?.pid).ok()?;
@@ -117,7 +123,7 @@ pub struct Target<'a> {
 
 /// Finds the VM, asks it, and reads its threads. What there is to read is read while QEMU answers, a few
 /// threads at a time, so that an answer is taken within microseconds and the socket let go; `meanwhile`
-/// is done then, too.
+/// is done then, too, and told which process it is.
 ///
 /// # Errors
 /// [`VmError`], and those of `meanwhile`, which are not kept waiting for QEMU.
@@ -125,14 +131,15 @@ pub async fn read_vm<T, E: From<VmError>>(
     root: &SysRoot,
     sched: &dyn Sched,
     target: Target<'_>,
-    meanwhile: impl FnOnce() -> Result<T, E>,
+    meanwhile: impl FnOnce(ProcessKey) -> Result<T, E>,
 ) -> Result<(VmView, T), E> {
     let sight = Rc::new(FirstSight::of(expected(root, target).map_err(VmError::from)?));
     let asking = async { ask(root, target, &sight).await.map_err(E::from) };
     let reading = async {
         sight.accepted.notified().await;
         let survey = sight.survey(root).await;
-        Ok((survey, meanwhile()?))
+        let process = sight.process(target).map_err(VmError::from)?;
+        Ok((survey, meanwhile(process)?))
     };
     let (asked, (survey, done)) = both(asking, reading).await?;
     Ok((join(root, sched, target, &sight, asked, survey).await?, done))
@@ -168,10 +175,7 @@ async fn join(
     (mut channel, mut roles): (Channel, Roles),
     survey: Option<Survey>,
 ) -> Result<VmView, VmError> {
-    let process = sight
-        .process
-        .get()
-        .ok_or_else(|| ProcessError::NoPeer { socket: target.paths.shared.clone() })?;
+    let process = sight.process(target)?;
     let before = sight.before.take();
     let mut scan = tasks::scan(root, sched, process.pid, survey)?;
     let mut joined = tasks::identify(process, &before, &named(&roles), &scan);

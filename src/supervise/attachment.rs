@@ -69,7 +69,7 @@ impl<'a> Attachment<'a> {
             limits: &settings.limits,
         };
         // The host is read and the VM's lock taken while QEMU answers.
-        let meanwhile = || -> Result<_, StartError> {
+        let meanwhile = |process| -> Result<_, StartError> {
             let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
             settings.state.create()?;
             let mut lock = settings
@@ -79,13 +79,13 @@ impl<'a> Attachment<'a> {
             if let Some(process) = this_process(host.root) {
                 lock.sign(process);
             }
-            Ok((boot_id, lock, read_topology(host.root)?))
+            let resumed = resume(&settings, &boot_id, process)?;
+            let held = held(&settings, &boot_id, process);
+            Ok((boot_id, lock, resumed, held, read_topology(host.root)?))
         };
-        let (view, (boot_id, lock, topology)) =
+        let (view, (boot_id, lock, resumed, held, topology)) =
             read_vm(host.root, host.sched, target, meanwhile).await?;
         let VmView { process, channel, roles, identified, scan } = view;
-        let resumed = resume(&settings, &boot_id, process)?;
-        let held = held(&settings, &boot_id, process);
         let guest = discover::guest(&roles);
         let mut attachment = {
             let _lock = settings.state.lock_leases()?;
@@ -311,7 +311,7 @@ impl<'a> Attachment<'a> {
     fn mend(&mut self, mut scan: Scan) -> Result<LookReport, JournalError> {
         let grips = scan.take_grips();
         let observed = tasks::observe(self.process, scan, &self.identified);
-        self.remember_baseline(&observed.threads)?;
+        let baseline = self.first_baseline(&observed.threads);
         let looked = Looked {
             unnamed: observed.unidentified.iter().any(|key| may_be_named(*key, &observed.threads)),
             named_gone: self.identified.named_keys().any(|key| {
@@ -331,7 +331,7 @@ impl<'a> Attachment<'a> {
         self.settled = settled(&self.plan, &threads, &steps);
         let Host { root, sched } = self.host;
         let bench = Bench { root, sched, grips: &grips, process: self.process };
-        let applied = apply(bench, &mut self.journal, steps)?;
+        let applied = apply(bench, &mut self.journal, baseline, steps)?;
         for applied in &applied {
             if !applied.fell_short() {
                 self.settled.insert(applied.step.thread, applied.step.to);
@@ -341,14 +341,14 @@ impl<'a> Attachment<'a> {
     }
 
     /// Before the first write, all masks as they are.
-    fn remember_baseline(&mut self, threads: &[Thread]) -> Result<(), JournalError> {
+    fn first_baseline(&self, threads: &[Thread]) -> Option<Record> {
         if self.journal.memory().has_baseline() {
-            return Ok(());
+            return None;
         }
         let main = self.process.pid.main_thread();
         let main = threads.iter().find(|thread| thread.key.tid == main);
         let all: CpuSet = main.map_or(self.online, |thread| thread.allowed);
-        self.journal.append(vec![baseline(all, threads)])
+        Some(baseline(all, threads))
     }
 
     /// Finds kernel threads of the VM. It reads a line for each of the host's, so it is done when the

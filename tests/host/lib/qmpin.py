@@ -85,6 +85,14 @@ class Follower:
                 wrong.append(f"tid {tid} ({thread.comm}): on {mask}, planned {want[tid]}")
         return wrong
 
+    def parted(self, vm, plan: dict) -> list[str]:
+        """Every two siblings of the guest that are none on the host."""
+        if vm.threads_per_core != 2:
+            return []
+        cores = [min(cpulist.parse(row["cpus"])) // 2 for row in plan["vcpus"]]
+        pairs = zip(range(0, len(cores), 2), cores[::2], cores[1::2])
+        return [f"vCPUs {at} and {at + 1} are no siblings" for at, first, second in pairs if first != second]
+
     def moved(self, now: dict[tuple[int, int], threads.Thread]) -> list[str]:
         """Every thread of the host, of no attached VM, that is not where it was before."""
         attached = leased()
@@ -94,12 +102,11 @@ class Follower:
             if key in now and now[key].allowed != then.allowed and vm_of(then) not in attached
         ]
 
-    def check(self, vm, host, limit_s: float = LIMIT_S, siblings: bool = True) -> dict:
+    def check(self, vm, host, limit_s: float = LIMIT_S) -> dict:
         """The invariant of a VM that fits. Returns the plan.
 
         Every thread is in its place; a CPU for each vCPU; guest siblings on host siblings; vCPUs and helpers behind
-        different caches, where the host has more than one; no other thread of the host has moved. SIBLINGS=False where
-        an event has parted them.
+        different caches, where the host has more than one; no other thread of the host has moved.
         """
         self.settle(vm, limit_s)
         plan = self.plan()
@@ -107,10 +114,8 @@ class Follower:
         used = [cpu for place in places.values() for cpu in place]
         assert all(len(place) == 1 for place in places.values()), plan
         assert len(set(used)) == len(used), f"two vCPUs on one CPU: {plan}"
-        if siblings and vm.threads_per_core == 2:
-            for index in range(0, len(places) - 1, 2):
-                first, second = (next(iter(places[at])) for at in (index, index + 1))
-                assert first // 2 == second // 2, f"vCPUs {index} and {index + 1} are no siblings: {plan}"
+        parted = self.parted(vm, plan)
+        assert not parted, f"{parted}: {plan}"
         exclusive = cpulist.parse(plan["exclusive"])
         assert set(used) <= exclusive, plan
         helpers = cpulist.parse(plan["emulator"]).union(*(cpulist.parse(row["cpus"]) for row in plan["iothreads"]))
