@@ -41,22 +41,26 @@ pub fn main() -> ExitCode {
     // clap prints help to standard output with 0, and mistakes to standard error with 2.
     let args = Qmpin::parse();
     log::start(args.global.verbose, args.global.quiet);
-    std::panic::set_hook(Box::new(|panic| {
-        output::error(&format!(
-            "bug: {panic}\nhint: this is a mistake in qmpin; `qmpin detach` still puts everything back"
-        ));
-    }));
-    let ended = std::panic::catch_unwind(|| run(args));
-    let code = match ended {
-        Ok(Ok(Answer::Done)) => 0,
-        Ok(Ok(Answer::Partly)) => Kind::Partial.exit_code(),
-        Ok(Err(failure)) => {
+    std::panic::set_hook(Box::new(|panic| end_with_a_bug(&panic.to_string())));
+    let code = match run(args) {
+        Ok(Answer::Done) => 0,
+        Ok(Answer::Partly) => Kind::Partial.exit_code(),
+        Err(failure) => {
             output::error(&failure.report());
             failure.kind().exit_code()
         }
-        Err(_) => Kind::Bug.exit_code(),
     };
     ExitCode::from(code)
+}
+
+/// Ends the process where it is: it is built without unwinding, and nothing may go on after a mistake.
+/// What was written has its undo in the journal, as after SIGKILL.
+#[allow(clippy::exit)] // an abort would have the exit code of a signal
+fn end_with_a_bug(panic: &str) {
+    output::error(&format!(
+        "bug: {panic}\nhint: this is a mistake in qmpin; `qmpin detach` still puts everything back"
+    ));
+    std::process::exit(i32::from(Kind::Bug.exit_code()));
 }
 
 fn run(args: Qmpin) -> Result<Answer, Failure> {

@@ -22,9 +22,9 @@ use crate::figures::{Samples, Table};
 use crate::qemu::Accel;
 use crate::vm::{Vm, accel, await_placed, away_from_home, emulator_cpu, is_placed, stop, vcpu_cpu};
 
-const ROUNDS: usize = 60;
+const ROUNDS: usize = 200;
 /// The script takes its time, so it has every so many-th turn only.
-const SCRIPT_EVERY: usize = 6;
+const SCRIPT_EVERY: usize = 20;
 
 /// What hook scripts do for every vCPU: go through the names of all threads, and have `taskset` pin the
 /// one that is meant.
