@@ -87,7 +87,17 @@ fn home() -> CpuSet {
 
 /// Does something on the CPU that is not the VM's, and so do programs that it starts.
 pub(crate) fn away_from_home<T>(what: impl FnOnce() -> T) -> T {
-    Kernel.set_affinity(Tid(0), &CpuSet::single(vcpu_cpu())).unwrap();
+    on_one(vcpu_cpu(), what)
+}
+
+/// Does something on the VM's CPU. An observer belongs there: on the CPU of a program that works on
+/// after its last write, it is not woken until that program has had its time.
+pub(crate) fn at_home<T>(what: impl FnOnce() -> T) -> T {
+    on_one(emulator_cpu(), what)
+}
+
+fn on_one<T>(cpu: CpuId, what: impl FnOnce() -> T) -> T {
+    Kernel.set_affinity(Tid(0), &CpuSet::single(cpu)).unwrap();
     let result = what();
     Kernel.set_affinity(Tid(0), &all_cpus()).unwrap();
     result
