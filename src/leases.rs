@@ -11,6 +11,7 @@
 //! The files are the truth; there is no daemon. A lease whose QEMU process is gone is dead, and
 //! whoever comes next sweeps it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, VcpuIndex, VmName};
+use crate::policy::Knob;
 use crate::sysroot::read_bounded;
 use crate::threads::ProcessKey;
 
@@ -53,6 +55,9 @@ pub struct Lease {
     pub iothreads: CpuSet,
     /// Where each vCPU is.
     pub vcpus: Vec<(VcpuIndex, CpuId)>,
+    /// What else is to be done about its CPUs.
+    #[serde(default)]
+    pub knobs: BTreeSet<Knob>,
 }
 
 /// Why the state folder could not be used.
@@ -324,6 +329,7 @@ mod tests {
             emulator: "0".parse().expect("cpus"),
             iothreads: "0".parse().expect("cpus"),
             vcpus: vec![],
+            knobs: BTreeSet::new(),
         }
     }
 

@@ -11,7 +11,7 @@ use crate::error::{Failure, Kind};
 use crate::ids::VmName;
 use crate::leases::StateDir;
 use crate::policy::{
-    ChannelChoice, CpuChoice, Fragment, Origin, Overflow, Policy, Sharing, Sourced,
+    ChannelChoice, CpuChoice, Fragment, Level, Origin, Overflow, Policy, Sharing, Sourced,
 };
 use crate::qmp::Limits;
 use crate::sysroot::SysRoot;
@@ -122,6 +122,9 @@ pub(super) struct PolicyArgs {
     /// How QEMU is asked
     #[arg(long, value_enum)]
     channel: Option<ChannelChoice>,
+    /// How alone the VM is to be on its CPUs
+    #[arg(long, value_enum)]
+    isolation: Option<Level>,
 }
 
 fn choice(text: &str) -> Result<CpuChoice, String> {
@@ -147,6 +150,7 @@ impl PolicyArgs {
             share: flag(self.share.then_some(Sharing::Wrap), "--share"),
             overflow: flag(self.overflow, "--overflow"),
             channel: flag(self.channel, "--channel"),
+            isolation: flag(self.isolation, "--isolation"),
             ..Fragment::default()
         }
     }

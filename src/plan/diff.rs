@@ -7,6 +7,7 @@
 use super::Plan;
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
+use crate::policy::Level;
 use crate::threads::{Role, Thread, ThreadKey};
 
 /// One change to make.
@@ -27,6 +28,9 @@ pub struct Step {
 /// The CPUs a thread belongs on by the plan; `None`: it is left alone.
 #[must_use]
 pub fn desired(plan: &Plan, role: &Role) -> Option<CpuSet> {
+    if plan.isolation == Level::None {
+        return None;
+    }
     match role {
         Role::Vcpu(index) => plan.vcpu(*index),
         Role::Iothread(_) => Some(plan.iothread_cpus),

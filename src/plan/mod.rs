@@ -28,7 +28,7 @@ pub use report::{Finding, Placed, Verdict, Why, counted, cpus_in_words};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, IothreadId, VcpuIndex, VmName};
-use crate::policy::{CpuChoice, Origin, Overflow, Policy, Sharing};
+use crate::policy::{CpuChoice, Level, Origin, Overflow, Policy, Sharing};
 use crate::topology::Topology;
 use housekeeping::{Claims, whole_cores};
 use machine::Group;
@@ -126,6 +126,8 @@ pub struct Plan {
     pub exclusive: CpuSet,
     /// Online CPUs that are no VM's.
     pub housekeeping: CpuSet,
+    /// How alone the VM is to be there.
+    pub isolation: Level,
     /// A finding per rule.
     pub report: Vec<Finding>,
 }
@@ -286,6 +288,7 @@ fn finish(
         emulator: emulator.cpus,
         exclusive,
         housekeeping,
+        isolation: request.policy.vm.isolation.value,
         report: Vec::new(),
     };
     plan.report =

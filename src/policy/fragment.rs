@@ -1,12 +1,13 @@
 //! One policy file (or the flags) as written: every key optional, every value with its line.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ChannelChoice, CpuChoice, Origin, Overflow, Sharing, Sourced};
+use super::{ChannelChoice, CpuChoice, Knob, Level, Origin, Overflow, Sharing, Sourced};
 use crate::cpuset::CpuSet;
 
 /// The longest check interval taken, in seconds.
@@ -46,6 +47,8 @@ pub struct Fragment {
     pub overflow: Option<Sourced<Overflow>>,
     pub channel: Option<Sourced<ChannelChoice>>,
     pub check_interval: Option<Sourced<Duration>>,
+    pub isolation: Option<Sourced<Level>>,
+    pub knobs: BTreeMap<Knob, Sourced<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +62,15 @@ struct RawFile {
     overflow: Option<Spanned<Overflow>>,
     channel: Option<Spanned<ChannelChoice>>,
     check_interval_s: Option<Spanned<u64>>,
+    isolation: Option<Spanned<Level>>,
+    partition: Option<Spanned<bool>>,
+    irqs: Option<Spanned<bool>>,
+    kthreads: Option<Spanned<bool>>,
+    workqueues: Option<Spanned<bool>>,
+    reonline: Option<Spanned<bool>>,
+    power: Option<Spanned<bool>>,
+    noise: Option<Spanned<bool>>,
+    core_sched: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -141,8 +153,22 @@ impl Fragment {
                 .keep(raw.share, |share| if share { Sharing::Wrap } else { Sharing::Refuse }),
             overflow: source.keep(raw.overflow, |value| value),
             channel: source.keep(raw.channel, |value| value),
+            isolation: source.keep(raw.isolation, |value| value),
             ..Fragment::default()
         };
+        for (knob, value) in [
+            (Knob::Partition, raw.partition),
+            (Knob::Irqs, raw.irqs),
+            (Knob::Kthreads, raw.kthreads),
+            (Knob::Workqueues, raw.workqueues),
+            (Knob::Reonline, raw.reonline),
+            (Knob::Power, raw.power),
+            (Knob::Noise, raw.noise),
+            (Knob::CoreSched, raw.core_sched),
+        ] {
+            let value = source.keep(value, |value| value);
+            fragment.knobs.extend(value.map(|value| (knob, value)));
+        }
         if let Some(seconds) = raw.check_interval_s {
             if !(1..=CHECK_INTERVAL_S_MAX).contains(seconds.get_ref()) {
                 let reason = format!(
@@ -195,6 +221,17 @@ mod tests {
             assert!(error.reason.contains(reason), "{text:?}: {error}");
             assert!(error.to_string().starts_with("/etc/qmpin/x.toml:"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_knob_of_its_own_wins_over_the_level() {
+        let of = |text| Policy::merge([parse(text, FileKind::Vm).expect("good")]).vm.wanted_knobs();
+        assert_eq!(of(""), Level::Exclusive.knobs());
+        assert_eq!(of("isolation = \"pinned\"\nirqs = true\n"), [Knob::Irqs].into());
+        let strict = of("isolation = \"strict\"\nreonline = false\n");
+        assert!(!strict.contains(&Knob::Reonline) && strict.contains(&Knob::Noise));
+        let error = parse("isolation = \"total\"\n", FileKind::Vm).expect_err("no such level");
+        assert!(error.reason.contains("`total`"), "{error}");
     }
 
     #[test]

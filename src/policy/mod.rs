@@ -9,13 +9,16 @@
 //! ```
 
 mod fragment;
+mod isolation;
 mod values;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 pub use fragment::{FileKind, Fragment, PolicyError};
+pub use isolation::{Knob, Level};
 pub use values::{ChannelChoice, CpuChoice, Overflow, Sharing};
 
 use crate::cpuset::CpuSet;
@@ -94,6 +97,22 @@ pub struct VmPolicy {
     pub channel: Sourced<ChannelChoice>,
     /// How often the masks are compared with the plan when nothing else gives cause.
     pub check_interval: Sourced<Duration>,
+    /// How alone it is to be on its CPUs.
+    pub isolation: Sourced<Level>,
+    /// Knobs that are set on their own, whatever the level says.
+    pub knobs: BTreeMap<Knob, Sourced<bool>>,
+}
+
+impl VmPolicy {
+    /// The knobs that are wanted: the level's, but for those that are set on their own.
+    #[must_use]
+    pub fn wanted_knobs(&self) -> BTreeSet<Knob> {
+        let of_level = self.isolation.value.knobs();
+        let is_wanted = |knob: &Knob| {
+            self.knobs.get(knob).map_or_else(|| of_level.contains(knob), |own| own.value)
+        };
+        Knob::ALL.into_iter().filter(is_wanted).collect()
+    }
 }
 
 /// The merged policy for one VM on this host.
@@ -119,6 +138,8 @@ impl Default for Policy {
                 share: Sourced::default(Sharing::Refuse),
                 overflow: Sourced::default(Overflow::Shared),
                 channel: Sourced::default(ChannelChoice::Auto),
+                isolation: Sourced::default(Level::Exclusive),
+                knobs: BTreeMap::new(),
                 check_interval: Sourced::default(Duration::from_secs(CHECK_INTERVAL_S_DEFAULT)),
             },
         }
@@ -140,6 +161,8 @@ impl Policy {
             lay(&mut policy.vm.overflow, fragment.overflow);
             lay(&mut policy.vm.channel, fragment.channel);
             lay(&mut policy.vm.check_interval, fragment.check_interval);
+            lay(&mut policy.vm.isolation, fragment.isolation);
+            policy.vm.knobs.extend(fragment.knobs);
         }
         policy
     }

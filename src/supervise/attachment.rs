@@ -304,6 +304,7 @@ impl<'a> Attachment<'a> {
             emulator: self.plan.emulator,
             iothreads: self.plan.iothread_cpus,
             vcpus: self.plan.held().into_iter().collect(),
+            knobs: self.settings.policy.vm.wanted_knobs(),
         })
     }
 

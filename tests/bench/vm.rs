@@ -157,7 +157,7 @@ impl Vm {
     /// `qmpin attach`, with vCPUs and iothreads on one CPU and the emulator on another.
     pub(crate) fn attach(&self) -> Command {
         let mut attach = self.qmpin("attach");
-        attach.args(["--share", "--vcpus", &vcpu_cpu().to_string()]);
+        attach.args(["--isolation", "pinned", "--share", "--vcpus", &vcpu_cpu().to_string()]);
         attach.args(["--iothreads", &vcpu_cpu().to_string()]);
         attach.args(["--emulator", &emulator_cpu().to_string()]);
         attach

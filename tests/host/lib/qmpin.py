@@ -136,16 +136,16 @@ class Attached(Follower):
     """`qmpin attach VMID`, followed as systemd follows a unit of Type=notify.
 
     CHECK_INTERVAL_S is qmpin's own setting: 1 to be quick where only its slow timer can see what happened, a great one to
-    show that it does not need the timer.
+    show that it does not need the timer. ISOLATION is its level: with "pinned" nothing of the host changes but the VM.
     """
 
-    def __init__(self, vmid: int, *flags: str, check_interval_s: int | None = None):
+    def __init__(self, vmid: int, *flags: str, check_interval_s: int | None = None, isolation: str = "pinned"):
         self._dir = tempfile.TemporaryDirectory(prefix="qmpin-")
         self.folder = Path(self._dir.name)
         if check_interval_s is not None:
             (self.folder / "qmpin.toml").write_text(f"check_interval_s = {check_interval_s}\n")
             flags = (*flags, "--config-dir", str(self.folder))
-        super().__init__(vmid, *flags)
+        super().__init__(vmid, "--isolation", isolation, *flags)
         self.code: int | None = None
         self.said: dict[str, str] = {}
 
@@ -218,7 +218,7 @@ class Unit(Follower):
 [Service]
 Type=notify
 NotifyAccess=main
-ExecStart=/job/bin/qmpin attach %i
+ExecStart=/job/bin/qmpin attach %i --isolation pinned
 ExecStopPost=/job/bin/qmpin detach %i
 ExecStopPost=-/bin/sh -c 'cat /proc/$(cat /run/qemu-server/%i.pid)/task/*/status >/run/qtest/stopped-%i'
 WatchdogSec={watchdog_s}
