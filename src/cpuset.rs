@@ -141,6 +141,22 @@ impl CpuSet {
         groups[first..].join(",")
     }
 
+    /// Reads a cpumask as the kernel writes it; `None`: it is none, or names more CPUs than are handled.
+    #[must_use]
+    pub fn parse_cpumask(text: &str) -> Option<CpuSet> {
+        let mut words = [0u64; WORDS];
+        for (at, group) in text.trim().rsplit(',').enumerate() {
+            let fits = (1..=8).contains(&group.len());
+            let bits = u64::from_str_radix(group, 16).ok().filter(|_| fits)?;
+            match words.get_mut(at / 2) {
+                Some(word) => *word |= bits << (at % 2 * 32),
+                None if bits == 0 => {}
+                None => return None,
+            }
+        }
+        Some(CpuSet { words })
+    }
+
     /// Reads a cpulist as the kernel writes and reads it (`lib/bitmap-str.c`): comma-separated
     /// numbers and ranges, ranges with an optional `:used/group` stride. White space around the
     /// whole is ignored; an empty text is the empty set.

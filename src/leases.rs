@@ -129,6 +129,12 @@ impl StateDir {
         self.path.join(format!("{vm}.journal"))
     }
 
+    /// Where the host's journal is. No VM can have that name.
+    #[must_use]
+    pub fn host_journal_path(&self) -> PathBuf {
+        self.path.join(".host.journal")
+    }
+
     fn lease_path(&self, vm: &VmName) -> PathBuf {
         self.path.join(format!("{vm}.lease"))
     }

@@ -7,6 +7,7 @@
 pub mod cpuset;
 pub mod error;
 pub mod ids;
+pub mod places;
 pub mod policy;
 pub mod threads;
 pub mod topology;

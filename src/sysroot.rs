@@ -5,7 +5,7 @@
 //! files of a bounded size and says, for each that it could not read, which one and why.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::mem::MaybeUninit;
 use std::path::{Component, Path, PathBuf};
 
@@ -153,6 +153,23 @@ impl SysRoot {
     pub fn read_attribute(&self, relative: &str) -> Result<String, ReadError> {
         let path = self.path(relative)?;
         read_attribute(&path).map_err(|source| ReadError { path, source })
+    }
+
+    /// Writes one value into a file of the kernel's: one open, one write, no newline added.
+    ///
+    /// # Errors
+    /// [`ReadError`] with the path and the kernel's answer. A file that is not there is not made.
+    pub fn write_value(&self, relative: &str, text: &str) -> Result<(), ReadError> {
+        let path = self.path(relative)?;
+        let written = fs::OpenOptions::new().write(true).truncate(true).open(&path).and_then(
+            // A kernel's file takes a value in one write or not at all.
+            |mut file| file.write(text.as_bytes()),
+        );
+        match written {
+            Ok(length) if length == text.len() => Ok(()),
+            Ok(_) => Err(ReadError { path, source: io::ErrorKind::WriteZero.into() }),
+            Err(source) => Err(ReadError { path, source }),
+        }
     }
 }
 

@@ -8,8 +8,11 @@
 //! be written stops everything, before the first write.
 
 mod affinity;
+mod host;
 
 use std::io;
+
+pub use host::{HostApplied, HostOutcome, apply_host};
 
 use crate::cpuset::CpuSet;
 use crate::discover::Grips;

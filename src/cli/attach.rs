@@ -25,7 +25,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     }
     let host = Host { root: &root, sched: &Kernel };
     if args.once {
-        let (plan, report) = block_on(attach_once(host, settings))??;
+        let (plan, report, isolated) = block_on(attach_once(host, settings))??;
         let refused: Vec<&Applied> =
             report.applied.iter().filter(|applied| applied.fell_short()).collect();
         output::text(&format!(
@@ -40,7 +40,8 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         for applied in &refused {
             output::text(&format!("  refused: {}\n", refusal(applied)))?;
         }
-        return Ok(if refused.is_empty() { Answer::Done } else { Answer::Partly });
+        let whole = refused.is_empty() && !isolated.fell_short();
+        return Ok(if whole { Answer::Done } else { Answer::Partly });
     }
     let vm = settings.vm.clone();
     let ended = block_on(follow(host, settings))??;

@@ -2,14 +2,15 @@
 
 use super::args::{DetachArgs, Global};
 use super::{Answer, output};
+use crate::apply::HostApplied;
 use crate::discover::boot_id;
 use crate::error::{Failure, Kind};
 use crate::ids::VmName;
 use crate::leases::StateDir;
-use crate::render::restore_lines;
+use crate::render::{host_lines, restore_lines};
 use crate::restore::Nothing;
 use crate::sched::Kernel;
-use crate::supervise::{Host, Supervised, end_supervisor, give_back};
+use crate::supervise::{Host, Supervised, end_supervisor, give_back, settle_host};
 use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure> {
@@ -22,6 +23,16 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
         None => state.vms().map_err(Failure::from)?,
     };
     let mut answer = Answer::Done;
+    if vms.is_empty() && state.path().exists() {
+        // A qmpin that was killed between its lease's end and the host's.
+        let applied = settle_host(host, &state, &boot_id).map_err(Failure::from)?;
+        for line in host_lines(&applied) {
+            output::text(&format!("{line}\n"))?;
+        }
+        if applied.iter().any(HostApplied::is_left_changed) {
+            answer = Answer::Partly;
+        }
+    }
     let mut failures = Vec::new();
     for vm in vms {
         // One VM's trouble is no reason to leave the others attached.

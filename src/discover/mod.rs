@@ -5,6 +5,8 @@
 
 mod grips;
 mod host;
+mod host_view;
+mod interrupts;
 mod policy;
 mod process;
 mod stat;
@@ -19,6 +21,8 @@ use crate::sysroot::ReadError;
 
 pub use grips::Grips;
 pub use host::{all_leases, boot_id, live_leases, online_cpus, way_beside_supervisor};
+pub use host_view::{read_host_view, read_place};
+pub use interrupts::{Interrupt, interrupts};
 pub use policy::{PolicyFileError, load_policy};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use topology::read_topology;

@@ -14,6 +14,9 @@ const PF_IO_WORKER: u32 = 0x0000_0010;
 /// A kernel worker that runs in a user process, such as vhost since Linux 6.4 (`PF_USER_WORKER`).
 const PF_USER_WORKER: u32 = 0x0000_4000;
 
+/// A thread whose mask is not to be set from outside (`PF_NO_SETAFFINITY`).
+const PF_NO_SETAFFINITY: u32 = 0x0400_0000;
+
 /// What the line says of a thread.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(super) struct Stat {
@@ -32,6 +35,10 @@ impl Stat {
 
     pub(super) fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
+    }
+
+    pub(super) fn is_bound(&self) -> bool {
+        self.flags & PF_NO_SETAFFINITY != 0
     }
 
     pub(super) fn is_io_worker(&self) -> bool {

@@ -11,26 +11,24 @@
 //! A line is an intention: after a crash it may or may not have been carried out, and `restore` tells
 //! by looking. A torn last line was never followed by a write, so it is dropped.
 
+mod host;
+mod lines;
 mod memory;
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
+pub use host::{HOST_SCHEMA, HostJournal, HostMemory, HostRecord};
+use lines::{Lines, Read};
 pub use memory::Memory;
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid, VmName};
-use crate::sysroot::read_bounded;
 use crate::threads::{ProcessKey, ThreadKey};
 
 /// The schema of the first line.
 pub const SCHEMA: &str = "qmpin.journal/1";
-
-/// The longest journal that is read: a VM of 4,096 vCPUs replanned some hundred times.
-const BYTES_MAX: u64 = 64 << 20;
 
 /// The first line.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -123,10 +121,7 @@ pub enum JournalError {
 /// A journal open for writing.
 #[derive(Debug)]
 pub struct Journal {
-    file: File,
-    path: PathBuf,
-    /// Where the last whole append ended: a failed one is cut off there.
-    end: u64,
+    lines: Lines,
     memory: Memory,
 }
 
@@ -136,23 +131,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; also where the file exists already.
     pub fn create(path: &Path, header: &Header) -> Result<Journal, JournalError> {
-        let fail = io_error("create", path);
-        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
-        let mut journal = Journal {
-            file: file.map_err(fail)?,
-            path: path.to_owned(),
-            end: 0,
-            memory: Memory::default(),
-        };
-        let started = journal.append_line(header).and_then(|()| {
-            // The file's name must be as durable as its lines.
-            let folder = path.parent().unwrap_or(Path::new("."));
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
-        });
-        if started.is_err() {
-            let _ = std::fs::remove_file(path);
-        }
-        started.map(|()| journal)
+        Ok(Journal { lines: Lines::create(path, header)?, memory: Memory::default() })
     }
 
     /// Goes on with the journal of an earlier run: a torn last line is cut off.
@@ -160,12 +139,9 @@ impl Journal {
     /// # Errors
     /// [`JournalError`] where the file cannot be read or is no journal.
     pub fn resume(path: &Path) -> Result<(Journal, Header), JournalError> {
-        let fail = io_error("open", path);
-        let (content, whole) = read_whole(path)?;
-        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
-        file.set_len(whole).map_err(fail)?;
-        let memory = Memory::of(&content.records);
-        Ok((Journal { file, path: path.to_owned(), end: whole, memory }, content.header))
+        let read = read_lines(path)?;
+        let lines = Lines::resume(path, &read)?;
+        Ok((Journal { lines, memory: Memory::of(&read.records) }, read.header))
     }
 
     /// What is in it.
@@ -187,39 +163,10 @@ impl Journal {
         if records.is_empty() {
             return Ok(());
         }
-        let mut lines = Vec::with_capacity(records.len() * 128);
-        for record in &records {
-            self.encode(&mut lines, record)?;
-        }
-        self.append_bytes(&lines)?;
+        self.lines.append(&records)?;
         for record in &records {
             self.memory.add(record);
         }
-        Ok(())
-    }
-
-    fn append_line(&mut self, line: &impl Serialize) -> Result<(), JournalError> {
-        let mut bytes = Vec::new();
-        self.encode(&mut bytes, line)?;
-        self.append_bytes(&bytes)
-    }
-
-    fn encode(&self, bytes: &mut Vec<u8>, line: &impl Serialize) -> Result<(), JournalError> {
-        serde_json::to_writer(&mut *bytes, line)
-            .map_err(|error| io_error("write", &self.path)(error.into()))?;
-        bytes.push(b'\n');
-        Ok(())
-    }
-
-    fn append_bytes(&mut self, bytes: &[u8]) -> Result<(), JournalError> {
-        let written = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
-        if let Err(source) = written {
-            // A full /run leaves half a line; cut it off, so that later lines stay whole.
-            let _ = self.file.set_len(self.end);
-            let _ = self.file.seek(io::SeekFrom::End(0));
-            return Err(io_error("write", &self.path)(source));
-        }
-        self.end += bytes.len() as u64;
         Ok(())
     }
 }
@@ -230,43 +177,10 @@ impl Journal {
 /// [`JournalError`] where the file cannot be read or its first line is not a journal's. A line in
 /// the middle that is no record is not an error: it is listed, and the rest still counts.
 pub fn read(path: &Path) -> Result<Content, JournalError> {
-    read_whole(path).map(|(content, _)| content)
+    let Read { header, records, unreadable_lines, .. } = read_lines(path)?;
+    Ok(Content { header, records, unreadable_lines })
 }
 
-fn read_whole(path: &Path) -> Result<(Content, u64), JournalError> {
-    let text = read_bounded(path, BYTES_MAX).map_err(io_error("read", path))?;
-    let whole = text.rfind('\n').map_or(0, |at| at + 1);
-    let mut lines = text[..whole].lines();
-    let not_a_journal =
-        |reason: String| JournalError::NotAJournal { path: path.to_owned(), reason };
-    let Some(first) = lines.next() else {
-        return Err(if is_torn_header(&text) {
-            JournalError::NeverBegun { path: path.to_owned() }
-        } else {
-            not_a_journal("it has no first line".to_owned())
-        });
-    };
-    let header: Header =
-        serde_json::from_str(first).map_err(|error| not_a_journal(error.to_string()))?;
-    if header.schema != SCHEMA {
-        return Err(not_a_journal(format!("its schema is {}", header.schema)));
-    }
-    let mut content = Content { header, records: Vec::new(), unreadable_lines: Vec::new() };
-    for (at, line) in lines.enumerate() {
-        match serde_json::from_str(line) {
-            Ok(record) => content.records.push(record),
-            Err(_) => content.unreadable_lines.push(at + 2),
-        }
-    }
-    Ok((content, whole as u64))
-}
-
-/// Whether this may be the beginning of a header, and no more.
-fn is_torn_header(text: &str) -> bool {
-    let start = format!("{{\"schema\":\"{SCHEMA}\"");
-    start.starts_with(text) || text.starts_with(&start)
-}
-
-fn io_error(action: &'static str, path: &Path) -> impl Fn(io::Error) -> JournalError + Copy {
-    move |source| JournalError::Io { action, path: path.to_owned(), source }
+fn read_lines(path: &Path) -> Result<Read<Header, Record>, JournalError> {
+    lines::read(path, SCHEMA, |header: &Header| &header.schema)
 }

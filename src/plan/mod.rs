@@ -7,6 +7,7 @@
 //!                                                                      extension.rs (hotplug)
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
 //!   diff         ─▶ Plan × observed masks → steps                      diff.rs
+//!   host         ─▶ all leases → what the rest of the host should be   host/
 //! ```
 //!
 //! Ties are broken by the order of cores, never by CPU numbers as such: renumbering the CPUs only
@@ -16,6 +17,7 @@ pub mod diff;
 mod extension;
 mod groups;
 mod helpers;
+pub mod host;
 mod housekeeping;
 mod machine;
 mod report;

@@ -16,7 +16,7 @@ mod words;
 pub use owners::Owners;
 pub use paint::Color;
 pub use plan::{Explain, PlanDocument, plan_text};
-pub use restore::restore_lines;
+pub use restore::{host_lines, restore_lines};
 pub use threads::ThreadsDocument;
 pub use topology::{Picture, TopologyDocument};
 pub use words::{printable, thread_in_words};

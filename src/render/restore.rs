@@ -1,26 +1,24 @@
 //! What a restore has come to, in sentences.
 
+use crate::apply::{HostApplied, HostOutcome};
 use crate::ids::VmName;
+use crate::plan::host::diff::HostStep;
 use crate::restore::{Nothing, RestoreReport};
 
 /// One line per thing worth saying.
 #[must_use]
 pub fn restore_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
+    let nothing = |why| vec![format!("VM {vm}: nothing to put back, {why}")];
     let mut lines = match report.nothing {
-        Some(Nothing::NeverAttached) => {
-            return vec![format!("VM {vm}: nothing to put back, it is not attached")];
-        }
-        Some(Nothing::OtherBoot) => {
-            return vec![format!("VM {vm}: nothing to put back, it was attached before a reboot")];
-        }
-        Some(Nothing::ProcessGone) => {
-            return vec![format!("VM {vm}: nothing to put back, its QEMU has ended")];
-        }
+        Some(Nothing::NeverAttached) => nothing("it is not attached"),
+        Some(Nothing::OtherBoot) => nothing("it was attached before a reboot"),
+        Some(Nothing::ProcessGone) => nothing("its QEMU has ended"),
         None => vec![format!(
             "VM {vm}: {} threads put back, {} were as before",
             report.put_back, report.unchanged
         )],
     };
+    lines.extend(host_lines(&report.host));
     for foreign in &report.foreign {
         lines.push(format!(
             "VM {vm}: thread {} was moved to {} by somebody else and is left there (before qmpin: {})",
@@ -35,6 +33,33 @@ pub fn restore_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
     }
     for line in &report.unreadable_lines {
         lines.push(format!("VM {vm}: line {line} of its journal cannot be read and was left out"));
+    }
+    lines
+}
+
+/// What became of places of the host, the many that went well in one line.
+#[must_use]
+pub fn host_lines(applied: &[HostApplied]) -> Vec<String> {
+    let mut put_back = 0;
+    let mut lines = Vec::new();
+    for HostApplied { step, outcome } in applied {
+        match (step, outcome) {
+            (HostStep::PutBack { .. }, HostOutcome::Done) => put_back += 1,
+            (HostStep::PutBack { place, to, .. }, HostOutcome::Refused { error }) => {
+                lines.push(format!("host: {place} could not be put back to {to}: {error}"));
+            }
+            (HostStep::PutBack { place, to, .. }, HostOutcome::Narrowed { to: now }) => {
+                lines.push(format!("host: {place} was put back to {to}, and the kernel made it {now}"));
+            }
+            (HostStep::LeaveAlone { place, found, before }, _) => lines.push(format!(
+                "host: {place} was made {found} by somebody else and is left so (before qmpin: {before})"
+            )),
+            _ => {}
+        }
+    }
+    if put_back > 0 {
+        let s = if put_back == 1 { "" } else { "s" };
+        lines.insert(0, format!("host: {put_back} setting{s} put back"));
     }
     lines
 }

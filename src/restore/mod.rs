@@ -18,6 +18,7 @@ use std::path::Path;
 
 pub use decide::{Decision, decide};
 
+use crate::apply::HostApplied;
 use crate::cpuset::{CPUS_MAX, CpuSet};
 use crate::discover::{self, lives, tasks};
 use crate::ids::CpuId;
@@ -41,6 +42,8 @@ pub struct RestoreReport {
     pub foreign: Vec<ForeignChange>,
     /// Threads that could not be put back.
     pub failed: Vec<FailedRestore>,
+    /// Places of the host that nobody needs changed any more, and what became of them.
+    pub host: Vec<HostApplied>,
     /// Lines of the journal that could not be read.
     pub unreadable_lines: Vec<usize>,
     /// Why there was nothing to put back, where that is so.
@@ -99,7 +102,7 @@ impl RestoreReport {
     /// Whether all is back that could be: the journal may go.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.failed.is_empty()
+        self.failed.is_empty() && self.host.iter().all(|applied| !applied.is_left_changed())
     }
 }
 

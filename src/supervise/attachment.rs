@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::host_knobs::{HostKnobs, HostReport};
 use super::leasing::{held, neighbours, new_journal, resume, sweep};
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Follow, Host, Settings, channel_paths};
@@ -45,6 +46,7 @@ pub struct Attachment<'a> {
     journal: Journal,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
+    host_knobs: HostKnobs,
     drift_total: u64,
     since_unix_s: u64,
     // Dropped last: until then nobody else may become this VM's supervisor.
@@ -119,6 +121,7 @@ impl<'a> Attachment<'a> {
                 stale: None,
                 journal,
                 settled: BTreeMap::new(),
+                host_knobs: HostKnobs::default(),
                 drift_total: 0,
                 since_unix_s: unix_now_s(),
                 lock,
@@ -222,18 +225,33 @@ impl<'a> Attachment<'a> {
         Ok(LookReport { plan_failed, ..self.mend(scan)? })
     }
 
+    /// Keeps the rest of the host off the VM's CPUs, as far as its policy wants that.
+    ///
+    /// # Errors
+    /// [`StartError`]. The VM's own threads stay where they are.
+    pub fn isolate(&mut self) -> Result<HostReport, StartError> {
+        let state = &self.settings.state;
+        let leases = state.lock_leases()?;
+        HostKnobs::remember(self.host, state, &self.boot_id, &leases)?;
+        Ok(self.host_knobs.reconcile(self.host, state, &self.boot_id, &leases)?)
+    }
+
     /// Puts everything back and lets go.
     ///
     /// # Errors
     /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
     /// report.
     pub fn finish(self) -> Result<RestoreReport, StartError> {
-        let Attachment { host, settings, process, journal, lock, .. } = self;
+        let Attachment { host, settings, boot_id, process, journal, mut host_knobs, lock, .. } =
+            self;
         // From what is in mind, and not from the file: somebody may have removed the folder.
-        let report = restore_process(host.root, host.sched, process, journal.memory())?;
-        if report.is_complete() && settings.state.path().exists() {
-            let _lock = settings.state.lock_leases()?;
-            settings.state.forget(&settings.vm)?;
+        let mut report = restore_process(host.root, host.sched, process, journal.memory())?;
+        if settings.state.path().exists() {
+            let leases = settings.state.lock_leases()?;
+            if report.is_complete() {
+                settings.state.forget(&settings.vm)?;
+            }
+            report.host = host_knobs.reconcile(host, &settings.state, &boot_id, &leases)?.applied;
         }
         drop(lock);
         Ok(report)

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::host_knobs::HostKnobs;
 use super::settings::{Host, Settings};
 use super::start_error::StartError;
 use crate::discover;
@@ -121,10 +122,11 @@ pub fn give_back(
     vm: &VmName,
     boot_id: &str,
 ) -> Result<RestoreReport, StartError> {
-    let report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
+    let mut report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
+    let lock = state.lock_leases()?;
     if report.is_complete() {
-        let _lock = state.lock_leases()?;
         state.forget(vm)?;
     }
+    report.host = HostKnobs::default().reconcile(host, state, boot_id, &lock)?.applied;
     Ok(report)
 }

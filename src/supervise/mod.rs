@@ -9,6 +9,7 @@
 
 mod attachment;
 mod end;
+mod host_knobs;
 mod leasing;
 mod narrate;
 mod notify;
@@ -22,6 +23,7 @@ mod state;
 
 pub use attachment::Attachment;
 pub use end::{Supervised, end_supervisor};
+pub use host_knobs::{HostError, HostKnobs, HostReport, log_host, settle_host};
 pub use leasing::{give_back, neighbours};
 pub use reports::{Learnt, LookError, LookReport};
 pub use run::{Ended, attach_once, follow};

@@ -10,6 +10,7 @@ use tokio_stream::StreamExt as _;
 
 use super::attachment::Attachment;
 use super::end::end_supervisor;
+use super::host_knobs::{HostReport, log_host};
 use super::leasing::give_back;
 use super::narrate::{log_learnt, log_look};
 use super::notify;
@@ -48,14 +49,18 @@ pub struct Ended {
 pub async fn attach_once(
     host: Host<'_>,
     settings: Settings,
-) -> Result<(Plan, LookReport), StartError> {
+) -> Result<(Plan, LookReport, HostReport), StartError> {
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
     log_look(&report, &mut BTreeSet::new());
+    // Anything that fails from here on leaves the VM pinned, with its undo.
+    let isolated = attachment.isolate();
     let second = attachment.look();
     let plan = attachment.plan().clone();
     attachment.leave();
     report.applied.extend(second?.applied);
-    Ok((plan, report))
+    let isolated = isolated?;
+    log_host(&isolated);
+    Ok((plan, report, isolated))
 }
 
 /// Attaches, follows the VM until it ends or a signal comes, and puts everything back.
@@ -92,6 +97,8 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         channel: Line::Free(Box::new(channel)),
         told: String::new(),
         look_failed: None,
+        isolate_due: false,
+        isolate_failed: None,
         attachment,
     };
     match watch {
@@ -142,6 +149,10 @@ struct Runner<'a> {
     ask_when_free: bool,
     /// Why the last look failed, if it did.
     look_failed: Option<String>,
+    /// Interrupts and kernel threads may have come since the last time.
+    isolate_due: bool,
+    /// Why the host could not be kept in line the last time, if it could not.
+    isolate_failed: Option<String>,
     /// What systemd was told last.
     told: String,
     /// Threads about which a line was logged already.
@@ -152,6 +163,7 @@ impl Runner<'_> {
     async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
         self.log_plan(&[]);
         log_look(first, &mut self.lines);
+        self.isolate();
         self.told = self.status();
         notify::ready(&self.told);
         let mut state = State::default();
@@ -208,6 +220,7 @@ impl Runner<'_> {
                     *leases = None;
                 }
                 self.attachment.neighbours_changed();
+                self.isolate_due = true;
                 return Some(Event::Hint(Hint::Neighbour));
             }
             () = at(self.look_at) => {
@@ -223,6 +236,7 @@ impl Runner<'_> {
                     tracing::warn!("the slow timer cannot be read: {error}");
                 }
                 notify::alive(&self.status());
+                self.isolate_due = true;
                 return Some(Event::Hint(Hint::Timer));
             }
         };
@@ -371,6 +385,9 @@ impl Runner<'_> {
     }
 
     fn look(&mut self) -> Option<super::state::Looked> {
+        if self.isolate_due {
+            self.isolate();
+        }
         let report_before = self.attachment.plan().report.clone();
         match self.attachment.look() {
             Ok(report) => {
@@ -385,6 +402,27 @@ impl Runner<'_> {
             Err(error) => {
                 self.say_once(Some(chain(&error)));
                 None
+            }
+        }
+    }
+
+    /// Keeps the rest of the host in line. That it cannot be done is said, and tried again.
+    fn isolate(&mut self) {
+        self.isolate_due = false;
+        match self.attachment.isolate() {
+            Ok(report) => {
+                self.isolate_failed = None;
+                log_host(&report);
+            }
+            Err(error) => {
+                let error = Some(chain(&error));
+                if self.isolate_failed != error {
+                    tracing::warn!(
+                        "the rest of the host: {}",
+                        error.as_deref().unwrap_or_default()
+                    );
+                }
+                self.isolate_failed = error;
             }
         }
     }

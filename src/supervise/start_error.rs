@@ -1,5 +1,6 @@
 //! Why a VM could not be attached, and what kind of end that is.
 
+use super::host_knobs::HostError;
 use super::reports::LookError;
 use super::settings::Settings;
 use crate::discover::{DiscoverError, ProcessError, VmError};
@@ -63,6 +64,9 @@ pub enum StartError {
     /// It was applied, and a second look at it failed.
     #[error("not all threads were looked at again")]
     Look(#[from] LookError),
+    /// The rest of the host could not be dealt with.
+    #[error(transparent)]
+    Host(#[from] HostError),
     /// It could not be given back.
     #[error(transparent)]
     Restore(#[from] RestoreError),
@@ -219,7 +223,9 @@ impl From<StartError> for Failure {
             }
             StartError::Look(_) => Failure::from_error(Kind::Partial, error)
                 .hint("`qmpin detach` puts everything back"),
-            StartError::Restore(RestoreError::Journal(error)) => error.into(),
+            StartError::Host(HostError::Journal(error))
+            | StartError::Restore(RestoreError::Journal(error)) => error.into(),
+            StartError::Host(HostError::Discover(error)) => error.into(),
             StartError::Restore(RestoreError::Look(ref read)) => {
                 let kind = permission_or(&read.source, Kind::Partial);
                 Failure::from_error(kind, error).hint("nothing was forgotten: try again")

@@ -1,0 +1,132 @@
+//! Carries out steps on places of the host: writes, reads back, and chooses nothing.
+//!
+//! ```text
+//!   steps ──▶ originals and intents made durable ──▶ for each: write, read back ──▶ what is settled
+//! ```
+
+use std::io;
+
+use crate::cpuset::CpuSet;
+use crate::discover::read_place;
+use crate::journal::{HostJournal, HostRecord, JournalError};
+use crate::places::{Place, Value};
+use crate::plan::host::diff::HostStep;
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+
+/// What became of a step.
+#[derive(Debug)]
+pub enum HostOutcome {
+    /// Written and read back; or there was nothing to write.
+    Done,
+    /// There is no such place any more.
+    Gone,
+    /// The kernel took it and made something else of it.
+    Narrowed {
+        /// What is there now.
+        to: Value,
+    },
+    /// The kernel said no.
+    Refused {
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// A step and what became of it.
+#[derive(Debug)]
+pub struct HostApplied {
+    /// The step.
+    pub step: HostStep,
+    /// What became of it.
+    pub outcome: HostOutcome,
+}
+
+impl HostApplied {
+    /// Whether it was to be put back and was not.
+    #[must_use]
+    pub fn is_left_changed(&self) -> bool {
+        matches!(self.step, HostStep::PutBack { .. })
+            && !matches!(self.outcome, HostOutcome::Done | HostOutcome::Gone)
+    }
+}
+
+/// Carries out the steps in their order.
+///
+/// # Errors
+/// [`JournalError`] where the undo could not be made durable; then nothing was written.
+pub fn apply_host(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    online: &CpuSet,
+    journal: &mut HostJournal,
+    steps: Vec<HostStep>,
+) -> Result<Vec<HostApplied>, JournalError> {
+    let intents = steps.iter().filter_map(|step| match step {
+        HostStep::Write { place, from, to, .. } => {
+            Some(HostRecord::Intent { place: place.clone(), from: from.clone(), to: to.clone() })
+        }
+        _ => None,
+    });
+    journal.append(intents.collect())?;
+    let applied: Vec<HostApplied> = steps
+        .into_iter()
+        .map(|step| {
+            let outcome = match &step {
+                HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. } => {
+                    write(root, sched, online, place, to)
+                }
+                HostStep::Settle { .. } | HostStep::LeaveAlone { .. } => HostOutcome::Done,
+            };
+            HostApplied { step, outcome }
+        })
+        .collect();
+    let settled = applied.iter().filter_map(|applied| match (&applied.step, &applied.outcome) {
+        (HostStep::Settle { place } | HostStep::LeaveAlone { place, .. }, _)
+        | (HostStep::PutBack { place, .. } | HostStep::Write { place, .. }, HostOutcome::Gone)
+        | (HostStep::PutBack { place, .. }, HostOutcome::Done) => {
+            Some(HostRecord::Settled(place.clone()))
+        }
+        _ => None,
+    });
+    journal.append(settled.collect())?;
+    Ok(applied)
+}
+
+fn write(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    online: &CpuSet,
+    place: &Place,
+    to: &Value,
+) -> HostOutcome {
+    // The number of a thread that has ended may be another's by now, and a file may have gone.
+    if read_place(root, sched, place).is_none() {
+        return HostOutcome::Gone;
+    }
+    let written = match (place, to) {
+        (Place::CpuList(path) | Place::Word(path), value) => {
+            root.write_value(path, &value.to_string()).map_err(|error| error.source)
+        }
+        (Place::CpuMask(path), Value::Cpus(cpus)) => {
+            root.write_value(path, &cpus.to_cpumask()).map_err(|error| error.source)
+        }
+        (Place::Thread(key), Value::Cpus(cpus)) => sched.set_affinity(key.tid, cpus),
+        (Place::CpuMask(_) | Place::Thread(_), Value::Word(_)) => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, "a word where CPUs belong"))
+        }
+    };
+    match written {
+        Err(error) if is_gone(&error) => HostOutcome::Gone,
+        Err(error) => HostOutcome::Refused { error },
+        Ok(()) => match read_place(root, sched, place) {
+            None => HostOutcome::Gone,
+            Some(now) if now.same(to, online) => HostOutcome::Done,
+            Some(now) => HostOutcome::Narrowed { to: now },
+        },
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::ESRCH | nix::libc::ENOENT))
+}

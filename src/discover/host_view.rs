@@ -1,0 +1,157 @@
+//! Reads the places of the host that knobs change: interrupts, kernel threads, workqueues, power,
+//! kernel settings. What is not there is left out.
+
+use super::DiscoverError;
+use super::host::online_cpus;
+use super::stat;
+use crate::cpuset::CpuSet;
+use crate::ids::{CpuId, Tid};
+use crate::places::{CpuPower, HostView, Place, Value};
+use crate::plan::host::Wants;
+use crate::policy::Knob;
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+use crate::threads::ThreadKey;
+
+const CPU: &str = "sys/devices/system/cpu";
+const SYSCTLS: [&str; 2] = ["vm/stat_interval", "kernel/numa_balancing"];
+const WATCHDOG: &str = "kernel/watchdog_cpumask";
+
+/// The parent of all kernel threads (`kernel/kthread.c`). New ones have its mask.
+const KTHREADD: i32 = 2;
+
+/// Reads the places of the knobs that are wanted, and those that are remembered.
+///
+/// # Errors
+/// [`DiscoverError`] where not even the online CPUs can be read.
+pub fn read_host_view<'a>(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    wants: &Wants,
+    remembered: impl Iterator<Item = &'a Place>,
+) -> Result<HostView, DiscoverError> {
+    let mut reader = Reader {
+        root,
+        sched,
+        view: HostView { online: online_cpus(root)?, ..HostView::default() },
+    };
+    if wants.has(Knob::Irqs) {
+        reader.irqs();
+    }
+    if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) {
+        reader.kernel_threads();
+    }
+    if wants.has(Knob::Workqueues) {
+        let place = Place::CpuMask("sys/devices/virtual/workqueue/cpumask".to_owned());
+        reader.view.workqueues = reader.take(place);
+    }
+    for cpu in wants.cpus(Knob::Power).iter() {
+        reader.power(cpu);
+    }
+    if wants.has(Knob::Noise) {
+        reader.sysctls();
+    }
+    for place in remembered {
+        if !reader.view.values.contains_key(place) {
+            reader.take(place.clone());
+        }
+    }
+    Ok(reader.view)
+}
+
+/// What a place holds now; `None`: it is not there, or holds nothing that makes sense there.
+#[must_use]
+pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> Option<Value> {
+    let text = |path: &str| root.read(path).ok();
+    match place {
+        Place::CpuList(path) => CpuSet::parse_cpulist(&text(path)?).ok().map(Value::Cpus),
+        Place::CpuMask(path) => CpuSet::parse_cpumask(&text(path)?).map(Value::Cpus),
+        Place::Word(path) => Some(Value::Word(text(path)?.trim().to_owned())),
+        Place::Thread(key) => {
+            super::tasks::is_kernel_thread(root, *key).ok().filter(|is| *is)?;
+            sched.affinity(key.tid).ok().map(Value::Cpus)
+        }
+    }
+}
+
+struct Reader<'a> {
+    root: &'a SysRoot,
+    sched: &'a dyn Sched,
+    view: HostView,
+}
+
+impl Reader<'_> {
+    /// Reads a place; `None`: there is nothing to be read.
+    fn take(&mut self, place: Place) -> Option<Place> {
+        let value = read_place(self.root, self.sched, &place)?;
+        self.view.values.insert(place.clone(), value);
+        Some(place)
+    }
+
+    fn irqs(&mut self) {
+        let default = Place::CpuMask("proc/irq/default_smp_affinity".to_owned());
+        let default = self.take(default);
+        self.view.irqs.extend(default);
+        let numbers = self.root.folder("proc/irq").and_then(|folder| folder.numbers());
+        for number in numbers.unwrap_or_default() {
+            let place = Place::CpuList(format!("proc/irq/{number}/smp_affinity_list"));
+            let place = self.take(place);
+            self.view.irqs.extend(place);
+        }
+    }
+
+    fn kernel_threads(&mut self) {
+        let children = self.root.read(&format!("proc/{KTHREADD}/task/{KTHREADD}/children"));
+        let children = children.unwrap_or_default();
+        let numbers = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+        for pid in std::iter::once(KTHREADD).chain(numbers) {
+            let Ok(stat) = stat::read(self.root, &format!("proc/{pid}/stat")) else { continue };
+            // Those of a VM go with the VM.
+            if !stat.is_kernel_thread() || is_of_a_vm(&stat.comm) {
+                continue;
+            }
+            let tid = Tid(pid);
+            let Ok(allowed) = self.sched.affinity(tid) else { continue };
+            if stat.is_bound() {
+                self.view.bound.push((stat.comm, allowed));
+            } else {
+                let place = Place::Thread(ThreadKey { tid, start: stat.start });
+                self.view.kthreads.push(place.clone());
+                self.view.values.insert(place, Value::Cpus(allowed));
+            }
+        }
+    }
+
+    fn power(&mut self, cpu: CpuId) {
+        let of_cpu = format!("{CPU}/cpu{cpu}");
+        let mut power = CpuPower::default();
+        let governors = format!("{of_cpu}/cpufreq/scaling_available_governors");
+        let governors = self.root.read(&governors).unwrap_or_default();
+        if governors.split_ascii_whitespace().any(|governor| governor == "performance") {
+            power.governor = self.take(Place::Word(format!("{of_cpu}/cpufreq/scaling_governor")));
+        }
+        // The state before it is polling.
+        let latency_us = self.root.read(&format!("{of_cpu}/cpuidle/state1/latency"));
+        if let Some(latency_us) = latency_us.ok().and_then(|text| text.trim().parse().ok()) {
+            let place = Place::Word(format!("{of_cpu}/power/pm_qos_resume_latency_us"));
+            power.resume_latency = self.take(place).map(|place| (place, latency_us));
+        }
+        self.view.power.insert(cpu, power);
+    }
+
+    fn sysctls(&mut self) {
+        for name in SYSCTLS {
+            if let Some(place) = self.take(Place::Word(format!("proc/sys/{name}"))) {
+                self.view.sysctls.insert(name, place);
+            }
+        }
+        if let Some(place) = self.take(Place::CpuList(format!("proc/sys/{WATCHDOG}"))) {
+            self.view.sysctls.insert(WATCHDOG, place);
+        }
+    }
+}
+
+/// The names are the kernel's: `kvm-pit/PID`, and before Linux 6.4 `vhost-PID`.
+fn is_of_a_vm(comm: &str) -> bool {
+    ["kvm-pit/", "vhost-", "kvm-nx-lpage-re"].iter().any(|prefix| comm.starts_with(prefix))
+}

@@ -1,0 +1,251 @@
+//! The host's journal, `/run/qmpin/.host.journal`: what places of the host held before qmpin. One for
+//! all VMs: a place is the host's, whoever wanted it changed.
+//!
+//! ```text
+//!   {"schema":"qmpin.host-journal/1","boot_id":"…"}
+//!   {"original":{"place":…,"value":…}}           seen before anything could have changed it
+//!   {"off":"12-19"}                              CPUs that are about to be taken away from the host
+//!   {"intent":{"place":…,"from":…,"to":…}}       a write about to happen
+//!   {"settled":…}                                as before again: forgotten
+//! ```
+//!
+//! The file goes with the last place.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::JournalError;
+use super::lines::{self, Lines, io_error};
+use crate::cpuset::CpuSet;
+use crate::places::{Place, Value};
+
+/// The schema of the host's journal.
+pub const HOST_SCHEMA: &str = "qmpin.host-journal/1";
+
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+struct Header {
+    schema: String,
+    boot_id: String,
+}
+
+/// A line after the first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostRecord {
+    /// What a place held before anything could have changed it.
+    Original {
+        /// Where.
+        place: Place,
+        /// What.
+        value: Value,
+    },
+    /// CPUs about to be taken away from the host: the kernel will change masks by itself.
+    Off(CpuSet),
+    /// A write about to happen.
+    Intent {
+        /// Where.
+        place: Place,
+        /// What was seen.
+        from: Value,
+        /// What is to be there.
+        to: Value,
+    },
+    /// The place is as before again, or gone, or somebody else's.
+    Settled(Place),
+}
+
+/// What the host's journal remembers.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostMemory {
+    places: BTreeMap<Place, Known>,
+    off: Vec<CpuSet>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Known {
+    original: Value,
+    ours: Vec<Value>,
+}
+
+impl HostMemory {
+    /// Sorts records.
+    #[must_use]
+    pub fn of<'a>(records: impl IntoIterator<Item = &'a HostRecord>) -> HostMemory {
+        let mut memory = HostMemory::default();
+        for record in records {
+            memory.add(record);
+        }
+        memory
+    }
+
+    fn add(&mut self, record: &HostRecord) {
+        match record {
+            HostRecord::Original { place, value } => {
+                self.places.entry(place.clone()).or_insert_with(|| Known::of(value));
+            }
+            HostRecord::Off(cpus) => {
+                if !self.off.contains(cpus) {
+                    self.off.push(*cpus);
+                }
+            }
+            HostRecord::Intent { place, from, to } => {
+                let known = self.places.entry(place.clone()).or_insert_with(|| Known::of(from));
+                if !known.ours.contains(to) {
+                    known.ours.push(to.clone());
+                }
+            }
+            HostRecord::Settled(place) => {
+                self.places.remove(place);
+            }
+        }
+    }
+
+    /// Whether restoring would come out right without this record.
+    fn covers(&self, record: &HostRecord) -> bool {
+        match record {
+            HostRecord::Original { place, .. } => self.places.contains_key(place),
+            HostRecord::Off(cpus) => self.off.contains(cpus),
+            HostRecord::Intent { place, to, .. } => {
+                self.places.get(place).is_some_and(|known| known.ours.contains(to))
+            }
+            HostRecord::Settled(place) => !self.places.contains_key(place),
+        }
+    }
+
+    /// Whether there is nothing to put back.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// What a place held before qmpin.
+    #[must_use]
+    pub fn original(&self, place: &Place) -> Option<&Value> {
+        self.places.get(place).map(|known| &known.original)
+    }
+
+    /// All places that are remembered, with what they held.
+    pub fn originals(&self) -> impl Iterator<Item = (&Place, &Value)> {
+        self.places.iter().map(|(place, known)| (place, &known.original))
+    }
+
+    /// Whether what is there now is qmpin's doing: written by it, or by the kernel as it took CPUs away
+    /// or got them back. A kernel thread is then on all others, or on all.
+    #[must_use]
+    pub fn is_ours(&self, place: &Place, found: &Value, online: &CpuSet) -> bool {
+        let Some(known) = self.places.get(place) else { return false };
+        let same = |other: &Value| other.same(found, online);
+        if known.ours.iter().any(same) {
+            return true;
+        }
+        let is_kernels = |off: &CpuSet| same(&Value::Cpus(*online - *off));
+        matches!(place, Place::Thread(_))
+            && (same(&Value::Cpus(*online)) || self.off.iter().any(is_kernels))
+    }
+}
+
+impl Known {
+    fn of(original: &Value) -> Known {
+        Known { original: original.clone(), ours: Vec::new() }
+    }
+}
+
+/// The host's journal, open for writing.
+#[derive(Debug)]
+pub struct HostJournal {
+    path: PathBuf,
+    boot_id: String,
+    lines: Option<Lines>,
+    memory: HostMemory,
+    /// Lines that could not be read, by number.
+    pub unreadable_lines: Vec<usize>,
+}
+
+impl HostJournal {
+    /// Opens it, or what will be it: nothing is written before the first record. A journal of another
+    /// boot is nobody's any more and is removed.
+    ///
+    /// # Errors
+    /// [`JournalError`] where the file cannot be read or is no such journal.
+    pub fn open(path: &Path, boot_id: &str) -> Result<HostJournal, JournalError> {
+        let mut journal = HostJournal {
+            path: path.to_owned(),
+            boot_id: boot_id.to_owned(),
+            lines: None,
+            memory: HostMemory::default(),
+            unreadable_lines: Vec::new(),
+        };
+        let read = lines::read::<Header, HostRecord>(path, HOST_SCHEMA, |header| &header.schema);
+        let read = match read {
+            Ok(read) if read.header.boot_id == boot_id => read,
+            Ok(_) | Err(JournalError::NeverBegun { .. }) => {
+                journal.remove()?;
+                return Ok(journal);
+            }
+            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(journal);
+            }
+            Err(error) => return Err(error),
+        };
+        journal.lines = Some(Lines::resume(path, &read)?);
+        journal.memory = HostMemory::of(&read.records);
+        journal.unreadable_lines = read.unreadable_lines;
+        Ok(journal)
+    }
+
+    /// What is in it.
+    #[must_use]
+    pub fn memory(&self) -> &HostMemory {
+        &self.memory
+    }
+
+    /// Whether there is a file.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.lines.is_some()
+    }
+
+    /// Adds records, all or none, and returns once they are durable. Those that restoring can do
+    /// without are left out.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`]; then nothing may be written anywhere.
+    pub fn append(&mut self, mut records: Vec<HostRecord>) -> Result<(), JournalError> {
+        records.retain(|record| !self.memory.covers(record));
+        if records.is_empty() {
+            return Ok(());
+        }
+        let lines = match &mut self.lines {
+            Some(lines) => lines,
+            none => {
+                let header =
+                    Header { schema: HOST_SCHEMA.to_owned(), boot_id: self.boot_id.clone() };
+                none.insert(Lines::create(&self.path, &header)?)
+            }
+        };
+        lines.append(&records)?;
+        for record in &records {
+            self.memory.add(record);
+        }
+        Ok(())
+    }
+
+    /// Removes the file: there is nothing left to put back.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn remove(&mut self) -> Result<(), JournalError> {
+        self.lines = None;
+        self.memory = HostMemory::default();
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(io_error("remove", &self.path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

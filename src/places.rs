@@ -1,0 +1,119 @@
+//! Places of the host that hold a value qmpin may change: files of the kernel, and masks of its
+//! threads. A word: no I/O.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::cpuset::CpuSet;
+use crate::ids::CpuId;
+use crate::threads::ThreadKey;
+
+/// Where a value is. Paths are relative to the root of the file system.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// A file that holds a cpulist, such as `proc/irq/24/smp_affinity_list`.
+    CpuList(String),
+    /// A file that holds a cpumask, such as `proc/irq/default_smp_affinity`.
+    CpuMask(String),
+    /// A file that holds a word or number.
+    Word(String),
+    /// The affinity of a kernel thread.
+    Thread(ThreadKey),
+}
+
+impl Place {
+    /// The number of the interrupt whose CPUs these are.
+    #[must_use]
+    pub fn irq(&self) -> Option<u32> {
+        match self {
+            Place::CpuList(path) => {
+                path.strip_prefix("proc/irq/")?.strip_suffix("/smp_affinity_list")?.parse().ok()
+            }
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::CpuList(path) | Place::CpuMask(path) | Place::Word(path) => {
+                write!(f, "/{path}")
+            }
+            Place::Thread(key) => write!(f, "kernel thread {}", key.tid),
+        }
+    }
+}
+
+/// What a place holds.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Value {
+    /// CPUs, however they are written there.
+    Cpus(CpuSet),
+    /// A word or number, without white space around it.
+    Word(String),
+}
+
+impl Value {
+    /// Whether both mean the same while these CPUs are online: the kernel leaves offline ones out of
+    /// some masks and not of others.
+    #[must_use]
+    pub fn same(&self, other: &Value, online: &CpuSet) -> bool {
+        match (self, other) {
+            (Value::Cpus(a), Value::Cpus(b)) => *a & *online == *b & *online,
+            (a, b) => a == b,
+        }
+    }
+
+    /// The CPUs, where it is CPUs.
+    #[must_use]
+    pub fn cpus(&self) -> Option<CpuSet> {
+        match self {
+            Value::Cpus(cpus) => Some(*cpus),
+            Value::Word(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Value::Cpus(cpus) => cpus.fmt(f),
+            Value::Word(word) => f.write_str(word),
+        }
+    }
+}
+
+/// What of a CPU's power management there is to set.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CpuPower {
+    /// `scaling_governor`, where `performance` is among the governors to be had.
+    pub governor: Option<Place>,
+    /// `pm_qos_resume_latency_us`, and the exit latency of the shallowest idle state, in µs.
+    pub resume_latency: Option<(Place, u32)>,
+}
+
+/// The places of a host, and what they hold now.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostView {
+    /// The CPUs that are online.
+    pub online: CpuSet,
+    /// All that could be read.
+    pub values: BTreeMap<Place, Value>,
+    /// Where interrupts that are yet to come will go; then those that there are.
+    pub irqs: Vec<Place>,
+    /// Kernel threads that can be moved.
+    pub kthreads: Vec<Place>,
+    /// Kernel threads that cannot (`PF_NO_SETAFFINITY`): name and CPUs.
+    pub bound: Vec<(String, CpuSet)>,
+    /// The CPUs of unbound workqueues.
+    pub workqueues: Option<Place>,
+    /// Power management by CPU.
+    pub power: BTreeMap<CpuId, CpuPower>,
+    /// Settings of the kernel's, by their names in `/proc/sys`.
+    pub sysctls: BTreeMap<&'static str, Place>,
+}

@@ -1,0 +1,89 @@
+//! Wishes × what is there × what the journal remembers → steps. Empty means converged.
+//!
+//! ```text
+//!   a wish                       it is not so      ─▶ Write
+//!   no wish, but remembered      it is as before   ─▶ Settle: forget it
+//!                                it is as we left  ─▶ PutBack
+//!                                it is otherwise   ─▶ LeaveAlone: somebody else's
+//!                                it is gone        ─▶ Settle
+//! ```
+
+use std::collections::BTreeSet;
+
+use super::Wish;
+use crate::journal::HostMemory;
+use crate::places::{HostView, Place, Value};
+use crate::policy::Knob;
+
+/// One thing to do about one place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HostStep {
+    /// It is to hold something else.
+    Write {
+        /// Whose it is.
+        knob: Knob,
+        /// Where.
+        place: Place,
+        /// What is there.
+        from: Value,
+        /// What is to be there.
+        to: Value,
+    },
+    /// It is to hold what it held before qmpin.
+    PutBack {
+        /// Where.
+        place: Place,
+        /// What is there.
+        from: Value,
+        /// What was there.
+        to: Value,
+    },
+    /// It is as before, or there is no such place any more: it can be forgotten.
+    Settle {
+        /// Where.
+        place: Place,
+    },
+    /// Somebody else has changed it since: it is left alone, named, and forgotten.
+    LeaveAlone {
+        /// Where.
+        place: Place,
+        /// What is there.
+        found: Value,
+        /// What was there.
+        before: Value,
+    },
+}
+
+/// The steps that lead to the wishes: what is taken back comes first.
+#[must_use]
+pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostStep> {
+    let wished: BTreeSet<&Place> = wishes.iter().map(|wish| &wish.place).collect();
+    let mut steps = Vec::new();
+    for (place, before) in memory.originals() {
+        if wished.contains(place) {
+            continue;
+        }
+        let place = place.clone();
+        let before = before.clone();
+        steps.push(match view.values.get(&place).cloned() {
+            None => HostStep::Settle { place },
+            Some(now) if now.same(&before, &view.online) => HostStep::Settle { place },
+            Some(from) if memory.is_ours(&place, &from, &view.online) => {
+                HostStep::PutBack { place, from, to: before }
+            }
+            Some(found) => HostStep::LeaveAlone { place, found, before },
+        });
+    }
+    for Wish { knob, place, value } in wishes {
+        let Some(now) = view.values.get(place) else { continue };
+        if !now.same(value, &view.online) {
+            steps.push(HostStep::Write {
+                knob: *knob,
+                place: place.clone(),
+                from: now.clone(),
+                to: value.clone(),
+            });
+        }
+    }
+    steps
+}

@@ -1,0 +1,149 @@
+//! What the host should be like, as a pure function of the leases and of what was there before.
+//!
+//! ```text
+//!   leases ─▶ Wants: for each knob, the CPUs of the VMs that want it
+//!   Wants × HostView × originals ─▶ wishes      irqs.rs kthreads.rs workqueues.rs power.rs noise.rs
+//!   wishes × what is there × what the journal remembers ─▶ steps                            diff.rs
+//! ```
+//!
+//! Every wish is made from the *original* value, never from the present one: so the host is the same
+//! whichever VM came first, and grows back when one goes.
+
+pub mod diff;
+mod irqs;
+mod kthreads;
+mod noise;
+mod power;
+mod workqueues;
+
+use std::collections::BTreeMap;
+
+use crate::cpuset::CpuSet;
+use crate::leases::Lease;
+use crate::places::{HostView, Place, Value};
+use crate::policy::Knob;
+
+/// For each knob, the CPUs of all VMs that want it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Wants {
+    cpus: BTreeMap<Knob, CpuSet>,
+}
+
+impl Wants {
+    /// What these VMs want of the host together.
+    #[must_use]
+    pub fn of<'a>(leases: impl IntoIterator<Item = &'a Lease>) -> Wants {
+        let mut cpus: BTreeMap<Knob, CpuSet> = BTreeMap::new();
+        for lease in leases {
+            for knob in &lease.knobs {
+                *cpus.entry(*knob).or_default() |= lease.exclusive;
+            }
+        }
+        cpus.retain(|_, cpus| !cpus.is_empty());
+        Wants { cpus }
+    }
+
+    /// Whether nobody wants anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cpus.is_empty()
+    }
+
+    /// The CPUs for which a knob is wanted; none where it is not.
+    #[must_use]
+    pub fn cpus(&self, knob: Knob) -> CpuSet {
+        self.cpus.get(&knob).copied().unwrap_or_default()
+    }
+
+    /// Whether somebody wants the knob.
+    #[must_use]
+    pub fn has(&self, knob: Knob) -> bool {
+        self.cpus.contains_key(&knob)
+    }
+
+    /// All CPUs that anything is wanted for.
+    #[must_use]
+    pub fn all_cpus(&self) -> CpuSet {
+        self.cpus.values().fold(CpuSet::EMPTY, |all, cpus| all | *cpus)
+    }
+}
+
+/// One place, whose it is, and what it should hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// Whose it is.
+    pub knob: Knob,
+    /// Where.
+    pub place: Place,
+    /// What.
+    pub value: Value,
+}
+
+/// All wishes, in the order in which they are to be carried out. `original` tells what a place held
+/// before qmpin, where that is known; else it is what it holds now.
+#[must_use]
+pub fn wishes(
+    view: &HostView,
+    wants: &Wants,
+    original: impl Fn(&Place) -> Option<Value>,
+) -> Vec<Wish> {
+    let original = |place: &Place| original(place).or_else(|| view.values.get(place).cloned());
+    let mut wishes = Vec::new();
+    let mut wish = |knob, list: Vec<(Place, Value)>| {
+        wishes.extend(list.into_iter().map(|(place, value)| Wish { knob, place, value }));
+    };
+    let wanted = |knob| wants.cpus(knob);
+    wish(Knob::Irqs, irqs::wishes(view, &wanted(Knob::Irqs), &original));
+    // A partition makes the kernel change masks on its own, and not back to what they were.
+    let off = wanted(Knob::Kthreads);
+    wish(Knob::Kthreads, kthreads::wishes(view, &off, &original));
+    wish(Knob::Workqueues, workqueues::wishes(view, &wanted(Knob::Workqueues), &original));
+    wish(Knob::Power, power::wishes(view, &wanted(Knob::Power)));
+    wish(Knob::Noise, noise::wishes(view, &wanted(Knob::Noise), &original));
+    wishes
+}
+
+/// The CPUs that remain of `original` when `off` are taken away: where none would, all others that are
+/// online. `None`: it has nothing to do with them.
+fn kept_off(original: &CpuSet, off: &CpuSet, online: &CpuSet) -> Option<CpuSet> {
+    if !original.intersects(off) {
+        return None;
+    }
+    let rest = *original - *off;
+    // A mask without a CPU that is online is refused.
+    let rest = if rest.intersects(online) { rest } else { *online - *off };
+    (!rest.is_empty()).then_some(rest)
+}
+
+/// The wishes of places that hold CPUs and are to hold none of `off`.
+fn all_kept_off<'a>(
+    places: impl IntoIterator<Item = &'a Place>,
+    off: &CpuSet,
+    online: &CpuSet,
+    original: &dyn Fn(&Place) -> Option<Value>,
+) -> Vec<(Place, Value)> {
+    let wish = |place: &Place| {
+        let rest = kept_off(&original(place)?.cpus()?, off, online)?;
+        Some((place.clone(), Value::Cpus(rest)))
+    };
+    places.into_iter().filter_map(wish).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpus(list: &str) -> CpuSet {
+        list.parse().expect("a cpulist")
+    }
+
+    #[test]
+    fn what_touches_the_vm_keeps_the_rest_of_its_cpus() {
+        let kept = |original, off| kept_off(&cpus(original), &cpus(off), &cpus("0-7"));
+        assert_eq!(kept("0-7", "4-5"), Some(cpus("0-3,6-7")));
+        assert_eq!(kept("0-3", "4-5"), None, "not concerned");
+        assert_eq!(kept("4", "4-5"), Some(cpus("0-3,6-7")), "nothing left: anywhere else");
+        assert_eq!(kept("4,9", "4-5"), Some(cpus("0-3,6-7")), "what is left is offline");
+        assert_eq!(kept("0-7", "0-7"), None, "nowhere to go");
+    }
+}

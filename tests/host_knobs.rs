@@ -1,0 +1,422 @@
+//! The host-wide knobs on a made-up host: a pure function of the leases, undone whole from any crash
+//! point. The kernel's own part (refusals, partitions) is seen on the test host.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use qmpin::cpuset::CpuSet;
+use qmpin::discover;
+use qmpin::ids::{Pid, Tid};
+use qmpin::leases::{Lease, SCHEMA, StateDir};
+use qmpin::policy::{Knob, Level};
+use qmpin::sched::Sched;
+use qmpin::supervise::{Host, HostKnobs, HostReport};
+use qmpin::sysroot::SysRoot;
+
+const BOOT: &str = "this-boot";
+const ONLINE: &str = "0-7";
+const KTHREADS: [(i32, &str, &str); 4] = [
+    (2, "kthreadd", "0-7"),
+    (20, "kcompactd0", "0-3"),
+    (21, "kswapd1", "4-7"),
+    (30, "ksoftirqd/5", "5"),
+];
+/// `PF_KTHREAD`, and that with `PF_NO_SETAFFINITY`.
+const MOVABLE: u32 = 0x20_0000;
+const BOUND: u32 = 0x420_0000;
+
+fn set(list: &str) -> CpuSet {
+    list.parse().expect("a cpulist")
+}
+
+/// Kernel threads' masks.
+struct Masks(RefCell<BTreeMap<i32, CpuSet>>);
+
+impl Sched for Masks {
+    fn affinity(&self, tid: Tid) -> io::Result<CpuSet> {
+        let gone = || io::Error::from_raw_os_error(3);
+        self.0.borrow().get(&tid.0).copied().ok_or_else(gone)
+    }
+
+    fn set_affinity(&self, tid: Tid, cpus: &CpuSet) -> io::Result<()> {
+        self.0.borrow_mut().insert(tid.0, *cpus);
+        Ok(())
+    }
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    masks: Masks,
+    state: StateDir,
+}
+
+impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().expect("a folder");
+        let world = World {
+            state: StateDir::at(dir.path().join("run/qmpin")),
+            masks: Masks(RefCell::default()),
+            dir,
+        };
+        world.state.create().expect("made");
+        for (path, text) in [
+            ("sys/devices/system/cpu/online", "0-7\n"),
+            ("proc/irq/default_smp_affinity", "ff\n"),
+            ("proc/irq/0/smp_affinity_list", "0-7\n"),
+            ("proc/irq/24/smp_affinity_list", "0-3\n"),
+            ("proc/irq/25/smp_affinity_list", "5\n"),
+            ("sys/devices/virtual/workqueue/cpumask", "ff\n"),
+            ("proc/sys/vm/stat_interval", "1\n"),
+            ("proc/sys/kernel/numa_balancing", "1\n"),
+            ("proc/sys/kernel/watchdog_cpumask", "0-7\n"),
+            ("proc/2/task/2/children", "20 21 30 "),
+        ] {
+            world.write(path, text);
+        }
+        for cpu in 0..8 {
+            let of_cpu = format!("sys/devices/system/cpu/cpu{cpu}");
+            for (name, text) in [
+                ("cpufreq/scaling_available_governors", "performance powersave\n"),
+                ("cpufreq/scaling_governor", "powersave\n"),
+                ("cpuidle/state1/latency", "2\n"),
+                ("power/pm_qos_resume_latency_us", "0\n"),
+            ] {
+                world.write(&format!("{of_cpu}/{name}"), text);
+            }
+        }
+        for (pid, comm, mask) in KTHREADS {
+            let flags = if comm.contains('/') { BOUND } else { MOVABLE };
+            // Fields 4 to 8, flags, 10 to 21, start.
+            let (to_flags, to_start) = ("0 ".repeat(5), "0 ".repeat(12));
+            world.write(
+                &format!("proc/{pid}/stat"),
+                &format!("{pid} ({comm}) S {to_flags}{flags} {to_start}77 0\n"),
+            );
+            world.masks.0.borrow_mut().insert(pid, set(mask));
+        }
+        world
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.dir.path().join(path);
+        fs::create_dir_all(path.parent().expect("in a folder")).expect("made");
+        fs::write(path, text).expect("written");
+    }
+
+    fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.dir.path().join(path)).expect("there").trim().to_owned()
+    }
+
+    fn mask(&self, pid: i32) -> CpuSet {
+        self.masks.0.borrow()[&pid]
+    }
+
+    /// All that may change, by what it means.
+    fn picture(&self) -> BTreeMap<String, String> {
+        let mut picture = BTreeMap::new();
+        for top in ["proc/irq", "proc/sys", "sys"] {
+            self.picture_of(&self.dir.path().join(top), &mut picture);
+        }
+        for (pid, mask) in self.masks.0.borrow().iter() {
+            picture.insert(format!("thread {pid}"), mask.to_string());
+        }
+        picture
+    }
+
+    /// What differs from an earlier picture.
+    fn changed_since(&self, before: &BTreeMap<String, String>) -> Vec<String> {
+        let now = self.picture();
+        assert!(now.keys().eq(before.keys()), "something came or went");
+        let changed = now.iter().filter(|(key, value)| before[*key] != **value);
+        changed.map(|(key, value)| format!("{key}: {} → {value}", before[key])).collect()
+    }
+
+    fn picture_of(&self, folder: &Path, picture: &mut BTreeMap<String, String>) {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                self.picture_of(&path, picture);
+                continue;
+            }
+            let text = fs::read_to_string(&path).expect("there").trim().to_owned();
+            // Masks may be written in more ways than one.
+            let is_mask = path.ends_with("cpumask") || path.ends_with("default_smp_affinity");
+            let mask = CpuSet::parse_cpumask(&text).filter(|_| is_mask);
+            picture.insert(path.display().to_string(), mask.map_or(text, |mask| mask.to_string()));
+        }
+    }
+
+    fn lease(&self, vm: &str, exclusive: &str, knobs: impl IntoIterator<Item = Knob>) {
+        let us = Pid(i32::try_from(std::process::id()).expect("a pid"));
+        let lease = Lease {
+            schema: SCHEMA.to_owned(),
+            vm: vm.parse().expect("a name"),
+            boot_id: BOOT.to_owned(),
+            // A process that lives.
+            qemu: discover::process_key(&SysRoot::live(), us).expect("we live"),
+            supervisor: None,
+            since_unix_s: 0,
+            exclusive: set(exclusive),
+            emulator: set("0"),
+            iothreads: set("0"),
+            vcpus: Vec::new(),
+            knobs: knobs.into_iter().collect(),
+        };
+        self.state.write_lease(&lease).expect("written");
+    }
+
+    fn strict(&self, vm: &str, exclusive: &str) {
+        self.lease(vm, exclusive, Level::Strict.knobs());
+    }
+
+    fn forget(&self, vm: &str) {
+        self.state.forget(&vm.parse().expect("a name")).expect("forgotten");
+    }
+
+    fn reconcile(&self) -> HostReport {
+        let root = SysRoot::at(self.dir.path());
+        let host = Host { root: &root, sched: &self.masks };
+        let lock = self.state.lock_leases().expect("locked");
+        HostKnobs::remember(host, &self.state, BOOT, &lock).expect("remembered");
+        HostKnobs::default().reconcile(host, &self.state, BOOT, &lock).expect("reconciled")
+    }
+
+    fn journal(&self) -> Option<String> {
+        fs::read_to_string(self.state.host_journal_path()).ok()
+    }
+}
+
+#[test]
+fn everything_movable_leaves_the_vms_cpus_and_comes_back() {
+    let world = World::new();
+    let before = world.picture();
+    world.strict("100", "4-5");
+    let report = world.reconcile();
+    assert!(!report.fell_short());
+    assert_eq!(report.bound, BTreeMap::from([("ksoftirqd".to_owned(), 1)]));
+    assert_eq!(world.read("proc/irq/default_smp_affinity"), "000000cf");
+    assert_eq!(world.read("proc/irq/0/smp_affinity_list"), "0-3,6-7");
+    assert_eq!(world.read("proc/irq/24/smp_affinity_list"), "0-3", "not concerned");
+    assert_eq!(world.read("proc/irq/25/smp_affinity_list"), "0-3,6-7", "it had no other CPU");
+    assert_eq!(world.read("sys/devices/virtual/workqueue/cpumask"), "000000cf");
+    assert_eq!(world.read("proc/sys/vm/stat_interval"), "120");
+    assert_eq!(world.read("proc/sys/kernel/numa_balancing"), "0");
+    assert_eq!(world.read("proc/sys/kernel/watchdog_cpumask"), "0-3,6-7");
+    for (cpu, governor, latency) in [(4, "performance", "2"), (6, "powersave", "0")] {
+        let of_cpu = format!("sys/devices/system/cpu/cpu{cpu}");
+        assert_eq!(world.read(&format!("{of_cpu}/cpufreq/scaling_governor")), governor);
+        assert_eq!(world.read(&format!("{of_cpu}/power/pm_qos_resume_latency_us")), latency);
+    }
+    assert_eq!(world.mask(20), set("0-3"));
+    assert_eq!(world.mask(21), set("6-7"));
+    assert_eq!(world.mask(30), set("5"), "bound");
+    assert!(world.reconcile().applied.is_empty(), "a second time there is nothing to do");
+    world.forget("100");
+    world.reconcile();
+    assert_eq!(world.changed_since(&before), [""; 0]);
+    assert_eq!(world.journal(), None);
+}
+
+#[test]
+fn the_level_decides_what_is_touched() {
+    for (knobs, path) in [
+        (vec![Knob::Irqs], "proc/irq/0/smp_affinity_list"),
+        (vec![Knob::Workqueues], "sys/devices/virtual/workqueue/cpumask"),
+        (vec![Knob::Noise], "proc/sys/vm/stat_interval"),
+        (vec![Knob::Power], "sys/devices/system/cpu/cpu4/cpufreq/scaling_governor"),
+    ] {
+        let world = World::new();
+        let before = world.picture();
+        world.lease("100", "4-5", knobs.clone());
+        world.reconcile();
+        let full = world.dir.path().join(path).display().to_string();
+        let changed: Vec<String> = world
+            .picture()
+            .into_iter()
+            .filter(|entry| before.get(&entry.0) != Some(&entry.1))
+            .map(|entry| entry.0)
+            .collect();
+        assert!(changed.contains(&full), "{knobs:?}: {changed:?}");
+        let of_knob = |path: &String| match knobs[0] {
+            Knob::Irqs => path.contains("/irq/"),
+            Knob::Workqueues => path.contains("workqueue"),
+            Knob::Noise => path.contains("/sys/"),
+            _ => path.contains("/cpu4/") || path.contains("/cpu5/"),
+        };
+        assert!(changed.iter().all(of_knob), "{knobs:?}: {changed:?}");
+    }
+    let world = World::new();
+    let before = world.picture();
+    world.lease("100", "4-5", Level::Pinned.knobs());
+    world.reconcile();
+    assert_eq!(world.changed_since(&before), [""; 0]);
+    assert_eq!(world.journal(), None);
+}
+
+#[test]
+fn the_order_of_coming_and_going_does_not_matter() {
+    let world = World::new();
+    let before = world.picture();
+    let vms = [("100", "4-5"), ("101", "2-3"), ("102", "6")];
+    for (vm, exclusive) in vms {
+        world.strict(vm, exclusive);
+    }
+    world.reconcile();
+    let all = world.picture();
+    for order in [[0, 1, 2], [2, 1, 0], [1, 2, 0]] {
+        // One by one to the end, and back in the same order.
+        for at in order {
+            world.forget(vms[at].0);
+            world.reconcile();
+        }
+        assert_eq!(world.changed_since(&before), [""; 0], "{order:?}");
+        assert_eq!(world.journal(), None);
+        for at in order {
+            world.strict(vms[at].0, vms[at].1);
+            world.reconcile();
+        }
+        assert_eq!(world.changed_since(&all), [""; 0], "{order:?}");
+    }
+}
+
+#[test]
+fn it_grows_back_to_the_original_and_not_to_the_last_value() {
+    let world = World::new();
+    world.strict("100", "4-5");
+    world.reconcile();
+    world.strict("101", "2-3");
+    world.reconcile();
+    assert_eq!(world.read("proc/irq/0/smp_affinity_list"), "0-1,6-7");
+    world.forget("100");
+    world.reconcile();
+    assert_eq!(world.read("proc/irq/0/smp_affinity_list"), "0-1,4-7");
+    assert_eq!(world.read("proc/irq/25/smp_affinity_list"), "5");
+    assert_eq!(world.mask(21), set("4-7"));
+}
+
+#[test]
+fn what_somebody_else_has_changed_is_left_and_named() {
+    let world = World::new();
+    world.strict("100", "4-5");
+    world.reconcile();
+    world.write("proc/irq/0/smp_affinity_list", "1\n");
+    world.masks.set_affinity(Tid(21), &set("2")).expect("set");
+    world.forget("100");
+    let report = world.reconcile();
+    let named: Vec<String> = report
+        .applied
+        .iter()
+        .map(|applied| format!("{:?}", applied.step))
+        .filter(|step| step.starts_with("LeaveAlone"))
+        .collect();
+    assert_eq!(named.len(), 2, "{named:?}");
+    assert_eq!(world.read("proc/irq/0/smp_affinity_list"), "1");
+    assert_eq!(world.mask(21), set("2"));
+    assert_eq!(world.read("proc/irq/25/smp_affinity_list"), "5");
+    assert_eq!(world.journal(), None);
+}
+
+/// `kernel/cgroup/cpuset.c` sets every kernel thread it may to all CPUs that are not isolated.
+#[test]
+fn masks_that_the_kernel_has_changed_for_a_partition_come_back() {
+    let world = World::new();
+    let before = world.picture();
+    world.strict("100", "4-5");
+    world.reconcile();
+    for built in ["0-3,6-7", ONLINE] {
+        for (pid, comm, _) in KTHREADS {
+            if !comm.contains('/') {
+                world.masks.set_affinity(Tid(pid), &set(built)).expect("set");
+            }
+        }
+        if built == ONLINE {
+            world.forget("100");
+        }
+        world.reconcile();
+        assert_eq!(world.mask(20), set("0-3"), "its own CPUs, and not all others");
+    }
+    assert_eq!(world.changed_since(&before), [""; 0]);
+}
+
+#[test]
+fn an_interrupt_or_thread_that_comes_later_is_moved_too_and_one_that_goes_is_forgotten() {
+    let world = World::new();
+    world.strict("100", "4-5");
+    world.reconcile();
+    world.write("proc/irq/60/smp_affinity_list", "0-7\n");
+    fs::remove_dir_all(world.dir.path().join("proc/irq/25")).expect("removed");
+    fs::remove_dir_all(world.dir.path().join("proc/21")).expect("removed");
+    world.masks.0.borrow_mut().remove(&21);
+    world.reconcile();
+    assert_eq!(world.read("proc/irq/60/smp_affinity_list"), "0-3,6-7");
+    world.forget("100");
+    assert!(!world.reconcile().fell_short());
+    assert_eq!(world.read("proc/irq/60/smp_affinity_list"), "0-7");
+    assert_eq!(world.journal(), None);
+}
+
+/// Killed before, between and after its writes: the journal is cut at every line, and the writes that
+/// a line allows are carried out up to any number.
+#[test]
+fn from_every_crash_point_all_comes_back() {
+    let world = World::new();
+    let before = world.picture();
+    world.strict("100", "4-5");
+    world.reconcile();
+    let journal = world.journal().expect("a journal");
+    let after = world.picture();
+    world.forget("100");
+    world.reconcile();
+    let changed: Vec<&String> = after.keys().filter(|key| before[*key] != after[*key]).collect();
+    assert!(changed.len() > 10, "{changed:?}");
+    let lines: Vec<&str> = journal.lines().collect();
+    let set_to = |key: &str, value: &str| match key.strip_prefix("thread ") {
+        Some(pid) => {
+            world.masks.set_affinity(Tid(pid.parse().expect("a pid")), &set(value)).expect("set")
+        }
+        None => {
+            let is_mask = key.ends_with("cpumask") && key.contains("workqueue")
+                || key.ends_with("default_smp_affinity");
+            let text = if is_mask { set(value).to_cpumask() } else { value.to_owned() };
+            fs::write(key, text).expect("written");
+        }
+    };
+    // Nothing is written before the last line is there.
+    for cut in 0..lines.len() {
+        fs::write(
+            world.state.host_journal_path(),
+            lines[..cut].join("\n") + if cut > 0 { "\n" } else { "" },
+        )
+        .expect("cut");
+        world.reconcile();
+        assert_eq!(world.changed_since(&before), [""; 0], "cut at line {cut}");
+        assert_eq!(world.journal(), None, "cut at line {cut}");
+    }
+    for done in 0..=changed.len() {
+        for key in &changed[..done] {
+            set_to(key, &after[*key]);
+        }
+        fs::write(world.state.host_journal_path(), &journal).expect("written");
+        world.reconcile();
+        assert_eq!(world.changed_since(&before), [""; 0], "after {done} writes");
+        assert_eq!(world.journal(), None, "after {done} writes");
+    }
+}
+
+#[test]
+fn a_journal_of_another_boot_is_nobodys() {
+    let world = World::new();
+    let before = world.picture();
+    world.strict("100", "4-5");
+    world.reconcile();
+    let journal = world.journal().expect("a journal").replace(BOOT, "the-boot-before");
+    world.forget("100");
+    world.reconcile();
+    fs::write(world.state.host_journal_path(), journal).expect("written");
+    assert!(world.reconcile().applied.is_empty());
+    assert_eq!(world.changed_since(&before), [""; 0]);
+    assert_eq!(world.journal(), None);
+}
