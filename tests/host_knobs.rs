@@ -1,6 +1,8 @@
 //! The host-wide knobs on a made-up host: a pure function of the leases, undone whole from any crash
 //! point. The kernel's own part (refusals, partitions) is seen on the test host.
 
+#![allow(clippy::expect_used, clippy::unwrap_used)] // a test may end
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
@@ -118,7 +120,7 @@ impl World {
     fn picture(&self) -> BTreeMap<String, String> {
         let mut picture = BTreeMap::new();
         for top in ["proc/irq", "proc/sys", "sys"] {
-            self.picture_of(&self.dir.path().join(top), &mut picture);
+            picture_of(&self.dir.path().join(top), &mut picture);
         }
         for (pid, mask) in self.masks.0.borrow().iter() {
             picture.insert(format!("thread {pid}"), mask.to_string());
@@ -132,21 +134,6 @@ impl World {
         assert!(now.keys().eq(before.keys()), "something came or went");
         let changed = now.iter().filter(|(key, value)| before[*key] != **value);
         changed.map(|(key, value)| format!("{key}: {} → {value}", before[key])).collect()
-    }
-
-    fn picture_of(&self, folder: &Path, picture: &mut BTreeMap<String, String>) {
-        for entry in fs::read_dir(folder).expect("a folder") {
-            let path = entry.expect("an entry").path();
-            if path.is_dir() {
-                self.picture_of(&path, picture);
-                continue;
-            }
-            let text = fs::read_to_string(&path).expect("there").trim().to_owned();
-            // Masks may be written in more ways than one.
-            let is_mask = path.ends_with("cpumask") || path.ends_with("default_smp_affinity");
-            let mask = CpuSet::parse_cpumask(&text).filter(|_| is_mask);
-            picture.insert(path.display().to_string(), mask.map_or(text, |mask| mask.to_string()));
-        }
     }
 
     fn lease(&self, vm: &str, exclusive: &str, knobs: impl IntoIterator<Item = Knob>) {
@@ -186,6 +173,26 @@ impl World {
 
     fn journal(&self) -> Option<String> {
         fs::read_to_string(self.state.host_journal_path()).ok()
+    }
+}
+
+/// Masks may be written in more ways than one.
+fn is_mask(path: &Path) -> bool {
+    let is_sysctl = path.ends_with("watchdog_cpumask");
+    !is_sysctl && (path.ends_with("cpumask") || path.ends_with("default_smp_affinity"))
+}
+
+fn picture_of(folder: &Path, picture: &mut BTreeMap<String, String>) {
+    for entry in fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            picture_of(&path, picture);
+            continue;
+        }
+        let text = fs::read_to_string(&path).expect("there").trim().to_owned();
+        // Masks may be written in more ways than one.
+        let mask = CpuSet::parse_cpumask(&text).filter(|_| is_mask(&path));
+        picture.insert(path.display().to_string(), mask.map_or(text, |mask| mask.to_string()));
     }
 }
 
@@ -373,13 +380,12 @@ fn from_every_crash_point_all_comes_back() {
     let changed: Vec<&String> = after.keys().filter(|key| before[*key] != after[*key]).collect();
     assert!(changed.len() > 10, "{changed:?}");
     let lines: Vec<&str> = journal.lines().collect();
-    let set_to = |key: &str, value: &str| match key.strip_prefix("thread ") {
-        Some(pid) => {
-            world.masks.set_affinity(Tid(pid.parse().expect("a pid")), &set(value)).expect("set")
-        }
-        None => {
-            let is_mask = key.ends_with("cpumask") && key.contains("workqueue")
-                || key.ends_with("default_smp_affinity");
+    let set_to = |key: &str, value: &str| {
+        if let Some(pid) = key.strip_prefix("thread ") {
+            let tid = Tid(pid.parse().expect("a pid"));
+            world.masks.set_affinity(tid, &set(value)).expect("set");
+        } else {
+            let is_mask = is_mask(Path::new(key));
             let text = if is_mask { set(value).to_cpumask() } else { value.to_owned() };
             fs::write(key, text).expect("written");
         }

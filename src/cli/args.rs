@@ -60,6 +60,8 @@ pub(super) enum Command {
     Threads(ThreadsArgs),
     /// Show what attach would do, and why
     Plan(PlanArgs),
+    /// Check that all that was promised holds
+    Verify(VerifyArgs),
     /// Show the machine: nodes, caches, cores, siblings, and who has what
     Topology(TopologyArgs),
 }
@@ -246,6 +248,15 @@ pub(super) struct DetachArgs {
     /// Not needed: what is put back is in the journal
     #[arg(long, value_name = "PATH", hide = true)]
     pub(super) qmp: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    pub(super) vm: VmArgs,
+    /// Print the document qmpin.verify/1
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Args, Debug)]

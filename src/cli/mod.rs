@@ -19,6 +19,7 @@ mod output;
 mod plan;
 mod threads;
 mod topology;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -31,6 +32,8 @@ use args::{Command, Qmpin};
 pub(crate) enum Answer {
     /// Exit 0.
     Done,
+    /// Exit 1: the answer is no, and was said.
+    No,
     /// Exit 6: some of it was refused, and was said.
     Partly,
 }
@@ -44,6 +47,7 @@ pub fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|panic| end_with_a_bug(&panic.to_string())));
     let code = match run(args) {
         Ok(Answer::Done) => 0,
+        Ok(Answer::No) => Kind::No.exit_code(),
         Ok(Answer::Partly) => Kind::Partial.exit_code(),
         Err(failure) => {
             output::error(&failure.report());
@@ -70,6 +74,7 @@ fn run(args: Qmpin) -> Result<Answer, Failure> {
         Command::Detach(detach) => detach::run(global, &detach),
         Command::Threads(threads) => threads::run(global, &threads),
         Command::Plan(plan) => plan::run(global, &plan),
+        Command::Verify(verify) => verify::run(global, &verify),
         Command::Topology(topology) => topology::run(global, &topology),
     }
 }

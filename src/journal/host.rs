@@ -133,6 +133,12 @@ impl HostMemory {
         self.places.iter().map(|(place, known)| (place, &known.original))
     }
 
+    /// Whether a place was to hold this value once.
+    #[must_use]
+    pub fn was_tried(&self, place: &Place, value: &Value) -> bool {
+        self.places.get(place).is_some_and(|known| known.ours.contains(value))
+    }
+
     /// Whether what is there now is qmpin's doing: written by it, or by the kernel as it took CPUs away
     /// or got them back. A kernel thread is then on all others, or on all.
     #[must_use]
@@ -195,6 +201,22 @@ impl HostJournal {
         journal.memory = HostMemory::of(&read.records);
         journal.unreadable_lines = read.unreadable_lines;
         Ok(journal)
+    }
+
+    /// What a journal of this boot remembers, without opening it for writing; nothing where there is
+    /// none.
+    ///
+    /// # Errors
+    /// [`JournalError`] where the file cannot be read or is no such journal.
+    pub fn read(path: &Path, boot_id: &str) -> Result<HostMemory, JournalError> {
+        match lines::read::<Header, HostRecord>(path, HOST_SCHEMA, |header| &header.schema) {
+            Ok(read) if read.header.boot_id == boot_id => Ok(HostMemory::of(&read.records)),
+            Ok(_) | Err(JournalError::NeverBegun { .. }) => Ok(HostMemory::default()),
+            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Ok(HostMemory::default())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What is in it.

@@ -11,6 +11,7 @@ mod restore;
 mod table;
 mod threads;
 mod topology;
+mod verify;
 mod words;
 
 pub use owners::Owners;
@@ -19,4 +20,5 @@ pub use plan::{Explain, PlanDocument, plan_text};
 pub use restore::{host_lines, restore_lines};
 pub use threads::ThreadsDocument;
 pub use topology::{Picture, TopologyDocument};
+pub use verify::VerifyDocument;
 pub use words::{printable, thread_in_words};

@@ -197,16 +197,7 @@ pub fn log_host(report: &HostReport) {
             (HostStep::LeaveAlone { place, found, before }, _) => tracing::warn!(
                 "{place}: somebody else has made it {found}; left so (before qmpin: {before})"
             ),
-            (HostStep::Write { place, from, .. }, HostOutcome::Refused { error })
-                if is_managed_irq(step, error) =>
-            {
-                let irq = place.irq().and_then(|number| report.managed.get(&number));
-                let (devices, fired) = irq.map_or(("", 0), |irq| (irq.devices.as_str(), irq.fired));
-                tracing::info!(
-                    "{place} ({devices}): the kernel manages it, so it stays on {from}; it has fired \
-                     {fired} times on CPUs of VMs"
-                );
-            }
+            (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => {}
             (
                 HostStep::Write { place, from, to, .. } | HostStep::PutBack { place, from, to },
                 HostOutcome::Refused { error },
@@ -217,6 +208,9 @@ pub fn log_host(report: &HostReport) {
             ) => tracing::warn!("{place}: wanted {to}, the kernel made it {now}"),
         }
     }
+    if !report.managed.is_empty() {
+        tracing::info!("{}", managed_in_words(&report.managed));
+    }
     for (knob, (number, first)) in written {
         match number {
             1 => tracing::info!("{knob}: {first}"),
@@ -226,4 +220,23 @@ pub fn log_host(report: &HostReport) {
     if put_back > 0 {
         tracing::info!("{put_back} settings of the host put back");
     }
+}
+
+/// The interrupts that stay, those first that have fired most.
+fn managed_in_words(managed: &BTreeMap<u32, Interrupt>) -> String {
+    /// How many are named.
+    const NAMED: usize = 4;
+    let mut by_count: Vec<(&u32, &Interrupt)> = managed.iter().collect();
+    by_count.sort_by_key(|(number, irq)| (std::cmp::Reverse(irq.fired), **number));
+    let name = |(number, irq): &(&u32, &Interrupt)| match irq.devices.as_str() {
+        "" => format!("{number}: {}", irq.fired),
+        devices => format!("{number} ({devices}): {}", irq.fired),
+    };
+    let named: Vec<String> = by_count.iter().take(NAMED).map(name).collect();
+    let more = if by_count.len() > NAMED { ", …" } else { "" };
+    format!(
+        "irqs: {} stay on CPUs of VMs, where the kernel itself keeps them; fired there so far: {}{more}",
+        by_count.len(),
+        named.join(", ")
+    )
 }

@@ -5,6 +5,7 @@
 //!   births.rs   a thread of the VM was born      process connector, filtered in the kernel
 //!   exit.rs     QEMU has ended                   pidfd
 //!   leases.rs   another VM came or went          inotify on the state folder
+//!   verify.rs   does what was promised hold?    all of the above, once
 //!   slow_timer.rs  nothing else has said so      timerfd
 //! ```
 
@@ -13,6 +14,7 @@ mod exit;
 mod leases;
 mod readable;
 mod slow_timer;
+pub mod verify;
 
 pub use births::Births;
 pub use exit::Exit;

@@ -1,0 +1,87 @@
+//! `qmpin verify`: does all hold? By the kernel's own files and QEMU's own answer.
+
+use super::args::{Global, VerifyArgs};
+use super::{Answer, block_on, output};
+use crate::discover::tasks::{self};
+use crate::discover::{
+    Target, VmError, boot_id, channel_paths, interrupts, live_leases, occupants, read_host_view,
+    read_vm, way_beside_supervisor,
+};
+use crate::error::{Failure, Kind};
+use crate::journal::HostJournal;
+use crate::leases::Lease;
+use crate::places::Place;
+use crate::plan::host::diff::{HostStep, diff};
+use crate::plan::host::{Wants, wishes};
+use crate::render::VerifyDocument;
+use crate::sched::Kernel;
+use crate::sysroot::SysRoot;
+use crate::watch::verify::{Facts, Unmet, verify};
+
+pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
+    let root = SysRoot::live();
+    let (vm, state) = (&args.vm.vm, global.state(&root));
+    let location = args.vm.location(global);
+    let paths = channel_paths(vm, &location);
+    let limits = args.vm.limits();
+    let first = way_beside_supervisor(&state, vm);
+    let target = Target { vm, location: &location, paths: &paths, first, limits: &limits };
+    let nothing = |_| Ok::<_, VmError>(());
+    let (view, ()) = block_on(read_vm(&root, &Kernel, target, nothing))??;
+    let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
+    let lease = state.lease(vm).map_err(Failure::from)?;
+    let Some(lease) = lease.filter(|lease| lease.qemu == view.process && lease.boot_id == boot_id)
+    else {
+        let failure = Failure::new(Kind::No, format!("VM {vm} is not attached"));
+        return Err(failure.hint(format!("`qmpin attach {vm}` attaches it")));
+    };
+    let pid = view.process.pid;
+    let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
+    threads.extend(tasks::kernel_threads(&root, &Kernel, pid));
+    let others = occupants(&root, &Kernel, &lease.exclusive, pid)
+        .map_err(|error| Failure::from_error(Kind::No, error))?;
+    let leases = live_leases(&state, &boot_id);
+    let journal = HostJournal::read(&state.host_journal_path(), &boot_id)?;
+    let unmet = unmet(&root, &leases, &journal, &lease)?;
+    let interrupts = interrupts(&root, &lease.exclusive);
+    let checks = verify(&Facts {
+        lease: &lease,
+        threads: &threads,
+        occupants: &others,
+        unmet: &unmet,
+        interrupts: &interrupts,
+    });
+    let document = VerifyDocument::new(vm, checks);
+    if args.json {
+        output::json(&document)?;
+    } else {
+        output::text(&document.to_text())?;
+    }
+    Ok(if document.holds() { Answer::Done } else { Answer::No })
+}
+
+/// What is left to be done about the host for this VM.
+fn unmet(
+    root: &SysRoot,
+    leases: &[Lease],
+    memory: &crate::journal::HostMemory,
+    lease: &Lease,
+) -> Result<Vec<Unmet>, Failure> {
+    let remembered: Vec<Place> = memory.originals().map(|(place, _)| place.clone()).collect();
+    let wants = Wants::of(leases);
+    let view = read_host_view(root, &Kernel, &wants, remembered.iter())?;
+    let wishes = wishes(&view, &wants, |place| memory.original(place).cloned());
+    let touches = |found: &crate::places::Value| {
+        found.cpus().is_none_or(|cpus| cpus.intersects(&lease.exclusive))
+    };
+    let steps = diff(&view, &wishes, memory).into_iter();
+    Ok(steps
+        .filter_map(|step| match step {
+            HostStep::Write { knob, place, from, to } if touches(&from) => {
+                let refused = memory.was_tried(&place, &to);
+                Some(Unmet { knob, place, found: from, wanted: to, refused })
+            }
+            _ => None,
+        })
+        .collect())
+}

@@ -1,0 +1,73 @@
+//! Who else may run on some CPUs: every thread of the host is asked for its mask, as the scheduler has
+//! it, and those that may are named.
+
+use super::stat::{self, Stat};
+use crate::cpuset::CpuSet;
+use crate::ids::{Pid, Tid};
+use crate::sched::Sched;
+use crate::sysroot::{ReadError, SysRoot};
+
+/// What kind of thread it is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum OccupantKind {
+    /// Of a process.
+    User,
+    /// Of the kernel's, and it can be moved.
+    Movable,
+    /// Of the kernel's, and it cannot (`PF_NO_SETAFFINITY`).
+    Bound,
+}
+
+/// A thread that may run there.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Occupant {
+    /// Its number.
+    pub tid: Tid,
+    /// Its name, for display only.
+    pub comm: String,
+    /// What kind it is.
+    pub kind: OccupantKind,
+    /// Where it may run.
+    pub allowed: CpuSet,
+}
+
+/// All threads that may run on any of these CPUs, but those of one process. Threads that end meanwhile
+/// are left out.
+///
+/// # Errors
+/// [`ReadError`] where the processes cannot be listed.
+pub fn occupants(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    cpus: &CpuSet,
+    but: Pid,
+) -> Result<Vec<Occupant>, ReadError> {
+    let mut found = Vec::new();
+    for pid in root.folder("proc")?.numbers()? {
+        if pid == but.0 {
+            continue;
+        }
+        let Ok(tasks) = root.folder(&format!("proc/{pid}/task")) else { continue };
+        for tid in tasks.numbers().unwrap_or_default() {
+            let tid = Tid(tid);
+            let Ok(allowed) = sched.affinity(tid) else { continue };
+            if !allowed.intersects(cpus) {
+                continue;
+            }
+            let Ok(stat) = stat::read_in(&tasks, &format!("{tid}/stat")) else { continue };
+            if !stat.is_dead() {
+                let kind = kind(&stat);
+                found.push(Occupant { tid, comm: stat.comm, kind, allowed });
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn kind(stat: &Stat) -> OccupantKind {
+    match (stat.is_kernel_thread(), stat.is_bound()) {
+        (false, _) => OccupantKind::User,
+        (true, false) => OccupantKind::Movable,
+        (true, true) => OccupantKind::Bound,
+    }
+}

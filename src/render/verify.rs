@@ -1,0 +1,47 @@
+//! Whether all holds: the document `qmpin.verify/1`, and a table.
+
+use serde::Serialize;
+
+use super::table::table;
+use crate::ids::VmName;
+use crate::watch::verify::{Check, CheckVerdict};
+
+/// `verify --json`.
+#[derive(Debug, Serialize)]
+pub struct VerifyDocument {
+    schema: &'static str,
+    vm: VmName,
+    holds: bool,
+    checks: Vec<Check>,
+}
+
+impl VerifyDocument {
+    /// Of the checks that were made.
+    #[must_use]
+    pub fn new(vm: &VmName, checks: Vec<Check>) -> VerifyDocument {
+        let holds = checks.iter().all(|check| check.verdict != CheckVerdict::Broken);
+        VerifyDocument { schema: "qmpin.verify/1", vm: vm.clone(), holds, checks }
+    }
+
+    /// Whether no promise is broken.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.holds
+    }
+
+    /// The table for a terminal.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut rows = vec![["CHECK", "VERDICT", ""].map(str::to_owned)];
+        rows.extend(self.checks.iter().map(|check| {
+            let verdict = match check.verdict {
+                CheckVerdict::Holds => "holds",
+                CheckVerdict::Broken => "BROKEN",
+                CheckVerdict::Refused => "refused",
+            };
+            [check.check.to_owned(), verdict.to_owned(), check.reason.clone()]
+        }));
+        let all = if self.holds { "all holds" } else { "not all holds" };
+        format!("VM {}: {all}\n{}", self.vm, table(&rows))
+    }
+}

@@ -1,0 +1,296 @@
+//! Whether what was promised holds, by the kernel's own files. Pure: the facts are read elsewhere.
+//!
+//! | check | holds when |
+//! |---|---|
+//! | `vcpus` | every vCPU may run on one CPU of the VM's own, no two on the same |
+//! | `helpers` | no other thread of the VM may run there |
+//! | `processes` | no other process may run there |
+//! | `kthreads` | nor any kernel thread that can be moved |
+//! | `bound-kthreads` | never quite: what the kernel binds to each CPU is counted |
+//! | `irqs` … | nothing of that knob is left to be done |
+//!
+//! A check is made where the VM's policy asks for what it is about.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use crate::cpuset::CpuSet;
+use crate::discover::{Interrupt, Occupant, OccupantKind};
+use crate::leases::Lease;
+use crate::places::{Place, Value};
+use crate::plan::{counted, cpus_in_words};
+use crate::policy::Knob;
+use crate::threads::{Role, Thread};
+
+/// How many are named, of many that break one promise.
+const NAMED: usize = 4;
+
+/// What a check has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CheckVerdict {
+    /// It is as promised.
+    Holds,
+    /// It is not.
+    Broken,
+    /// The kernel allows no better.
+    Refused,
+}
+
+/// One promise, and whether it is kept.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Check {
+    /// Which.
+    pub check: &'static str,
+    /// Whether it is kept.
+    pub verdict: CheckVerdict,
+    /// How, or why not.
+    pub reason: String,
+}
+
+/// A place that does not hold what it should.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unmet {
+    /// Whose it is.
+    pub knob: Knob,
+    /// Where.
+    pub place: Place,
+    /// What is there.
+    pub found: Value,
+    /// What should be.
+    pub wanted: Value,
+    /// Whether it was tried, and the kernel would not.
+    pub refused: bool,
+}
+
+/// What there is to see.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// What the VM was given.
+    pub lease: &'a Lease,
+    /// The VM's threads as they are.
+    pub threads: &'a [Thread],
+    /// Others that may run on the VM's CPUs.
+    pub occupants: &'a [Occupant],
+    /// What else is not as it should be.
+    pub unmet: &'a [Unmet],
+    /// Interrupts by number, with how often they have fired on the VM's CPUs.
+    pub interrupts: &'a BTreeMap<u32, Interrupt>,
+}
+
+/// Makes all checks that the VM's policy gives cause for.
+#[must_use]
+pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
+    let mut checks = vec![vcpus(facts), helpers(facts)];
+    let asked = |knob: Knob| facts.lease.knobs.contains(&knob);
+    if asked(Knob::Partition) {
+        checks.push(nobody("processes", "process", facts, OccupantKind::User));
+    }
+    if asked(Knob::Kthreads) {
+        checks.push(nobody("kthreads", "movable kernel thread", facts, OccupantKind::Movable));
+        checks.extend(bound(facts));
+    }
+    for (knob, check) in [
+        (Knob::Irqs, "irqs"),
+        (Knob::Workqueues, "workqueues"),
+        (Knob::Power, "power"),
+        (Knob::Noise, "noise"),
+    ] {
+        if asked(knob) {
+            checks.extend(places(facts, knob, check));
+        }
+    }
+    checks
+}
+
+fn holds(check: &'static str, reason: String) -> Check {
+    Check { check, verdict: CheckVerdict::Holds, reason }
+}
+
+fn broken(check: &'static str, reason: String) -> Check {
+    Check { check, verdict: CheckVerdict::Broken, reason }
+}
+
+fn vcpus(facts: &Facts<'_>) -> Check {
+    let own = &facts.lease.exclusive;
+    let mut used = CpuSet::EMPTY;
+    let mut wrong = Vec::new();
+    let mut number = 0;
+    for thread in facts.threads {
+        let Role::Vcpu(index) = thread.role else { continue };
+        number += 1;
+        let on = &thread.allowed;
+        if on.len() != 1 || !on.is_subset(own) {
+            wrong.push(format!("vCPU {index} may run on {}", cpus_in_words(on)));
+        } else if on.intersects(&used) {
+            wrong.push(format!("vCPU {index} shares {}", cpus_in_words(on)));
+        }
+        used |= *on;
+    }
+    if number == 0 {
+        return broken("vcpus", "QEMU names no vCPU".to_owned());
+    }
+    if wrong.is_empty() {
+        let vcpus = counted(number, "vCPU");
+        return holds("vcpus", format!("{vcpus}, each alone on one of {}", cpus_in_words(own)));
+    }
+    broken("vcpus", some(&wrong))
+}
+
+fn helpers(facts: &Facts<'_>) -> Check {
+    let own = &facts.lease.exclusive;
+    let is_helper = |thread: &&Thread| !matches!(thread.role, Role::Vcpu(_));
+    let there = facts.threads.iter().filter(is_helper).filter(|one| one.allowed.intersects(own));
+    let wrong: Vec<String> = there
+        .map(|one| format!("{} {} on {}", one.role.name(), one.key.tid, one.allowed))
+        .collect();
+    if wrong.is_empty() {
+        return holds("helpers", format!("no other thread of the VM on {}", cpus_in_words(own)));
+    }
+    broken("helpers", some(&wrong))
+}
+
+fn nobody(check: &'static str, what: &str, facts: &Facts<'_>, kind: OccupantKind) -> Check {
+    let there: Vec<String> = facts
+        .occupants
+        .iter()
+        .filter(|occupant| occupant.kind == kind)
+        .map(|one| format!("{} ({}) on {}", one.comm.escape_debug(), one.tid, one.allowed))
+        .collect();
+    if there.is_empty() {
+        return holds(check, format!("no {what} on {}", cpus_in_words(&facts.lease.exclusive)));
+    }
+    broken(check, some(&there))
+}
+
+/// What the kernel binds to each CPU: `ksoftirqd/12` is one of the ksoftirqd.
+fn bound(facts: &Facts<'_>) -> Option<Check> {
+    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
+    for one in facts.occupants.iter().filter(|one| one.kind == OccupantKind::Bound) {
+        *names.entry(one.comm.split(['/', ':']).next().unwrap_or(&one.comm)).or_default() += 1;
+    }
+    let names: Vec<String> =
+        names.iter().map(|(name, number)| format!("{number} {name}")).collect();
+    let reason = format!("the kernel binds them to their CPUs: {}", names.join(", "));
+    (!names.is_empty()).then_some(Check {
+        check: "bound-kthreads",
+        verdict: CheckVerdict::Refused,
+        reason,
+    })
+}
+
+fn places(facts: &Facts<'_>, knob: Knob, check: &'static str) -> Vec<Check> {
+    let of_knob = || facts.unmet.iter().filter(|unmet| unmet.knob == knob);
+    let in_words = |unmet: &Unmet| {
+        let irq = unmet.place.irq().and_then(|number| facts.interrupts.get(&number));
+        let irq = irq.map_or(String::new(), |irq| {
+            let devices = if irq.devices.is_empty() { "no device" } else { irq.devices.as_str() };
+            format!(", {devices}, fired there {} times", irq.fired)
+        });
+        format!("{} is {} and not {}{irq}", unmet.place, unmet.found, unmet.wanted)
+    };
+    let mut checks = Vec::new();
+    for (refused, verdict) in [(false, CheckVerdict::Broken), (true, CheckVerdict::Refused)] {
+        let list: Vec<String> =
+            of_knob().filter(|unmet| unmet.refused == refused).map(in_words).collect();
+        if !list.is_empty() {
+            checks.push(Check { check, verdict, reason: some(&list) });
+        }
+    }
+    let verdicts: BTreeSet<bool> = of_knob().map(|unmet| unmet.refused).collect();
+    if verdicts.is_empty() {
+        checks.push(holds(check, "as it should be".to_owned()));
+    }
+    checks
+}
+
+/// The first few, and how many more there are.
+fn some(list: &[String]) -> String {
+    let shown = list[..list.len().min(NAMED)].join("; ");
+    match list.len().saturating_sub(NAMED) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Pid, StartTicks, Tid, VcpuIndex};
+    use crate::policy::Level;
+    use crate::threads::{ProcessKey, ThreadKey};
+
+    fn cpus(list: &str) -> CpuSet {
+        list.parse().expect("a cpulist")
+    }
+
+    fn thread(role: Role, on: &str) -> Thread {
+        let key = ThreadKey { tid: Tid(7), start: StartTicks(1) };
+        Thread { key, role, comm: String::new(), allowed: cpus(on), last_cpu: None }
+    }
+
+    fn occupant(kind: OccupantKind) -> Occupant {
+        Occupant { tid: Tid(9), comm: "ksoftirqd/4".to_owned(), kind, allowed: cpus("4") }
+    }
+
+    fn verdicts(
+        threads: &[Thread],
+        occupants: &[Occupant],
+        unmet: &[Unmet],
+        level: Level,
+    ) -> BTreeMap<&'static str, CheckVerdict> {
+        let lease = Lease {
+            schema: crate::leases::SCHEMA.to_owned(),
+            vm: "100".parse().expect("a name"),
+            boot_id: String::new(),
+            qemu: ProcessKey { pid: Pid(1), start: StartTicks(1) },
+            supervisor: None,
+            since_unix_s: 0,
+            exclusive: cpus("4-5"),
+            emulator: cpus("0"),
+            iothreads: cpus("0"),
+            vcpus: Vec::new(),
+            knobs: level.knobs(),
+        };
+        let interrupts = BTreeMap::new();
+        let facts = Facts { lease: &lease, threads, occupants, unmet, interrupts: &interrupts };
+        verify(&facts).into_iter().map(|check| (check.check, check.verdict)).collect()
+    }
+
+    fn vcpu(index: u32, on: &str) -> Thread {
+        thread(Role::Vcpu(VcpuIndex(index)), on)
+    }
+
+    #[test]
+    fn each_promise_is_broken_by_what_breaks_it() {
+        use CheckVerdict::{Broken, Holds, Refused};
+        let good = [vcpu(0, "4"), vcpu(1, "5"), thread(Role::Emulator, "0-3")];
+        let all = verdicts(&good, &[], &[], Level::Strict);
+        assert!(all.len() >= 8 && all.values().all(|verdict| *verdict == Holds), "{all:?}");
+        for wrong in [vcpu(1, "4"), vcpu(1, "0"), vcpu(1, "4-5")] {
+            assert_eq!(verdicts(&[vcpu(0, "4"), wrong], &[], &[], Level::Pinned)["vcpus"], Broken);
+        }
+        let helper = [vcpu(0, "4"), thread(Role::Emulator, "0-5")];
+        assert_eq!(verdicts(&helper, &[], &[], Level::Pinned)["helpers"], Broken);
+        for (kind, check, verdict) in [
+            (OccupantKind::User, "processes", Broken),
+            (OccupantKind::Movable, "kthreads", Broken),
+            (OccupantKind::Bound, "bound-kthreads", Refused),
+        ] {
+            let found = verdicts(&good, &[occupant(kind)], &[], Level::Exclusive);
+            let other = found.iter().filter(|(_, verdict)| **verdict != Holds).count();
+            assert_eq!((found[check], other), (verdict, 1), "{found:?}");
+            assert!(!verdicts(&good, &[occupant(kind)], &[], Level::Pinned).contains_key(check));
+        }
+        let unmet = |refused| Unmet {
+            knob: Knob::Irqs,
+            place: Place::CpuList("proc/irq/24/smp_affinity_list".to_owned()),
+            found: Value::Cpus(cpus("4")),
+            wanted: Value::Cpus(cpus("0-3")),
+            refused,
+        };
+        assert_eq!(verdicts(&good, &[], &[unmet(false)], Level::Exclusive)["irqs"], Broken);
+        assert_eq!(verdicts(&good, &[], &[unmet(true)], Level::Exclusive)["irqs"], Refused);
+    }
+}

@@ -1,0 +1,130 @@
+"""Interrupts, kernel threads, workqueues and kernel noise leave a VM's CPUs, for one VM and for two, and all come back."""
+
+import os
+import signal
+from pathlib import Path
+
+import cpulist
+import qmpin
+import state
+import threads
+
+LIMIT_S = 400
+NEEDS = ("kvm", "qmpin")
+IRQS = Path("/proc/irq")
+# `PF_NO_SETAFFINITY`: bound to its CPUs by the kernel itself.
+PF_NO_SETAFFINITY = 0x04000000
+
+
+def run(host):
+    before = host.before()
+    small = {"cpus": 2}
+    with host.vm(100, **(small if host.shape["name"] == "tiny" else host.fitting())) as one:
+        one.wait_guest()
+        alone = state.capture()
+        with attached(100) as first:
+            mine = exclusive(first)
+            kept_off(host, mine)
+            if host.shape["name"] != "tiny":
+                beside(host, first, mine)
+                kept_off(host, mine)
+        assert first.code == 0
+        state.check_same(alone, state.capture())
+        killed(host, alone)
+        changed_by_others(host, alone)
+        with attached(100) as last:
+            kept_off(host, exclusive(last))
+            one.kill()
+            assert last.wait() == 0, "its QEMU was killed"
+        state.check_same(before, state.capture())
+
+
+def attached(vmid):
+    return qmpin.Attached(vmid, isolation="strict", check_interval_s=1)
+
+
+def exclusive(follower):
+    return cpulist.parse(follower.plan()["exclusive"])
+
+
+def kept_off(host, cpus):
+    """Nothing that can be moved may run on these CPUs, by the kernel's own files."""
+    assert cpus
+    default = int(host.read("/proc/irq/default_smp_affinity").replace(",", ""), 16)
+    assert not any(default >> cpu & 1 for cpu in cpus), f"{default:x}"
+    held = [irq for irq in irqs() if cpulist.parse(host.read(irq)) & cpus and can_be_written(irq)]
+    assert not held, f"interrupts on {cpus}: {held}"
+    held = [
+        thread for thread in threads.of_host() if thread.kernel and cpulist.parse(thread.allowed) & cpus and not bound(thread)
+    ]
+    assert not held, f"kernel threads on {cpus}: {held}"
+    workqueues = int(host.read("/sys/devices/virtual/workqueue/cpumask").replace(",", ""), 16)
+    assert not any(workqueues >> cpu & 1 for cpu in cpus), f"{workqueues:x}"
+    assert host.read("/proc/sys/vm/stat_interval") == "120"
+    watchdog = Path("/proc/sys/kernel/watchdog_cpumask")
+    assert not watchdog.exists() or not cpulist.parse(host.read(watchdog)) & cpus
+    balancing = Path("/proc/sys/kernel/numa_balancing")
+    assert not balancing.exists() or host.read(balancing) == "0"
+
+
+def irqs():
+    return sorted(IRQS.glob("*/smp_affinity_list"))
+
+
+def can_be_written(irq):
+    """Whether the kernel takes what it says itself; where it manages the interrupt it refuses even that."""
+    try:
+        irq.write_text(irq.read_text())
+    except OSError:
+        return False
+    return True
+
+
+def bound(thread):
+    try:
+        stat = Path(f"/proc/{thread.tid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return bool(int(stat[stat.rindex(")") + 2 :].split()[6]) & PF_NO_SETAFFINITY)
+
+
+def beside(host, first, mine):
+    """A second VM takes its part away, too, and gives it back while the first keeps its own."""
+    with host.vm(101, cpus=2) as two:
+        two.wait_guest()
+        with attached(101) as second:
+            theirs = exclusive(second)
+            assert not mine & theirs
+            kept_off(host, mine | theirs)
+        assert second.code == 0
+        default = int(host.read("/proc/irq/default_smp_affinity").replace(",", ""), 16)
+        assert all(default >> cpu & 1 for cpu in theirs), f"{default:x}: {theirs} are not the host's again"
+
+
+def killed(host, alone):
+    """SIGKILL at any moment of the start, and then `qmpin detach`."""
+    with attached(100) as follower:
+        follower.stop(signal.SIGKILL)
+    assert os.path.exists("/run/qmpin/.host.journal")
+    print(host.run("qmpin", "detach", "100").stdout)
+    state.check_same(alone, state.capture())
+
+
+def changed_by_others(host, alone):
+    """What somebody else has set meanwhile is left so, and named."""
+    with attached(100) as follower:
+        mine = exclusive(follower)
+        irq = next(irq for irq in irqs() if host.read(irq) != alone.files[str(irq).removeprefix("/")])
+        other = str(min(cpulist.parse(host.read(irq))))
+        # Stopped, so that it cannot mend it.
+        os.kill(follower.process.pid, signal.SIGSTOP)
+        irq.write_text(other)
+        follower.stop(signal.SIGKILL)
+    said = host.run("qmpin", "detach", "100").stdout
+    print(said)
+    assert f"{irq} was made {other} by somebody else" in said, said
+    assert host.read(irq) == other
+    path = str(irq).removeprefix("/")
+    state.check_same(alone, state.capture(), ignore=[path])
+    irq.write_text(alone.files[path])
+    assert not mine & cpulist.parse(other)
