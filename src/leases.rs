@@ -6,6 +6,8 @@
 //!                          while it is held, its content says by whom
 //!   /run/qmpin/100.lease   what VM 100 has; what everybody else plans around
 //!   /run/qmpin/100.journal how to put it back (module `journal`)
+//!   /run/qmpin/100.standing what its supervisor tells (module `standing`)
+//!   /run/qmpin/.host.journal what the host was like before the first VM
 //! ```
 //!
 //! The files are the truth; there is no daemon. A lease whose QEMU process is gone is dead, and
@@ -233,7 +235,8 @@ impl StateDir {
         for entry in entries {
             let name = entry.map_err(&fail)?.file_name();
             let name = name.to_string_lossy();
-            let suffixes = [".lease", ".journal", ".lock", ".lease.new"];
+            let suffixes =
+                [".lease", ".journal", ".lock", ".lease.new", ".standing", ".standing.new"];
             let stem = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
             vms.extend(stem.and_then(|stem| stem.parse::<VmName>().ok()));
         }
@@ -271,8 +274,10 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`]; a file that is not there is no error.
     pub fn forget(&self, vm: &VmName) -> Result<(), StateError> {
-        let leftovers = self.path.join(format!("{vm}.lease.new"));
-        for path in [self.journal_path(vm), leftovers, self.lease_path(vm)] {
+        let leftovers = ["lease.new", "standing.new", "standing"];
+        let leftovers = leftovers.map(|suffix| self.path.join(format!("{vm}.{suffix}")));
+        let in_order = [self.journal_path(vm)].into_iter().chain(leftovers);
+        for path in in_order.chain([self.lease_path(vm)]) {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(self.error("remove", path)(error));

@@ -17,6 +17,7 @@ pub mod journal;
 pub mod leases;
 pub mod qmp;
 pub mod sched;
+pub mod standing;
 pub mod sysroot;
 
 // Stages: discover → plan → apply → watch → restore.

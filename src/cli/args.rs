@@ -60,6 +60,8 @@ pub(super) enum Command {
     Threads(ThreadsArgs),
     /// Show what attach would do, and why
     Plan(PlanArgs),
+    /// Show which VMs are attached, what they have, and what was refused
+    Status(StatusArgs),
     /// Check that all that was promised holds
     Verify(VerifyArgs),
     /// Show the machine: nodes, caches, cores, siblings, and who has what
@@ -248,6 +250,16 @@ pub(super) struct DetachArgs {
     /// Not needed: what is put back is in the journal
     #[arg(long, value_name = "PATH", hide = true)]
     pub(super) qmp: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    /// This one alone
+    #[arg(value_name = "VM")]
+    pub(super) vm: Option<VmName>,
+    /// Print the document qmpin.status/1
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -17,6 +17,7 @@ mod detach;
 mod log;
 mod output;
 mod plan;
+mod status;
 mod threads;
 mod topology;
 mod verify;
@@ -74,6 +75,7 @@ fn run(args: Qmpin) -> Result<Answer, Failure> {
         Command::Detach(detach) => detach::run(global, &detach),
         Command::Threads(threads) => threads::run(global, &threads),
         Command::Plan(plan) => plan::run(global, &plan),
+        Command::Status(status) => status::run(global, &status),
         Command::Verify(verify) => verify::run(global, &verify),
         Command::Topology(topology) => topology::run(global, &topology),
     }

@@ -17,7 +17,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::net::UnixStream;
 
 use super::error::{CheckError, QmpError};
@@ -30,7 +30,7 @@ use super::{Awaited, Limits, Tolerated};
 use crate::ids::{Pid, VmName};
 
 /// How QEMU is reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChannelKind {
     /// Short visits of a socket that others use too. No events.

@@ -55,6 +55,29 @@ impl HostReport {
             HostOutcome::Done | HostOutcome::Gone => false,
         })
     }
+
+    /// What the kernel would not do, in sentences.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<String> {
+        let sentence = |HostApplied { step, outcome }: &HostApplied| match (step, outcome) {
+            (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => None,
+            (
+                HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. },
+                HostOutcome::Refused { error },
+            ) => Some(format!("{place}: {to}: {error}")),
+            (
+                HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. },
+                HostOutcome::Narrowed { to: now },
+            ) => Some(format!("{place}: wanted {to}, the kernel made it {now}")),
+            _ => None,
+        };
+        let mut sentences: Vec<String> = self.applied.iter().filter_map(sentence).collect();
+        let managed = self.managed.iter().map(|(number, irq)| {
+            format!("interrupt {number} ({}): the kernel keeps it where it is", irq.devices)
+        });
+        sentences.extend(managed);
+        sentences
+    }
 }
 
 /// Interrupts whose CPUs the kernel manages answer so, since Linux 6.10 with the second

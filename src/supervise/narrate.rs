@@ -51,3 +51,18 @@ pub(super) fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
         }
     }
 }
+
+/// What the kernel would not do, in sentences.
+pub(super) fn refusals(report: &LookReport) -> Vec<String> {
+    let sentence = |Applied { step, outcome }: &Applied| {
+        let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
+        match outcome {
+            StepOutcome::Narrowed { to } => {
+                Some(format!("{who}: wanted {}, the kernel made it {to}", step.to))
+            }
+            StepOutcome::Refused { error } => Some(format!("{who}: {}: {error}", step.to)),
+            StepOutcome::Done | StepOutcome::Gone => None,
+        }
+    };
+    report.applied.iter().filter_map(sentence).collect()
+}

@@ -12,7 +12,7 @@ use super::attachment::Attachment;
 use super::end::end_supervisor;
 use super::host_knobs::{HostReport, log_host};
 use super::leasing::give_back;
-use super::narrate::{log_learnt, log_look};
+use super::narrate::{log_learnt, log_look, refusals};
 use super::notify;
 use super::pace::Pace;
 use super::reports::LookReport;
@@ -28,6 +28,7 @@ use crate::plan::{Finding, Plan, Verdict};
 use crate::policy::ChannelChoice;
 use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
 use crate::restore::RestoreReport;
+use crate::standing::{STANDING_SCHEMA, Standing, write_standing};
 use crate::threads::ThreadKey;
 use crate::watch::{Births, LeaseChanges};
 
@@ -35,6 +36,9 @@ use crate::watch::{Births, LeaseChanges};
 const LOOK_DELAY: Duration = Duration::from_millis(1);
 /// Two looks are at least this far apart, however many hints there are.
 const LOOK_GAP: Duration = Duration::from_millis(20);
+/// So many refusals are told to `status`; there are a few for each interrupt at most.
+const REFUSED_MAX: usize = 1_000;
+
 /// How it ended.
 #[derive(Debug)]
 pub struct Ended {
@@ -99,6 +103,8 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         look_failed: None,
         isolate_due: false,
         isolate_failed: None,
+        refused: BTreeSet::new(),
+        standing: None,
         attachment,
     };
     match watch {
@@ -153,6 +159,10 @@ struct Runner<'a> {
     isolate_due: bool,
     /// Why the host could not be kept in line the last time, if it could not.
     isolate_failed: Option<String>,
+    /// What the kernel would not do.
+    refused: BTreeSet<String>,
+    /// What `status` was told last.
+    standing: Option<Standing>,
     /// What systemd was told last.
     told: String,
     /// Threads about which a line was logged already.
@@ -163,6 +173,7 @@ impl Runner<'_> {
     async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
         self.log_plan(&[]);
         log_look(first, &mut self.lines);
+        self.refused.extend(refusals(first));
         self.isolate();
         self.told = self.status();
         notify::ready(&self.told);
@@ -396,6 +407,7 @@ impl Runner<'_> {
                 }
                 self.say_once(report.plan_failed.as_ref().map(|error| chain(error)));
                 log_look(&report, &mut self.lines);
+                self.refused.extend(refusals(&report));
                 Some(report.looked)
             }
             Err(error) if error.means_gone() => None,
@@ -413,6 +425,7 @@ impl Runner<'_> {
             Ok(report) => {
                 self.isolate_failed = None;
                 log_host(&report);
+                self.refused.extend(report.refusals());
             }
             Err(error) => {
                 let error = Some(chain(&error));
@@ -448,13 +461,16 @@ impl Runner<'_> {
         Ok(Ended { restored })
     }
 
-    fn channel_name(&self) -> &'static str {
-        let kind = match &self.channel {
+    fn channel_kind(&self) -> ChannelKind {
+        match &self.channel {
             Line::Free(channel) => channel.kind(),
             Line::Lent { kind, .. } => *kind,
             Line::Between => ChannelKind::Lease,
-        };
-        match kind {
+        }
+    }
+
+    fn channel_name(&self) -> &'static str {
+        match self.channel_kind() {
             ChannelKind::Lease => "leases",
             ChannelKind::Socket => "its own socket",
             ChannelKind::RuntimeMonitor => "a runtime monitor",
@@ -467,6 +483,19 @@ impl Runner<'_> {
         if status != self.told {
             notify::status(&status);
             self.told = status;
+        }
+        let standing = Standing {
+            schema: STANDING_SCHEMA.to_owned(),
+            channel: self.channel_kind(),
+            drift_total: self.attachment.drift_total(),
+            refused: self.refused.iter().take(REFUSED_MAX).cloned().collect(),
+        };
+        if self.standing.as_ref() != Some(&standing) {
+            let Settings { state, vm, .. } = self.attachment.settings();
+            if let Err(error) = write_standing(state, vm, &standing) {
+                tracing::debug!("`qmpin status` will not know it: {error}");
+            }
+            self.standing = Some(standing);
         }
     }
 

@@ -1,0 +1,46 @@
+//! `qmpin status`: which VMs are attached, what they have, and what is not as it should be.
+
+use super::args::{Global, StatusArgs};
+use super::{Answer, output};
+use crate::discover::{all_leases, boot_id, is_alive, lives};
+use crate::error::{Failure, Kind};
+use crate::leases::Lease;
+use crate::render::{StatusDocument, VmState, VmStatus};
+use crate::standing::read_standing;
+use crate::sysroot::SysRoot;
+
+pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure> {
+    let root = SysRoot::live();
+    let state = global.state(&root);
+    let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
+    let mut leases = all_leases(&state);
+    if let Some(vm) = &args.vm {
+        leases.retain(|lease| lease.vm == *vm);
+        if leases.is_empty() {
+            let failure = Failure::new(Kind::No, format!("VM {vm} is not attached"));
+            return Err(failure.hint(format!("`qmpin attach {vm}` attaches it")));
+        }
+    }
+    let vm_state = |lease: &Lease| {
+        // Not to be learnt is not dead.
+        let is_dead =
+            lease.boot_id != boot_id || lives(&root, lease.qemu).is_ok_and(|lives| !lives);
+        match lease.supervisor {
+            _ if is_dead => VmState::Dead,
+            Some(supervisor) if is_alive(&root, supervisor) => VmState::Followed,
+            _ => VmState::Left,
+        }
+    };
+    let statuses = leases.into_iter().map(|lease| VmStatus {
+        state: vm_state(&lease),
+        standing: read_standing(&state, &lease.vm),
+        lease,
+    });
+    let document = StatusDocument::new(statuses);
+    if args.json {
+        output::json(&document)?;
+    } else {
+        output::text(&document.to_text())?;
+    }
+    Ok(Answer::Done)
+}

@@ -1,0 +1,127 @@
+//! Which VMs are attached: the document `qmpin.status/1`, and a table.
+
+use serde::Serialize;
+
+use super::table::table;
+use super::words::printable;
+use crate::cpuset::CpuSet;
+use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
+use crate::leases::Lease;
+use crate::policy::Knob;
+use crate::qmp::ChannelKind;
+use crate::standing::Standing;
+
+/// Whether somebody follows a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VmState {
+    /// A supervisor does.
+    Followed,
+    /// It was attached, and its supervisor is gone or was never to stay.
+    Left,
+    /// Its QEMU is gone; the next qmpin sweeps what is left.
+    Dead,
+}
+
+/// What is known of one VM.
+#[derive(Clone, Debug)]
+pub struct VmStatus {
+    /// Whether somebody follows it.
+    pub state: VmState,
+    /// What it has.
+    pub lease: Lease,
+    /// What its supervisor tells.
+    pub standing: Option<Standing>,
+}
+
+/// `status --json`.
+#[derive(Debug, Serialize)]
+pub struct StatusDocument {
+    schema: &'static str,
+    vms: Vec<VmRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct VmRow {
+    vm: VmName,
+    state: VmState,
+    pid: Pid,
+    supervisor_pid: Option<Pid>,
+    since_unix_s: u64,
+    exclusive: CpuSet,
+    emulator: CpuSet,
+    iothreads: CpuSet,
+    vcpus: Vec<VcpuRow>,
+    knobs: Vec<Knob>,
+    channel: Option<ChannelKind>,
+    drift_total: Option<u64>,
+    refused: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct VcpuRow {
+    vcpu: VcpuIndex,
+    cpus: CpuSet,
+}
+
+impl StatusDocument {
+    /// In the order in which they are given.
+    #[must_use]
+    pub fn new(vms: impl Iterator<Item = VmStatus>) -> StatusDocument {
+        let row = |VmStatus { state, lease, standing }| {
+            let vcpu =
+                |(vcpu, cpu): (VcpuIndex, CpuId)| VcpuRow { vcpu, cpus: CpuSet::single(cpu) };
+            VmRow {
+                vm: lease.vm,
+                state,
+                pid: lease.qemu.pid,
+                supervisor_pid: lease.supervisor.map(|supervisor| supervisor.pid),
+                since_unix_s: lease.since_unix_s,
+                exclusive: lease.exclusive,
+                emulator: lease.emulator,
+                iothreads: lease.iothreads,
+                vcpus: lease.vcpus.into_iter().map(vcpu).collect(),
+                knobs: lease.knobs.into_iter().collect(),
+                channel: standing.as_ref().map(|standing| standing.channel),
+                drift_total: standing.as_ref().map(|standing| standing.drift_total),
+                refused: standing.map(|standing| standing.refused).unwrap_or_default(),
+            }
+        };
+        StatusDocument { schema: "qmpin.status/1", vms: vms.map(row).collect() }
+    }
+
+    /// The table for a terminal, and a line for each thing that was refused.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        if self.vms.is_empty() {
+            return "no VM is attached\n".to_owned();
+        }
+        let head = ["VM", "STATE", "VCPUS", "IOTHREADS", "EMULATOR", "KNOBS", "DRIFT", "REFUSED"];
+        let mut rows = vec![head.map(str::to_owned)];
+        rows.extend(self.vms.iter().map(|vm| {
+            let state = match vm.state {
+                VmState::Followed => "followed",
+                VmState::Left => "left",
+                VmState::Dead => "dead",
+            };
+            let knobs: Vec<&str> = vm.knobs.iter().map(|knob| knob.key()).collect();
+            [
+                vm.vm.to_string(),
+                state.to_owned(),
+                vm.exclusive.to_string(),
+                vm.iothreads.to_string(),
+                vm.emulator.to_string(),
+                knobs.join(" "),
+                vm.drift_total.map_or(String::new(), |drift| drift.to_string()),
+                vm.refused.len().to_string(),
+            ]
+        }));
+        let mut text = table(&rows);
+        for vm in &self.vms {
+            for refused in &vm.refused {
+                text.push_str(&format!("VM {}: {}\n", vm.vm, printable(refused)));
+            }
+        }
+        text
+    }
+}

@@ -1,0 +1,89 @@
+//! `status` and `verify` on a real QEMU: what they say is what the kernel says.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod support;
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use support::qemu::{QemuOptions, wait_until};
+use support::run::{Stage, needs_two_cpus, taskset};
+
+fn json(stage: &Stage, code: i32, args: &[&str]) -> Value {
+    let done = stage.run(args);
+    done.says(code, &[]);
+    serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {}", done.out))
+}
+
+#[test]
+fn status_follows_a_vm_from_its_attach_to_its_end() {
+    needs_two_cpus!("status_follows_a_vm_from_its_attach_to_its_end");
+    let stage = Stage::new(&QemuOptions::default());
+    stage.run(&["status"]).says(0, &["no VM is attached"]);
+    stage.run(&["status", "100"]).says(1, &["VM 100 is not attached", "qmpin attach 100"]);
+    stage.run(&["verify", "100"]).says(1, &["VM 100 is not attached", "qmpin attach 100"]);
+
+    let attached = stage.attach(&[]);
+    let of_vm = |code| json(&stage, code, &["status", "100", "--json"])["vms"][0].clone();
+    let vm = of_vm(0);
+    assert_eq!((vm["vm"].as_str(), vm["state"].as_str()), (Some("100"), Some("followed")));
+    assert_eq!(vm["pid"], stage.qemu.pid().0);
+    assert_eq!(vm["supervisor_pid"], attached.pid().0);
+    assert_eq!((vm["exclusive"].as_str(), vm["emulator"].as_str()), (Some("1"), Some("0")));
+    assert_eq!(vm["vcpus"][0]["cpus"], "1");
+    assert_eq!(vm["knobs"].as_array().map(Vec::len), Some(0), "pinned turns none: {vm}");
+    assert_eq!((vm["drift_total"].as_u64(), vm["channel"].as_str()), (Some(0), Some("lease")));
+    stage.run(&["status"]).says(0, &["100", "followed"]);
+
+    attached.kill();
+    assert_eq!(of_vm(0)["state"], "left");
+    stage.qemu.kill();
+    wait_until("it is seen to be dead", || of_vm(0)["state"] == "dead");
+    stage.run(&["detach", "--all"]).says(0, &["its QEMU has ended"]);
+    stage.run(&["status"]).says(0, &["no VM is attached"]);
+    assert_eq!(stage.place.left_behind(), [""; 0]);
+}
+
+#[test]
+fn drift_is_counted_for_all_to_see() {
+    needs_two_cpus!("drift_is_counted_for_all_to_see");
+    let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");
+    let attached = stage.attach(&[]);
+    taskset(stage.vcpu(0), &[0]);
+    wait_until("it is counted", || {
+        json(&stage, 0, &["status", "--json"])["vms"][0]["drift_total"] == 1
+    });
+    attached.end();
+    assert_eq!(stage.place.left_behind(), [""; 0]);
+}
+
+#[test]
+fn verify_sees_what_is_and_not_what_was_meant() {
+    needs_two_cpus!("verify_sees_what_is_and_not_what_was_meant");
+    let stage = Stage::new(&QemuOptions::default());
+    let attached = stage.attach(&[]);
+    stage.run(&["verify", "100"]).says(0, &["all holds", "1 vCPU, each alone on one of CPU 1"]);
+    // Nobody mends it now.
+    attached.signal(Signal::SIGSTOP);
+    for (tid, on, check) in [(stage.vcpu(0), 0, "vcpus"), (stage.main_thread(), 1, "helpers")] {
+        let back = 1 - on;
+        taskset(tid, &[on]);
+        let verified = json(&stage, 1, &["verify", "100", "--json"]);
+        assert_eq!(
+            (&verified["schema"], &verified["holds"]),
+            (&"qmpin.verify/1".into(), &false.into())
+        );
+        let broken: Vec<&Value> = verified["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|check| check["verdict"] == "broken")
+            .map(|check| &check["check"])
+            .collect();
+        assert_eq!(broken, [check], "{verified}");
+        stage.run(&["verify", "100"]).says(1, &["not all holds", "BROKEN"]);
+        taskset(tid, &[back]);
+        stage.run(&["verify", "100"]).says(0, &["all holds"]);
+    }
+    attached.signal(Signal::SIGCONT);
+    attached.end();
+}
