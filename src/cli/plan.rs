@@ -4,11 +4,15 @@ use std::collections::BTreeMap;
 
 use super::args::{Global, PlanArgs};
 use super::{Answer, block_on, output};
-use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
+use crate::discover::{self, Target, channel_paths, read_host_view, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
+use crate::journal::HostJournal;
+use crate::places::Place;
 use crate::plan::diff::diff;
-use crate::plan::{PlanError, Request, Stay};
-use crate::render::{Explain, PlanDocument, plan_text};
+use crate::plan::host::diff::HostStep;
+use crate::plan::host::{self, Wants, wishes};
+use crate::plan::{Plan, PlanError, Request, Stay};
+use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{Follow, Settings, neighbours};
 use crate::sysroot::SysRoot;
@@ -82,7 +86,25 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         Shape::Text(explain) => {
             let steps = diff(&plan, view.process.pid, &threads, &topology.online());
             output::text(&plan_text(&plan, threads.len(), &steps, explain))?;
+            output::text(&host_text(&host_steps(root, settings, &plan, &boot_id)?))?;
         }
     }
     Ok(Answer::Done)
+}
+
+/// What would be changed about the rest of the host.
+fn host_steps(
+    root: &SysRoot,
+    settings: &Settings,
+    plan: &Plan,
+    boot_id: &str,
+) -> Result<Vec<HostStep>, Failure> {
+    let mut others = discover::live_leases(&settings.state, boot_id);
+    others.retain(|lease| lease.vm != settings.vm);
+    let wants = Wants::of(&others).with(settings.policy.vm.wanted_knobs(), plan.exclusive);
+    let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
+    let remembered: Vec<Place> = memory.originals().map(|(place, _)| place.clone()).collect();
+    let view = read_host_view(root, &Kernel, &wants, remembered.iter())?;
+    let wishes = wishes(&view, &wants, |place| memory.original(place).cloned());
+    Ok(host::diff::diff(&view, &wishes, &memory))
 }

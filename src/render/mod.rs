@@ -17,7 +17,7 @@ mod words;
 
 pub use owners::Owners;
 pub use paint::Color;
-pub use plan::{Explain, PlanDocument, plan_text};
+pub use plan::{Explain, PlanDocument, host_text, plan_text};
 pub use restore::{host_lines, restore_lines};
 pub use status::{StatusDocument, VmState, VmStatus};
 pub use threads::ThreadsDocument;

@@ -1,5 +1,7 @@
 //! The plan: the document `qmpin.plan/1`, and for people `from → to` with the reasons.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::table::table;
@@ -7,7 +9,9 @@ use super::words::printable;
 use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, VcpuIndex, VmName};
 use crate::plan::diff::Step;
-use crate::plan::{Finding, Nearest, Plan, Verdict};
+use crate::plan::host::diff::HostStep;
+use crate::plan::{Finding, Nearest, Plan, Verdict, counted};
+use crate::policy::Knob;
 use crate::threads::Role;
 
 /// `plan --json`. The contract is in ARCHITECTURE.md.
@@ -90,6 +94,27 @@ pub enum Explain {
     Shortfalls,
     /// Every choice and every rule.
     All,
+}
+
+/// What would be changed about the rest of the host: a line for each knob, with an example.
+#[must_use]
+pub fn host_text(steps: &[HostStep]) -> String {
+    let mut knobs: BTreeMap<Knob, (usize, String)> = BTreeMap::new();
+    for step in steps {
+        if let HostStep::Write { knob, place, from, to } = step {
+            let first = || (0, format!("{place}: {from} → {to}"));
+            knobs.entry(*knob).or_insert_with(first).0 += 1;
+        }
+    }
+    if knobs.is_empty() {
+        return String::new();
+    }
+    let row = |(knob, (number, first)): (Knob, (usize, String))| {
+        let number = counted(number, "place");
+        [format!("~ {knob}"), number, first]
+    };
+    let rows: Vec<[String; 3]> = knobs.into_iter().map(row).collect();
+    format!("\n{}", table(&rows))
 }
 
 /// The plan for a terminal: a line per thread, `~` where it would move.

@@ -33,14 +33,19 @@ impl Wants {
     /// What these VMs want of the host together.
     #[must_use]
     pub fn of<'a>(leases: impl IntoIterator<Item = &'a Lease>) -> Wants {
-        let mut cpus: BTreeMap<Knob, CpuSet> = BTreeMap::new();
-        for lease in leases {
-            for knob in &lease.knobs {
-                *cpus.entry(*knob).or_default() |= lease.exclusive;
-            }
+        leases.into_iter().fold(Wants::default(), |wants, lease| {
+            wants.with(lease.knobs.iter().copied(), lease.exclusive)
+        })
+    }
+
+    /// With what one more VM wants.
+    #[must_use]
+    pub fn with(mut self, knobs: impl IntoIterator<Item = Knob>, exclusive: CpuSet) -> Wants {
+        for knob in knobs {
+            *self.cpus.entry(knob).or_default() |= exclusive;
         }
-        cpus.retain(|_, cpus| !cpus.is_empty());
-        Wants { cpus }
+        self.cpus.retain(|_, cpus| !cpus.is_empty());
+        self
     }
 
     /// Whether nobody wants anything.
