@@ -8,6 +8,7 @@
 //! be written stops everything, before the first write.
 
 mod affinity;
+pub mod partition;
 
 use std::io;
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::leasing::{held, neighbours, new_journal, resume, sweep};
+use super::partition::{Ground, Partition, take_back};
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
@@ -21,6 +22,7 @@ use crate::journal::{Baseline, Journal, JournalError, Record};
 use crate::leases::{Lease, StateError, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Plan, Request, Stay, plan};
+use crate::policy::Knob;
 use crate::qmp::{Channel, Roles};
 use crate::restore::{RestoreReport, restore_process};
 use crate::sysroot::SysRoot;
@@ -43,12 +45,26 @@ pub struct Attachment<'a> {
     /// Whether there should be a new plan, and how much staying is worth then.
     stale: Option<Stay>,
     journal: Journal,
+    partition: Partition,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
     drift_total: u64,
     since_unix_s: u64,
     // Dropped last: until then nobody else may become this VM's supervisor.
     lock: SupervisorLock,
+}
+
+/// What the VM's partition needs to know; a macro, so that other fields can be borrowed beside it.
+macro_rules! ground {
+    ($attachment:expr) => {
+        Ground {
+            host: $attachment.host,
+            state: &$attachment.settings.state,
+            vm: &$attachment.settings.vm,
+            boot_id: &$attachment.boot_id,
+            process: $attachment.process,
+        }
+    };
 }
 
 impl<'a> Attachment<'a> {
@@ -79,7 +95,7 @@ impl<'a> Attachment<'a> {
             if let Some(process) = this_process(host.root) {
                 lock.sign(process);
             }
-            let resumed = resume(&settings, &boot_id, process)?;
+            let resumed = resume(host, &settings, &boot_id, process)?;
             let held = held(&settings, &boot_id, process);
             Ok((boot_id, lock, resumed, held, read_topology(host.root)?))
         };
@@ -117,6 +133,7 @@ impl<'a> Attachment<'a> {
                 outside: Vec::new(),
                 plan,
                 stale: None,
+                partition: Partition::resumed(&journal),
                 journal,
                 settled: BTreeMap::new(),
                 drift_total: 0,
@@ -222,15 +239,46 @@ impl<'a> Attachment<'a> {
         Ok(LookReport { plan_failed, ..self.mend(scan)? })
     }
 
+    /// Keeps others off the VM's CPUs, as far as the policy wants that and the host can, and looks
+    /// again: a thread's mask may have been lost on the way.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub fn isolate(&mut self) -> Result<LookReport, LookError> {
+        let is_wanted = self.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
+        let had_one = self.partition.cgroup().is_some();
+        let ground = ground!(self);
+        let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
+        if !is_wanted && had_one {
+            self.partition.give_up(ground, self.journal.memory());
+        }
+        if claimed {
+            self.relet()?;
+            self.partition.prepare(ground!(self), self.journal.memory());
+        }
+        if had_one && self.partition.cgroup().is_none() {
+            self.relet()?;
+        }
+        if claimed || had_one { self.look() } else { Ok(LookReport::default()) }
+    }
+
+    /// Writes the lease while nobody else does.
+    fn relet(&self) -> Result<(), StateError> {
+        let _lock = self.settings.state.lock_leases()?;
+        self.write_lease()
+    }
+
     /// Puts everything back and lets go.
     ///
     /// # Errors
     /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
     /// report.
     pub fn finish(self) -> Result<RestoreReport, StartError> {
+        let partition = take_back(ground!(self), self.journal.memory());
         let Attachment { host, settings, process, journal, lock, .. } = self;
         // From what is in mind, and not from the file: somebody may have removed the folder.
         let report = restore_process(host.root, host.sched, process, journal.memory())?;
+        let report = RestoreReport { partition, ..report };
         if report.is_complete() && settings.state.path().exists() {
             let _lock = settings.state.lock_leases()?;
             settings.state.forget(&settings.vm)?;
@@ -261,7 +309,7 @@ impl<'a> Attachment<'a> {
     }
 
     fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
-        let _lock = self.settings.state.lock_leases()?;
+        let lock = self.settings.state.lock_leases()?;
         let neighbours = neighbours(&self.settings.state, &self.settings.vm, &self.boot_id);
         let held = self.plan.held();
         let request = Request {
@@ -284,6 +332,7 @@ impl<'a> Attachment<'a> {
                 self.stale = Some(stay);
                 return Err(error.into());
             }
+            self.partition.resize(ground!(self), &self.plan, &mut self.journal, &lock)?;
         }
         Ok(())
     }
@@ -305,6 +354,7 @@ impl<'a> Attachment<'a> {
             iothreads: self.plan.iothread_cpus,
             vcpus: self.plan.held().into_iter().collect(),
             knobs: self.settings.policy.vm.wanted_knobs(),
+            partition: self.partition.cgroup(),
         })
     }
 
@@ -321,6 +371,9 @@ impl<'a> Attachment<'a> {
         };
         self.refresh_outside();
         let mut threads = observed.threads;
+        // Groups first: a mask holds only for CPUs that the thread's group allows.
+        let (plan, journal) = (&self.plan, &mut self.journal);
+        let partition = self.partition.converge(ground!(self), plan, journal, &threads, &grips)?;
         threads.extend(self.outside.iter().cloned());
         let steps = diff(&self.plan, self.process.pid, &threads, &self.online);
         let drifted: BTreeSet<ThreadKey> = steps
@@ -338,7 +391,7 @@ impl<'a> Attachment<'a> {
                 self.settled.insert(applied.step.thread, applied.step.to);
             }
         }
-        Ok(LookReport { looked, applied, drifted, plan_failed: None })
+        Ok(LookReport { looked, applied, drifted, plan_failed: None, partition })
     }
 
     /// Before the first write, all masks as they are.

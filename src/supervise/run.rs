@@ -51,10 +51,14 @@ pub async fn attach_once(
 ) -> Result<(Plan, LookReport), StartError> {
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
     log_look(&report, &mut BTreeSet::new());
+    let isolated = attachment.isolate();
     let second = attachment.look();
     let plan = attachment.plan().clone();
     attachment.leave();
-    report.applied.extend(second?.applied);
+    report.applied.extend(isolated?.applied);
+    let second = second?;
+    report.applied.extend(second.applied);
+    report.partition = second.partition;
     Ok((plan, report))
 }
 
@@ -152,6 +156,7 @@ impl Runner<'_> {
     async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
         self.log_plan(&[]);
         log_look(first, &mut self.lines);
+        self.isolate();
         self.told = self.status();
         notify::ready(&self.told);
         let mut state = State::default();
@@ -386,6 +391,15 @@ impl Runner<'_> {
                 self.say_once(Some(chain(&error)));
                 None
             }
+        }
+    }
+
+    /// Keeps others off the VM's CPUs, before anybody is told that it is attached.
+    fn isolate(&mut self) {
+        match self.attachment.isolate() {
+            Ok(report) => log_look(&report, &mut self.lines),
+            Err(error) if error.means_gone() => {}
+            Err(error) => tracing::warn!("the VM's CPUs are not its alone: {}", chain(&error)),
         }
     }
 
