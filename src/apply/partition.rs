@@ -12,7 +12,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::{cgroup, tasks};
 use crate::error::chain;
 use crate::journal::PartitionUndo;
-use crate::plan::partition::{Group, ISOLATED, PartitionStep, Site};
+use crate::plan::partition::{Group, ISOLATED, PartitionStep, Place, Site};
 use crate::sysroot::SysRoot;
 use crate::systemd::Units;
 use crate::threads::{Thread, ThreadKey};
@@ -31,7 +31,7 @@ pub struct Refused {
 }
 
 impl Refused {
-    pub(crate) fn new(path: impl Into<String>, value: &str, reason: impl ToString) -> Refused {
+    pub(crate) fn new(path: impl Into<String>, value: &str, reason: impl fmt::Display) -> Refused {
         let value = value.to_owned();
         Refused { path: path.into(), value, reason: reason.to_string(), thread: None }
     }
@@ -74,7 +74,6 @@ pub fn survey_unit(
         delegate: !is_delegated,
         limit: is_limited.then_some(state.allowed_cpus),
         allow: state.allowed_cpus.is_empty(),
-        cpus: cgroup::set(cgroups, cgroup, "cpuset.cpus"),
         had_controller: cgroup::has_word(&subtree, "cpuset"),
     })
 }
@@ -90,8 +89,6 @@ pub struct UnitNeeds {
     pub limit: Option<CpuSet>,
     /// `AllowedCPUs=` is to be set: that is what makes systemd hand the controller down.
     pub allow: bool,
-    /// `cpuset.cpus` now.
-    pub cpus: CpuSet,
     /// Whether its groups had the controller before.
     pub had_controller: bool,
 }
@@ -143,7 +140,10 @@ pub fn prepare_unit(
 
 fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
     let path = root.path(relative).map_err(|error| error.source)?;
-    let section = if unit.ends_with(".scope") { "Scope" } else { "Service" };
+    let section = match unit.rsplit_once('.') {
+        Some((_, "scope")) => "Scope",
+        _ => "Service",
+    };
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
@@ -187,7 +187,10 @@ fn one(
             write(cgroups, &path, "+cpuset", |now| cgroup::has_word(now, "cpuset"))
         }
         PartitionStep::Move { thread, to } => {
-            let group = to.map_or_else(|| site.cgroup.clone(), below);
+            let group = match to {
+                Place::In(group) => below(*group),
+                Place::Loose => site.cgroup.clone(),
+            };
             move_thread(bench, cgroups, thread, &group)
         }
         PartitionStep::SetCpus { group, cpus } => {

@@ -78,8 +78,6 @@ pub struct PartitionUndo {
     pub drop_in: Option<String>,
     /// What we set as `AllowedCPUs=`; none where somebody else had.
     pub allowed_set: Option<CpuSet>,
-    /// The unit's `cpuset.cpus` before.
-    pub cpus_before: CpuSet,
     /// Whether the groups of the unit had the controller before.
     pub had_controller: bool,
     /// The CPUs it is to have. In memory: all that it ever had.

@@ -56,6 +56,15 @@ impl Group {
     }
 }
 
+/// Where in the unit a thread is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Place {
+    /// In one of the groups.
+    In(Group),
+    /// In none of them, but in the unit's own cgroup: where it may run is up to its mask.
+    Loose,
+}
+
 /// A unit that is the VM's own.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Site {
@@ -102,13 +111,8 @@ impl Target {
 /// How the VM's CPUs are kept its own.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Rung {
-    /// By a partition.
-    Partition {
-        /// Where.
-        site: Site,
-        /// Of what.
-        target: Target,
-    },
+    /// By a partition of these CPUs.
+    Partition(Box<Target>),
     /// By the masks of its own threads: others may run there, too.
     Affinity,
 }
@@ -124,8 +128,7 @@ pub fn choose(plan: &Plan, site: Result<&Site, &str>, shares: &[Share]) -> (Rung
                 cpus_in_words(&target.cpus),
                 site.cgroup
             );
-            let rung = Rung::Partition { site: site.clone(), target };
-            (rung, Finding::met(RULE, reason))
+            (Rung::Partition(Box::new(target)), Finding::met(RULE, reason))
         }
         Err(reason) => (Rung::Affinity, affinity_alone(&reason)),
     }
@@ -220,10 +223,11 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// Where a thread is; `None` where it is in none of these.
-    fn place(&self, tid: Tid) -> Option<Option<Group>> {
+    /// Where a thread is; `None` where it is somewhere else.
+    fn place(&self, tid: Tid) -> Option<Place> {
         let in_group = self.groups.iter().find(|(_, seen)| seen.threads.contains(&tid));
-        in_group.map(|(group, _)| Some(*group)).or(self.loose.contains(&tid).then_some(None))
+        let loose = self.loose.contains(&tid).then_some(Place::Loose);
+        in_group.map(|(group, _)| Place::In(*group)).or(loose)
     }
 }
 
@@ -234,12 +238,12 @@ pub enum PartitionStep {
     Make(Group),
     /// The controller, for the groups in the unit.
     Enable,
-    /// A thread goes into a group; `None`: into none of them.
+    /// A thread goes where it belongs.
     Move {
         /// Which thread.
         thread: Thread,
         /// Where to.
-        to: Option<Group>,
+        to: Place,
     },
     /// Where the threads of a group may run.
     SetCpus {
@@ -259,16 +263,16 @@ pub enum PartitionStep {
     Isolate,
 }
 
-/// The group a thread belongs in; `None`: in none, such as a vCPU without CPUs of its own.
+/// Where a thread belongs. A vCPU without CPUs of its own is in no group.
 #[must_use]
-pub fn group_of(plan: &Plan, target: &Target, role: &Role) -> Option<Group> {
+pub fn place_of(plan: &Plan, target: &Target, role: &Role) -> Place {
     match role {
         Role::Vcpu(index) => {
             let own = plan.vcpu(*index).is_some_and(|cpus| cpus.is_subset(&target.cpus));
-            own.then_some(Group::Vcpus)
+            if own { Place::In(Group::Vcpus) } else { Place::Loose }
         }
-        Role::Iothread(_) => Some(Group::Iothreads),
-        Role::Emulator | Role::Worker | Role::Vhost | Role::Kernel => Some(Group::Emulator),
+        Role::Iothread(_) => Place::In(Group::Iothreads),
+        Role::Emulator | Role::Worker | Role::Vhost | Role::Kernel => Place::In(Group::Emulator),
     }
 }
 
@@ -287,21 +291,21 @@ pub fn placing(
     if !Group::ALL.into_iter().all(has_cpuset) {
         steps.push(PartitionStep::Enable);
     }
-    let mut moves: Vec<(Option<Group>, &Thread)> = threads
+    let mut moves: Vec<(Place, &Thread)> = threads
         .iter()
         .filter_map(|thread| {
-            let wanted = group_of(plan, target, &thread.role);
+            let wanted = place_of(plan, target, &thread.role);
             let found = seen.place(thread.key.tid)?;
             // A worker is born beside the thread that made it. Moving it costs all of the host's forks
             // a moment, so it stays where its CPUs are allowed.
             let may_stay = thread.role == Role::Worker
-                && found == Some(Group::Iothreads)
+                && found == Place::In(Group::Iothreads)
                 && target.emulator.is_subset(&target.iothreads);
             (found != wanted && !may_stay).then_some((wanted, thread))
         })
         .collect();
     // The vCPUs first; those without a group last.
-    moves.sort_by_key(|(to, _)| to.map_or(Group::ALL.len(), |group| group as usize));
+    moves.sort_by_key(|(to, _)| *to);
     steps.extend(
         moves.into_iter().map(|(to, thread)| PartitionStep::Move { thread: thread.clone(), to }),
     );
@@ -457,7 +461,7 @@ mod tests {
         all.housekeeping = CpuSet::EMPTY;
         none(&all, Ok(&site), &[], "the host no CPU");
         let (rung, _) = choose(&plan("12-19", "0-11"), Ok(&site), &[share("101", "20-21")]);
-        assert!(matches!(rung, Rung::Partition { target, .. } if target.cpus == set("12-19")));
+        assert!(matches!(rung, Rung::Partition(target) if target.cpus == set("12-19")));
     }
 
     #[test]
@@ -531,7 +535,7 @@ mod tests {
             thread(5, Role::Vcpu(VcpuIndex(9))),
             thread(6, Role::Emulator),
         ];
-        let moves: Vec<(i32, Option<Group>)> = placing(&plan, &target, &seen, &threads)
+        let moves: Vec<(i32, Place)> = placing(&plan, &target, &seen, &threads)
             .into_iter()
             .filter_map(|step| match step {
                 PartitionStep::Move { thread, to } => Some((thread.key.tid.0, to)),
@@ -539,7 +543,7 @@ mod tests {
             })
             .collect();
         let wanted = [(2, Group::Vcpus), (3, Group::Iothreads), (1, Group::Emulator)];
-        assert_eq!(moves, wanted.map(|(tid, group)| (tid, Some(group))));
+        assert_eq!(moves, wanted.map(|(tid, group)| (tid, Place::In(group))));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! only the levels above, and the drop-in, are left.
 //!
 //! ```text
-//!   member ─▶ exclusive: vcpus, unit, slices ─▶ threads to the unit ─▶ groups go ─▶ -cpuset ─▶ unit's cpus
-//!     └───────────────────── take_down, under the leases' lock ─────────────────────┘
+//!   member ─▶ exclusive: vcpus, unit, slices ─▶ threads to the unit ─▶ groups go ─▶ -cpuset
+//!     └────────────── take_down, under the leases' lock ──────────────┘
 //!   AllowedCPUs ─▶ drop-ins ─▶ reload                                             hand_back
 //! ```
 //!
@@ -118,12 +118,10 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Gives the unit back to systemd as it was. One reload, where the unit is still there.
-pub fn hand_back(
-    root: &SysRoot,
-    cgroups: &dyn Cgroups,
-    units: &dyn Units,
-    undo: &PartitionUndo,
-) -> Vec<Refused> {
+///
+/// Its `cpuset.cpus` says all CPUs for as long as systemd keeps the controller for another unit's sake:
+/// the kernel lets nobody empty it while there are threads (`ENOSPC`), and it limits nothing.
+pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Vec<Refused> {
     let mut refused = Vec::new();
     let unit = undo.unit.as_str();
     let said = |what: &str, error: SystemdError| Refused::new(unit, what, chain(&error));
@@ -166,15 +164,6 @@ pub fn hand_back(
             Ok(()) => {}
             Err(error) => refused.push(said("reloaded", error)),
         }
-    }
-    // Where the controller stays for a neighbour's sake, so does what was written by it.
-    let found = cgroup::set(cgroups, &undo.cgroup, "cpuset.cpus");
-    if undo.allowed_set == Some(found)
-        && found != undo.cpus_before
-        && let Err(error) =
-            set_cpus(cgroups, &format!("{}/cpuset.cpus", undo.cgroup), &undo.cpus_before)
-    {
-        refused.push(error);
     }
     refused
 }
@@ -229,7 +218,6 @@ mod tests {
             cgroup: SCOPE.to_owned(),
             drop_in: Some(drop_in("100.scope")),
             allowed_set: Some(set("0-23")),
-            cpus_before: CpuSet::EMPTY,
             had_controller: false,
             cpus: set(cpus),
         }
@@ -422,7 +410,7 @@ mod tests {
             units.log.borrow_mut().clear();
         }
         for wanted in [vec!["AllowedCPUs=", "reload"], vec![]] {
-            assert_eq!(hand_back(&root, &cgroups, &units, &undo("12-19")), []);
+            assert_eq!(hand_back(&root, &units, &undo("12-19")), []);
             assert_eq!(*units.log.borrow(), wanted);
             units.log.borrow_mut().clear();
         }
@@ -438,7 +426,7 @@ mod tests {
         units.log.borrow_mut().clear();
         let needs = survey_unit(&root, &cgroups, &units, &site(), None).expect("needs");
         assert_eq!((needs.limit, needs.allow), (Some(set("0-15")), false));
-        hand_back(&root, &cgroups, &units, &PartitionUndo { drop_in: None, ..undo("12-19") });
+        hand_back(&root, &units, &PartitionUndo { drop_in: None, ..undo("12-19") });
         assert!(units.log.borrow().is_empty());
     }
 
@@ -450,7 +438,7 @@ mod tests {
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(&path, "x").expect("a file");
         let units = FakeUnits::default();
-        assert_eq!(hand_back(&root, &tree(), &units, &undo("12-19")), []);
+        assert_eq!(hand_back(&root, &units, &undo("12-19")), []);
         assert!(!path.exists() && units.log.borrow().is_empty());
     }
 }

@@ -75,7 +75,7 @@ impl Partition {
         let site = cgroup::partition_site(host.root, &cgroups, process.pid);
         let shares = ground.shares();
         let (rung, finding) = choose(plan, site.as_ref().map_err(String::as_str), &shares);
-        let Rung::Partition { site, target } = rung else {
+        let (Rung::Partition(target), Ok(site)) = (rung, site) else {
             self.fall_back(ground, journal.memory(), finding);
             return Ok(false);
         };
@@ -93,7 +93,6 @@ impl Partition {
             cgroup: site.cgroup.clone(),
             drop_in: needs.drop_in.clone(),
             allowed_set: needs.allow.then(|| all_cpus(host)),
-            cpus_before: needs.cpus,
             had_controller: needs.had_controller,
             cpus: target.cpus,
         };
@@ -341,7 +340,7 @@ fn hand_back_of(
 ) -> PartitionRestore {
     if let Some(undo) = memory.partition() {
         let root = ground.host.root;
-        restored.refused.extend(hand_back(root, &CgroupTree::of(root), &SystemBus, undo));
+        restored.refused.extend(hand_back(root, &SystemBus, undo));
     }
     restored
 }

@@ -57,9 +57,10 @@ def isolated(host, attached, vm):
     plan = attached.plan()
     mine = cpulist.parse(plan["exclusive"])
     group = vm.cgroup
+    has = lambda: host.read(group / "vcpus/cpuset.cpus.exclusive.effective")
+    wait_until(lambda: cpulist.parse(has()) == mine, 20, f"the partition to be {plan['exclusive']}", has)
     wait_until(lambda: partition(group) == "isolated", 20, "the partition", lambda: f"{partition(group)}; {attached.log()}")
     wait_until(lambda: not strays(group, vm), 20, "every thread in its group", lambda: f"{strays(group, vm)}; {attached.log()}")
-    assert cpulist.parse(host.read(group / "vcpus/cpuset.cpus.exclusive.effective")) == mine, plan
     assert mine <= cpulist.parse(host.read(CGROUPS / "cpuset.cpus.isolated"))
     assert mine <= cpulist.parse(host.read(SLICE / "cpuset.cpus.exclusive"))
     for path in CGROUPS.rglob("cpuset.cpus.effective"):
