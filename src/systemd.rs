@@ -89,6 +89,13 @@ pub trait Units {
     /// [`SystemdError`].
     fn set_allowed_cpus(&self, unit: &str, cpus: &CpuSet) -> Result<(), SystemdError>;
 
+    /// Has systemd look again which controllers a slice and those above it need: it enables them at once
+    /// and takes them back only when it comes by. Returns when that is done.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    fn realize(&self, slice: &str) -> Result<(), SystemdError>;
+
     /// Reads all unit files again; returns when that is done.
     ///
     /// # Errors
@@ -137,6 +144,19 @@ impl Units for SystemBus {
             call(bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &body).await.map(drop)
         })
         .map_err(|error| no_such_unit(error, unit))
+    }
+
+    fn realize(&self, slice: &str) -> Result<(), SystemdError> {
+        let what = format!("look at the controllers of {slice} again");
+        ask(&what, CALL_LIMIT, async |bus| {
+            // Setting any property does (`bus_slice_commit_properties`, `src/core/dbus-slice.c`); no
+            // markers are set, and alone of all properties they are written to no file.
+            let body = (slice, true, vec![("Markers", Value::from(Vec::<String>::new()))]);
+            call(bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &body).await?;
+            // The slices are queued, and the queue is empty before the next question is read.
+            call(bus, MANAGER_PATH, MANAGER, "GetUnit", &(slice,)).await.map(drop)
+        })
+        .map_err(|error| no_such_unit(error, slice))
     }
 
     fn reload(&self) -> Result<(), SystemdError> {

@@ -4,7 +4,7 @@
 //! ```text
 //!   member ─▶ exclusive: vcpus, unit, slices ─▶ threads to the unit ─▶ groups go ─▶ -cpuset
 //!     └────────────── take_down, under the leases' lock ──────────────┘
-//!   AllowedCPUs ─▶ drop-ins ─▶ reload                                             hand_back
+//!   drop-ins ─▶ reload ─▶ systemd takes the controller back               hand_back
 //! ```
 //!
 //! Slices keep what other VMs and other people have in them.
@@ -22,7 +22,7 @@ use crate::ids::Tid;
 use crate::journal::PartitionUndo;
 use crate::plan::partition::{Group, Share, level_target, levels};
 use crate::sysroot::SysRoot;
-use crate::systemd::{SystemdError, Units};
+use crate::systemd::{SystemdError, UnitState, Units};
 
 /// How often it looks again for threads born meanwhile.
 const LOOKS_MAX: usize = 8;
@@ -125,47 +125,55 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Vec
     let mut refused = Vec::new();
     let unit = undo.unit.as_str();
     let said = |what: &str, error: SystemdError| Refused::new(unit, what, chain(&error));
-    let mut is_there = true;
-    match units.state(unit) {
-        Ok(state) => {
-            if undo.allowed_set.is_some_and(|ours| ours == state.allowed_cpus) {
-                match units.set_allowed_cpus(unit, &CpuSet::EMPTY) {
-                    Ok(()) => {}
-                    // Its last process has ended just now.
-                    Err(SystemdError::NoSuchUnit { .. }) => is_there = false,
-                    Err(error) => refused.push(said("AllowedCPUs=", error)),
-                }
-            }
+    let (state, is_there) = match units.state(unit) {
+        Ok(state) => (state, true),
+        Err(SystemdError::NoSuchUnit { .. }) => (UnitState::default(), false),
+        Err(error) => {
+            refused.push(said("as it was", error));
+            (UnitState::default(), false)
         }
-        Err(SystemdError::NoSuchUnit { .. }) => is_there = false,
-        Err(error) => refused.push(said("as it was", error)),
+    };
+    let mut files: Vec<String> = undo.drop_in.iter().cloned().collect();
+    if let Some(ours) = undo.allowed_set {
+        let is_ours = |text: &str| state.allowed_cpus == ours || lifts(text);
+        let written = allowed_cpus_files(unit).into_iter();
+        files.extend(written.filter(|path| root.read(path).is_ok_and(|text| is_ours(&text))));
     }
     let mut changed = false;
-    let mut gone = |path: &str| match remove(root, path) {
-        Ok(removed) => changed |= removed,
-        Err(error) => refused.push(Refused::new(format!("/{path}"), "gone", error)),
-    };
-    if let Some(drop_in) = &undo.drop_in {
-        gone(drop_in);
+    for path in &files {
+        match remove(root, path) {
+            Ok(removed) => changed |= removed,
+            Err(error) => refused.push(Refused::new(format!("/{path}"), "gone", error)),
+        }
     }
-    // systemd leaves its own drop-in behind, with empty assignments.
-    let leftover = format!("run/systemd/transient/{unit}.d/50-AllowedCPUs.conf");
-    let is_leftover = |text: &str| {
-        text.lines()
-            .map(str::trim)
-            .filter(|line| line.starts_with("AllowedCPUs="))
-            .all(|line| line == "AllowedCPUs=")
-    };
-    if undo.allowed_set.is_some() && root.read(&leftover).is_ok_and(|text| is_leftover(&text)) {
-        gone(&leftover);
-    }
-    if changed && is_there {
+    // Removed and not reloaded: that is where the one before was killed.
+    let is_known = undo.drop_in.is_some() && state.delegated.iter().any(|name| name == "cpuset");
+    if is_there && (changed || is_known) {
         match units.reload() {
             Ok(()) => {}
             Err(error) => refused.push(said("reloaded", error)),
         }
     }
+    let above = undo.cgroup.rsplit_once('/').map_or("", |(above, _)| above);
+    let slice = above.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("-.slice");
+    match units.realize(slice) {
+        // It has gone with its last unit.
+        Ok(()) | Err(SystemdError::NoSuchUnit { .. }) => {}
+        Err(error) => tracing::debug!("the cpuset controller stays for a while: {}", chain(&error)),
+    }
     refused
+}
+
+/// Where systemd writes `AllowedCPUs=` that is set at run time: of a transient unit, and of any other.
+fn allowed_cpus_files(unit: &str) -> [String; 2] {
+    ["transient", "system.control"]
+        .map(|folder| format!("run/systemd/{folder}/{unit}.d/50-AllowedCPUs.conf"))
+}
+
+/// Whether the file only says that there is no limit.
+fn lifts(text: &str) -> bool {
+    let mut limits = text.lines().map(str::trim).filter(|line| line.starts_with("AllowedCPUs="));
+    limits.all(|line| line == "AllowedCPUs=")
 }
 
 /// Removes a file and its folder, where that is empty then. Whether it was there.
@@ -198,7 +206,6 @@ mod tests {
     use crate::plan::{Plan, PlannedVcpu, Why};
     use crate::policy::Level;
     use crate::sched::Kernel;
-    use crate::systemd::UnitState;
     use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
 
     const SCOPE: &str = "qemu.slice/100.scope";
@@ -374,6 +381,11 @@ mod tests {
             Ok(())
         }
 
+        fn realize(&self, slice: &str) -> Result<(), SystemdError> {
+            self.log.borrow_mut().push(format!("realize {slice}"));
+            Ok(())
+        }
+
         fn reload(&self) -> Result<(), SystemdError> {
             self.log.borrow_mut().push("reload".to_owned());
             let there = self.root.as_ref().map(|root| root.read(&drop_in("100.scope")).is_ok());
@@ -409,7 +421,7 @@ mod tests {
             assert_eq!(*units.log.borrow(), wanted);
             units.log.borrow_mut().clear();
         }
-        for wanted in [vec!["AllowedCPUs=", "reload"], vec![]] {
+        for wanted in [vec!["reload", "realize qemu.slice"], vec!["realize qemu.slice"]] {
             assert_eq!(hand_back(&root, &units, &undo("12-19")), []);
             assert_eq!(*units.log.borrow(), wanted);
             units.log.borrow_mut().clear();
@@ -427,7 +439,8 @@ mod tests {
         let needs = survey_unit(&root, &cgroups, &units, &site(), None).expect("needs");
         assert_eq!((needs.limit, needs.allow), (Some(set("0-15")), false));
         hand_back(&root, &units, &PartitionUndo { drop_in: None, ..undo("12-19") });
-        assert!(units.log.borrow().is_empty());
+        assert_eq!(*units.log.borrow(), ["realize qemu.slice"]);
+        assert_eq!(units.state("100.scope").expect("a state").allowed_cpus, set("0-15"));
     }
 
     #[test]
@@ -439,6 +452,7 @@ mod tests {
         fs::write(&path, "x").expect("a file");
         let units = FakeUnits::default();
         assert_eq!(hand_back(&root, &units, &undo("12-19")), []);
-        assert!(!path.exists() && units.log.borrow().is_empty());
+        assert!(!path.exists());
+        assert_eq!(*units.log.borrow(), ["realize qemu.slice"], "nothing is reloaded");
     }
 }
