@@ -60,6 +60,9 @@ pub struct Lease {
     /// What else is to be done about its CPUs.
     #[serde(default)]
     pub knobs: BTreeSet<Knob>,
+    /// The cgroup in which it has, or is about to have, an isolated partition.
+    #[serde(default)]
+    pub partition: Option<String>,
 }
 
 /// Why the state folder could not be used.
@@ -341,6 +344,7 @@ mod tests {
             iothreads: "0".parse().expect("cpus"),
             vcpus: vec![],
             knobs: BTreeSet::new(),
+            partition: None,
         }
     }
 

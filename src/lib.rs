@@ -13,12 +13,14 @@ pub mod threads;
 pub mod topology;
 
 // Instruments: thin I/O, no decisions.
+pub mod cgroups;
 pub mod journal;
 pub mod leases;
 pub mod qmp;
 pub mod sched;
 pub mod standing;
 pub mod sysroot;
+pub mod systemd;
 
 // Stages: discover → plan → apply → watch → restore.
 pub mod apply;

@@ -151,6 +151,7 @@ impl World {
             iothreads: set("0"),
             vcpus: Vec::new(),
             knobs: knobs.into_iter().collect(),
+            partition: None,
         };
         self.state.write_lease(&lease).expect("written");
     }

@@ -9,6 +9,7 @@
 
 mod affinity;
 mod host;
+pub mod partition;
 
 use std::io;
 

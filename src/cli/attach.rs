@@ -40,8 +40,11 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         for applied in &refused {
             output::text(&format!("  refused: {}\n", refusal(applied)))?;
         }
-        let whole = refused.is_empty() && !isolated.fell_short();
-        return Ok(if whole { Answer::Done } else { Answer::Partly });
+        for refused in &report.partition {
+            output::text(&format!("  refused: {refused}\n"))?;
+        }
+        let is_whole = refused.is_empty() && report.partition.is_empty() && !isolated.fell_short();
+        return Ok(if is_whole { Answer::Done } else { Answer::Partly });
     }
     let vm = settings.vm.clone();
     let ended = block_on(follow(host, settings))??;

@@ -12,9 +12,10 @@ use crate::plan::diff::diff;
 use crate::plan::host::diff::HostStep;
 use crate::plan::host::{self, Wants, wishes};
 use crate::plan::{Plan, PlanError, Request, Stay};
+use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
-use crate::supervise::{Follow, Settings, neighbours};
+use crate::supervise::{Follow, Host, Settings, neighbours, partition_finding};
 use crate::sysroot::SysRoot;
 
 /// How the plan is shown.
@@ -70,7 +71,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         held: &held,
         stay: Stay::Always,
     };
-    let plan = match crate::plan::plan(&request) {
+    let mut plan = match crate::plan::plan(&request) {
         Ok(plan) => plan,
         Err(error) => {
             if let (PlanError::Infeasible { reason, nearest }, Shape::Json) = (&error, shape) {
@@ -79,6 +80,11 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
             return Err(error.into());
         }
     };
+    if root.is_live() && settings.policy.vm.wanted_knobs().contains(&Knob::Partition) {
+        let host = Host { root: &live, sched: &Kernel };
+        let state = &settings.state;
+        plan.report.push(partition_finding(host, state, view.process, &plan, &boot_id));
+    }
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
     threads.extend(tasks::kernel_threads(&live, &Kernel, view.process.pid));
     match shape {

@@ -3,6 +3,7 @@
 //! Called by every command. It decides nothing: a file that says something is written down, a file
 //! that does not is *unknown, with the reason*; only what nothing can be done without is an error.
 
+pub mod cgroup;
 mod grips;
 mod host;
 mod host_view;

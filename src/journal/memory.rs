@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Intent, Record};
+use super::{Intent, PartitionUndo, Record};
 use crate::cpuset::CpuSet;
 use crate::threads::ThreadKey;
 
@@ -14,6 +14,7 @@ pub struct Memory {
     before: BTreeMap<ThreadKey, CpuSet>,
     written: BTreeMap<ThreadKey, Written>,
     ours: HashSet<CpuSet>,
+    partition: Option<PartitionUndo>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,17 @@ impl Memory {
                 }
                 self.ours.insert(intent.to);
             }
+            // What was before is in the first; what was ours is in all of them.
+            Record::Partition(undo) => match &mut self.partition {
+                Some(known) => {
+                    known.cpus |= undo.cpus;
+                    if known.drop_in.is_none() {
+                        known.drop_in.clone_from(&undo.drop_in);
+                    }
+                    known.allowed_set = known.allowed_set.or(undo.allowed_set);
+                }
+                None => self.partition = Some(undo.clone()),
+            },
         }
     }
 
@@ -63,6 +75,12 @@ impl Memory {
     #[must_use]
     pub fn has_baseline(&self) -> bool {
         self.main.is_some()
+    }
+
+    /// The partition that may have been made; its `cpus` are all that it ever had.
+    #[must_use]
+    pub fn partition(&self) -> Option<&PartitionUndo> {
+        self.partition.as_ref()
     }
 
     /// The main thread's mask before the first write.

@@ -6,6 +6,7 @@
 //!   {"baseline":{"main":"0-23","threads":[[tid,start,"0-23"],…]}}     as all was before the first write
 //!   {"intent":{"thread":{…},"from":"0-23","to":"12"}}                 one per write, before it
 //!   {"narrowed":{"thread":{…},"from":"0-23","to":"0-5"}}              what the kernel made of one
+//!   {"partition":{"unit":"100.scope","cgroup":…,"cpus":"12-19",…}}    before a partition is made or changed
 //! ```
 //!
 //! A line is an intention: after a crash it may or may not have been carried out, and `restore` tells
@@ -64,6 +65,23 @@ pub struct Intent {
     pub to: CpuSet,
 }
 
+/// A partition about to be made, or to be given other CPUs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PartitionUndo {
+    /// The VM's unit.
+    pub unit: String,
+    /// Its cgroup, below the root of the tree.
+    pub cgroup: String,
+    /// The drop-in of ours, relative to the root; none where the unit was delegated already.
+    pub drop_in: Option<String>,
+    /// What we set as `AllowedCPUs=`; none where somebody else had.
+    pub allowed_set: Option<CpuSet>,
+    /// Whether the groups of the unit had the controller before.
+    pub had_controller: bool,
+    /// The CPUs it is to have. In memory: all that it ever had.
+    pub cpus: CpuSet,
+}
+
 /// A line after the first.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -75,6 +93,8 @@ pub enum Record {
     /// What the kernel made of a write, where that is not what was asked: `to` is what was read
     /// back. Written after the fact.
     Narrowed(Intent),
+    /// A partition about to be made or changed.
+    Partition(PartitionUndo),
 }
 
 /// What a journal file says.
@@ -157,7 +177,7 @@ impl Journal {
     /// [`JournalError::Io`]; then nothing may be written to any knob.
     pub fn append(&mut self, mut records: Vec<Record>) -> Result<(), JournalError> {
         records.retain(|record| match record {
-            Record::Baseline(_) => true,
+            Record::Baseline(_) | Record::Partition(_) => true,
             Record::Intent(intent) | Record::Narrowed(intent) => !self.memory.covers(intent),
         });
         if records.is_empty() {

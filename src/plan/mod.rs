@@ -6,6 +6,7 @@
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug)
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
+//!   partition    ─▶ how the vCPUs' CPUs are kept theirs                partition.rs
 //!   diff         ─▶ Plan × observed masks → steps                      diff.rs
 //!   host         ─▶ all leases → what the rest of the host should be   host/
 //! ```
@@ -20,6 +21,7 @@ mod helpers;
 pub mod host;
 mod housekeeping;
 mod machine;
+pub mod partition;
 mod report;
 mod vcpus;
 mod verdicts;

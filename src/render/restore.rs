@@ -3,11 +3,26 @@
 use crate::apply::{HostApplied, HostOutcome};
 use crate::ids::VmName;
 use crate::plan::host::diff::HostStep;
+use crate::restore::partition::PartitionRestore;
 use crate::restore::{Nothing, RestoreReport};
 
 /// One line per thing worth saying.
 #[must_use]
 pub fn restore_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
+    let mut lines = partition_lines(vm, &report.partition);
+    lines.extend(thread_lines(vm, report));
+    lines.extend(host_lines(&report.host));
+    lines
+}
+
+fn partition_lines(vm: &VmName, partition: &PartitionRestore) -> Vec<String> {
+    let taken = partition.taken_back.iter();
+    let taken = taken.map(|cgroup| format!("VM {vm}: its partition in {cgroup} is taken back"));
+    let refused = partition.refused.iter().map(|refused| format!("VM {vm}: {refused}"));
+    taken.chain(refused).collect()
+}
+
+fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
     let nothing = |why| vec![format!("VM {vm}: nothing to put back, {why}")];
     let mut lines = match report.nothing {
         Some(Nothing::NeverAttached) => nothing("it is not attached"),

@@ -11,6 +11,7 @@
 //! threads not yet put back, so it looks again until there is nothing left to do.
 
 mod decide;
+pub mod partition;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -26,6 +27,7 @@ use crate::journal::{self, JournalError, Memory};
 use crate::sched::Sched;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{ProcessKey, ThreadKey};
+use partition::PartitionRestore;
 
 /// How often it looks again for threads born meanwhile. Each look makes the window smaller; more than
 /// two are not seen in practice.
@@ -48,6 +50,8 @@ pub struct RestoreReport {
     pub unreadable_lines: Vec<usize>,
     /// Why there was nothing to put back, where that is so.
     pub nothing: Option<Nothing>,
+    /// What came of the VM's partition.
+    pub partition: PartitionRestore,
 }
 
 /// Why there was nothing to put back.
@@ -102,7 +106,9 @@ impl RestoreReport {
     /// Whether all is back that could be: the journal may go.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.failed.is_empty() && self.host.iter().all(|applied| !applied.is_left_changed())
+        self.failed.is_empty()
+            && self.partition.refused.is_empty()
+            && self.host.iter().all(|applied| !applied.is_left_changed())
     }
 }
 

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::host_knobs::{HostKnobs, HostReport};
 use super::leasing::{held, neighbours, new_journal, resume, sweep};
+use super::partition::{Ground, Partition, take_back};
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
@@ -22,6 +23,7 @@ use crate::journal::{Baseline, Journal, JournalError, Record};
 use crate::leases::{Lease, StateError, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Plan, Request, Stay, plan};
+use crate::policy::Knob;
 use crate::qmp::{Channel, Roles};
 use crate::restore::{RestoreReport, restore_process};
 use crate::sysroot::SysRoot;
@@ -44,6 +46,7 @@ pub struct Attachment<'a> {
     /// Whether there should be a new plan, and how much staying is worth then.
     stale: Option<Stay>,
     journal: Journal,
+    partition: Partition,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
     host_knobs: HostKnobs,
@@ -51,6 +54,19 @@ pub struct Attachment<'a> {
     since_unix_s: u64,
     // Dropped last: until then nobody else may become this VM's supervisor.
     lock: SupervisorLock,
+}
+
+/// What the VM's partition needs to know; a macro, so that other fields can be borrowed beside it.
+macro_rules! ground {
+    ($attachment:expr) => {
+        Ground {
+            host: $attachment.host,
+            state: &$attachment.settings.state,
+            vm: &$attachment.settings.vm,
+            boot_id: &$attachment.boot_id,
+            process: $attachment.process,
+        }
+    };
 }
 
 impl<'a> Attachment<'a> {
@@ -81,7 +97,7 @@ impl<'a> Attachment<'a> {
             if let Some(process) = this_process(host.root) {
                 lock.sign(process);
             }
-            let resumed = resume(&settings, &boot_id, process)?;
+            let resumed = resume(host, &settings, &boot_id, process)?;
             let held = held(&settings, &boot_id, process);
             Ok((boot_id, lock, resumed, held, read_topology(host.root)?))
         };
@@ -119,6 +135,7 @@ impl<'a> Attachment<'a> {
                 outside: Vec::new(),
                 plan,
                 stale: None,
+                partition: Partition::resumed(&journal),
                 journal,
                 settled: BTreeMap::new(),
                 host_knobs: HostKnobs::default(),
@@ -225,14 +242,53 @@ impl<'a> Attachment<'a> {
         Ok(LookReport { plan_failed, ..self.mend(scan)? })
     }
 
-    /// Keeps the rest of the host off the VM's CPUs, as far as its policy wants that.
+    /// Keeps others off the VM's CPUs, as far as the policy wants that and the host can, and looks
+    /// again: a thread's mask may have been lost on the way.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub fn isolate(&mut self) -> Result<LookReport, LookError> {
+        let is_wanted = self.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
+        let had_one = self.partition.cgroup().is_some();
+        let ground = ground!(self);
+        let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
+        if !is_wanted && had_one {
+            self.partition.give_up(ground, self.journal.memory());
+        }
+        if claimed {
+            self.relet()?;
+            self.partition.prepare(ground!(self), self.journal.memory());
+        }
+        if had_one && self.partition.cgroup().is_none() {
+            self.relet()?;
+        }
+        if claimed || had_one { self.look() } else { Ok(LookReport::default()) }
+    }
+
+    /// Writes the lease while nobody else does.
+    fn relet(&self) -> Result<(), StateError> {
+        let _lock = self.settings.state.lock_leases()?;
+        self.write_lease()
+    }
+
+    /// Takes down what the kernel is about to change by itself: to be called before
+    /// [`Attachment::isolate`].
+    ///
+    /// # Errors
+    /// [`StartError`]; then there had better be no partition.
+    pub fn remember_host(&self) -> Result<(), StartError> {
+        let state = &self.settings.state;
+        let leases = state.lock_leases()?;
+        Ok(HostKnobs::remember(self.host, state, &self.boot_id, &leases)?)
+    }
+
+    /// Keeps interrupts and the kernel's own work off the CPUs of all VMs that want it.
     ///
     /// # Errors
     /// [`StartError`]. The VM's own threads stay where they are.
-    pub fn isolate(&mut self) -> Result<HostReport, StartError> {
+    pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
         let state = &self.settings.state;
         let leases = state.lock_leases()?;
-        HostKnobs::remember(self.host, state, &self.boot_id, &leases)?;
         Ok(self.host_knobs.reconcile(self.host, state, &self.boot_id, &leases)?)
     }
 
@@ -242,10 +298,12 @@ impl<'a> Attachment<'a> {
     /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
     /// report.
     pub fn finish(self) -> Result<RestoreReport, StartError> {
+        let partition = take_back(ground!(self), self.journal.memory());
         let Attachment { host, settings, boot_id, process, journal, mut host_knobs, lock, .. } =
             self;
         // From what is in mind, and not from the file: somebody may have removed the folder.
-        let mut report = restore_process(host.root, host.sched, process, journal.memory())?;
+        let report = restore_process(host.root, host.sched, process, journal.memory())?;
+        let mut report = RestoreReport { partition, ..report };
         if settings.state.path().exists() {
             let leases = settings.state.lock_leases()?;
             if report.is_complete() {
@@ -279,7 +337,7 @@ impl<'a> Attachment<'a> {
     }
 
     fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
-        let _lock = self.settings.state.lock_leases()?;
+        let lock = self.settings.state.lock_leases()?;
         let neighbours = neighbours(&self.settings.state, &self.settings.vm, &self.boot_id);
         let held = self.plan.held();
         let request = Request {
@@ -302,6 +360,7 @@ impl<'a> Attachment<'a> {
                 self.stale = Some(stay);
                 return Err(error.into());
             }
+            self.partition.resize(ground!(self), &self.plan, &mut self.journal, &lock)?;
         }
         Ok(())
     }
@@ -323,6 +382,7 @@ impl<'a> Attachment<'a> {
             iothreads: self.plan.iothread_cpus,
             vcpus: self.plan.held().into_iter().collect(),
             knobs: self.settings.policy.vm.wanted_knobs(),
+            partition: self.partition.cgroup(),
         })
     }
 
@@ -339,6 +399,9 @@ impl<'a> Attachment<'a> {
         };
         self.refresh_outside();
         let mut threads = observed.threads;
+        // Groups first: a mask holds only for CPUs that the thread's group allows.
+        let (plan, journal) = (&self.plan, &mut self.journal);
+        let partition = self.partition.converge(ground!(self), plan, journal, &threads, &grips)?;
         threads.extend(self.outside.iter().cloned());
         let steps = diff(&self.plan, self.process.pid, &threads, &self.online);
         let drifted: BTreeSet<ThreadKey> = steps
@@ -356,7 +419,7 @@ impl<'a> Attachment<'a> {
                 self.settled.insert(applied.step.thread, applied.step.to);
             }
         }
-        Ok(LookReport { looked, applied, drifted, plan_failed: None })
+        Ok(LookReport { looked, applied, drifted, plan_failed: None, partition })
     }
 
     /// Before the first write, all masks as they are.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::host_knobs::HostKnobs;
+use super::partition::{self, Ground};
 use super::settings::{Host, Settings};
 use super::start_error::StartError;
 use crate::discover;
@@ -12,12 +13,14 @@ use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::journal::{Header, Journal, JournalError};
 use crate::leases::StateDir;
 use crate::plan::Neighbour;
+use crate::restore::partition::PartitionRestore;
 use crate::restore::{RestoreReport, restore};
 use crate::threads::ProcessKey;
 
 /// The journal of an earlier qmpin for this very process, to go on with. One of another process or
 /// boot is of no use to anybody.
 pub(super) fn resume(
+    host: Host<'_>,
     settings: &Settings,
     boot_id: &str,
     process: ProcessKey,
@@ -35,6 +38,13 @@ pub(super) fn resume(
     };
     if header.boot_id == boot_id && header.process == process {
         return Ok(Some(journal));
+    }
+    if header.boot_id == boot_id {
+        // That QEMU is gone, and what it had above its unit is not.
+        let ground = ground(host, &settings.state, &settings.vm, boot_id, header.process);
+        for refused in partition::take_back(ground, journal.memory()).refused {
+            tracing::warn!("of the QEMU before: {refused}");
+        }
     }
     drop(journal);
     settings.state.forget(&settings.vm)?;
@@ -87,6 +97,16 @@ pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour
         .collect()
 }
 
+fn ground<'a>(
+    host: Host<'a>,
+    state: &'a StateDir,
+    vm: &'a VmName,
+    boot_id: &'a str,
+    process: ProcessKey,
+) -> Ground<'a> {
+    Ground { host, state, vm, boot_id, process }
+}
+
 /// Removes what dead VMs have left. A VM with a living supervisor is left to it.
 pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
     let Ok(vms) = settings.state.vms() else { return };
@@ -102,6 +122,14 @@ pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
             Err(_) => false,
         };
         if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
+            if let Some((process, memory)) = partition::remembered(&settings.state, &vm, boot_id) {
+                let ground = ground(host, &settings.state, &vm, boot_id, process);
+                let restored = partition::take_back_locked(ground, &memory);
+                if let Some(refused) = restored.refused.first() {
+                    tracing::warn!("could not sweep what VM {vm} has left: {refused}");
+                    continue;
+                }
+            }
             match settings.state.forget(&vm) {
                 Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
                 Err(error) => {
@@ -122,7 +150,12 @@ pub fn give_back(
     vm: &VmName,
     boot_id: &str,
 ) -> Result<RestoreReport, StartError> {
-    let mut report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
+    let remembered = partition::remembered(state, vm, boot_id);
+    let partition = remembered.map_or_else(PartitionRestore::default, |(process, memory)| {
+        partition::take_back(ground(host, state, vm, boot_id, process), &memory)
+    });
+    let report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
+    let mut report = RestoreReport { partition, ..report };
     let lock = state.lock_leases()?;
     if report.is_complete() {
         state.forget(vm)?;

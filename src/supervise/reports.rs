@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::start_error::StartError;
 use super::state::Looked;
+use crate::apply::partition::Refused;
 use crate::apply::{Applied, StepOutcome};
 use crate::discover::DiscoverError;
 use crate::discover::tasks::{self, TasksError};
@@ -25,6 +26,8 @@ pub struct LookReport {
     pub drifted: BTreeSet<ThreadKey>,
     /// Why there is no new plan, where there should be one: the one in force was kept to.
     pub plan_failed: Option<LookError>,
+    /// What of the VM's partition was refused.
+    pub partition: Vec<Refused>,
 }
 
 /// How QEMU's answer differs from the one before.

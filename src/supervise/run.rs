@@ -57,14 +57,20 @@ pub async fn attach_once(
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
     log_look(&report, &mut BTreeSet::new());
     // Anything that fails from here on leaves the VM pinned, with its undo.
+    let remembered = attachment.remember_host();
     let isolated = attachment.isolate();
+    let kept = attachment.keep_host();
     let second = attachment.look();
     let plan = attachment.plan().clone();
     attachment.leave();
-    report.applied.extend(second?.applied);
-    let isolated = isolated?;
-    log_host(&isolated);
-    Ok((plan, report, isolated))
+    report.applied.extend(isolated?.applied);
+    let second = second?;
+    report.applied.extend(second.applied);
+    report.partition = second.partition;
+    remembered?;
+    let kept = kept?;
+    log_host(&kept);
+    Ok((plan, report, kept))
 }
 
 /// Attaches, follows the VM until it ends or a signal comes, and puts everything back.
@@ -101,8 +107,8 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         channel: Line::Free(Box::new(channel)),
         told: String::new(),
         look_failed: None,
-        isolate_due: false,
-        isolate_failed: None,
+        host_due: false,
+        host_failed: None,
         refused: BTreeSet::new(),
         standing: None,
         attachment,
@@ -156,9 +162,9 @@ struct Runner<'a> {
     /// Why the last look failed, if it did.
     look_failed: Option<String>,
     /// Interrupts and kernel threads may have come since the last time.
-    isolate_due: bool,
+    host_due: bool,
     /// Why the host could not be kept in line the last time, if it could not.
-    isolate_failed: Option<String>,
+    host_failed: Option<String>,
     /// What the kernel would not do.
     refused: BTreeSet<String>,
     /// What `status` was told last.
@@ -174,7 +180,9 @@ impl Runner<'_> {
         self.log_plan(&[]);
         log_look(first, &mut self.lines);
         self.refused.extend(refusals(first));
+        self.remember_host();
         self.isolate();
+        self.keep_host();
         self.told = self.status();
         notify::ready(&self.told);
         let mut state = State::default();
@@ -231,7 +239,7 @@ impl Runner<'_> {
                     *leases = None;
                 }
                 self.attachment.neighbours_changed();
-                self.isolate_due = true;
+                self.host_due = true;
                 return Some(Event::Hint(Hint::Neighbour));
             }
             () = at(self.look_at) => {
@@ -247,7 +255,7 @@ impl Runner<'_> {
                     tracing::warn!("the slow timer cannot be read: {error}");
                 }
                 notify::alive(&self.status());
-                self.isolate_due = true;
+                self.host_due = true;
                 return Some(Event::Hint(Hint::Timer));
             }
         };
@@ -396,8 +404,8 @@ impl Runner<'_> {
     }
 
     fn look(&mut self) -> Option<super::state::Looked> {
-        if self.isolate_due {
-            self.isolate();
+        if self.host_due {
+            self.keep_host();
         }
         let report_before = self.attachment.plan().report.clone();
         match self.attachment.look() {
@@ -418,25 +426,43 @@ impl Runner<'_> {
         }
     }
 
+    fn remember_host(&mut self) {
+        if let Err(error) = self.attachment.remember_host() {
+            tracing::warn!("the rest of the host: {}", chain(&error));
+        }
+    }
+
     /// Keeps the rest of the host in line. That it cannot be done is said, and tried again.
-    fn isolate(&mut self) {
-        self.isolate_due = false;
-        match self.attachment.isolate() {
+    fn keep_host(&mut self) {
+        self.host_due = false;
+        match self.attachment.keep_host() {
             Ok(report) => {
-                self.isolate_failed = None;
+                self.host_failed = None;
                 log_host(&report);
                 self.refused.extend(report.refusals());
             }
             Err(error) => {
                 let error = Some(chain(&error));
-                if self.isolate_failed != error {
+                if self.host_failed != error {
                     tracing::warn!(
                         "the rest of the host: {}",
                         error.as_deref().unwrap_or_default()
                     );
                 }
-                self.isolate_failed = error;
+                self.host_failed = error;
             }
+        }
+    }
+
+    /// Keeps others off the VM's CPUs, before anybody is told that it is attached.
+    fn isolate(&mut self) {
+        match self.attachment.isolate() {
+            Ok(report) => {
+                log_look(&report, &mut self.lines);
+                self.refused.extend(refusals(&report));
+            }
+            Err(error) if error.means_gone() => {}
+            Err(error) => tracing::warn!("the VM's CPUs are not its alone: {}", chain(&error)),
         }
     }
 

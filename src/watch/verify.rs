@@ -252,6 +252,7 @@ mod tests {
             iothreads: cpus("0"),
             vcpus: Vec::new(),
             knobs: level.knobs(),
+            partition: None,
         };
         let interrupts = BTreeMap::new();
         let facts = Facts { lease: &lease, threads, occupants, unmet, interrupts: &interrupts };

@@ -1,0 +1,330 @@
+//! Which unit a VM is in, whether it is the VM's own, and how its partition looks.
+//!
+//! Nothing is told by versions: the files are there, or they are not.
+
+use std::collections::BTreeSet;
+use std::io;
+
+use super::stat;
+use crate::cgroups::Cgroups;
+use crate::cpuset::CpuSet;
+use crate::ids::{Pid, Tid};
+use crate::plan::partition::{Group, GroupSeen, Seen, Site, levels};
+use crate::sysroot::SysRoot;
+
+/// Processes that Proxmox and libvirt put beside QEMU for the VM's sake; names as in `/proc/PID/stat`,
+/// which has 15 characters of them.
+const HELPERS: [&str; 6] =
+    ["swtpm", "virtiofsd", "qemu-storage-da", "passt", "vhost-device-so", "dbus-vmstate"];
+
+/// The most processes that are looked at to see whose unit it is.
+const PROCESSES_MAX: usize = 256;
+
+/// The VM's own unit, where a partition can be made in it.
+///
+/// # Errors
+/// Why not, in a sentence.
+pub fn partition_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Result<Site, String> {
+    let controllers = cgroups
+        .read("cgroup.controllers")
+        .map_err(|_| "there is no cgroup v2 tree at /sys/fs/cgroup".to_owned())?;
+    if !has_word(&controllers, "cpuset") {
+        return Err("the cgroup v2 tree has no cpuset controller".to_owned());
+    }
+    if !root.path("run/systemd/system").is_ok_and(|path| path.is_dir()) {
+        return Err("the host is not run by systemd".to_owned());
+    }
+    if lacks_exclusive(cgroups) {
+        return Err(NO_EXCLUSIVE.to_owned());
+    }
+    let text = root
+        .read(&format!("proc/{process}/cgroup"))
+        .map_err(|error| format!("{error}: {}", error.source))?;
+    let site = site_of(&text)?;
+    is_own(root, cgroups, process, &site)?;
+    Ok(site)
+}
+
+/// What a kernel before 6.7 lacks.
+pub const NO_EXCLUSIVE: &str = "the kernel has no cpuset.cpus.exclusive, so it cannot partition CPUs below a slice (Linux 6.7 can)";
+
+/// Whether a group with the controller shows that the kernel does not know exclusive CPUs. Without such
+/// a group nobody can tell.
+fn lacks_exclusive(cgroups: &dyn Cgroups) -> bool {
+    let groups = cgroups.children("").unwrap_or_default();
+    let has = |group: &str, file: &str| cgroups.read(&format!("{group}/{file}")).is_ok();
+    groups
+        .iter()
+        .find(|group| has(group, "cpuset.cpus"))
+        .is_some_and(|group| !has(group, "cpuset.cpus.exclusive"))
+}
+
+/// The unit in a `/proc/PID/cgroup`. A main thread that is in one of our groups already is taken for what
+/// it is.
+fn site_of(text: &str) -> Result<Site, String> {
+    let path = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .ok_or("QEMU is in no cgroup of the v2 tree")?;
+    let mut parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
+    if !parts.iter().all(|part| is_plain(part)) {
+        return Err(format!("QEMU is in a cgroup with a name that is not understood: {path}"));
+    }
+    let last = parts.last().copied().unwrap_or_default();
+    if Group::ALL.into_iter().any(|group| group.name() == last) {
+        parts.pop();
+    }
+    let unit = parts.last().copied().unwrap_or_default();
+    if !has_suffix(unit, "scope") && !has_suffix(unit, "service") {
+        return Err(match parts.iter().rev().find(|part| has_suffix(part, "scope")) {
+            Some(scope) => {
+                format!("QEMU is in {path}, where somebody else makes groups of {scope}")
+            }
+            None => format!("QEMU is in {path}, which is no scope or service"),
+        });
+    }
+    let user = parts.iter().find(|part| part.starts_with("user@") && has_suffix(part, "service"));
+    if let Some(user) = user {
+        return Err(format!("QEMU is in {path}, which is {user}'s to manage and not the host's"));
+    }
+    if unit == "init.scope" || (unit.starts_with("session-") && has_suffix(unit, "scope")) {
+        return Err(format!(
+            "QEMU has no unit of its own, it was started in {unit}; start it with systemd-run --scope"
+        ));
+    }
+    // systemd puts `_` before a name that the kernel would take for one of its own files.
+    let name = unit.strip_prefix('_').unwrap_or(unit);
+    Ok(Site { unit: name.to_owned(), cgroup: parts.join("/") })
+}
+
+/// Whether the unit holds QEMU and what serves it, and nobody else.
+fn is_own(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid, site: &Site) -> Result<(), String> {
+    let Site { unit, cgroup } = site;
+    let unreadable = |error: io::Error| format!("{cgroup} cannot be read: {error}");
+    let ours = |name: &String| Group::ALL.into_iter().any(|group| group.name() == *name);
+    let children = cgroups.children(cgroup).map_err(unreadable)?;
+    if let Some(other) = children.iter().find(|name| !ours(name)) {
+        return Err(format!("somebody else has made the group {other} in {unit}"));
+    }
+    let text = cgroups.read(&format!("{cgroup}/cgroup.procs")).map_err(unreadable)?;
+    let pids: Vec<Pid> = text.lines().filter_map(|pid| pid.parse().ok()).map(Pid).collect();
+    let strangers = pids.iter().filter(|pid| **pid != process);
+    for (seen, pid) in strangers.enumerate() {
+        let Ok(stat) = stat::read(root, &format!("proc/{pid}/stat")) else { continue };
+        let is_helper = stat.is_kernel_thread()
+            || stat.is_dead()
+            || HELPERS.contains(&stat.comm.as_str())
+            || descends(root, *pid, process);
+        if !is_helper || seen >= PROCESSES_MAX {
+            return Err(format!(
+                "{unit} is not the VM's alone: process {pid} ({}) is in it, too",
+                stat.comm.escape_debug()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether QEMU started it, or what started it.
+fn descends(root: &SysRoot, pid: Pid, from: Pid) -> bool {
+    let parent = |pid: Pid| -> Option<Pid> {
+        let status = root.read_lossy(&format!("proc/{pid}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+        line.trim().parse().ok().map(Pid)
+    };
+    let mut at = pid;
+    for _ in 0..8 {
+        match parent(at) {
+            Some(parent) if parent == from => return true,
+            Some(parent) if parent.0 > 1 => at = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// The partition as it is now: a dozen small files.
+///
+/// # Errors
+/// Where the unit's cgroup cannot be read: most likely it is gone.
+pub fn partition_seen(cgroups: &dyn Cgroups, site: &Site) -> io::Result<Seen> {
+    let mut seen = Seen {
+        loose: threads(cgroups, &site.cgroup)?,
+        levels: levels(&site.cgroup)
+            .into_iter()
+            .map(|level| (level.to_owned(), set(cgroups, level, "cpuset.cpus.exclusive")))
+            .collect(),
+        ..Seen::default()
+    };
+    for group in Group::ALL {
+        let path = group.below(&site.cgroup);
+        let kind = cgroups.read(&format!("{path}/cgroup.type"));
+        if kind.is_ok_and(|kind| kind == "threaded") {
+            let found = GroupSeen {
+                has_cpuset: cgroups.read(&format!("{path}/cpuset.cpus")).is_ok(),
+                cpus: set(cgroups, &path, "cpuset.cpus"),
+                exclusive: set(cgroups, &path, "cpuset.cpus.exclusive"),
+                partition: cgroups
+                    .read(&format!("{path}/cpuset.cpus.partition"))
+                    .unwrap_or_default(),
+                threads: threads(cgroups, &path)?,
+            };
+            seen.groups.insert(group, found);
+        }
+    }
+    Ok(seen)
+}
+
+/// The threads of a group.
+///
+/// # Errors
+/// What the kernel says.
+pub fn threads(cgroups: &dyn Cgroups, group: &str) -> io::Result<BTreeSet<Tid>> {
+    let text = cgroups.read(&format!("{group}/cgroup.threads"))?;
+    Ok(text.lines().filter_map(|tid| tid.parse().ok()).map(Tid).collect())
+}
+
+/// A cpulist of a group; none where it has no such file.
+#[must_use]
+pub fn set(cgroups: &dyn Cgroups, group: &str, file: &str) -> CpuSet {
+    let text = cgroups.read(&format!("{group}/{file}")).unwrap_or_default();
+    CpuSet::parse_cpulist(&text).unwrap_or_default()
+}
+
+/// Whether one of the words of a line is this one.
+#[must_use]
+pub fn has_word(line: &str, word: &str) -> bool {
+    line.split_ascii_whitespace().any(|found| found == word)
+}
+
+fn has_suffix(name: &str, suffix: &str) -> bool {
+    name.rsplit_once('.').is_some_and(|(stem, found)| !stem.is_empty() && found == suffix)
+}
+
+/// Whether it is a name as systemd gives them (`man 5 systemd.unit`), and stays where it is.
+fn is_plain(part: &str) -> bool {
+    let known = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+    !part.is_empty() && part.len() <= 255 && part != "." && part != ".." && part.chars().all(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroups::CgroupTree;
+    use std::fs;
+    use std::path::Path;
+
+    fn unit_of(path: &str) -> Result<(String, String), String> {
+        site_of(&format!("0::{path}\n")).map(|site| (site.unit, site.cgroup))
+    }
+
+    #[test]
+    fn a_unit_is_found_in_a_path() {
+        let is = |path: &str, unit: &str, cgroup: &str| {
+            assert_eq!(unit_of(path), Ok((unit.to_owned(), cgroup.to_owned())));
+        };
+        is("/qemu.slice/100.scope", "100.scope", "qemu.slice/100.scope");
+        is("/qemu.slice/100.scope/emulator", "100.scope", "qemu.slice/100.scope");
+        is("/system.slice/my-vm@7.service", "my-vm@7.service", "system.slice/my-vm@7.service");
+        let libvirt = "/machine.slice/machine-qemu\\x2d1\\x2dwin.scope";
+        is(libvirt, &libvirt[15..], &libvirt[1..]);
+    }
+
+    #[test]
+    fn what_is_no_unit_of_the_vms_own_is_named() {
+        for (path, word) in [
+            ("/user.slice/user-0.slice/session-3.scope", "session-3.scope"),
+            (
+                "/user.slice/user-1000.slice/user@1000.service/app.slice/vm.service",
+                "user@1000.service",
+            ),
+            ("/machine.slice/vm.scope/libvirt/emulator", "vm.scope"),
+            ("/init.scope", "init.scope"),
+            ("/", "not understood"),
+            ("/qemu.slice", "no scope or service"),
+            ("/qemu.slice/../100.scope", "not understood"),
+            ("/qemu.slice/10 0.scope", "not understood"),
+            ("/../../100.scope", "not understood"),
+        ] {
+            let error = unit_of(path).expect_err(path);
+            assert!(error.contains(word), "{path}: {error}");
+        }
+        assert!(site_of("1:cpuset:/100.scope\n").is_err());
+    }
+
+    fn write(root: &Path, path: &str, text: &str) {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        fs::write(path, text).expect("a file");
+    }
+
+    fn stat(pid: i32, comm: &str) -> String {
+        format!("{pid} ({comm}) S 1{} 7 0 0{}\n", " 0".repeat(17), " 0".repeat(30))
+    }
+
+    fn host() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let root = dir.path();
+        fs::create_dir_all(root.join("run/systemd/system")).expect("a folder");
+        write(root, "sys/fs/cgroup/cgroup.controllers", "cpuset cpu io\n");
+        write(root, "sys/fs/cgroup/qemu.slice/100.scope/cgroup.procs", "500\n501\n");
+        write(root, "proc/500/cgroup", "0::/qemu.slice/100.scope\n");
+        write(root, "proc/500/stat", &stat(500, "kvm"));
+        write(root, "proc/501/stat", &stat(501, "swtpm"));
+        dir
+    }
+
+    fn found(dir: &tempfile::TempDir) -> Result<Site, String> {
+        let root = SysRoot::at(dir.path());
+        partition_site(&root, &CgroupTree::of(&root), Pid(500))
+    }
+
+    #[test]
+    fn a_scope_with_qemu_and_its_helpers_is_the_vms_own() {
+        let dir = host();
+        assert_eq!(found(&dir).expect("a site").unit, "100.scope");
+        write(dir.path(), "proc/501/stat", &stat(501, "bash"));
+        assert!(found(&dir).expect_err("a shell").contains("process 501 (bash)"));
+        write(dir.path(), "proc/501/status", "Name:\tbash\nPPid:\t500\n");
+        assert!(found(&dir).is_ok(), "a child of QEMU's");
+        fs::create_dir(dir.path().join("sys/fs/cgroup/qemu.slice/100.scope/libvirt"))
+            .expect("a folder");
+        assert!(found(&dir).expect_err("groups").contains("libvirt"));
+    }
+
+    #[test]
+    fn a_host_that_has_not_got_it_is_said_so_by_its_files() {
+        let dir = host();
+        let slice = "sys/fs/cgroup/qemu.slice/cpuset.cpus";
+        write(dir.path(), slice, "\n");
+        assert!(found(&dir).expect_err("an old kernel").contains("cpuset.cpus.exclusive"));
+        write(dir.path(), &format!("{slice}.exclusive"), "\n");
+        assert!(found(&dir).is_ok());
+        fs::remove_dir(dir.path().join("run/systemd/system")).expect("remove");
+        assert!(found(&dir).expect_err("no systemd").contains("systemd"));
+        write(dir.path(), "sys/fs/cgroup/cgroup.controllers", "cpu io\n");
+        assert!(found(&dir).expect_err("no cpuset").contains("cpuset"));
+        fs::remove_file(dir.path().join("sys/fs/cgroup/cgroup.controllers")).expect("remove");
+        assert!(found(&dir).expect_err("no v2").contains("cgroup v2"));
+    }
+
+    #[test]
+    fn a_partition_is_read_as_it_is() {
+        let dir = host();
+        let scope = "sys/fs/cgroup/qemu.slice/100.scope";
+        let site = found(&dir).expect("a site");
+        let tree = CgroupTree::of(&SysRoot::at(dir.path()));
+        write(dir.path(), &format!("{scope}/cgroup.threads"), "500\n");
+        let seen = partition_seen(&tree, &site).expect("seen");
+        assert!(seen.groups.is_empty() && seen.loose.contains(&Tid(500)));
+        write(dir.path(), &format!("{scope}/vcpus/cgroup.type"), "threaded\n");
+        write(dir.path(), &format!("{scope}/vcpus/cgroup.threads"), "502\n503\n");
+        write(dir.path(), &format!("{scope}/vcpus/cpuset.cpus"), "\n");
+        write(dir.path(), &format!("{scope}/vcpus/cpuset.cpus.exclusive"), "2-3\n");
+        write(dir.path(), &format!("{scope}/vcpus/cpuset.cpus.partition"), "isolated\n");
+        let seen = partition_seen(&tree, &site).expect("seen");
+        let vcpus = &seen.groups[&Group::Vcpus];
+        assert!(vcpus.has_cpuset && vcpus.threads.len() == 2 && vcpus.partition == "isolated");
+        assert_eq!(vcpus.exclusive, CpuSet::parse_cpulist("2-3").expect("cpus"));
+    }
+}

@@ -1,0 +1,372 @@
+//! The VM's partition: made once the threads are pinned, kept at every look, taken back at the end.
+//!
+//! ```text
+//!   claim ─▶ lease says so ─▶ prepare ─▶ converge at every look ─▶ take_back
+//!     │                          │
+//!     └── no unit of its own … ──┴── systemd says no ─▶ affinity alone, and why
+//! ```
+
+use std::collections::BTreeSet;
+
+use super::settings::Host;
+use crate::apply::Bench;
+use crate::apply::partition::{Refused, UnitNeeds, carry_out, prepare_unit, survey_unit};
+use crate::cgroups::CgroupTree;
+use crate::cpuset::CpuSet;
+use crate::discover::{self, Grips, cgroup};
+use crate::ids::VmName;
+use crate::journal::{self, Journal, JournalError, Memory, PartitionUndo, Record};
+use crate::leases::{LeasesLock, StateDir, StateError};
+use crate::plan::partition::{
+    Group, PartitionStep, Rung, Share, Site, Target, affinity_alone, choose, in_words, placing,
+    resizing, target,
+};
+use crate::plan::{Finding, Plan, Verdict};
+use crate::restore::partition::{PartitionRestore, hand_back, take_down};
+use crate::systemd::SystemBus;
+use crate::threads::{ProcessKey, Thread, ThreadKey};
+
+/// What there is about one VM's partition, beside the plan.
+#[derive(Clone, Copy)]
+pub(super) struct Ground<'a> {
+    pub(super) host: Host<'a>,
+    pub(super) state: &'a StateDir,
+    pub(super) vm: &'a VmName,
+    pub(super) boot_id: &'a str,
+    pub(super) process: ProcessKey,
+}
+
+/// The VM's partition, as far as there is one.
+#[derive(Debug, Default)]
+pub(super) struct Partition {
+    site: Option<Site>,
+    needs: Option<UnitNeeds>,
+    finding: Option<Finding>,
+    /// Threads that the kernel would not move: they are not tried at every look.
+    stuck: BTreeSet<ThreadKey>,
+    /// What was logged already.
+    said: BTreeSet<Refused>,
+    target: Option<Target>,
+}
+
+impl Partition {
+    /// The one an earlier qmpin has made for this very process, or none.
+    pub(super) fn resumed(journal: &Journal) -> Partition {
+        let undo = journal.memory().partition();
+        let site = undo.map(|undo| Site { unit: undo.unit.clone(), cgroup: undo.cgroup.clone() });
+        Partition { site, ..Partition::default() }
+    }
+
+    /// Where it is, for the lease.
+    pub(super) fn cgroup(&self) -> Option<String> {
+        self.site.as_ref().map(|site| site.cgroup.clone())
+    }
+
+    /// Chooses the rung, and makes the undo durable where it is a partition: nothing is written yet.
+    /// Whether it is.
+    pub(super) fn claim(
+        &mut self,
+        ground: Ground<'_>,
+        plan: &Plan,
+        journal: &mut Journal,
+    ) -> Result<bool, JournalError> {
+        let Ground { host, process, .. } = ground;
+        let cgroups = CgroupTree::of(host.root);
+        let site = cgroup::partition_site(host.root, &cgroups, process.pid);
+        let shares = ground.shares();
+        let (rung, finding) = choose(plan, site.as_ref().map_err(String::as_str), &shares);
+        let (Rung::Partition(target), Ok(site)) = (rung, site) else {
+            self.fall_back(ground, journal.memory(), finding);
+            return Ok(false);
+        };
+        let earlier = journal.memory().partition();
+        let needs = survey_unit(host.root, &cgroups, &SystemBus, &site, earlier);
+        let needs = match needs.and_then(|needs| within(&needs, &site, &target).map(|()| needs)) {
+            Ok(needs) => needs,
+            Err(reason) => {
+                self.fall_back(ground, journal.memory(), affinity_alone(&reason));
+                return Ok(false);
+            }
+        };
+        let undo = PartitionUndo {
+            unit: site.unit.clone(),
+            cgroup: site.cgroup.clone(),
+            drop_in: needs.drop_in.clone(),
+            allowed_set: needs.allow.then(|| all_cpus(host)),
+            had_controller: needs.had_controller,
+            cpus: target.cpus,
+        };
+        let is_known = earlier.is_some_and(|known| {
+            undo.cpus.is_subset(&known.cpus)
+                && known.drop_in == undo.drop_in
+                && known.allowed_set.is_some() >= undo.allowed_set.is_some()
+        });
+        if !is_known {
+            journal.append(vec![Record::Partition(undo)])?;
+        }
+        self.site = Some(site);
+        self.needs = Some(needs);
+        self.finding = Some(finding);
+        Ok(true)
+    }
+
+    /// Makes the unit ready. Whether it is; if not, all is as before.
+    pub(super) fn prepare(&mut self, ground: Ground<'_>, memory: &Memory) -> bool {
+        let Host { root, .. } = ground.host;
+        let (Some(site), Some(needs)) = (&self.site, self.needs.take()) else { return false };
+        let cgroups = CgroupTree::of(root);
+        let all = all_cpus(ground.host);
+        match prepare_unit(root, &cgroups, &SystemBus, site, &needs, &all) {
+            Ok(()) => true,
+            Err(refused) => {
+                self.fall_back(ground, memory, affinity_alone(&refused.to_string()));
+                false
+            }
+        }
+    }
+
+    /// Goes down to the next rung: what an earlier qmpin has made is taken back.
+    fn fall_back(&mut self, ground: Ground<'_>, memory: &Memory, finding: Finding) {
+        self.site = None;
+        if finding.verdict != Verdict::Met {
+            tracing::warn!("{}: {}", finding.rule, finding.reason);
+        }
+        self.finding = Some(finding);
+        self.give_up(ground, memory);
+    }
+
+    /// Takes back what an earlier qmpin has made and this one is not to have.
+    pub(super) fn give_up(&mut self, ground: Ground<'_>, memory: &Memory) {
+        self.site = None;
+        for refused in take_back(ground, memory).refused {
+            tracing::warn!("{refused}");
+        }
+    }
+
+    /// Puts threads into their groups and gives the partition the plan's CPUs, where that is not so.
+    /// What was refused.
+    pub(super) fn converge(
+        &mut self,
+        ground: Ground<'_>,
+        plan: &Plan,
+        journal: &mut Journal,
+        threads: &[Thread],
+        grips: &Grips,
+    ) -> Result<Vec<Refused>, JournalError> {
+        let Some(site) = self.site.clone() else { return Ok(Vec::new()) };
+        let Host { root, sched } = ground.host;
+        let cgroups = CgroupTree::of(root);
+        let shares = ground.shares();
+        let target = match target(plan, &shares) {
+            Ok(target) => target,
+            Err(reason) => {
+                return Ok(self.say(vec![Refused::new(&site.cgroup, "a partition", reason)]));
+            }
+        };
+        let ever = remember(journal, &target)?;
+        // Without its cgroup the VM is gone, and somebody will say so.
+        let Ok(seen) = cgroup::partition_seen(&cgroups, &site) else { return Ok(Vec::new()) };
+        let bench = Bench { root, sched, grips, process: ground.process };
+        let mut steps = placing(plan, &target, &seen, threads);
+        steps.retain(|step| match step {
+            PartitionStep::Move { thread, .. } => !self.stuck.contains(&thread.key),
+            _ => true,
+        });
+        let (mut written, mut refused) = carry_out(bench, &cgroups, &site, &steps);
+        self.stuck.extend(refused.iter().filter_map(|refused| refused.thread));
+        let seen =
+            if steps.is_empty() { Ok(seen) } else { cgroup::partition_seen(&cgroups, &site) };
+        let Ok(seen) = seen else { return Ok(Vec::new()) };
+        if !resizing(&site, &target, ever, &shares, &seen).is_empty() {
+            match ground.state.lock_leases() {
+                Ok(lock) => {
+                    let (more, said) = self.resize_locked(ground, bench, plan, ever, &lock);
+                    written += more;
+                    refused.extend(said);
+                }
+                Err(error) => {
+                    refused.push(Refused::new(
+                        &site.cgroup,
+                        "a partition",
+                        crate::error::chain(&error),
+                    ));
+                }
+            }
+        }
+        if written > 0 && refused.is_empty() && self.target != Some(target) {
+            tracing::info!("{}", in_words(written, &site, &target));
+            self.target = Some(target);
+        }
+        if cgroup::partition_seen(&cgroups, &site).is_err() {
+            return Ok(Vec::new());
+        }
+        Ok(self.say(refused))
+    }
+
+    /// Gives the partition the CPUs of a new plan while nobody else may change leases: what others see
+    /// as free is free.
+    pub(super) fn resize(
+        &mut self,
+        ground: Ground<'_>,
+        plan: &Plan,
+        journal: &mut Journal,
+        lock: &LeasesLock,
+    ) -> Result<(), JournalError> {
+        if self.site.is_none() || self.target.is_none() {
+            return Ok(());
+        }
+        if let Ok(target) = target(plan, &ground.shares()) {
+            let ever = remember(journal, &target)?;
+            let Host { root, sched } = ground.host;
+            let grips = Grips::default();
+            let bench = Bench { root, sched, grips: &grips, process: ground.process };
+            // What was refused is tried again by the look that follows, and said by that.
+            let _ = self.resize_locked(ground, bench, plan, ever, lock);
+        }
+        Ok(())
+    }
+
+    fn resize_locked(
+        &self,
+        ground: Ground<'_>,
+        bench: Bench<'_>,
+        plan: &Plan,
+        ever: CpuSet,
+        _lock: &LeasesLock,
+    ) -> (usize, Vec<Refused>) {
+        let Some(site) = &self.site else { return (0, Vec::new()) };
+        let cgroups = CgroupTree::of(ground.host.root);
+        let shares = ground.shares();
+        let refuse = |reason: String| (0, vec![Refused::new(&site.cgroup, "a partition", reason)]);
+        match (target(plan, &shares), cgroup::partition_seen(&cgroups, site)) {
+            (Ok(target), Ok(seen)) => {
+                let steps = resizing(site, &target, ever, &shares, &seen);
+                carry_out(bench, &cgroups, site, &steps)
+            }
+            (Err(reason), _) => refuse(reason),
+            (_, Err(error)) => refuse(error.to_string()),
+        }
+    }
+
+    /// Logs what was not logged before.
+    fn say(&mut self, refused: Vec<Refused>) -> Vec<Refused> {
+        for one in &refused {
+            if self.said.insert(one.clone()) {
+                tracing::warn!("{}: {one}", crate::plan::partition::RULE);
+            }
+        }
+        refused
+    }
+}
+
+impl Ground<'_> {
+    /// The other VMs' partitions: what their leases say, and what the kernel still has of them.
+    fn shares(&self) -> Vec<Share> {
+        shares(self.host, self.state, self.vm, self.boot_id)
+    }
+}
+
+fn shares(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Share> {
+    let cgroups = CgroupTree::of(host.root);
+    let others = discover::live_leases(state, boot_id).into_iter().filter(|lease| lease.vm != *vm);
+    others
+        .filter_map(|lease| {
+            let cgroup = lease.partition?;
+            let vcpus = Group::Vcpus.below(&cgroup);
+            let held = cgroup::set(&cgroups, &vcpus, "cpuset.cpus.exclusive");
+            Some(Share { vm: lease.vm, cgroup, cpus: lease.exclusive | held })
+        })
+        .collect()
+}
+
+/// Whether what somebody else allows the unit is enough.
+fn within(needs: &UnitNeeds, site: &Site, target: &Target) -> Result<(), String> {
+    let wanted = target.cpus | target.emulator | target.iothreads;
+    match needs.limit {
+        Some(limit) if !wanted.is_subset(&limit) => Err(format!(
+            "{} was given AllowedCPUs={limit} by somebody else, and the plan needs {wanted}",
+            site.unit
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Makes durable which CPUs the partition may have from now on; all that it ever had.
+fn remember(journal: &mut Journal, target: &Target) -> Result<CpuSet, JournalError> {
+    let Some(known) = journal.memory().partition() else { return Ok(target.cpus) };
+    let all = known.cpus | target.cpus;
+    if all != known.cpus {
+        let undo = PartitionUndo { cpus: target.cpus, ..known.clone() };
+        journal.append(vec![Record::Partition(undo)])?;
+    }
+    Ok(all)
+}
+
+/// Every CPU that there is, so that one that comes online is allowed, too.
+fn all_cpus(host: Host<'_>) -> CpuSet {
+    let present = host.root.read("sys/devices/system/cpu/present").ok();
+    let present = present.and_then(|text| CpuSet::parse_cpulist(&text).ok());
+    let online = discover::online_cpus(host.root).unwrap_or_default();
+    present.unwrap_or_default() | online
+}
+
+/// Takes back the partition that is remembered, before any mask is restored.
+pub(super) fn take_back(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
+    // Somebody may have removed the folder: then there are no leases, and nobody to wait for.
+    let lock = ground.state.lock_leases().map_err(|error: StateError| {
+        tracing::debug!("{}", crate::error::chain(&error));
+    });
+    let restored = take_down_of(ground, memory);
+    drop(lock);
+    hand_back_of(ground, memory, restored)
+}
+
+/// The same for somebody who holds the leases' lock.
+pub(super) fn take_back_locked(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
+    let restored = take_down_of(ground, memory);
+    hand_back_of(ground, memory, restored)
+}
+
+fn take_down_of(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
+    let Some(undo) = memory.partition() else { return PartitionRestore::default() };
+    let refused = take_down(&CgroupTree::of(ground.host.root), undo, &ground.shares());
+    PartitionRestore { taken_back: Some(undo.cgroup.clone()), refused }
+}
+
+fn hand_back_of(
+    ground: Ground<'_>,
+    memory: &Memory,
+    mut restored: PartitionRestore,
+) -> PartitionRestore {
+    if let Some(undo) = memory.partition() {
+        let root = ground.host.root;
+        restored.refused.extend(hand_back(root, &SystemBus, undo));
+    }
+    restored
+}
+
+/// What a VM's journal of this boot remembers.
+pub(super) fn remembered(
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+) -> Option<(ProcessKey, Memory)> {
+    let content = journal::read(&state.journal_path(vm)).ok()?;
+    let header = content.header;
+    (header.boot_id == boot_id).then(|| (header.process, Memory::of(&content.records)))
+}
+
+/// The rung that a VM would be on, for `qmpin plan`: nothing is asked of systemd.
+#[must_use]
+pub fn partition_finding(
+    host: Host<'_>,
+    state: &StateDir,
+    process: ProcessKey,
+    plan: &Plan,
+    boot_id: &str,
+) -> Finding {
+    let cgroups = CgroupTree::of(host.root);
+    let site = cgroup::partition_site(host.root, &cgroups, process.pid);
+    let shares = shares(host, state, &plan.vm, boot_id);
+    choose(plan, site.as_ref().map_err(String::as_str), &shares).1
+}

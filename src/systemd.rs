@@ -1,0 +1,278 @@
+//! systemd over D-Bus: a unit's properties, and the reload. Thin: it decides nothing.
+//!
+//! Every call has a limit. Calls are made from a thread of their own and waited for, so that they can be
+//! made from anywhere: attaching runs in a runtime, restoring does not.
+
+use std::future::Future;
+use std::thread;
+use std::time::Duration;
+
+use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
+use zbus::{Connection, Message};
+
+use crate::cpuset::{CPUS_MAX, CpuSet};
+use crate::ids::CpuId;
+
+/// How long one question may take.
+const CALL_LIMIT: Duration = Duration::from_secs(20);
+/// How long a reload may take: seconds, on a host with many units.
+const RELOAD_LIMIT: Duration = Duration::from_secs(90);
+
+const SYSTEMD: &str = "org.freedesktop.systemd1";
+const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
+
+/// What systemd says of a unit with a cgroup.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct UnitState {
+    /// Its cgroup, as `/qemu.slice/100.scope`; empty where it has none now.
+    pub control_group: String,
+    /// The controllers that are its own to use below its cgroup (`Delegate=`).
+    pub delegated: Vec<String>,
+    /// The CPUs it was limited to (`AllowedCPUs=`); none where it was not.
+    pub allowed_cpus: CpuSet,
+}
+
+/// Why systemd could not be asked, or said no.
+#[derive(Debug, thiserror::Error)]
+pub enum SystemdError {
+    /// It is not to be reached.
+    #[error("could not reach systemd over the system bus")]
+    Reach(#[source] Box<zbus::Error>),
+    /// It said no.
+    #[error("systemd would not {what}")]
+    Refused {
+        /// What was asked for.
+        what: String,
+        /// What it said.
+        #[source]
+        source: Box<zbus::Error>,
+    },
+    /// It has not answered in time.
+    #[error("systemd did not {what} within {} s", limit.as_secs())]
+    Late {
+        /// What was asked for.
+        what: String,
+        /// How long it had.
+        limit: Duration,
+    },
+    /// There can be no thread to ask from.
+    #[error("could not start a thread to ask systemd from")]
+    Thread(#[source] std::io::Error),
+    /// The unit is not loaded.
+    #[error("systemd knows no unit {unit}")]
+    NoSuchUnit {
+        /// Which one.
+        unit: String,
+    },
+    /// The name is not one of a scope or service.
+    #[error("{unit} is neither a scope nor a service")]
+    NotAUnit {
+        /// What was given.
+        unit: String,
+    },
+}
+
+/// What is asked of systemd.
+pub trait Units {
+    /// What it says of a scope or service.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    fn state(&self, unit: &str) -> Result<UnitState, SystemdError>;
+
+    /// Sets `AllowedCPUs=` until the next boot; the empty set lifts the limit.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    fn set_allowed_cpus(&self, unit: &str, cpus: &CpuSet) -> Result<(), SystemdError>;
+
+    /// Has systemd look again which controllers a slice and those above it need: it enables them at once
+    /// and takes them back only when it comes by. Returns when that is done.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    fn realize(&self, slice: &str) -> Result<(), SystemdError>;
+
+    /// Reads all unit files again; returns when that is done.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    fn reload(&self) -> Result<(), SystemdError>;
+}
+
+/// systemd as PID 1, over the system bus.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemBus;
+
+impl Units for SystemBus {
+    fn state(&self, unit: &str) -> Result<UnitState, SystemdError> {
+        let what = format!("tell the state of {unit}");
+        let interface = interface(unit)?;
+        ask(&what, CALL_LIMIT, async |bus| {
+            let found = call(bus, MANAGER_PATH, MANAGER, "GetUnit", &(unit,)).await?;
+            let path: OwnedObjectPath = found.body().deserialize()?;
+            let get = async |name: &str| -> zbus::Result<OwnedValue> {
+                let answer = call(bus, path.as_str(), PROPERTIES, "Get", &(interface, name)).await;
+                answer?.body().deserialize()
+            };
+            let control_group = String::try_from(get("ControlGroup").await?)?;
+            let delegates = bool::try_from(get("Delegate").await?)?;
+            let controllers = Vec::<String>::try_from(get("DelegateControllers").await?)?;
+            let allowed = Vec::<u8>::try_from(get("AllowedCPUs").await?)?;
+            Ok(UnitState {
+                control_group,
+                delegated: if delegates { controllers } else { Vec::new() },
+                allowed_cpus: from_bytes(&allowed),
+            })
+        })
+        .map_err(|error| no_such_unit(error, unit))
+    }
+
+    fn set_allowed_cpus(&self, unit: &str, cpus: &CpuSet) -> Result<(), SystemdError> {
+        let what = if cpus.is_empty() {
+            format!("lift AllowedCPUs of {unit}")
+        } else {
+            format!("set AllowedCPUs={cpus} of {unit}")
+        };
+        let bytes = to_bytes(cpus);
+        ask(&what, CALL_LIMIT, async |bus| {
+            // (name, runtime, properties): `man 5 org.freedesktop.systemd1`.
+            let body = (unit, true, vec![("AllowedCPUs", Value::from(bytes.clone()))]);
+            call(bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &body).await.map(drop)
+        })
+        .map_err(|error| no_such_unit(error, unit))
+    }
+
+    fn realize(&self, slice: &str) -> Result<(), SystemdError> {
+        let what = format!("look at the controllers of {slice} again");
+        ask(&what, CALL_LIMIT, async |bus| {
+            // Setting any property does (`bus_slice_commit_properties`, `src/core/dbus-slice.c`); no
+            // markers are set, and alone of all properties they are written to no file.
+            let body = (slice, true, vec![("Markers", Value::from(Vec::<String>::new()))]);
+            call(bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &body).await?;
+            // The slices are queued, and the queue is empty before the next question is read.
+            call(bus, MANAGER_PATH, MANAGER, "GetUnit", &(slice,)).await.map(drop)
+        })
+        .map_err(|error| no_such_unit(error, slice))
+    }
+
+    fn reload(&self) -> Result<(), SystemdError> {
+        ask("reload its unit files", RELOAD_LIMIT, async |bus| {
+            call(bus, MANAGER_PATH, MANAGER, "Reload", &()).await.map(drop)
+        })
+    }
+}
+
+async fn call<B>(
+    bus: &Connection,
+    path: &str,
+    interface: &str,
+    method: &str,
+    body: &B,
+) -> zbus::Result<Message>
+where
+    B: serde::Serialize + zbus::zvariant::DynamicType,
+{
+    bus.call_method(Some(SYSTEMD), path, Some(interface), method, body).await
+}
+
+/// The interface that has a unit's cgroup properties.
+fn interface(unit: &str) -> Result<&'static str, SystemdError> {
+    match unit.rsplit_once('.') {
+        Some((_, "scope")) => Ok("org.freedesktop.systemd1.Scope"),
+        Some((_, "service")) => Ok("org.freedesktop.systemd1.Service"),
+        _ => Err(SystemdError::NotAUnit { unit: unit.to_owned() }),
+    }
+}
+
+fn no_such_unit(error: SystemdError, unit: &str) -> SystemdError {
+    match error {
+        SystemdError::Refused { ref source, .. } if matches!(&**source, zbus::Error::MethodError(name, ..) if *name == NO_SUCH_UNIT) => {
+            SystemdError::NoSuchUnit { unit: unit.to_owned() }
+        }
+        error => error,
+    }
+}
+
+/// Connects, asks, and waits for the answer.
+fn ask<T: Send>(
+    what: &str,
+    limit: Duration,
+    job: impl for<'a> AsyncFnOnce(&'a Connection) -> zbus::Result<T> + Send,
+) -> Result<T, SystemdError> {
+    let asked = || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(SystemdError::Thread)?;
+        runtime.block_on(limited(what, limit, async {
+            let bus =
+                Connection::system().await.map_err(|error| SystemdError::Reach(Box::new(error)))?;
+            job(&bus).await.map_err(|source| SystemdError::Refused {
+                what: what.to_owned(),
+                source: Box::new(source),
+            })
+        }))
+    };
+    thread::scope(|scope| {
+        let name = "systemd".to_owned();
+        let thread = thread::Builder::new().name(name).spawn_scoped(scope, asked);
+        let joined = thread.map_err(SystemdError::Thread)?.join();
+        // A panic has ended the process in its hook: there is nobody to join.
+        joined.unwrap_or_else(|_| {
+            Err(SystemdError::Thread(std::io::Error::other("the thread has ended")))
+        })
+    })
+}
+
+async fn limited<T>(
+    what: &str,
+    limit: Duration,
+    job: impl Future<Output = Result<T, SystemdError>>,
+) -> Result<T, SystemdError> {
+    tokio::time::timeout(limit, job)
+        .await
+        .unwrap_or_else(|_| Err(SystemdError::Late { what: what.to_owned(), limit }))
+}
+
+/// A CPU is a bit; the first byte has CPUs 0 to 7, the lowest bit CPU 0.
+fn to_bytes(cpus: &CpuSet) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for cpu in cpus.iter() {
+        let (at, bit) = (cpu.index() / 8, cpu.index() % 8);
+        if bytes.len() <= at {
+            bytes.resize(at + 1, 0);
+        }
+        bytes[at] |= 1 << bit;
+    }
+    bytes
+}
+
+fn from_bytes(bytes: &[u8]) -> CpuSet {
+    let is_set = |cpu: &usize| bytes.get(cpu / 8).is_some_and(|byte| byte & (1 << (cpu % 8)) != 0);
+    let count = (bytes.len() * 8).min(CPUS_MAX);
+    (0..count).filter(is_set).filter_map(CpuId::from_index).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_cpus_survives_the_bus() {
+        for text in ["", "0", "7-8", "0-23", "12-19,63,64"] {
+            let cpus = CpuSet::parse_cpulist(text).expect("a cpulist");
+            assert_eq!(from_bytes(&to_bytes(&cpus)), cpus, "{text}");
+        }
+        assert_eq!(to_bytes(&CpuSet::parse_cpulist("0,9").expect("a cpulist")), [1, 2]);
+    }
+
+    #[test]
+    fn only_scopes_and_services_are_asked_about() {
+        assert!(interface("100.scope").is_ok() && interface("vm.service").is_ok());
+        assert!(interface("qemu.slice").is_err() && interface("scope").is_err());
+    }
+}

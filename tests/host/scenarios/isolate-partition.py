@@ -1,0 +1,266 @@
+"""A VM attached as `exclusive` has its CPUs in an isolated partition: nobody else runs there, whatever systemd does, and at
+the end, in order or not, the host is as it was.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import cpulist
+import qmpin
+import state
+import threads
+from wait import wait_until
+
+LIMIT_S = 900
+NEEDS = ("kvm", "qmpin")
+
+CGROUPS = Path("/sys/fs/cgroup")
+SLICE = CGROUPS / "qemu.slice"
+GROUPS = ("vcpus", "iothreads", "emulator")
+
+
+def run(host):
+    before = host.before()
+    with host.vm(100, cpus=3, max_cpus=6, disks=2, guest="hotplug") as vm:
+        vm.wait_guest()
+        alone = state.capture()
+        with exclusive(100) as attached:
+            isolated(host, attached, vm)
+            storm(host, attached, vm)
+            hotplug(host, attached, vm)
+            pair(host, attached, vm)
+        assert attached.code == 0, "told to end, it ends in order"
+        same(host, alone, "detached in order")
+        crashes(host, vm, alone)
+        once(host, vm, alone)
+        with exclusive(100) as attached:
+            isolated(host, attached, vm)
+            vm.kill()
+            assert attached.wait() == 0, "the end of QEMU is the end of attach"
+    same(host, before, "QEMU was killed")
+    orphans(host)
+    same(host, before, "QEMU and qmpin were killed")
+    session(host)
+    same(host, before, "a VM without a unit of its own")
+
+
+def exclusive(vmid):
+    return qmpin.Attached(vmid, isolation="exclusive")
+
+
+def isolated(host, attached, vm):
+    """The partition holds, every thread is in its group and place, and nobody else may run on its CPUs."""
+    attached.settle(vm)
+    plan = attached.plan()
+    mine = cpulist.parse(plan["exclusive"])
+    group = vm.cgroup
+    has = lambda: host.read(group / "vcpus/cpuset.cpus.exclusive.effective")
+    wait_until(lambda: cpulist.parse(has()) == mine, 20, f"the partition to be {plan['exclusive']}", has)
+    wait_until(lambda: partition(group) == "isolated", 20, "the partition", lambda: f"{partition(group)}; {attached.log()}")
+    wait_until(lambda: not strays(group, vm), 20, "every thread in its group", lambda: f"{strays(group, vm)}; {attached.log()}")
+    assert mine <= cpulist.parse(host.read(CGROUPS / "cpuset.cpus.isolated"))
+    assert mine <= cpulist.parse(host.read(SLICE / "cpuset.cpus.exclusive"))
+    for path in CGROUPS.rglob("cpuset.cpus.effective"):
+        if path.parent != group / "vcpus":
+            inside = cpulist.parse(host.read(path)) & mine
+            assert not inside, f"{path} has {inside} of VM {vm.vmid}"
+    leaks = [thread for thread in user_threads(vm) if cpulist.parse(thread.allowed) & mine]
+    assert not leaks, f"user threads on CPUs of VM {vm.vmid}: {leaks}"
+    report = {row["rule"]: row for row in plan["report"]}
+    assert report["partition"]["verdict"] == "met", report
+    return mine
+
+
+def partition(group):
+    try:
+        return (group / "vcpus/cpuset.cpus.partition").read_text().strip()
+    except OSError as error:
+        return str(error)
+
+
+def members(group):
+    return {int(tid) for tid in (group / "cgroup.threads").read_text().split()}
+
+
+def strays(group, vm):
+    """Every thread that is not in its group."""
+    roles = vm.roles()
+    found = {name: members(group / name) for name in GROUPS}
+    wrong = [f"vCPU {index}" for index, tid in roles.vcpus.items() if tid not in found["vcpus"]]
+    wrong += [f"iothread {name}" for name, tid in roles.iothreads.items() if tid not in found["iothreads"]]
+    wrong += [f"{tid} among the vCPUs" for tid in found["vcpus"] - set(roles.vcpus.values())]
+    # A worker of an iothread may stay beside it.
+    placed = found["emulator"] | found["iothreads"]
+    wrong += [f"{comm} {tid}" for tid, comm in roles.others.items() if tid not in placed and Path(f"/proc/{tid}").exists()]
+    return wrong
+
+
+def user_threads(vm):
+    """Every thread of the host that is neither the kernel's nor an attached VM's."""
+    attached = qmpin.leased()
+    return [thread for thread in threads.of_host() if not thread.kernel and thread.pid not in attached]
+
+
+def storm(host, attached, vm):
+    """What undid hand-made groups: reloads, other VMs, services, settings of others."""
+
+    def step(what, *command):
+        host.run(*command)
+        try:
+            isolated(host, attached, vm)
+        except AssertionError as error:
+            raise AssertionError(f"after {what}: {error}") from error
+
+    step("a reload", "systemctl", "daemon-reload")
+    with host.vm(101, cpus=1) as other:
+        other.wait_guest()
+        isolated(host, attached, vm)
+    isolated(host, attached, vm)
+    step("a service", "systemd-run", "--quiet", "--wait", "--unit=qtest-storm", "true")
+    set_property = ("systemctl", "set-property", "--runtime")
+    step("system.slice", *set_property, "system.slice", "AllowedCPUs=0-11")
+    step("the VM's weight", *set_property, "100.scope", "CPUWeight=500")
+    step("the slice's CPUs", *set_property, "qemu.slice", "AllowedCPUs=0-23")
+    # The scenario's own traces.
+    for unit in ("system.slice", "qemu.slice"):
+        host.run(*set_property, unit, "AllowedCPUs=")
+    for path in ("system.control/system.slice.d", "system.control/qemu.slice.d", "transient/100.scope.d"):
+        for name in ("50-AllowedCPUs.conf", "50-CPUWeight.conf"):
+            if (path, name) != ("transient/100.scope.d", "50-AllowedCPUs.conf"):
+                Path("/run/systemd", path, name).unlink(missing_ok=True)
+        if Path("/run/systemd", path).exists() and not any(Path("/run/systemd", path).iterdir()):
+            Path("/run/systemd", path).rmdir()
+    step("a reload", "systemctl", "daemon-reload")
+    # Somebody who asks for those very CPUs does not get them.
+    mine = sorted(cpulist.parse(attached.plan()["exclusive"]))
+    done = host.run("taskset", "-c", cpulist.write(mine), "sleep", "0", check=False)
+    assert done.returncode != 0, "taskset onto the VM's CPUs alone is refused"
+    some = cpulist.write({0, *mine})
+    with subprocess.Popen(["taskset", "-c", some, "sh", "-c", "while :; do :; done"]) as hog:
+        time.sleep(1)
+        allowed = cpulist.parse(threads.allowed(hog.pid))
+        hog.kill()
+    assert allowed == {0}, allowed
+
+
+def hotplug(host, attached, vm):
+    """A vCPU and an iothread that are plugged get their groups, and the partition grows."""
+    small = isolated(host, attached, vm)
+    for index in (3, 4):
+        vm.hot_add(index)
+    attached.settle(vm)
+    grown = isolated(host, attached, vm)
+    assert small < grown, (small, grown)
+    vm.iothread_add("iothread-virtioscsi7")
+    isolated(host, attached, vm)
+    vm.iothread_delete("iothread-virtioscsi7")
+    for index in (4, 3):
+        vm.hot_remove(index)
+    assert isolated(host, attached, vm) == small
+    assert cpulist.parse(host.read(SLICE / "cpuset.cpus.exclusive")) == small
+    host.note(f"partition {cpulist.write(small)}, with two more vCPUs {cpulist.write(grown)}")
+
+
+def pair(host, attached, vm):
+    """A second VM has its own beside it, and takes only that away when it goes."""
+    with host.vm(101, cpus=2) as other:
+        other.wait_guest()
+        with exclusive(101) as second:
+            mine, theirs = isolated(host, attached, vm), isolated(host, second, other)
+            assert not mine & theirs, (mine, theirs)
+            assert cpulist.parse(host.read(SLICE / "cpuset.cpus.exclusive")) == mine | theirs
+            vm.hot_add(3)
+            isolated(host, attached, vm)
+            isolated(host, second, other)
+            vm.hot_remove(3)
+            isolated(host, attached, vm)
+        assert second.code == 0
+        assert isolated(host, attached, vm) == mine
+        assert cpulist.parse(host.read(SLICE / "cpuset.cpus.exclusive")) == mine
+        # Killed beside a neighbour: its share goes by itself, the neighbour's stays.
+        with exclusive(101) as second:
+            isolated(host, second, other)
+            other.kill()
+            assert second.wait() == 0
+        assert isolated(host, attached, vm) == mine
+        assert cpulist.parse(host.read(SLICE / "cpuset.cpus.exclusive")) == mine
+
+
+def crashes(host, vm, alone):
+    """SIGKILL of qmpin: the partition stays; a restart takes it over without a change, `detach` takes it back."""
+    with exclusive(100) as attached:
+        isolated(host, attached, vm)
+        attached.stop(signal.SIGKILL)
+    assert partition(vm.cgroup) == "isolated"
+    with exclusive(100) as attached:
+        isolated(host, attached, vm)
+        attached.stop(signal.SIGKILL)
+    assert host.run("qmpin", "detach", "100").returncode == 0
+    same(host, alone, "killed, restarted, killed and detached")
+    host.run("qmpin", "detach", "100")
+    same(host, alone, "detached twice")
+    # Killed in the middle of building: wherever that is, the journal has it.
+    for delay_s in (0.1, 0.5, 1.5, 3):
+        process = subprocess.Popen(["qmpin", "attach", "100"], stderr=subprocess.DEVNULL)
+        time.sleep(delay_s)
+        process.kill()
+        process.wait()
+        host.run("qmpin", "detach", "100")
+        same(host, alone, f"killed after {delay_s} s")
+
+
+def once(host, vm, alone):
+    """--once leaves it; attaching as `pinned` takes it back; detach the rest."""
+    host.run("qmpin", "attach", "100", "--once", "--isolation", "exclusive")
+    assert partition(vm.cgroup) == "isolated"
+    with qmpin.Attached(100) as attached:
+        attached.settle(vm)
+        assert not (vm.cgroup / "vcpus").exists(), "pinned has no partition"
+    assert attached.code == 0
+    same(host, alone, "once, then pinned, then detached")
+
+
+def orphans(host):
+    """QEMU and qmpin are killed; whoever comes next takes back what is left."""
+    with host.vm(100, cpus=2) as vm:
+        vm.wait_guest()
+        with exclusive(100) as attached:
+            isolated(host, attached, vm)
+            os.kill(attached.process.pid, signal.SIGSTOP)
+            vm.kill()
+            attached.stop(signal.SIGKILL)
+    assert host.read(SLICE / "cpuset.cpus.exclusive")
+    with host.vm(101, cpus=1) as other:
+        other.wait_guest()
+        with exclusive(101) as attached:
+            mine = isolated(host, attached, other)
+            assert cpulist.parse(host.read(SLICE / "cpuset.cpus.exclusive")) == mine, "what the dead have left is swept"
+
+
+def session(host):
+    """QEMU beside somebody else's process in its scope: it is pinned, and the log says why there is no more."""
+    with host.vm(100, cpus=2) as vm:
+        vm.wait_guest()
+        sleeper = subprocess.Popen(["sleep", "600"])
+        (vm.cgroup / "cgroup.procs").write_text(str(sleeper.pid))
+        with exclusive(100) as attached:
+            attached.settle(vm)
+            assert "no isolated partition" in attached.log() and "(sleep)" in attached.log(), attached.log()
+            assert not (vm.cgroup / "vcpus").exists()
+        assert attached.code == 0
+        sleeper.kill()
+        sleeper.wait()
+
+
+def same(host, before, when):
+    """Everything is as it was, but for what systemd itself does a moment later."""
+    # Kernel threads' masks do not come back by themselves when a partition is gone; that is the knob `kthreads`.
+    after = state.capture()
+    kernel = {key for key, entry in after.threads.items() if entry.kernel}
+    rows = [row for row in state.diff(before, after) if row.path.removeprefix("thread/").split(" ")[0] not in kernel]
+    for row in rows:
+        print(f"  differs ({when}): {row}")
+    assert not rows, f"{when}: the host differs in {len(rows)} places, first {rows[0]}"
