@@ -25,3 +25,13 @@ def write(cpus: Iterable[int]) -> str:
         else:
             ranges.append([cpu, cpu])
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def hex_mask(cpus: Iterable[int]) -> str:
+    """The kernel's other way to write a set of CPUs: hex words of 32 bits, `ff,00f00000`."""
+    mask = sum(1 << cpu for cpu in set(cpus))
+    words = []
+    while mask or not words:
+        words.insert(0, f"{mask & 0xFFFFFFFF:08x}")
+        mask >>= 32
+    return ",".join(words)

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PROC = Path("/proc")
 
@@ -69,3 +70,27 @@ def cgroup(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         pass
     return ""
+
+
+def is_bound(thread: Thread) -> bool:
+    """Whether it is a kernel thread that belongs to one CPU: `migration/3`, `ksoftirqd/3`, `kworker/3:1`."""
+    return thread.kernel and thread.allowed.isdigit()
+
+
+class Time(NamedTuple):
+    """What a thread had of the CPUs so far."""
+
+    run_ns: int
+    delay_ns: int  # it could have run and waited for a CPU
+
+
+def time_of(pid: int, tid: int) -> Time:
+    """By /proc/PID/task/TID/schedstat. A wait counts when it is over: who still waits has no more delay than before."""
+    run_ns, delay_ns, _slices = (PROC / str(pid) / "task" / str(tid) / "schedstat").read_text().split()
+    return Time(int(run_ns), int(delay_ns))
+
+
+def last_cpu(pid: int, tid: int) -> int:
+    """The CPU on which the thread runs, or ran last."""
+    stat = (PROC / str(pid) / "task" / str(tid) / "stat").read_text()
+    return int(stat[stat.rindex(")") + 2 :].split()[36])
