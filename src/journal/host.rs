@@ -145,12 +145,16 @@ impl HostMemory {
     pub fn is_ours(&self, place: &Place, found: &Value, online: &CpuSet) -> bool {
         let Some(known) = self.places.get(place) else { return false };
         let same = |other: &Value| other.same(found, online);
-        if known.ours.iter().any(same) {
-            return true;
-        }
-        let is_kernels = |off: &CpuSet| same(&Value::Cpus(*online - *off));
-        matches!(place, Place::Thread(_))
-            && (same(&Value::Cpus(*online)) || self.off.iter().any(is_kernels))
+        known.ours.iter().any(same)
+            || matches!(place, Place::Thread(_))
+                && (same(&Value::Cpus(*online)) || self.is_fenced(found, online))
+    }
+
+    /// Whether a kernel thread with this mask was put where it is as CPUs were taken away: it is on all
+    /// others. One that is new has no mask of its own, and would be on all.
+    #[must_use]
+    pub fn is_fenced(&self, found: &Value, online: &CpuSet) -> bool {
+        self.off.iter().any(|off| Value::Cpus(*online - *off).same(found, online))
     }
 }
 

@@ -16,7 +16,7 @@ use super::start_error::StartError;
 use crate::apply::{HostApplied, HostOutcome, apply_host};
 use crate::cpuset::CpuSet;
 use crate::discover::{DiscoverError, Interrupt, interrupts, live_leases, read_host_view};
-use crate::journal::{HostJournal, HostRecord, JournalError};
+use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError};
 use crate::leases::{LeasesLock, StateDir};
 use crate::places::{HostView, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
@@ -122,13 +122,12 @@ impl HostKnobs {
         }
         let mut journal = HostJournal::open(&state.host_journal_path(), boot_id)?;
         let view = read_host_view(host.root, host.sched, &wants, std::iter::empty())?;
-        let off = wants.cpus(Knob::Kthreads) | wants.cpus(Knob::Partition);
-        let mut records = vec![HostRecord::Off(off)];
-        let changing = view.kthreads.iter().chain(&view.workqueues);
-        records.extend(changing.filter_map(|place| {
+        let mut records = new_kernel_threads(&view, journal.memory());
+        records.extend(view.workqueues.iter().filter_map(|place| {
             let value = view.values.get(place)?.clone();
             Some(HostRecord::Original { place: place.clone(), value })
         }));
+        records.extend(off(&wants));
         Ok(journal.append(records)?)
     }
 
@@ -151,6 +150,8 @@ impl HostKnobs {
         let remembered: Vec<Place> =
             journal.memory().originals().map(|(place, _)| place.clone()).collect();
         let view = read_host_view(host.root, host.sched, &wants, remembered.iter())?;
+        journal.append(off(&wants).into_iter().collect())?;
+        journal.append(new_kernel_threads(&view, journal.memory()))?;
         let wishes = wishes(&view, &wants, |place| journal.memory().original(place).cloned());
         let mut steps = diff(&view, &wishes, journal.memory());
         steps.retain(|step| match step {
@@ -180,6 +181,24 @@ impl HostKnobs {
         }
         Ok(report)
     }
+}
+
+/// What is kept from kernel threads, and from what the kernel puts them on by itself.
+fn off(wants: &Wants) -> Option<HostRecord> {
+    let off = wants.cpus(Knob::Kthreads) | wants.cpus(Knob::Partition);
+    (!off.is_empty()).then_some(HostRecord::Off(off))
+}
+
+/// The masks of kernel threads that are not remembered yet, as they would be without qmpin.
+fn new_kernel_threads(view: &HostView, memory: &HostMemory) -> Vec<HostRecord> {
+    let new = view.kthreads.iter().filter(|place| memory.original(place).is_none());
+    let original = |place: &Place| {
+        let found = view.values.get(place)?;
+        let is_fenced = memory.is_fenced(found, &view.online);
+        let value = if is_fenced { Value::Cpus(view.online) } else { found.clone() };
+        Some(HostRecord::Original { place: place.clone(), value })
+    };
+    new.filter_map(original).collect()
 }
 
 /// Puts back what nobody needs changed any more, where there is no VM to do it for.
