@@ -259,7 +259,7 @@ impl<'a> Attachment<'a> {
             self.relet()?;
             self.partition.prepare(ground!(self), self.journal.memory());
         }
-        if had_one && self.partition.cgroup().is_none() {
+        if (claimed || had_one) && self.partition.cgroup().is_none() {
             self.relet()?;
         }
         if claimed || had_one { self.look() } else { Ok(LookReport::default()) }

@@ -21,7 +21,7 @@ use crate::plan::partition::{
     Group, PartitionStep, Rung, Share, Site, Target, affinity_alone, choose, in_words, placing,
     resizing, target,
 };
-use crate::plan::{Finding, Plan, Verdict};
+use crate::plan::{Finding, Plan};
 use crate::restore::partition::{PartitionRestore, hand_back, take_down};
 use crate::systemd::SystemBus;
 use crate::threads::{ProcessKey, Thread, ThreadKey};
@@ -41,7 +41,6 @@ pub(super) struct Ground<'a> {
 pub(super) struct Partition {
     site: Option<Site>,
     needs: Option<UnitNeeds>,
-    finding: Option<Finding>,
     /// Threads that the kernel would not move: they are not tried at every look.
     stuck: BTreeSet<ThreadKey>,
     /// What was logged already.
@@ -76,7 +75,7 @@ impl Partition {
         let shares = ground.shares();
         let (rung, finding) = choose(plan, site.as_ref().map_err(String::as_str), &shares);
         let (Rung::Partition(target), Ok(site)) = (rung, site) else {
-            self.fall_back(ground, journal.memory(), finding);
+            self.fall_back(ground, journal.memory(), &finding);
             return Ok(false);
         };
         let earlier = journal.memory().partition();
@@ -84,7 +83,7 @@ impl Partition {
         let needs = match needs.and_then(|needs| within(&needs, &site, &target).map(|()| needs)) {
             Ok(needs) => needs,
             Err(reason) => {
-                self.fall_back(ground, journal.memory(), affinity_alone(&reason));
+                self.fall_back(ground, journal.memory(), &affinity_alone(&reason));
                 return Ok(false);
             }
         };
@@ -106,32 +105,23 @@ impl Partition {
         }
         self.site = Some(site);
         self.needs = Some(needs);
-        self.finding = Some(finding);
         Ok(true)
     }
 
-    /// Makes the unit ready. Whether it is; if not, all is as before.
-    pub(super) fn prepare(&mut self, ground: Ground<'_>, memory: &Memory) -> bool {
+    /// Makes the unit ready; if that cannot be, all is as before.
+    pub(super) fn prepare(&mut self, ground: Ground<'_>, memory: &Memory) {
         let Host { root, .. } = ground.host;
-        let (Some(site), Some(needs)) = (&self.site, self.needs.take()) else { return false };
+        let (Some(site), Some(needs)) = (&self.site, self.needs.take()) else { return };
         let cgroups = CgroupTree::of(root);
         let all = all_cpus(ground.host);
-        match prepare_unit(root, &cgroups, &SystemBus, site, &needs, &all) {
-            Ok(()) => true,
-            Err(refused) => {
-                self.fall_back(ground, memory, affinity_alone(&refused.to_string()));
-                false
-            }
+        if let Err(refused) = prepare_unit(root, &cgroups, &SystemBus, site, &needs, &all) {
+            self.fall_back(ground, memory, &affinity_alone(&refused.to_string()));
         }
     }
 
     /// Goes down to the next rung: what an earlier qmpin has made is taken back.
-    fn fall_back(&mut self, ground: Ground<'_>, memory: &Memory, finding: Finding) {
-        self.site = None;
-        if finding.verdict != Verdict::Met {
-            tracing::warn!("{}: {}", finding.rule, finding.reason);
-        }
-        self.finding = Some(finding);
+    fn fall_back(&mut self, ground: Ground<'_>, memory: &Memory, finding: &Finding) {
+        tracing::warn!("{}: {}", finding.rule, finding.reason);
         self.give_up(ground, memory);
     }
 
@@ -312,6 +302,9 @@ fn all_cpus(host: Host<'_>) -> CpuSet {
 
 /// Takes back the partition that is remembered, before any mask is restored.
 pub(super) fn take_back(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
+    if memory.partition().is_none() {
+        return PartitionRestore::default();
+    }
     // Somebody may have removed the folder: then there are no leases, and nobody to wait for.
     let lock = ground.state.lock_leases().map_err(|error: StateError| {
         tracing::debug!("{}", crate::error::chain(&error));

@@ -12,6 +12,7 @@ import cpulist
 import qmpin
 import state
 import threads
+from vm import Vm, load_kvm
 from wait import wait_until
 
 LIMIT_S = 900
@@ -35,6 +36,8 @@ def run(host):
         assert attached.code == 0, "told to end, it ends in order"
         same(host, alone, "detached in order")
         crashes(host, vm, alone)
+        cpus(host, vm)
+        same(host, alone, "detached after a CPU was offline")
         once(host, vm, alone)
         with exclusive(100) as attached:
             isolated(host, attached, vm)
@@ -45,6 +48,8 @@ def run(host):
     same(host, before, "QEMU and qmpin were killed")
     session(host)
     same(host, before, "a VM without a unit of its own")
+    service(host)
+    same(host, before, "a VM in a service")
 
 
 def exclusive(vmid):
@@ -62,7 +67,7 @@ def isolated(host, attached, vm):
     wait_until(lambda: partition(group) == "isolated", 20, "the partition", lambda: f"{partition(group)}; {attached.log()}")
     wait_until(lambda: not strays(group, vm), 20, "every thread in its group", lambda: f"{strays(group, vm)}; {attached.log()}")
     assert mine <= cpulist.parse(host.read(CGROUPS / "cpuset.cpus.isolated"))
-    assert mine <= cpulist.parse(host.read(SLICE / "cpuset.cpus.exclusive"))
+    assert mine <= cpulist.parse(host.read(group.parent / "cpuset.cpus.exclusive"))
     for path in CGROUPS.rglob("cpuset.cpus.effective"):
         if path.parent != group / "vcpus":
             inside = cpulist.parse(host.read(path)) & mine
@@ -214,6 +219,25 @@ def crashes(host, vm, alone):
         same(host, alone, f"killed after {delay_s} s")
 
 
+def cpus(host, vm):
+    """A CPU of the partition goes offline and comes back: the partition follows the plan."""
+    # CPUs come and go without an event, so it is the timer that sees it.
+    with qmpin.Attached(100, isolation="exclusive", check_interval_s=1) as attached:
+        mine = isolated(host, attached, vm)
+        cpu = int(attached.plan()["vcpus"][1]["cpus"])
+        switch = Path(f"/sys/devices/system/cpu/cpu{cpu}/online")
+        try:
+            switch.write_text("0")
+            wait_until(lambda: attached.plan()["vcpus"][1]["cpus"] != str(cpu), 60, "a plan without the CPU")
+            assert cpu not in isolated(host, attached, vm)
+        finally:
+            switch.write_text("1")
+        wait_until(lambda: cpu in cpulist.parse(host.online()), 60, "the CPU to be online again")
+        back = isolated(host, attached, vm)
+        host.note(f"partition {cpulist.write(mine)}, without CPU {cpu} and with it again {cpulist.write(back)}")
+    assert attached.code == 0
+
+
 def once(host, vm, alone):
     """--once leaves it; attaching as `pinned` takes it back; detach the rest."""
     host.run("qmpin", "attach", "100", "--once", "--isolation", "exclusive")
@@ -255,6 +279,42 @@ def session(host):
         assert attached.code == 0
         sleeper.kill()
         sleeper.wait()
+
+
+class Service(Vm):
+    """Plain QEMU, without Proxmox's folder and slice, in a service of its own."""
+
+    def __init__(self):
+        super().__init__("plain", cpus=2)
+
+    qmp_path = Path("/run/qtest/plain.qmp")
+    cgroup = CGROUPS / "system.slice/qtest-plain.service"
+
+    def start(self):
+        load_kvm()
+        command = ["qemu-system-x86_64", "-machine", "pc,accel=kvm", "-m", "64", "-smp", "2", "-nodefaults", "-display", "none"]
+        command += ["-qmp", f"unix:{self.qmp_path},server=on,wait=off"]
+        subprocess.run(["systemd-run", "--quiet", "--unit=qtest-plain", "--", *command], check=True)
+        wait_until(self.qmp_path.exists, 30, "the QMP socket of plain QEMU")
+        self.pid = int(qmpin.systemctl("show", "qtest-plain.service", "--value", "-p", "MainPID").stdout)
+        return self
+
+    def __exit__(self, *_exc):
+        qmpin.systemctl("stop", "qtest-plain.service")
+        wait_until(lambda: not self.cgroup.exists(), 60, "the service to be gone")
+        self.qmp_path.unlink(missing_ok=True)
+
+
+def service(host):
+    """QEMU in a service of system.slice has the same there."""
+    with Service().start() as vm:
+        alone = state.capture()
+        with qmpin.Attached("plain", "--qmp", str(vm.qmp_path), isolation="exclusive") as attached:
+            isolated(host, attached, vm)
+            host.run("systemctl", "daemon-reload")
+            isolated(host, attached, vm)
+        assert attached.code == 0
+        same(host, alone, "detached from a service")
 
 
 def same(host, before, when):
