@@ -251,6 +251,20 @@ fn what_a_cpuset_forbids_is_said_and_not_fought_over() {
 }
 
 #[test]
+fn a_vm_in_no_unit_of_its_own_is_pinned_and_why_is_said_once() {
+    needs_two_cpus!("a_vm_in_no_unit_of_its_own_is_pinned_and_why_is_said_once");
+    // This test is in the same cgroup as its QEMU, so there is no host where it could be otherwise.
+    let stage = Stage::new(&options()).with_policy("partition = true\n");
+    let plan = stage.run(&["plan", "100"]);
+    plan.says(0, &["partition", "no isolated partition"]);
+    let done = stage.run(&["attach", "100", "--once"]);
+    done.says(0, &["vCPUs on 1", "0 refused"]);
+    assert_eq!(done.err.matches("no isolated partition").count(), 1, "{done:?}");
+    stage.run(&["detach", "100"]).says(0, &[]);
+    assert!(stage.place.left_behind().is_empty());
+}
+
+#[test]
 fn an_attach_goes_on_where_once_left_off() {
     needs_two_cpus!("an_attach_goes_on_where_once_left_off");
     let stage = Stage::new(&options());
