@@ -391,6 +391,22 @@ fn a_kernel_thread_born_behind_the_fence_is_let_out() {
     assert_eq!(world.journal(), None);
 }
 
+/// It has its parent's mask, and nobody has seen it before the last VM went.
+#[test]
+fn a_kernel_thread_born_at_the_very_end_is_let_out() {
+    let world = World::new();
+    world.strict("100", "4-5");
+    world.reconcile();
+    let stat = format!("40 (psimon) S {}{MOVABLE} {}88 0\n", "0 ".repeat(5), "0 ".repeat(12));
+    world.write("proc/40/stat", &stat);
+    world.write("proc/2/task/2/children", "20 21 30 40 ");
+    world.masks.set_affinity(Tid(40), &set("0-3,6-7")).expect("set");
+    world.forget("100");
+    world.reconcile();
+    assert_eq!(world.mask(40), set(ONLINE));
+    assert_eq!(world.journal(), None);
+}
+
 /// Killed before, between and after its writes: the journal is cut at every line, and the writes that
 /// a line allows are carried out up to any number.
 #[test]

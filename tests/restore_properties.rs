@@ -442,7 +442,7 @@ proptest! {
         prop_assert_eq!(&content.unreadable_lines, &Vec::<usize>::new());
         let memory = Memory::of(&content.records);
         for (tid, task) in &world.state.borrow().tasks {
-            let decision = decide(&memory, world.key(*tid), &task.mask, &set(ONLINE));
+            let decision = decide(&memory, world.key(*tid), &task.mask, &set(ONLINE), &[]);
             match decision {
                 Decision::Nothing => prop_assert!(task.foreign || task.mask == task.before),
                 Decision::PutBack { to } => {

@@ -7,7 +7,6 @@ use super::{Answer, block_on, output};
 use crate::discover::{self, Target, channel_paths, read_host_view, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal::HostJournal;
-use crate::places::Place;
 use crate::plan::diff::diff;
 use crate::plan::host::diff::HostStep;
 use crate::plan::host::{self, Wants, wishes};
@@ -109,8 +108,7 @@ fn host_steps(
     others.retain(|lease| lease.vm != settings.vm);
     let wants = Wants::of(&others).with(settings.policy.vm.wanted_knobs(), plan.exclusive);
     let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
-    let remembered: Vec<Place> = memory.originals().map(|(place, _)| place.clone()).collect();
-    let view = read_host_view(root, &Kernel, &wants, remembered.iter())?;
+    let view = read_host_view(root, &Kernel, &wants, &memory)?;
     let wishes = wishes(&view, &wants, |place| memory.original(place).cloned());
     Ok(host::diff::diff(&view, &wishes, &memory))
 }

@@ -10,7 +10,6 @@ use crate::discover::{
 use crate::error::{Failure, Kind};
 use crate::journal::HostJournal;
 use crate::leases::Lease;
-use crate::places::Place;
 use crate::plan::host::diff::{HostStep, diff};
 use crate::plan::host::{Wants, wishes};
 use crate::render::VerifyDocument;
@@ -67,9 +66,8 @@ fn unmet(
     memory: &crate::journal::HostMemory,
     lease: &Lease,
 ) -> Result<Vec<Unmet>, Failure> {
-    let remembered: Vec<Place> = memory.originals().map(|(place, _)| place.clone()).collect();
     let wants = Wants::of(leases);
-    let view = read_host_view(root, &Kernel, &wants, remembered.iter())?;
+    let view = read_host_view(root, &Kernel, &wants, memory)?;
     let wishes = wishes(&view, &wants, |place| memory.original(place).cloned());
     let touches = |found: &crate::places::Value| {
         found.cpus().is_none_or(|cpus| cpus.intersects(&lease.exclusive))

@@ -17,6 +17,9 @@ use crate::sysroot::SysRoot;
 const HELPERS: [&str; 6] =
     ["swtpm", "virtiofsd", "qemu-storage-da", "passt", "vhost-device-so", "dbus-vmstate"];
 
+/// What a group's threads may run on.
+const EFFECTIVE: &str = "cpuset.cpus.effective";
+
 /// The most processes that are looked at to see whose unit it is.
 const PROCESSES_MAX: usize = 256;
 
@@ -189,6 +192,28 @@ pub fn threads(cgroups: &dyn Cgroups, group: &str) -> io::Result<BTreeSet<Tid>> 
 pub fn set(cgroups: &dyn Cgroups, group: &str, file: &str) -> CpuSet {
     let text = cgroups.read(&format!("{group}/{file}")).unwrap_or_default();
     CpuSet::parse_cpulist(&text).unwrap_or_default()
+}
+
+/// The CPUs that cpusets leave to the process, and to kernel threads: what a thread without a mask of its
+/// own may run on. A set that cannot be learnt is left out.
+#[must_use]
+pub fn cpuset_limits(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Vec<CpuSet> {
+    let text = root.read(&format!("proc/{process}/cgroup")).unwrap_or_default();
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let is_safe = path.split('/').all(|part| part.is_empty() || is_plain(part));
+    let mut group = if is_safe { path } else { "" };
+    let effective = |group: &str| {
+        let file =
+            if group.is_empty() { EFFECTIVE.to_owned() } else { format!("{group}/{EFFECTIVE}") };
+        CpuSet::parse_cpulist(&cgroups.read(&file).ok()?).ok().filter(|set| !set.is_empty())
+    };
+    let mut own = effective(group);
+    // A group without the controller is under the nearest one above that has it.
+    while own.is_none() && !group.is_empty() {
+        group = group.rsplit_once('/').map_or("", |(above, _)| above);
+        own = effective(group);
+    }
+    own.into_iter().chain(effective("")).collect()
 }
 
 /// Whether one of the words of a line is this one.

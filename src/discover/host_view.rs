@@ -6,6 +6,7 @@ use super::host::online_cpus;
 use super::stat;
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, Tid};
+use crate::journal::HostMemory;
 use crate::places::{CpuPower, HostView, Place, Value};
 use crate::plan::host::Wants;
 use crate::policy::Knob;
@@ -24,11 +25,11 @@ const KTHREADD: i32 = 2;
 ///
 /// # Errors
 /// [`DiscoverError`] where not even the online CPUs can be read.
-pub fn read_host_view<'a>(
+pub fn read_host_view(
     root: &SysRoot,
     sched: &dyn Sched,
     wants: &Wants,
-    remembered: impl Iterator<Item = &'a Place>,
+    memory: &HostMemory,
 ) -> Result<HostView, DiscoverError> {
     let mut reader = Reader {
         root,
@@ -38,7 +39,8 @@ pub fn read_host_view<'a>(
     if wants.has(Knob::Irqs) {
         reader.irqs();
     }
-    if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) {
+    // After the last VM they are looked at once more: one may have been born behind the fence.
+    if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) || memory.has_fenced() {
         reader.kernel_threads();
     }
     if wants.has(Knob::Workqueues) {
@@ -51,7 +53,7 @@ pub fn read_host_view<'a>(
     if wants.has(Knob::Noise) {
         reader.sysctls();
     }
-    for place in remembered {
+    for (place, _) in memory.originals() {
         if !reader.view.values.contains_key(place) {
             reader.take(place.clone());
         }

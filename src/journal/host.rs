@@ -116,10 +116,10 @@ impl HostMemory {
         }
     }
 
-    /// Whether there is nothing to put back.
+    /// Whether CPUs were kept from kernel threads at any time.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.places.is_empty()
+    pub fn has_fenced(&self) -> bool {
+        !self.off.is_empty()
     }
 
     /// What a place held before qmpin.

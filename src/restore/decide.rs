@@ -22,9 +22,16 @@ pub enum Decision {
 }
 
 /// What to do with a thread that now has the mask `found`. Masks are compared on the `online` CPUs: the
-/// kernel shows no others.
+/// kernel shows no others. `limits` are what cpusets leave such a thread now: put back already, it has no
+/// more than that.
 #[must_use]
-pub fn decide(memory: &Memory, key: ThreadKey, found: &CpuSet, online: &CpuSet) -> Decision {
+pub fn decide(
+    memory: &Memory,
+    key: ThreadKey,
+    found: &CpuSet,
+    online: &CpuSet,
+    limits: &[CpuSet],
+) -> Decision {
     let same = |other: &CpuSet| *found & *online == *other & *online;
     let Some(before) = memory.before(key) else { return Decision::Nothing };
     // The kernel cuts a mask to the process's cpuset, and if qmpin is killed right after the write, the
@@ -36,6 +43,8 @@ pub fn decide(memory: &Memory, key: ThreadKey, found: &CpuSet, online: &CpuSet) 
         Decision::Nothing
     } else if memory.is_ours(key, ours) {
         Decision::PutBack { to: before }
+    } else if limits.iter().any(|limit| same(&(before & *limit))) {
+        Decision::Nothing
     } else {
         Decision::LeaveAlone { before }
     }

@@ -20,8 +20,9 @@ use std::path::Path;
 pub use decide::{Decision, decide};
 
 use crate::apply::HostApplied;
+use crate::cgroups::CgroupTree;
 use crate::cpuset::{CPUS_MAX, CpuSet};
-use crate::discover::{self, lives, tasks};
+use crate::discover::{self, cgroup, lives, tasks};
 use crate::ids::CpuId;
 use crate::journal::{self, JournalError, Memory};
 use crate::sched::Sched;
@@ -165,6 +166,7 @@ fn put_back(
 ) -> Result<RestoreReport, ReadError> {
     let mut report = RestoreReport::default();
     let mut settled: BTreeSet<ThreadKey> = BTreeSet::new();
+    let limits = cgroup::cpuset_limits(root, &CgroupTree::of(root), process.pid);
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
         for key in living(root, process, memory)? {
@@ -180,7 +182,7 @@ fn put_back(
                     continue;
                 }
             };
-            match decide(memory, key, &allowed, &online(root)) {
+            match decide(memory, key, &allowed, &online(root), &limits) {
                 Decision::Nothing => report.unchanged += 1,
                 Decision::LeaveAlone { before } => {
                     report.foreign.push(ForeignChange { thread: key, found: allowed, before });

@@ -14,9 +14,10 @@ use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
 use super::state::Looked;
 use crate::apply::{Bench, apply};
+use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
-use crate::discover::{self, DiscoverError, Target, VmView, read_topology, read_vm};
+use crate::discover::{self, DiscoverError, Target, VmView, cgroup, read_topology, read_vm};
 use crate::error::chain;
 use crate::ids::{Pid, Tid};
 use crate::journal::{Baseline, Journal, JournalError, Record};
@@ -430,7 +431,18 @@ impl<'a> Attachment<'a> {
         let main = self.process.pid.main_thread();
         let main = threads.iter().find(|thread| thread.key.tid == main);
         let all: CpuSet = main.map_or(self.online, |thread| thread.allowed);
-        Some(baseline(all, threads))
+        let limits = self.limits(threads);
+        Some(baseline(natural(all, &limits, self.online), threads, &limits, self.online))
+    }
+
+    /// What cpusets leave to these threads, where that is less than all: another VM's partition takes
+    /// CPUs away from everybody, and that is not for us to make permanent.
+    fn limits(&self, threads: &[Thread]) -> Vec<CpuSet> {
+        if threads.iter().all(|thread| thread.allowed == self.online) {
+            return Vec::new();
+        }
+        let root = self.host.root;
+        cgroup::cpuset_limits(root, &CgroupTree::of(root), self.process.pid)
     }
 
     /// Finds kernel threads of the VM. It reads a line for each of the host's, so it is done when the
@@ -443,7 +455,12 @@ impl<'a> Attachment<'a> {
             .cloned()
             .collect();
         if !new.is_empty()
-            && let Err(error) = self.journal.append(vec![baseline(self.online, &new)])
+            && let Err(error) = self.journal.append(vec![baseline(
+                self.online,
+                &new,
+                &self.limits(&new),
+                self.online,
+            )])
         {
             // Without an undo they are not touched.
             tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
@@ -481,9 +498,17 @@ fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKe
         .collect()
 }
 
-fn baseline(main: CpuSet, threads: &[Thread]) -> Record {
-    let threads = threads.iter().map(|thread| (thread.key.tid, thread.key.start, thread.allowed));
+fn baseline(main: CpuSet, threads: &[Thread], limits: &[CpuSet], online: CpuSet) -> Record {
+    let threads = threads
+        .iter()
+        .map(|thread| (thread.key.tid, thread.key.start, natural(thread.allowed, limits, online)));
     Record::Baseline(Baseline { main, threads: threads.collect() })
+}
+
+/// The mask that a thread has of its own. One that may run on all that a cpuset leaves it has none, and
+/// would be everywhere.
+fn natural(allowed: CpuSet, limits: &[CpuSet], online: CpuSet) -> CpuSet {
+    if limits.iter().any(|limit| *limit & online == allowed) { online } else { allowed }
 }
 
 fn this_process(root: &SysRoot) -> Option<ProcessKey> {

@@ -23,6 +23,9 @@ use crate::plan::host::diff::{HostStep, diff};
 use crate::plan::host::{Wants, wishes};
 use crate::policy::Knob;
 
+/// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
+const PASSES_MAX: usize = 4;
+
 /// Why the rest of the host could not be dealt with.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -121,8 +124,8 @@ impl HostKnobs {
             return Ok(());
         }
         let mut journal = HostJournal::open(&state.host_journal_path(), boot_id)?;
-        let view = read_host_view(host.root, host.sched, &wants, std::iter::empty())?;
-        let mut records = new_kernel_threads(&view, journal.memory());
+        let view = read_host_view(host.root, host.sched, &wants, journal.memory())?;
+        let mut records = new_kernel_threads(&view, journal.memory(), &wants);
         records.extend(view.workqueues.iter().filter_map(|place| {
             let value = view.values.get(place)?.clone();
             Some(HostRecord::Original { place: place.clone(), value })
@@ -147,18 +150,20 @@ impl HostKnobs {
         if wants.is_empty() && !journal.exists() {
             return Ok(HostReport::default());
         }
-        let remembered: Vec<Place> =
-            journal.memory().originals().map(|(place, _)| place.clone()).collect();
-        let view = read_host_view(host.root, host.sched, &wants, remembered.iter())?;
-        journal.append(off(&wants).into_iter().collect())?;
-        journal.append(new_kernel_threads(&view, journal.memory()))?;
-        let wishes = wishes(&view, &wants, |place| journal.memory().original(place).cloned());
-        let mut steps = diff(&view, &wishes, journal.memory());
-        steps.retain(|step| match step {
-            HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
-            _ => true,
-        });
-        let applied = apply_host(host.root, host.sched, &view.online, &mut journal, steps)?;
+        let (view, mut applied) = self.pass(host, &wants, &mut journal)?;
+        // Whatever was born meanwhile was born as its parent was.
+        for _ in 1..PASSES_MAX {
+            if !wants.is_empty() || !journal.memory().has_fenced() {
+                break;
+            }
+            let (_, more) = self.pass(host, &wants, &mut journal)?;
+            let is_done =
+                !more.iter().any(|applied| matches!(applied.step, HostStep::PutBack { .. }));
+            applied.extend(more);
+            if is_done {
+                break;
+            }
+        }
         for applied in &applied {
             if let HostStep::Write { place, to, .. } = &applied.step
                 && matches!(
@@ -183,6 +188,27 @@ impl HostKnobs {
     }
 }
 
+impl HostKnobs {
+    fn pass(
+        &self,
+        host: Host<'_>,
+        wants: &Wants,
+        journal: &mut HostJournal,
+    ) -> Result<(HostView, Vec<HostApplied>), HostError> {
+        let view = read_host_view(host.root, host.sched, wants, journal.memory())?;
+        journal.append(off(wants).into_iter().collect())?;
+        journal.append(new_kernel_threads(&view, journal.memory(), wants))?;
+        let wishes = wishes(&view, wants, |place| journal.memory().original(place).cloned());
+        let mut steps = diff(&view, &wishes, journal.memory());
+        steps.retain(|step| match step {
+            HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
+            _ => true,
+        });
+        let applied = apply_host(host.root, host.sched, &view.online, journal, steps)?;
+        Ok((view, applied))
+    }
+}
+
 /// What is kept from kernel threads, and from what the kernel puts them on by itself.
 fn off(wants: &Wants) -> Option<HostRecord> {
     let off = wants.cpus(Knob::Kthreads) | wants.cpus(Knob::Partition);
@@ -190,11 +216,15 @@ fn off(wants: &Wants) -> Option<HostRecord> {
 }
 
 /// The masks of kernel threads that are not remembered yet, as they would be without qmpin.
-fn new_kernel_threads(view: &HostView, memory: &HostMemory) -> Vec<HostRecord> {
+fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Vec<HostRecord> {
+    let is_wanted = wants.has(Knob::Kthreads) || wants.has(Knob::Partition);
     let new = view.kthreads.iter().filter(|place| memory.original(place).is_none());
     let original = |place: &Place| {
         let found = view.values.get(place)?;
         let is_fenced = memory.is_fenced(found, &view.online);
+        if !is_fenced && !is_wanted {
+            return None;
+        }
         let value = if is_fenced { Value::Cpus(view.online) } else { found.clone() };
         Some(HostRecord::Original { place: place.clone(), value })
     };
