@@ -407,6 +407,31 @@ fn a_kernel_thread_born_at_the_very_end_is_let_out() {
     assert_eq!(world.journal(), None);
 }
 
+/// `0-3` is what the kernel leaves where CPUs 4-7 are taken away; and it is what kcompactd0 always had.
+#[test]
+fn a_mask_that_looks_like_a_fence_is_kept() {
+    let world = World::new();
+    let before = world.picture();
+    world.strict("100", "4-5");
+    world.reconcile();
+    world.strict("101", "6-7");
+    world.reconcile();
+    world.forget("101");
+    world.reconcile();
+    let journal = world.journal().expect("a journal");
+    // As the kernel does when the last partition goes.
+    for pid in [2, 20, 21] {
+        world.masks.set_affinity(Tid(pid), &set(ONLINE)).expect("set");
+    }
+    world.forget("100");
+    world.reconcile();
+    assert_eq!(world.changed_since(&before), [""; 0]);
+    // And once more, as after a kill just before the file went.
+    fs::write(world.state.host_journal_path(), journal).expect("written");
+    world.reconcile();
+    assert_eq!(world.changed_since(&before), [""; 0]);
+}
+
 /// Killed before, between and after its writes: the journal is cut at every line, and the writes that
 /// a line allows are carried out up to any number.
 #[test]

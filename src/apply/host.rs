@@ -84,9 +84,13 @@ pub fn apply_host(
     let settled = applied.iter().filter_map(|applied| match (&applied.step, &applied.outcome) {
         (HostStep::Settle { place } | HostStep::LeaveAlone { place, .. }, _)
         | (HostStep::PutBack { place, .. } | HostStep::Write { place, .. }, HostOutcome::Gone)
-        | (HostStep::PutBack { place, .. }, HostOutcome::Done) => {
-            Some(HostRecord::Settled(place.clone()))
-        }
+        | (
+            HostStep::PutBack {
+                place: place @ (Place::CpuList(_) | Place::CpuMask(_) | Place::Word(_)),
+                ..
+            },
+            HostOutcome::Done,
+        ) => Some(HostRecord::Settled(place.clone())),
         _ => None,
     });
     journal.append(settled.collect())?;

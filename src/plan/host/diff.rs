@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   a wish                       it is not so      ─▶ Write
-//!   no wish, but remembered      it is as before   ─▶ Settle: forget it
+//!   no wish, but remembered      it is as before   ─▶ Settle: forget it (threads are kept in mind)
 //!                                it is as we left  ─▶ PutBack
 //!                                it is otherwise   ─▶ LeaveAlone: somebody else's
 //!                                it is gone        ─▶ Settle
@@ -67,6 +67,8 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
         let before = before.clone();
         steps.push(match view.values.get(&place).cloned() {
             None => HostStep::Settle { place },
+            // Not forgotten before the file goes: what it has may look like a fence of another day.
+            Some(now) if is_thread(&place) && now.same(&before, &view.online) => continue,
             Some(now) if now.same(&before, &view.online) => HostStep::Settle { place },
             Some(from) if memory.is_ours(&place, &from, &view.online) => {
                 HostStep::PutBack { place, from, to: before }
@@ -86,4 +88,8 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
         }
     }
     steps
+}
+
+fn is_thread(place: &Place) -> bool {
+    matches!(place, Place::Thread(_))
 }
