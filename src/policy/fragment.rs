@@ -67,10 +67,8 @@ struct RawFile {
     irqs: Option<Spanned<bool>>,
     kthreads: Option<Spanned<bool>>,
     workqueues: Option<Spanned<bool>>,
-    reonline: Option<Spanned<bool>>,
     power: Option<Spanned<bool>>,
     noise: Option<Spanned<bool>>,
-    core_sched: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -161,10 +159,8 @@ impl Fragment {
             (Knob::Irqs, raw.irqs),
             (Knob::Kthreads, raw.kthreads),
             (Knob::Workqueues, raw.workqueues),
-            (Knob::Reonline, raw.reonline),
             (Knob::Power, raw.power),
             (Knob::Noise, raw.noise),
-            (Knob::CoreSched, raw.core_sched),
         ] {
             let value = source.keep(value, |value| value);
             fragment.knobs.extend(value.map(|value| (knob, value)));
@@ -228,8 +224,8 @@ mod tests {
         let of = |text| Policy::merge([parse(text, FileKind::Vm).expect("good")]).vm.wanted_knobs();
         assert_eq!(of(""), Level::Exclusive.knobs());
         assert_eq!(of("isolation = \"pinned\"\nirqs = true\n"), [Knob::Irqs].into());
-        let strict = of("isolation = \"strict\"\nreonline = false\n");
-        assert!(!strict.contains(&Knob::Reonline) && strict.contains(&Knob::Noise));
+        let strict = of("isolation = \"strict\"\npower = false\n");
+        assert!(!strict.contains(&Knob::Power) && strict.contains(&Knob::Noise));
         let error = parse("isolation = \"total\"\n", FileKind::Vm).expect_err("no such level");
         assert!(error.reason.contains("`total`"), "{error}");
     }

@@ -4,7 +4,7 @@
 //!   none       nothing is moved, not even the VM
 //!   pinned     the VM's threads are on their CPUs; others may be there, too
 //!   exclusive  pinned, partition irqs kthreads workqueues
-//!   strict     exclusive, reonline power noise core_sched
+//!   strict     exclusive, power noise
 //! ```
 
 use std::collections::BTreeSet;
@@ -40,28 +40,16 @@ pub enum Knob {
     Kthreads,
     /// The CPUs of unbound workqueues.
     Workqueues,
-    /// CPUs taken offline and online once, to shed timers.
-    Reonline,
     /// The frequency governor, and how deep CPUs may sleep.
     Power,
     /// Kernel housekeeping: statistics, watchdogs, NUMA balancing.
     Noise,
-    /// A core-scheduling cookie, where a core is shared.
-    CoreSched,
 }
 
 impl Knob {
     /// All of them, in the order in which they are turned.
-    pub const ALL: [Knob; 8] = [
-        Knob::Partition,
-        Knob::Irqs,
-        Knob::Kthreads,
-        Knob::Workqueues,
-        Knob::Reonline,
-        Knob::Power,
-        Knob::Noise,
-        Knob::CoreSched,
-    ];
+    pub const ALL: [Knob; 6] =
+        [Knob::Partition, Knob::Irqs, Knob::Kthreads, Knob::Workqueues, Knob::Power, Knob::Noise];
 
     /// Its key in a policy file.
     #[must_use]
@@ -71,17 +59,15 @@ impl Knob {
             Knob::Irqs => "irqs",
             Knob::Kthreads => "kthreads",
             Knob::Workqueues => "workqueues",
-            Knob::Reonline => "reonline",
             Knob::Power => "power",
             Knob::Noise => "noise",
-            Knob::CoreSched => "core_sched",
         }
     }
 
     fn least_level(self) -> Level {
         match self {
             Knob::Partition | Knob::Irqs | Knob::Kthreads | Knob::Workqueues => Level::Exclusive,
-            Knob::Reonline | Knob::Power | Knob::Noise | Knob::CoreSched => Level::Strict,
+            Knob::Power | Knob::Noise => Level::Strict,
         }
     }
 }

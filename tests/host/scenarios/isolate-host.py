@@ -25,6 +25,8 @@ def run(host):
         with attached(100) as first:
             mine = exclusive(first)
             kept_off(host, mine)
+            print(host.run("qmpin", "verify", "100").stdout)
+            print(host.run("qmpin", "status").stdout)
             if host.shape["name"] != "tiny":
                 beside(host, first, mine)
                 kept_off(host, mine)
