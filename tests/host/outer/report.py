@@ -19,6 +19,8 @@ class Report:
         self.logs: dict[str, list[str]] = {}
         self.finished = False
         self.broken: str | None = None
+        # The scenario under way when it broke.
+        self.current: str | None = None
 
     @property
     def ok(self) -> bool:
@@ -26,37 +28,43 @@ class Report:
 
     def follow(self, events: Iterable[Event]) -> None:
         """Reads to the end of the run, or gives up when the guest is silent for longer than it may be."""
-        current: str | None = None
+        self.current = None
         deadline = time.monotonic() + MARGIN_S
         for event in events:
             if event.kind == "start":
-                current = event.data["name"]
-                self.logs[current] = []
+                self.current = event.data["name"]
+                self.logs[self.current] = []
                 deadline = time.monotonic() + event.data["limit_s"] + MARGIN_S
             elif event.kind == "end":
                 self._end(event.data)
-                current = None
+                self.current = None
                 deadline = time.monotonic() + MARGIN_S
             elif event.kind == "done":
                 self.finished = True
                 deadline = time.monotonic() + POWEROFF_LIMIT_S
             elif event.kind == "line":
-                self.logs.setdefault(current or "", []).append(event.line)
+                self.logs.setdefault(self.current or "", []).append(event.line)
             if time.monotonic() > deadline:
-                where = f"in scenario {current}" if current else "between scenarios" if not self.finished else "at power-off"
+                where = f"in scenario {self.current}" if self.current else "between scenarios" if not self.finished else "at power-off"
                 self.broken = f"the test host hung {where}"
                 break
         else:
             if not self.finished:
-                where = f"in scenario {current}" if current else "outside of any scenario"
+                where = f"in scenario {self.current}" if self.current else "outside of any scenario"
                 self.broken = f"the test host died {where}"
         if self.broken:
             self.finished = False
-        for name in self.wanted:
-            if name not in self.results:
-                self.results[name] = "FAILED"
-                why = self.broken if name == current else "not reached"
-                print(f"FAILED {name}: {why}", flush=True)
+
+    def left(self) -> list[str]:
+        """The scenarios that have no result yet."""
+        return [name for name in self.wanted if name not in self.results]
+
+    def give_up(self) -> None:
+        """Those without a result have failed."""
+        for name in self.left():
+            self.results[name] = "FAILED"
+            why = self.broken if name == self.current else "not reached"
+            print(f"FAILED {name}: {why}", flush=True)
 
     def _end(self, data: dict) -> None:
         name, result = data["name"], data["result"]
@@ -70,12 +78,6 @@ class Report:
         for note in data.get("notes", []):
             print(f"    {note}", flush=True)
         (self.folder / f"{name}.log").write_text("\n".join(self.logs.get(name, [])) + "\n")
-
-    def never_booted(self, attempts: int) -> None:
-        self.broken = f"no boot of {attempts} came as far as the job"
-        for name in self.wanted:
-            self.results[name] = "FAILED"
-            print(f"FAILED {name}: not reached", flush=True)
 
     def print_end(self, console: Path) -> None:
         """The log of each failure, the console when the machine itself broke, and the last line."""
