@@ -117,6 +117,8 @@ pub(crate) mod fake {
         pub(crate) log: RefCell<Vec<String>>,
         /// How many more writes its user lives to do.
         pub(crate) writes_left: Cell<Option<usize>>,
+        /// The group that goes just before the next write.
+        pub(crate) lost_at_write: RefCell<Option<String>>,
     }
 
     fn errno(number: i32) -> io::Error {
@@ -187,11 +189,18 @@ pub(crate) mod fake {
 
     impl Cgroups for FakeCgroups {
         fn read(&self, file: &str) -> io::Result<String> {
-            self.files.borrow().get(file).cloned().ok_or_else(|| errno(nix::libc::ENOENT))
+            let files = self.files.borrow();
+            let is_group = || files.keys().any(|other| other.starts_with(&format!("{file}/")));
+            let no_file = || if is_group() { nix::libc::EISDIR } else { nix::libc::ENOENT };
+            files.get(file).cloned().ok_or_else(|| errno(no_file()))
         }
 
         fn write(&self, file: &str, value: &str) -> io::Result<()> {
             self.read(file)?;
+            if let Some(group) = self.lost_at_write.take() {
+                self.lose(&group);
+                return Err(errno(nix::libc::ENODEV));
+            }
             self.live(format!("{file}={value}"))?;
             let (group, name) = file.rsplit_once('/').ok_or_else(|| errno(nix::libc::EINVAL))?;
             match name {

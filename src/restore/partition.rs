@@ -59,10 +59,11 @@ pub fn take_down(cgroups: &dyn Cgroups, undo: &PartitionUndo, shares: &[Share]) 
     if !undo.had_controller && cgroups.read(&control).is_ok_and(|now| has_controller(&now)) {
         keep(write(cgroups, &control, "-cpuset", |now| !has_controller(now)));
     }
-    // What went with its unit meanwhile needs no undo.
-    if cgroups.read(&format!("{unit}/cgroup.procs")).is_err() {
-        refused.retain(|refused| !refused.path.starts_with(unit));
-    }
+    // What went with its unit meanwhile needs no undo: systemd takes it down from the leaf up, beside us.
+    refused.retain(|refused| match cgroups.read(&refused.path) {
+        Err(error) => !is_gone(&error),
+        Ok(_) => true,
+    });
     refused
 }
 
@@ -357,6 +358,16 @@ mod tests {
         cgroups.lose(SCOPE);
         assert_eq!(take_down(&cgroups, &undo("12-19"), &shares), []);
         assert_eq!(cgroups.get("qemu.slice/cpuset.cpus.exclusive"), "8-11");
+    }
+
+    #[test]
+    fn systemd_may_take_the_unit_down_at_the_same_time() {
+        let (cgroups, dir) = (tree(), machine());
+        build(&cgroups, &SysRoot::at(dir.path()), "12-19", &[]);
+        // It goes from the leaf up: the unit itself is still there.
+        *cgroups.lost_at_write.borrow_mut() = Some(format!("{SCOPE}/vcpus"));
+        assert_eq!(take_down(&cgroups, &undo("12-19"), &[]), []);
+        assert_eq!(cgroups.get("qemu.slice/cpuset.cpus.exclusive"), "");
     }
 
     /// systemd, as far as one unit goes.
