@@ -165,11 +165,15 @@ impl World {
     }
 
     fn reconcile(&self) -> HostReport {
+        self.reconcile_with(&mut HostKnobs::default())
+    }
+
+    fn reconcile_with(&self, knobs: &mut HostKnobs) -> HostReport {
         let root = SysRoot::at(self.dir.path());
         let host = Host { root: &root, sched: &self.masks };
         let lock = self.state.lock_leases().expect("locked");
-        HostKnobs::remember(host, &self.state, BOOT, &lock).expect("remembered");
-        HostKnobs::default().reconcile(host, &self.state, BOOT, &lock).expect("reconciled")
+        knobs.remember(host, &self.state, BOOT, &lock).expect("remembered");
+        knobs.reconcile(host, &self.state, BOOT, &lock).expect("reconciled")
     }
 
     fn journal(&self) -> Option<String> {
@@ -434,6 +438,24 @@ fn a_mask_that_looks_like_a_fence_is_kept() {
 
 /// Killed before, between and after its writes: the journal is cut at every line, and the writes that
 /// a line allows are carried out up to any number.
+#[test]
+fn a_journal_that_somebody_removes_is_written_again_from_memory() {
+    let world = World::new();
+    let before = world.picture();
+    world.strict("100", "4-7");
+    let mut knobs = HostKnobs::default();
+    world.reconcile_with(&mut knobs);
+    assert!(!world.changed_since(&before).is_empty());
+    fs::remove_file(world.state.host_journal_path()).expect("removed");
+    world.reconcile_with(&mut knobs);
+    assert!(world.journal().is_some(), "it is there again");
+    fs::remove_file(world.state.host_journal_path()).expect("removed");
+    world.forget("100");
+    world.reconcile_with(&mut knobs);
+    assert_eq!(world.changed_since(&before), Vec::<String>::new());
+    assert_eq!(world.journal(), None);
+}
+
 #[test]
 fn from_every_crash_point_all_comes_back() {
     let world = World::new();

@@ -12,7 +12,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::{cgroup, tasks};
 use crate::error::chain;
 use crate::journal::PartitionUndo;
-use crate::plan::partition::{Group, ISOLATED, PartitionStep, Place, Site};
+use crate::plan::partition::{Group, ISOLATED, PartitionStep, Seat, Site};
 use crate::sysroot::SysRoot;
 use crate::systemd::Units;
 use crate::threads::{Thread, ThreadKey};
@@ -188,8 +188,8 @@ fn one(
         }
         PartitionStep::Move { thread, to } => {
             let group = match to {
-                Place::In(group) => below(*group),
-                Place::Loose => site.cgroup.clone(),
+                Seat::In(group) => below(*group),
+                Seat::Loose => site.cgroup.clone(),
             };
             move_thread(bench, cgroups, thread, &group)
         }

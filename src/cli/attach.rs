@@ -2,9 +2,8 @@
 
 use super::args::{AttachArgs, Global};
 use super::{Answer, block_on, output, plan};
-use crate::apply::{Applied, StepOutcome};
 use crate::error::Failure;
-use crate::render::{restore_lines, thread_in_words};
+use crate::render::{restore_lines, thread_refusal};
 use crate::sched::Kernel;
 use crate::supervise::{Follow, Host, Settings, attach_once, follow};
 use crate::sysroot::SysRoot;
@@ -26,24 +25,21 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     let host = Host { root: &root, sched: &Kernel };
     if args.once {
         let (plan, report, isolated) = block_on(attach_once(host, settings))??;
-        let refused: Vec<&Applied> =
-            report.applied.iter().filter(|applied| applied.fell_short()).collect();
+        let threads: Vec<String> = report.applied.iter().filter_map(thread_refusal).collect();
         output::text(&format!(
             "VM {}: vCPUs on {}, iothreads on {}, emulator on {}; {} threads moved, {} refused\n",
             plan.vm,
             plan.exclusive,
             plan.iothread_cpus,
             plan.emulator,
-            report.applied.len() - refused.len(),
-            refused.len()
+            report.applied.len() - threads.len(),
+            threads.len()
         ))?;
-        for applied in &refused {
-            output::text(&format!("  refused: {}\n", refusal(applied)))?;
+        let is_whole = threads.is_empty() && report.partition.is_empty() && !isolated.fell_short();
+        let partition = report.partition.iter().map(ToString::to_string);
+        for sentence in threads.into_iter().chain(partition).chain(isolated.refusals()) {
+            output::text(&format!("  refused: {sentence}\n"))?;
         }
-        for refused in &report.partition {
-            output::text(&format!("  refused: {refused}\n"))?;
-        }
-        let is_whole = refused.is_empty() && report.partition.is_empty() && !isolated.fell_short();
         return Ok(if is_whole { Answer::Done } else { Answer::Partly });
     }
     let vm = settings.vm.clone();
@@ -52,16 +48,4 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         tracing::info!("{line}");
     }
     Ok(if ended.restored.is_complete() { Answer::Done } else { Answer::Partly })
-}
-
-fn refusal(applied: &Applied) -> String {
-    let step = &applied.step;
-    let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
-    match &applied.outcome {
-        StepOutcome::Refused { error } => format!("{who}: {} → {}: {error}", step.from, step.to),
-        StepOutcome::Narrowed { to } => {
-            format!("{who}: wanted {}, the kernel made it {to}", step.to)
-        }
-        StepOutcome::Done | StepOutcome::Gone => who,
-    }
 }

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 
 use super::args::{Global, PlanArgs};
 use super::{Answer, block_on, output};
-use crate::discover::{self, Target, channel_paths, read_host_view, read_topology, read_vm, tasks};
+use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal::HostJournal;
 use crate::plan::diff::diff;
+use crate::plan::host::Wants;
 use crate::plan::host::diff::HostStep;
-use crate::plan::host::{self, Wants, wishes};
 use crate::plan::{Plan, PlanError, Request, Stay};
 use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
-use crate::supervise::{Follow, Host, Settings, neighbours, partition_finding};
+use crate::supervise::{self, Follow, Host, Settings, neighbours, partition_finding};
 use crate::sysroot::SysRoot;
 
 /// How the plan is shown.
@@ -108,7 +108,5 @@ fn host_steps(
     others.retain(|lease| lease.vm != settings.vm);
     let wants = Wants::of(&others).with(settings.policy.vm.wanted_knobs(), plan.exclusive);
     let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
-    let view = read_host_view(root, &Kernel, &wants, &memory)?;
-    let wishes = wishes(&view, &wants, |place| memory.original(place).cloned());
-    Ok(host::diff::diff(&view, &wishes, &memory))
+    Ok(supervise::host_steps(Host { root, sched: &Kernel }, &wants, &memory)?)
 }

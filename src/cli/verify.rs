@@ -2,18 +2,20 @@
 
 use super::args::{Global, VerifyArgs};
 use super::{Answer, block_on, output};
+use crate::cgroups::CgroupTree;
 use crate::discover::tasks::{self};
 use crate::discover::{
-    Target, VmError, boot_id, channel_paths, interrupts, live_leases, occupants, read_host_view,
-    read_vm, way_beside_supervisor,
+    Target, VmError, boot_id, cgroup, channel_paths, interrupts, live_leases, occupants, read_vm,
+    way_beside_supervisor,
 };
 use crate::error::{Failure, Kind};
 use crate::journal::HostJournal;
 use crate::leases::Lease;
-use crate::plan::host::diff::{HostStep, diff};
-use crate::plan::host::{Wants, wishes};
+use crate::plan::host::Wants;
+use crate::plan::host::diff::HostStep;
 use crate::render::VerifyDocument;
 use crate::sched::Kernel;
+use crate::supervise::{Host, host_steps};
 use crate::sysroot::SysRoot;
 use crate::watch::verify::{Facts, Unmet, verify};
 
@@ -43,9 +45,12 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let journal = HostJournal::read(&state.host_journal_path(), &boot_id)?;
     let unmet = unmet(&root, &leases, &journal, &lease)?;
     let interrupts = interrupts(&root, &lease.exclusive);
+    let partition =
+        lease.partition.as_ref().map(|path| cgroup::partition_file(&CgroupTree::of(&root), path));
     let checks = verify(&Facts {
         lease: &lease,
         threads: &threads,
+        partition: partition.as_ref(),
         occupants: &others,
         unmet: &unmet,
         interrupts: &interrupts,
@@ -67,13 +72,12 @@ fn unmet(
     lease: &Lease,
 ) -> Result<Vec<Unmet>, Failure> {
     let wants = Wants::of(leases);
-    let view = read_host_view(root, &Kernel, &wants, memory)?;
-    let wishes = wishes(&view, &wants, |place| memory.original(place).cloned());
     let touches = |found: &crate::places::Value| {
         found.cpus().is_none_or(|cpus| cpus.intersects(&lease.exclusive))
     };
-    let steps = diff(&view, &wishes, memory).into_iter();
+    let steps = host_steps(Host { root, sched: &Kernel }, &wants, memory)?;
     Ok(steps
+        .into_iter()
         .filter_map(|step| match step {
             HostStep::Write { knob, place, from, to } if touches(&from) => {
                 let refused = memory.was_tried(&place, &to);

@@ -146,6 +146,27 @@ fn descends(root: &SysRoot, pid: Pid, from: Pid) -> bool {
     false
 }
 
+/// What the kernel says of the group that the vCPUs are in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PartitionFile {
+    /// Where, below `/sys/fs/cgroup`.
+    pub group: String,
+    /// `cpuset.cpus.partition`, or why it cannot be read.
+    pub state: String,
+    /// `cpuset.cpus.exclusive.effective`.
+    pub cpus: CpuSet,
+}
+
+/// What the kernel says of the vCPUs' group in this cgroup, for `qmpin verify`.
+#[must_use]
+pub fn partition_file(cgroups: &dyn Cgroups, cgroup: &str) -> PartitionFile {
+    let group = Group::Vcpus.below(cgroup);
+    let state = cgroups.read(&format!("{group}/cpuset.cpus.partition"));
+    let state = state.map_or_else(|error| error.to_string(), |state| state.trim().to_owned());
+    let cpus = set(cgroups, &group, "cpuset.cpus.exclusive.effective");
+    PartitionFile { group, state, cpus }
+}
+
 /// The partition as it is now: a dozen small files.
 ///
 /// # Errors

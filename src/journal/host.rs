@@ -116,6 +116,27 @@ impl HostMemory {
         }
     }
 
+    /// Whether nothing is remembered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty() && self.off.is_empty()
+    }
+
+    /// The records that come to this.
+    fn records(&self) -> Vec<HostRecord> {
+        let mut records: Vec<HostRecord> = self.off.iter().copied().map(HostRecord::Off).collect();
+        for (place, Known { original, ours }) in &self.places {
+            let (place, from) = (place.clone(), original.clone());
+            records.push(HostRecord::Original { place: place.clone(), value: from.clone() });
+            records.extend(ours.iter().map(|to| HostRecord::Intent {
+                place: place.clone(),
+                from: from.clone(),
+                to: to.clone(),
+            }));
+        }
+        records
+    }
+
     /// Whether CPUs were kept from kernel threads at any time.
     #[must_use]
     pub fn has_fenced(&self) -> bool {
@@ -221,6 +242,14 @@ impl HostJournal {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Writes anew what was known of a file that somebody has removed.
+    ///
+    /// # Errors
+    /// [`JournalError`].
+    pub fn rewrite(&mut self, known: &HostMemory) -> Result<(), JournalError> {
+        self.append(known.records())
     }
 
     /// What is in it.

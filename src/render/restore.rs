@@ -1,5 +1,6 @@
 //! What a restore has come to, in sentences.
 
+use super::refusal::{host_refusal, left_alone};
 use crate::apply::{HostApplied, HostOutcome};
 use crate::ids::VmName;
 use crate::plan::host::diff::HostStep;
@@ -33,7 +34,6 @@ fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
             report.put_back, report.unchanged
         )],
     };
-    lines.extend(host_lines(&report.host));
     for foreign in &report.foreign {
         lines.push(format!(
             "VM {vm}: thread {} was moved to {} by somebody else and is left there (before qmpin: {})",
@@ -55,23 +55,13 @@ fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
 /// What became of places of the host, the many that went well in one line.
 #[must_use]
 pub fn host_lines(applied: &[HostApplied]) -> Vec<String> {
-    let mut put_back = 0;
-    let mut lines = Vec::new();
-    for HostApplied { step, outcome } in applied {
-        match (step, outcome) {
-            (HostStep::PutBack { .. }, HostOutcome::Done) => put_back += 1,
-            (HostStep::PutBack { place, to, .. }, HostOutcome::Refused { error }) => {
-                lines.push(format!("host: {place} could not be put back to {to}: {error}"));
-            }
-            (HostStep::PutBack { place, to, .. }, HostOutcome::Narrowed { to: now }) => {
-                lines.push(format!("host: {place} was put back to {to}, and the kernel made it {now}"));
-            }
-            (HostStep::LeaveAlone { place, found, before }, _) => lines.push(format!(
-                "host: {place} was made {found} by somebody else and is left so (before qmpin: {before})"
-            )),
-            _ => {}
-        }
-    }
+    let is_back = |one: &&HostApplied| {
+        matches!((&one.step, &one.outcome), (HostStep::PutBack { .. }, HostOutcome::Done))
+    };
+    let put_back = applied.iter().filter(is_back).count();
+    let sentence = |one: &HostApplied| host_refusal(one).or_else(|| left_alone(&one.step));
+    let mut lines: Vec<String> =
+        applied.iter().filter_map(sentence).map(|sentence| format!("host: {sentence}")).collect();
     if put_back > 0 {
         let s = if put_back == 1 { "" } else { "s" };
         lines.insert(0, format!("host: {put_back} setting{s} put back"));

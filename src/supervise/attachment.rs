@@ -6,21 +6,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::host_knobs::{HostKnobs, HostReport};
+use super::host_knobs::HostKnobs;
+use super::host_report::HostReport;
 use super::leasing::{held, neighbours, new_journal, resume, sweep};
+use super::originals::Originals;
 use super::partition::{Ground, Partition, take_back};
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
 use super::state::Looked;
 use crate::apply::{Bench, apply};
-use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
-use crate::discover::{self, DiscoverError, Target, VmView, cgroup, read_topology, read_vm};
+use crate::discover::{self, DiscoverError, Target, VmView, read_topology, read_vm};
 use crate::error::chain;
 use crate::ids::{Pid, Tid};
-use crate::journal::{Baseline, Journal, JournalError, Record};
+use crate::journal::{Journal, JournalError, Record};
 use crate::leases::{Lease, StateError, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Plan, Request, Stay, plan};
@@ -33,10 +34,7 @@ use crate::topology::Topology;
 
 /// An attached VM.
 pub struct Attachment<'a> {
-    host: Host<'a>,
-    settings: Settings,
-    boot_id: String,
-    process: ProcessKey,
+    known: Known<'a>,
     topology: Topology,
     online: CpuSet,
     guest: Guest,
@@ -57,17 +55,19 @@ pub struct Attachment<'a> {
     lock: SupervisorLock,
 }
 
-/// What the VM's partition needs to know; a macro, so that other fields can be borrowed beside it.
-macro_rules! ground {
-    ($attachment:expr) => {
-        Ground {
-            host: $attachment.host,
-            state: &$attachment.settings.state,
-            vm: &$attachment.settings.vm,
-            boot_id: &$attachment.boot_id,
-            process: $attachment.process,
-        }
-    };
+/// What does not change as long as the VM is attached.
+struct Known<'a> {
+    host: Host<'a>,
+    settings: Settings,
+    boot_id: String,
+    process: ProcessKey,
+}
+
+impl Known<'_> {
+    fn ground(&self) -> Ground<'_> {
+        let Known { host, settings: Settings { state, vm, .. }, boot_id, process } = self;
+        Ground { host: *host, state, vm, boot_id, process: *process }
+    }
 }
 
 impl<'a> Attachment<'a> {
@@ -126,9 +126,7 @@ impl<'a> Attachment<'a> {
                 None => new_journal(&settings, &boot_id, process)?,
             };
             let attachment = Attachment {
-                host,
-                boot_id,
-                process,
+                known: Known { host, settings, boot_id, process },
                 online: topology.online(),
                 topology,
                 guest,
@@ -143,12 +141,11 @@ impl<'a> Attachment<'a> {
                 drift_total: 0,
                 since_unix_s: unix_now_s(),
                 lock,
-                settings,
             };
             if let Err(error) = attachment.write_lease() {
                 // Nothing was written to any thread in this run; an earlier one's undo stays.
                 if is_new {
-                    let _ = attachment.settings.state.forget(&attachment.settings.vm);
+                    let _ = attachment.known.settings.state.forget(&attachment.known.settings.vm);
                 }
                 return Err(error.into());
             }
@@ -156,7 +153,7 @@ impl<'a> Attachment<'a> {
         };
         match attachment.mend(scan) {
             Ok(report) if report.nothing_is_permitted() => {
-                let vm = attachment.settings.vm.clone();
+                let vm = attachment.known.settings.vm.clone();
                 let _ = attachment.finish();
                 Err(report.not_permitted(vm))
             }
@@ -175,13 +172,13 @@ impl<'a> Attachment<'a> {
     /// The QEMU process.
     #[must_use]
     pub fn process(&self) -> ProcessKey {
-        self.process
+        self.known.process
     }
 
     /// Where files are read.
     #[must_use]
     pub fn root(&self) -> &SysRoot {
-        self.host.root
+        self.known.host.root
     }
 
     /// The plan in force.
@@ -193,7 +190,7 @@ impl<'a> Attachment<'a> {
     /// What was attached, and how.
     #[must_use]
     pub fn settings(&self) -> &Settings {
-        &self.settings
+        &self.known.settings
     }
 
     /// How many times a thread was found moved by somebody else.
@@ -208,7 +205,8 @@ impl<'a> Attachment<'a> {
     /// [`TasksError`] where the answer does not agree with the process.
     pub fn learn(&mut self, before: &[Tid], roles: &Roles) -> Result<Learnt, TasksError> {
         let scan = self.scan()?;
-        let identified = tasks::identify(self.process, before, &discover::named(roles), &scan)?;
+        let identified =
+            tasks::identify(self.known.process, before, &discover::named(roles), &scan)?;
         let only_in = |these: &Identified, those: &Identified| -> Vec<(ThreadKey, Role)> {
             let named = these.named().filter(|(key, role)| those.role(*key) != Some(*role));
             named.map(|(key, role)| (key, role.clone())).collect()
@@ -249,16 +247,16 @@ impl<'a> Attachment<'a> {
     /// # Errors
     /// [`LookError`].
     pub fn isolate(&mut self) -> Result<LookReport, LookError> {
-        let is_wanted = self.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
+        let is_wanted = self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
         let had_one = self.partition.cgroup().is_some();
-        let ground = ground!(self);
+        let ground = self.known.ground();
         let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
         if !is_wanted && had_one {
             self.partition.give_up(ground, self.journal.memory());
         }
         if claimed {
             self.relet()?;
-            self.partition.prepare(ground!(self), self.journal.memory());
+            self.partition.prepare(self.known.ground(), self.journal.memory());
         }
         if (claimed || had_one) && self.partition.cgroup().is_none() {
             self.relet()?;
@@ -268,7 +266,7 @@ impl<'a> Attachment<'a> {
 
     /// Writes the lease while nobody else does.
     fn relet(&self) -> Result<(), StateError> {
-        let _lock = self.settings.state.lock_leases()?;
+        let _lock = self.known.settings.state.lock_leases()?;
         self.write_lease()
     }
 
@@ -277,10 +275,10 @@ impl<'a> Attachment<'a> {
     ///
     /// # Errors
     /// [`StartError`]; then there had better be no partition.
-    pub fn remember_host(&self) -> Result<(), StartError> {
-        let state = &self.settings.state;
+    pub fn remember_host(&mut self) -> Result<(), StartError> {
+        let state = &self.known.settings.state;
         let leases = state.lock_leases()?;
-        Ok(HostKnobs::remember(self.host, state, &self.boot_id, &leases)?)
+        Ok(self.host_knobs.remember(self.known.host, state, &self.known.boot_id, &leases)?)
     }
 
     /// Keeps interrupts and the kernel's own work off the CPUs of all VMs that want it.
@@ -288,9 +286,9 @@ impl<'a> Attachment<'a> {
     /// # Errors
     /// [`StartError`]. The VM's own threads stay where they are.
     pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
-        let state = &self.settings.state;
+        let state = &self.known.settings.state;
         let leases = state.lock_leases()?;
-        Ok(self.host_knobs.reconcile(self.host, state, &self.boot_id, &leases)?)
+        Ok(self.host_knobs.reconcile(self.known.host, state, &self.known.boot_id, &leases)?)
     }
 
     /// Puts everything back and lets go.
@@ -299,13 +297,14 @@ impl<'a> Attachment<'a> {
     /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
     /// report.
     pub fn finish(self) -> Result<RestoreReport, StartError> {
-        let partition = take_back(ground!(self), self.journal.memory());
-        let Attachment { host, settings, boot_id, process, journal, mut host_knobs, lock, .. } =
-            self;
+        let partition = take_back(self.known.ground(), self.journal.memory());
+        let Attachment { known, journal, mut host_knobs, lock, .. } = self;
+        let Known { host, settings, boot_id, process } = known;
         // From what is in mind, and not from the file: somebody may have removed the folder.
         let report = restore_process(host.root, host.sched, process, journal.memory())?;
         let mut report = RestoreReport { partition, ..report };
-        if settings.state.path().exists() {
+        if settings.state.path().exists() || host_knobs.knows_something() {
+            settings.state.create()?;
             let leases = settings.state.lock_leases()?;
             if report.is_complete() {
                 settings.state.forget(&settings.vm)?;
@@ -322,15 +321,15 @@ impl<'a> Attachment<'a> {
     }
 
     fn scan(&self) -> Result<Scan, TasksError> {
-        tasks::scan(self.host.root, self.host.sched, self.process.pid, None)
+        tasks::scan(self.known.host.root, self.known.host.sched, self.known.process.pid, None)
     }
 
     /// A CPU that went offline takes pins with it, and one that came back may be wanted.
     fn notice_cpu_hotplug(&mut self) -> Result<(), DiscoverError> {
-        let online = discover::online_cpus(self.host.root)?;
+        let online = discover::online_cpus(self.known.host.root)?;
         if online != self.online {
             tracing::info!("online CPUs are now {online}, were {}", self.online);
-            self.topology = read_topology(self.host.root)?;
+            self.topology = read_topology(self.known.host.root)?;
             self.online = online;
             self.stale = Some(Stay::UnlessBetter);
         }
@@ -338,14 +337,15 @@ impl<'a> Attachment<'a> {
     }
 
     fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
-        let lock = self.settings.state.lock_leases()?;
-        let neighbours = neighbours(&self.settings.state, &self.settings.vm, &self.boot_id);
+        let lock = self.known.settings.state.lock_leases()?;
+        let neighbours =
+            neighbours(&self.known.settings.state, &self.known.settings.vm, &self.known.boot_id);
         let held = self.plan.held();
         let request = Request {
-            vm: &self.settings.vm,
+            vm: &self.known.settings.vm,
             topology: &self.topology,
             guest: &self.guest,
-            policy: &self.settings.policy,
+            policy: &self.known.settings.policy,
             neighbours: &neighbours,
             held: &held,
             stay,
@@ -361,28 +361,28 @@ impl<'a> Attachment<'a> {
                 self.stale = Some(stay);
                 return Err(error.into());
             }
-            self.partition.resize(ground!(self), &self.plan, &mut self.journal, &lock)?;
+            self.partition.resize(self.known.ground(), &self.plan, &mut self.journal, &lock)?;
         }
         Ok(())
     }
 
     fn write_lease(&self) -> Result<(), StateError> {
-        let supervisor = match self.settings.follow {
-            Follow::Stay => this_process(self.host.root),
+        let supervisor = match self.known.settings.follow {
+            Follow::Stay => this_process(self.known.host.root),
             Follow::Once => None,
         };
-        self.settings.state.write_lease(&Lease {
+        self.known.settings.state.write_lease(&Lease {
             schema: crate::leases::SCHEMA.to_owned(),
-            vm: self.settings.vm.clone(),
-            boot_id: self.boot_id.clone(),
-            qemu: self.process,
+            vm: self.known.settings.vm.clone(),
+            boot_id: self.known.boot_id.clone(),
+            qemu: self.known.process,
             supervisor,
             since_unix_s: self.since_unix_s,
             exclusive: self.plan.exclusive,
             emulator: self.plan.emulator,
             iothreads: self.plan.iothread_cpus,
             vcpus: self.plan.held().into_iter().collect(),
-            knobs: self.settings.policy.vm.wanted_knobs(),
+            knobs: self.known.settings.policy.vm.wanted_knobs(),
             partition: self.partition.cgroup(),
         })
     }
@@ -390,7 +390,7 @@ impl<'a> Attachment<'a> {
     /// Compares a scan with the plan and carries out the difference.
     fn mend(&mut self, mut scan: Scan) -> Result<LookReport, JournalError> {
         let grips = scan.take_grips();
-        let observed = tasks::observe(self.process, scan, &self.identified);
+        let observed = tasks::observe(self.known.process, scan, &self.identified);
         let baseline = self.first_baseline(&observed.threads);
         let looked = Looked {
             unnamed: observed.unidentified.iter().any(|key| may_be_named(*key, &observed.threads)),
@@ -402,9 +402,10 @@ impl<'a> Attachment<'a> {
         let mut threads = observed.threads;
         // Groups first: a mask holds only for CPUs that the thread's group allows.
         let (plan, journal) = (&self.plan, &mut self.journal);
-        let partition = self.partition.converge(ground!(self), plan, journal, &threads, &grips)?;
+        let partition =
+            self.partition.converge(self.known.ground(), plan, journal, &threads, &grips)?;
         threads.extend(self.outside.iter().cloned());
-        let steps = diff(&self.plan, self.process.pid, &threads, &self.online);
+        let steps = diff(&self.plan, self.known.process.pid, &threads, &self.online);
         let drifted: BTreeSet<ThreadKey> = steps
             .iter()
             .filter(|step| self.settled.get(&step.thread).is_some_and(|cpus| *cpus == step.to))
@@ -412,8 +413,8 @@ impl<'a> Attachment<'a> {
             .collect();
         self.drift_total += drifted.len() as u64;
         self.settled = settled(&self.plan, &threads, &steps);
-        let Host { root, sched } = self.host;
-        let bench = Bench { root, sched, grips: &grips, process: self.process };
+        let Host { root, sched } = self.known.host;
+        let bench = Bench { root, sched, grips: &grips, process: self.known.process };
         let applied = apply(bench, &mut self.journal, baseline, steps)?;
         for applied in &applied {
             if !applied.fell_short() {
@@ -428,39 +429,33 @@ impl<'a> Attachment<'a> {
         if self.journal.memory().has_baseline() {
             return None;
         }
-        let main = self.process.pid.main_thread();
+        let main = self.known.process.pid.main_thread();
         let main = threads.iter().find(|thread| thread.key.tid == main);
         let all: CpuSet = main.map_or(self.online, |thread| thread.allowed);
-        let limits = self.limits(threads);
-        Some(baseline(natural(all, &limits, self.online), threads, &limits, self.online))
-    }
-
-    /// What cpusets leave to these threads, where that is less than all: another VM's partition takes
-    /// CPUs away from everybody, and that is not for us to make permanent.
-    fn limits(&self, threads: &[Thread]) -> Vec<CpuSet> {
-        if threads.iter().all(|thread| thread.allowed == self.online) {
-            return Vec::new();
-        }
-        let root = self.host.root;
-        cgroup::cpuset_limits(root, &CgroupTree::of(root), self.process.pid)
+        Some(
+            Originals::of(self.known.host.root, self.known.process, threads, self.online)
+                .record(all, threads),
+        )
     }
 
     /// Finds kernel threads of the VM. It reads a line for each of the host's, so it is done when the
     /// VM has changed, and not at every look.
     fn find_outside(&mut self) {
-        let found = tasks::kernel_threads(self.host.root, self.host.sched, self.process.pid);
+        let found = tasks::kernel_threads(
+            self.known.host.root,
+            self.known.host.sched,
+            self.known.process.pid,
+        );
         let new: Vec<Thread> = found
             .iter()
             .filter(|thread| !self.journal.memory().knows(thread.key))
             .cloned()
             .collect();
         if !new.is_empty()
-            && let Err(error) = self.journal.append(vec![baseline(
-                self.online,
-                &new,
-                &self.limits(&new),
-                self.online,
-            )])
+            && let Err(error) = self.journal.append(vec![
+                Originals::of(self.known.host.root, self.known.process, &new, self.online)
+                    .record(self.online, &new),
+            ])
         {
             // Without an undo they are not touched.
             tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
@@ -470,7 +465,7 @@ impl<'a> Attachment<'a> {
     }
 
     fn refresh_outside(&mut self) {
-        let sched = self.host.sched;
+        let sched = self.known.host.sched;
         self.outside.retain_mut(|thread| match sched.affinity(thread.key.tid) {
             Ok(allowed) => {
                 thread.allowed = allowed;
@@ -496,19 +491,6 @@ fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKe
         .filter(|thread| !moving.contains(&thread.key))
         .filter_map(|thread| Some((thread.key, desired(plan, &thread.role)?)))
         .collect()
-}
-
-fn baseline(main: CpuSet, threads: &[Thread], limits: &[CpuSet], online: CpuSet) -> Record {
-    let threads = threads
-        .iter()
-        .map(|thread| (thread.key.tid, thread.key.start, natural(thread.allowed, limits, online)));
-    Record::Baseline(Baseline { main, threads: threads.collect() })
-}
-
-/// The mask that a thread has of its own. One that may run on all that a cpuset leaves it has none, and
-/// would be everywhere.
-fn natural(allowed: CpuSet, limits: &[CpuSet], online: CpuSet) -> CpuSet {
-    if limits.iter().any(|limit| *limit & online == allowed) { online } else { allowed }
 }
 
 fn this_process(root: &SysRoot) -> Option<ProcessKey> {

@@ -11,11 +11,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::host_report::{HostReport, is_managed_irq};
 use super::settings::Host;
 use super::start_error::StartError;
 use crate::apply::{HostApplied, HostOutcome, apply_host};
 use crate::cpuset::CpuSet;
-use crate::discover::{DiscoverError, Interrupt, interrupts, live_leases, read_host_view};
+use crate::discover::{DiscoverError, interrupts, live_leases, read_host_view};
 use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError};
 use crate::leases::{LeasesLock, StateDir};
 use crate::places::{HostView, Place, Value};
@@ -37,59 +38,6 @@ pub enum HostError {
     Discover(#[from] DiscoverError),
 }
 
-/// What has come of it.
-#[derive(Debug, Default)]
-pub struct HostReport {
-    /// Every step and what became of it.
-    pub applied: Vec<HostApplied>,
-    /// Interrupts that stay on CPUs kept for VMs, because the kernel manages where they go.
-    pub managed: BTreeMap<u32, Interrupt>,
-    /// Kernel threads that are bound to CPUs kept for VMs, by name without numbers.
-    pub bound: BTreeMap<String, usize>,
-}
-
-impl HostReport {
-    /// Whether something was refused that could have been expected to go through.
-    #[must_use]
-    pub fn fell_short(&self) -> bool {
-        self.applied.iter().any(|applied| match &applied.outcome {
-            HostOutcome::Refused { error } => !is_managed_irq(&applied.step, error),
-            HostOutcome::Narrowed { .. } => true,
-            HostOutcome::Done | HostOutcome::Gone => false,
-        })
-    }
-
-    /// What the kernel would not do, in sentences.
-    #[must_use]
-    pub fn refusals(&self) -> Vec<String> {
-        let sentence = |HostApplied { step, outcome }: &HostApplied| match (step, outcome) {
-            (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => None,
-            (
-                HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. },
-                HostOutcome::Refused { error },
-            ) => Some(format!("{place}: {to}: {error}")),
-            (
-                HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. },
-                HostOutcome::Narrowed { to: now },
-            ) => Some(format!("{place}: wanted {to}, the kernel made it {now}")),
-            _ => None,
-        };
-        let mut sentences: Vec<String> = self.applied.iter().filter_map(sentence).collect();
-        let managed = self.managed.iter().map(|(number, irq)| {
-            format!("interrupt {number} ({}): the kernel keeps it where it is", irq.devices)
-        });
-        sentences.extend(managed);
-        sentences
-    }
-}
-
-/// Interrupts whose CPUs the kernel manages answer so, since Linux 6.10 with the second
-/// (`kernel/irq/proc.c: write_irq_affinity`).
-fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
-    matches!(step, HostStep::Write { knob: Knob::Irqs, .. })
-        && matches!(error.raw_os_error(), Some(nix::libc::EIO | nix::libc::EPERM))
-}
-
 /// The number of the interrupt that the kernel would not move.
 fn managed_irq(applied: &HostApplied) -> Option<u32> {
     match (&applied.step, &applied.outcome) {
@@ -106,6 +54,9 @@ fn managed_irq(applied: &HostApplied) -> Option<u32> {
 #[derive(Debug, Default)]
 pub struct HostKnobs {
     refused: BTreeMap<Place, Value>,
+    /// What the journal remembered the last time: somebody may remove the file.
+    known: HostMemory,
+    unreadable_lines: Vec<usize>,
 }
 
 impl HostKnobs {
@@ -114,6 +65,7 @@ impl HostKnobs {
     /// # Errors
     /// [`HostError`].
     pub fn remember(
+        &mut self,
         host: Host<'_>,
         state: &StateDir,
         boot_id: &str,
@@ -123,7 +75,7 @@ impl HostKnobs {
         if !wants.has(Knob::Kthreads) && !wants.has(Knob::Workqueues) {
             return Ok(());
         }
-        let mut journal = HostJournal::open(&state.host_journal_path(), boot_id)?;
+        let mut journal = self.open(state, boot_id)?;
         let view = read_host_view(host.root, host.sched, &wants, journal.memory())?;
         let mut records = new_kernel_threads(&view, journal.memory(), &wants);
         records.extend(view.workqueues.iter().filter_map(|place| {
@@ -146,7 +98,7 @@ impl HostKnobs {
         _lock: &LeasesLock,
     ) -> Result<HostReport, HostError> {
         let wants = Wants::of(&live_leases(state, boot_id));
-        let mut journal = HostJournal::open(&state.host_journal_path(), boot_id)?;
+        let mut journal = self.open(state, boot_id)?;
         if wants.is_empty() && !journal.exists() {
             return Ok(HostReport::default());
         }
@@ -184,11 +136,33 @@ impl HostKnobs {
         if wants.is_empty() && !report.applied.iter().any(HostApplied::is_left_changed) {
             journal.remove()?;
         }
+        self.known = journal.memory().clone();
         Ok(report)
     }
-}
 
-impl HostKnobs {
+    /// Whether there is something to put back, as far as is known without the journal.
+    #[must_use]
+    pub fn knows_something(&self) -> bool {
+        !self.known.is_empty()
+    }
+
+    /// The journal as it is, or as it was before somebody removed it.
+    fn open(&mut self, state: &StateDir, boot_id: &str) -> Result<HostJournal, JournalError> {
+        let path = state.host_journal_path();
+        let mut journal = HostJournal::open(&path, boot_id)?;
+        if !journal.exists() && !self.known.is_empty() {
+            tracing::warn!("{} is gone: written again from memory", path.display());
+            journal.rewrite(&self.known)?;
+        }
+        if journal.unreadable_lines != self.unreadable_lines {
+            for line in &journal.unreadable_lines {
+                tracing::warn!("line {line} of {} cannot be read and is left out", path.display());
+            }
+            self.unreadable_lines.clone_from(&journal.unreadable_lines);
+        }
+        Ok(journal)
+    }
+
     fn pass(
         &self,
         host: Host<'_>,
@@ -198,8 +172,7 @@ impl HostKnobs {
         let view = read_host_view(host.root, host.sched, wants, journal.memory())?;
         journal.append(off(wants).into_iter().collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), wants))?;
-        let wishes = wishes(&view, wants, |place| journal.memory().original(place).cloned());
-        let mut steps = diff(&view, &wishes, journal.memory());
+        let mut steps = steps(&view, wants, journal.memory());
         steps.retain(|step| match step {
             HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
             _ => true,
@@ -207,6 +180,23 @@ impl HostKnobs {
         let applied = apply_host(host.root, host.sched, &view.online, journal, steps)?;
         Ok((view, applied))
     }
+}
+
+/// What is to be done about the host as it is, for all who want something of it.
+///
+/// # Errors
+/// [`DiscoverError`] where the host cannot be read.
+pub fn host_steps(
+    host: Host<'_>,
+    wants: &Wants,
+    memory: &HostMemory,
+) -> Result<Vec<HostStep>, DiscoverError> {
+    Ok(steps(&read_host_view(host.root, host.sched, wants, memory)?, wants, memory))
+}
+
+fn steps(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<HostStep> {
+    let wishes = wishes(view, wants, |place| memory.original(place).cloned());
+    diff(view, &wishes, memory)
 }
 
 /// What is kept from kernel threads, and from what the kernel puts them on by itself.
@@ -252,63 +242,4 @@ fn bound(view: &HostView, off: &CpuSet) -> BTreeMap<String, usize> {
         *names.entry(name.to_owned()).or_default() += 1;
     }
     names
-}
-
-/// One line for each knob that was turned, and one for each thing that was refused.
-pub fn log_host(report: &HostReport) {
-    let mut written: BTreeMap<Knob, (usize, String)> = BTreeMap::new();
-    let mut put_back = 0;
-    for HostApplied { step, outcome } in &report.applied {
-        match (step, outcome) {
-            (_, HostOutcome::Gone) | (HostStep::Settle { .. }, _) => {}
-            (HostStep::Write { knob, place, from, to }, HostOutcome::Done) => {
-                let first = || (0, format!("{place}: {from} → {to}"));
-                written.entry(*knob).or_insert_with(first).0 += 1;
-            }
-            (HostStep::PutBack { .. }, HostOutcome::Done) => put_back += 1,
-            (HostStep::LeaveAlone { place, found, before }, _) => tracing::warn!(
-                "{place}: somebody else has made it {found}; left so (before qmpin: {before})"
-            ),
-            (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => {}
-            (
-                HostStep::Write { place, from, to, .. } | HostStep::PutBack { place, from, to },
-                HostOutcome::Refused { error },
-            ) => tracing::warn!("{place}: {from} → {to} was refused: {error}"),
-            (
-                HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. },
-                HostOutcome::Narrowed { to: now },
-            ) => tracing::warn!("{place}: wanted {to}, the kernel made it {now}"),
-        }
-    }
-    if !report.managed.is_empty() {
-        tracing::info!("{}", managed_in_words(&report.managed));
-    }
-    for (knob, (number, first)) in written {
-        match number {
-            1 => tracing::info!("{knob}: {first}"),
-            number => tracing::info!("{knob}: {number} changed, such as {first}"),
-        }
-    }
-    if put_back > 0 {
-        tracing::info!("{put_back} settings of the host put back");
-    }
-}
-
-/// The interrupts that stay, those first that have fired most.
-fn managed_in_words(managed: &BTreeMap<u32, Interrupt>) -> String {
-    /// How many are named.
-    const NAMED: usize = 4;
-    let mut by_count: Vec<(&u32, &Interrupt)> = managed.iter().collect();
-    by_count.sort_by_key(|(number, irq)| (std::cmp::Reverse(irq.fired), **number));
-    let name = |(number, irq): &(&u32, &Interrupt)| match irq.devices.as_str() {
-        "" => format!("{number}: {}", irq.fired),
-        devices => format!("{number} ({devices}): {}", irq.fired),
-    };
-    let named: Vec<String> = by_count.iter().take(NAMED).map(name).collect();
-    let more = if by_count.len() > NAMED { ", …" } else { "" };
-    format!(
-        "irqs: {} stay on CPUs of VMs, where the kernel itself keeps them; fired there so far: {}{more}",
-        by_count.len(),
-        named.join(", ")
-    )
 }

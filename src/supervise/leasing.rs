@@ -41,7 +41,8 @@ pub(super) fn resume(
     }
     if header.boot_id == boot_id {
         // That QEMU is gone, and what it had above its unit is not.
-        let ground = ground(host, &settings.state, &settings.vm, boot_id, header.process);
+        let (state, vm) = (&settings.state, &settings.vm);
+        let ground = Ground { host, state, vm, boot_id, process: header.process };
         for refused in partition::take_back(ground, journal.memory()).refused {
             tracing::warn!("of the QEMU before: {refused}");
         }
@@ -97,16 +98,6 @@ pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour
         .collect()
 }
 
-fn ground<'a>(
-    host: Host<'a>,
-    state: &'a StateDir,
-    vm: &'a VmName,
-    boot_id: &'a str,
-    process: ProcessKey,
-) -> Ground<'a> {
-    Ground { host, state, vm, boot_id, process }
-}
-
 /// Removes what dead VMs have left. A VM with a living supervisor is left to it.
 pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
     let Ok(vms) = settings.state.vms() else { return };
@@ -123,7 +114,8 @@ pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
         };
         if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
             if let Some((process, memory)) = partition::remembered(&settings.state, &vm, boot_id) {
-                let ground = ground(host, &settings.state, &vm, boot_id, process);
+                let (state, vm) = (&settings.state, &vm);
+                let ground = Ground { host, state, vm, boot_id, process };
                 let restored = partition::take_back_locked(ground, &memory);
                 if let Some(refused) = restored.refused.first() {
                     tracing::warn!("could not sweep what VM {vm} has left: {refused}");
@@ -152,7 +144,7 @@ pub fn give_back(
 ) -> Result<RestoreReport, StartError> {
     let remembered = partition::remembered(state, vm, boot_id);
     let partition = remembered.map_or_else(PartitionRestore::default, |(process, memory)| {
-        partition::take_back(ground(host, state, vm, boot_id, process), &memory)
+        partition::take_back(Ground { host, state, vm, boot_id, process }, &memory)
     });
     let report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
     let mut report = RestoreReport { partition, ..report };

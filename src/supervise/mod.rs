@@ -5,14 +5,17 @@
 //! ```
 //!
 //! `sources` has what can wake it; `run` makes events of that and carries out effects; `state` decides;
-//! `attachment` works; `narrate` and `notify` tell.
+//! `attachment` works; `line` is the way to QEMU; `telling` tells.
 
 mod attachment;
 mod end;
 mod host_knobs;
+mod host_report;
 mod leasing;
+mod line;
 mod narrate;
 mod notify;
+mod originals;
 mod pace;
 mod partition;
 mod reports;
@@ -21,10 +24,12 @@ mod settings;
 mod sources;
 mod start_error;
 mod state;
+mod telling;
 
 pub use attachment::Attachment;
 pub use end::{Supervised, end_supervisor};
-pub use host_knobs::{HostError, HostKnobs, HostReport, log_host, settle_host};
+pub use host_knobs::{HostError, HostKnobs, host_steps, settle_host};
+pub use host_report::{HostReport, log_host};
 pub use leasing::{give_back, neighbours};
 pub use partition::partition_finding;
 pub use reports::{Learnt, LookError, LookReport};

@@ -4,8 +4,24 @@ use std::collections::BTreeSet;
 
 use super::reports::{Learnt, LookReport};
 use crate::apply::{Applied, StepOutcome};
-use crate::render::thread_in_words;
+use crate::plan::{Finding, Plan, Verdict};
+use crate::render::{thread_in_words, thread_refusal};
 use crate::threads::ThreadKey;
+
+/// The plan in a line, and each shortfall that was not there before.
+pub(super) fn log_plan(plan: &Plan, before: &[Finding]) {
+    tracing::info!(
+        "VM {}: vCPUs on {}, iothreads on {}, emulator on {}",
+        plan.vm,
+        plan.exclusive,
+        plan.iothread_cpus,
+        plan.emulator
+    );
+    let new = |finding: &&Finding| finding.verdict != Verdict::Met && !before.contains(finding);
+    for finding in plan.report.iter().filter(new) {
+        tracing::warn!("{}: {}", finding.rule, finding.reason);
+    }
+}
 
 /// A hot-added iothread is often born where it belongs; then this is the only line about it.
 pub(super) fn log_learnt(learnt: &Learnt) {
@@ -20,7 +36,8 @@ pub(super) fn log_learnt(learnt: &Learnt) {
 /// One line per decision; a thread that is moved back again and again, or refused again and again, has
 /// one line in all.
 pub(super) fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
-    for Applied { step, outcome } in &report.applied {
+    for applied in &report.applied {
+        let Applied { step, outcome } = applied;
         let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
         let again = report.drifted.contains(&step.thread);
         match outcome {
@@ -35,17 +52,11 @@ pub(super) fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
             }
             StepOutcome::Done => tracing::info!("{who}: {} → {}", step.from, step.to),
             StepOutcome::Gone => tracing::debug!("{who}: gone before it was moved"),
-            StepOutcome::Narrowed { to } => {
-                if lines.insert(step.thread) {
-                    tracing::warn!(
-                        "{who}: wanted {}, the kernel made it {to}: its cpuset allows no more",
-                        step.to
-                    );
-                }
-            }
-            StepOutcome::Refused { error } => {
-                if lines.insert(step.thread) {
-                    tracing::warn!("{who}: {} → {} was refused: {error}", step.from, step.to);
+            StepOutcome::Narrowed { .. } | StepOutcome::Refused { .. } => {
+                if lines.insert(step.thread)
+                    && let Some(sentence) = thread_refusal(applied)
+                {
+                    tracing::warn!("{sentence}");
                 }
             }
         }
@@ -54,15 +65,5 @@ pub(super) fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
 
 /// What the kernel would not do, in sentences.
 pub(super) fn refusals(report: &LookReport) -> Vec<String> {
-    let sentence = |Applied { step, outcome }: &Applied| {
-        let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
-        match outcome {
-            StepOutcome::Narrowed { to } => {
-                Some(format!("{who}: wanted {}, the kernel made it {to}", step.to))
-            }
-            StepOutcome::Refused { error } => Some(format!("{who}: {}: {error}", step.to)),
-            StepOutcome::Done | StepOutcome::Gone => None,
-        }
-    };
-    report.applied.iter().filter_map(sentence).collect()
+    report.applied.iter().filter_map(thread_refusal).collect()
 }

@@ -1,8 +1,6 @@
 //! The loop around `state`: makes events, carries out effects. It decides nothing.
 
 use std::collections::BTreeSet;
-use std::future::{Future, pending};
-use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -10,9 +8,10 @@ use tokio_stream::StreamExt as _;
 
 use super::attachment::Attachment;
 use super::end::end_supervisor;
-use super::host_knobs::{HostReport, log_host};
+use super::host_report::{HostReport, log_host};
 use super::leasing::give_back;
-use super::narrate::{log_learnt, log_look, refusals};
+use super::line::{Done, Line, Said};
+use super::narrate::{log_learnt, log_look, log_plan};
 use super::notify;
 use super::pace::Pace;
 use super::reports::LookReport;
@@ -20,24 +19,21 @@ use super::settings::{Host, Settings};
 use super::sources::{BLIND_INTERVAL, Watch, at, next_of, stop_signals};
 use super::start_error::StartError;
 use super::state::{Effect, Ending, Event, Hint, Liveness, State};
+use super::telling::Telling;
 use crate::discover::boot_id;
-use crate::discover::tasks::{self, TasksError};
+use crate::discover::tasks::TasksError;
 use crate::error::chain;
 use crate::ids::Tid;
-use crate::plan::{Finding, Plan, Verdict};
+use crate::plan::Plan;
 use crate::policy::ChannelChoice;
-use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
+use crate::qmp::{Happening, QmpError, Roles, Upgrade};
 use crate::restore::RestoreReport;
-use crate::standing::{STANDING_SCHEMA, Standing, write_standing};
-use crate::threads::ThreadKey;
 use crate::watch::{Births, LeaseChanges};
 
 /// A look waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
 /// Two looks are at least this far apart, however many hints there are.
 const LOOK_GAP: Duration = Duration::from_millis(20);
-/// So many refusals are told to `status`; there are a few for each interrupt at most.
-const REFUSED_MAX: usize = 1_000;
 
 /// How it ended.
 #[derive(Debug)]
@@ -97,20 +93,14 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
     let watch = Watch::of(host, &attachment, stop);
     let runner = Runner {
         upgrade_wanted: channel_choice == ChannelChoice::Auto,
-        lines: BTreeSet::new(),
         pace: Pace::default(),
-        ask_when_free: false,
         last_look: Instant::now(),
         last_ask: None,
         look_at: None,
         ask_at: None,
-        channel: Line::Free(Box::new(channel)),
-        told: String::new(),
-        look_failed: None,
+        line: Line::new(channel),
         host_due: false,
-        host_failed: None,
-        refused: BTreeSet::new(),
-        standing: None,
+        telling: Telling::default(),
         attachment,
     };
     match watch {
@@ -123,68 +113,28 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
     }
 }
 
-type Job = Pin<Box<dyn Future<Output = (Channel, Done)>>>;
-
-/// The line to QEMU: free, or lent to a job that runs beside the loop.
-enum Line {
-    Free(Box<Channel>),
-    Lent {
-        job: Job,
-        kind: ChannelKind,
-    },
-    /// Only for the moment in which it changes hands.
-    Between,
-}
-
-/// What a job has come to.
-enum Done {
-    Asked { before: Result<Vec<Tid>, TasksError>, roles: Result<Roles, QmpError> },
-    Upgraded(Result<Upgrade, QmpError>),
-}
-
-/// What the line to QEMU has to tell.
-enum Said {
-    Happening(Happening),
-    Done(Done),
-}
-
 struct Runner<'a> {
     attachment: Attachment<'a>,
-    channel: Line,
+    line: Line,
     upgrade_wanted: bool,
     look_at: Option<Instant>,
     ask_at: Option<Instant>,
     last_look: Instant,
     last_ask: Option<Instant>,
     pace: Pace,
-    /// A question waits for the line to QEMU.
-    ask_when_free: bool,
-    /// Why the last look failed, if it did.
-    look_failed: Option<String>,
     /// Interrupts and kernel threads may have come since the last time.
     host_due: bool,
-    /// Why the host could not be kept in line the last time, if it could not.
-    host_failed: Option<String>,
-    /// What the kernel would not do.
-    refused: BTreeSet<String>,
-    /// What `status` was told last.
-    standing: Option<Standing>,
-    /// What systemd was told last.
-    told: String,
-    /// Threads about which a line was logged already.
-    lines: BTreeSet<ThreadKey>,
+    telling: Telling,
 }
 
 impl Runner<'_> {
     async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
-        self.log_plan(&[]);
-        log_look(first, &mut self.lines);
-        self.refused.extend(refusals(first));
+        log_plan(self.attachment.plan(), &[]);
+        self.telling.look(first);
         self.remember_host();
         self.isolate();
         self.keep_host();
-        self.told = self.status();
-        notify::ready(&self.told);
+        self.telling.ready(self.status());
         let mut state = State::default();
         // A look at once: kernel threads, and whatever was born while the first was under way.
         let mut effects = vec![Effect::Look];
@@ -222,7 +172,7 @@ impl Runner<'_> {
                 return Some(Event::QemuEnded);
             }
             _ = stop.next() => return Some(Event::Stop),
-            said = said(&mut self.channel) => said,
+            said = self.line.said() => said,
             birth = next_of(births, Births::next) => {
                 if let Err(error) = birth {
                     tracing::warn!("births can no longer be watched: {error}");
@@ -274,9 +224,7 @@ impl Runner<'_> {
                 Some(Event::ChannelChanged(Liveness::Leases))
             }
             Said::Done(Done::Upgraded(result)) => {
-                if self.ask_when_free {
-                    self.ask();
-                }
+                self.line.ask_if_waiting(self.attachment.root(), self.attachment.process().pid);
                 self.upgraded(result)
             }
             Said::Done(Done::Asked { before, roles }) => Some(self.answered(before, roles)),
@@ -286,7 +234,7 @@ impl Runner<'_> {
     fn upgraded(&mut self, result: Result<Upgrade, QmpError>) -> Option<Event> {
         match result {
             Ok(Upgrade::Live) => {
-                tracing::info!("QEMU is asked over {}", self.channel_name());
+                tracing::info!("QEMU is asked over {}", self.line.name());
                 return Some(Event::ChannelChanged(Liveness::Live));
             }
             Ok(Upgrade::NotNeeded) => {}
@@ -357,49 +305,16 @@ impl Runner<'_> {
             }
             Effect::Ask => {
                 self.last_ask = Some(now);
-                self.ask();
+                self.line.ask(self.attachment.root(), self.attachment.process().pid);
                 None
             }
             Effect::Upgrade => {
                 if self.upgrade_wanted {
-                    self.lend(|mut channel| {
-                        Box::pin(async move {
-                            let result = channel.upgrade().await;
-                            (channel, Done::Upgraded(result))
-                        })
-                    });
+                    self.line.upgrade();
                 }
                 None
             }
             Effect::Finish(_) => None,
-        }
-    }
-
-    /// Asks QEMU who is who; where the line is lent, as soon as it is free.
-    fn ask(&mut self) {
-        let pid = self.attachment.process().pid;
-        let root = self.attachment.root().clone();
-        self.ask_when_free = self.lend(|mut channel| {
-            Box::pin(async move {
-                let before = tasks::list(&root, pid);
-                let roles = channel.roles().await;
-                (channel, Done::Asked { before, roles })
-            })
-        });
-    }
-
-    /// Gives the line to a job. Whether it was busy.
-    fn lend(&mut self, job: impl FnOnce(Channel) -> Job) -> bool {
-        match std::mem::replace(&mut self.channel, Line::Between) {
-            Line::Free(channel) => {
-                let kind = channel.kind();
-                self.channel = Line::Lent { job: job(*channel), kind };
-                false
-            }
-            busy => {
-                self.channel = busy;
-                true
-            }
         }
     }
 
@@ -411,16 +326,15 @@ impl Runner<'_> {
         match self.attachment.look() {
             Ok(report) => {
                 if self.attachment.plan().report != report_before {
-                    self.log_plan(&report_before);
+                    log_plan(self.attachment.plan(), &report_before);
                 }
-                self.say_once(report.plan_failed.as_ref().map(|error| chain(error)));
-                log_look(&report, &mut self.lines);
-                self.refused.extend(refusals(&report));
+                self.telling.look_failed(report.plan_failed.as_ref().map(|error| chain(error)));
+                self.telling.look(&report);
                 Some(report.looked)
             }
             Err(error) if error.means_gone() => None,
             Err(error) => {
-                self.say_once(Some(chain(&error)));
+                self.telling.look_failed(Some(chain(&error)));
                 None
             }
         }
@@ -435,45 +349,16 @@ impl Runner<'_> {
     /// Keeps the rest of the host in line. That it cannot be done is said, and tried again.
     fn keep_host(&mut self) {
         self.host_due = false;
-        match self.attachment.keep_host() {
-            Ok(report) => {
-                self.host_failed = None;
-                log_host(&report);
-                self.refused.extend(report.refusals());
-            }
-            Err(error) => {
-                let error = Some(chain(&error));
-                if self.host_failed != error {
-                    tracing::warn!(
-                        "the rest of the host: {}",
-                        error.as_deref().unwrap_or_default()
-                    );
-                }
-                self.host_failed = error;
-            }
-        }
+        self.telling.host(self.attachment.keep_host());
     }
 
     /// Keeps others off the VM's CPUs, before anybody is told that it is attached.
     fn isolate(&mut self) {
         match self.attachment.isolate() {
-            Ok(report) => {
-                log_look(&report, &mut self.lines);
-                self.refused.extend(refusals(&report));
-            }
+            Ok(report) => self.telling.look(&report),
             Err(error) if error.means_gone() => {}
             Err(error) => tracing::warn!("the VM's CPUs are not its alone: {}", chain(&error)),
         }
-    }
-
-    /// Logs why a look was not whole. A full /run stays full for a while: once is enough.
-    fn say_once(&mut self, error: Option<String>) {
-        if error != self.look_failed
-            && let Some(error) = &error
-        {
-            tracing::warn!("{error}");
-        }
-        self.look_failed = error;
     }
 
     fn finish(self, ending: Ending) -> Result<Ended, StartError> {
@@ -487,42 +372,12 @@ impl Runner<'_> {
         Ok(Ended { restored })
     }
 
-    fn channel_kind(&self) -> ChannelKind {
-        match &self.channel {
-            Line::Free(channel) => channel.kind(),
-            Line::Lent { kind, .. } => *kind,
-            Line::Between => ChannelKind::Lease,
-        }
-    }
-
-    fn channel_name(&self) -> &'static str {
-        match self.channel_kind() {
-            ChannelKind::Lease => "leases",
-            ChannelKind::Socket => "its own socket",
-            ChannelKind::RuntimeMonitor => "a runtime monitor",
-        }
-    }
-
-    /// Tells systemd how it stands, where that has changed.
+    /// Tells systemd and `qmpin status` how it stands, where that has changed.
     fn tell(&mut self) {
         let status = self.status();
-        if status != self.told {
-            notify::status(&status);
-            self.told = status;
-        }
-        let standing = Standing {
-            schema: STANDING_SCHEMA.to_owned(),
-            channel: self.channel_kind(),
-            drift_total: self.attachment.drift_total(),
-            refused: self.refused.iter().take(REFUSED_MAX).cloned().collect(),
-        };
-        if self.standing.as_ref() != Some(&standing) {
-            let Settings { state, vm, .. } = self.attachment.settings();
-            if let Err(error) = write_standing(state, vm, &standing) {
-                tracing::debug!("`qmpin status` will not know it: {error}");
-            }
-            self.standing = Some(standing);
-        }
+        let Settings { state, vm, .. } = self.attachment.settings();
+        let drift_total = self.attachment.drift_total();
+        self.telling.tell(status, state, vm, self.line.kind(), drift_total);
     }
 
     fn status(&self) -> String {
@@ -532,25 +387,9 @@ impl Runner<'_> {
             plan.vcpus.len(),
             plan.exclusive,
             plan.emulator,
-            self.channel_name(),
+            self.line.name(),
             self.attachment.drift_total()
         )
-    }
-
-    /// The plan in a line, and each shortfall that was not there before.
-    fn log_plan(&self, before: &[Finding]) {
-        let plan = self.attachment.plan();
-        tracing::info!(
-            "VM {}: vCPUs on {}, iothreads on {}, emulator on {}",
-            plan.vm,
-            plan.exclusive,
-            plan.iothread_cpus,
-            plan.emulator
-        );
-        let new = |finding: &&Finding| finding.verdict != Verdict::Met && !before.contains(finding);
-        for finding in plan.report.iter().filter(new) {
-            tracing::warn!("{}: {}", finding.rule, finding.reason);
-        }
     }
 }
 
@@ -560,17 +399,5 @@ fn hint_of(event: &str) -> Option<Hint> {
         "RESET" | "STOP" | "RESUME" | "SUSPEND" | "WAKEUP" => Some(Hint::GuestState),
         "ACPI_DEVICE_OST" | "DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR" => Some(Hint::Device),
         _ => None,
-    }
-}
-
-async fn said(line: &mut Line) -> Said {
-    match line {
-        Line::Free(channel) => Said::Happening(channel.next_event().await),
-        Line::Lent { job, .. } => {
-            let (channel, done) = job.await;
-            *line = Line::Free(Box::new(channel));
-            Said::Done(done)
-        }
-        Line::Between => pending().await,
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `vcpus` | every vCPU may run on one CPU of the VM's own, no two on the same |
 //! | `helpers` | no other thread of the VM may run there |
+//! | `partition` | these CPUs are an isolated partition, and it is in force |
 //! | `processes` | no other process may run there |
 //! | `kthreads` | nor any kernel thread that can be moved |
 //! | `bound-kthreads` | never quite: what the kernel binds to each CPU is counted |
@@ -16,9 +17,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::cpuset::CpuSet;
+use crate::discover::cgroup::PartitionFile;
 use crate::discover::{Interrupt, Occupant, OccupantKind};
 use crate::leases::Lease;
 use crate::places::{Place, Value};
+use crate::plan::partition::ISOLATED;
 use crate::plan::{counted, cpus_in_words};
 use crate::policy::Knob;
 use crate::threads::{Role, Thread};
@@ -71,6 +74,8 @@ pub struct Facts<'a> {
     pub lease: &'a Lease,
     /// The VM's threads as they are.
     pub threads: &'a [Thread],
+    /// The group of the vCPUs; `None`: the VM has no partition.
+    pub partition: Option<&'a PartitionFile>,
     /// Others that may run on the VM's CPUs.
     pub occupants: &'a [Occupant],
     /// What else is not as it should be.
@@ -85,6 +90,7 @@ pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
     let mut checks = vec![vcpus(facts), helpers(facts)];
     let asked = |knob: Knob| facts.lease.knobs.contains(&knob);
     if asked(Knob::Partition) {
+        checks.push(partition(facts));
         checks.push(nobody("processes", "process", facts, OccupantKind::User));
     }
     if asked(Knob::Kthreads) {
@@ -149,6 +155,22 @@ fn helpers(facts: &Facts<'_>) -> Check {
         return holds("helpers", format!("no other thread of the VM on {}", cpus_in_words(own)));
     }
     broken("helpers", some(&wrong))
+}
+
+fn partition(facts: &Facts<'_>) -> Check {
+    let own = &facts.lease.exclusive;
+    let Some(PartitionFile { group, state, cpus }) = facts.partition else {
+        let reason = "the VM has none; `qmpin plan --explain` says why".to_owned();
+        return Check { check: "partition", verdict: CheckVerdict::Refused, reason };
+    };
+    if state != ISOLATED {
+        return broken("partition", format!("{group}/cpuset.cpus.partition is `{state}`"));
+    }
+    if cpus != own {
+        let (is, wanted) = (cpus_in_words(cpus), cpus_in_words(own));
+        return broken("partition", format!("{group} is isolated with {is} and not with {wanted}"));
+    }
+    holds("partition", format!("{} are isolated in {group}", cpus_in_words(own)))
 }
 
 fn nobody(check: &'static str, what: &str, facts: &Facts<'_>, kind: OccupantKind) -> Check {
@@ -234,13 +256,8 @@ mod tests {
         Occupant { tid: Tid(9), comm: "ksoftirqd/4".to_owned(), kind, allowed: cpus("4") }
     }
 
-    fn verdicts(
-        threads: &[Thread],
-        occupants: &[Occupant],
-        unmet: &[Unmet],
-        level: Level,
-    ) -> BTreeMap<&'static str, CheckVerdict> {
-        let lease = Lease {
+    fn lease(level: Level) -> Lease {
+        Lease {
             schema: crate::leases::SCHEMA.to_owned(),
             vm: "100".parse().expect("a name"),
             boot_id: String::new(),
@@ -253,9 +270,31 @@ mod tests {
             vcpus: Vec::new(),
             knobs: level.knobs(),
             partition: None,
-        };
+        }
+    }
+
+    fn isolated(state: &str, list: &str) -> PartitionFile {
+        let group = "qemu.slice/100.scope/vcpus".to_owned();
+        PartitionFile { group, state: state.to_owned(), cpus: cpus(list) }
+    }
+
+    fn verdicts(
+        threads: &[Thread],
+        occupants: &[Occupant],
+        unmet: &[Unmet],
+        level: Level,
+    ) -> BTreeMap<&'static str, CheckVerdict> {
+        let lease = lease(level);
         let interrupts = BTreeMap::new();
-        let facts = Facts { lease: &lease, threads, occupants, unmet, interrupts: &interrupts };
+        let partition = isolated("isolated", "4-5");
+        let facts = Facts {
+            lease: &lease,
+            threads,
+            partition: Some(&partition),
+            occupants,
+            unmet,
+            interrupts: &interrupts,
+        };
         verify(&facts).into_iter().map(|check| (check.check, check.verdict)).collect()
     }
 
@@ -293,5 +332,26 @@ mod tests {
         };
         assert_eq!(verdicts(&good, &[], &[unmet(false)], Level::Exclusive)["irqs"], Broken);
         assert_eq!(verdicts(&good, &[], &[unmet(true)], Level::Exclusive)["irqs"], Refused);
+    }
+
+    #[test]
+    fn a_partition_is_there_in_force_and_of_these_cpus() {
+        let lease = lease(Level::Exclusive);
+        let interrupts = BTreeMap::new();
+        let verdict = |file: Option<&PartitionFile>| {
+            let facts = Facts {
+                lease: &lease,
+                threads: &[],
+                partition: file,
+                occupants: &[],
+                unmet: &[],
+                interrupts: &interrupts,
+            };
+            partition(&facts).verdict
+        };
+        assert_eq!(verdict(None), CheckVerdict::Refused);
+        assert_eq!(verdict(Some(&isolated("isolated", "4-5"))), CheckVerdict::Holds);
+        assert_eq!(verdict(Some(&isolated("isolated invalid (…)", "4-5"))), CheckVerdict::Broken);
+        assert_eq!(verdict(Some(&isolated("isolated", "4"))), CheckVerdict::Broken);
     }
 }

@@ -1,0 +1,52 @@
+//! What the kernel would not do, in a sentence each: the same one wherever it is told.
+
+use super::thread_in_words;
+use crate::apply::{Applied, HostApplied, HostOutcome, StepOutcome};
+use crate::plan::host::diff::HostStep;
+
+/// About a thread that is not where it should be. `None`: nothing was refused.
+#[must_use]
+pub fn thread_refusal(Applied { step, outcome }: &Applied) -> Option<String> {
+    let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
+    match outcome {
+        StepOutcome::Refused { error } => {
+            Some(format!("{who}: {} → {} was refused: {error}", step.from, step.to))
+        }
+        StepOutcome::Narrowed { to } => Some(format!(
+            "{who}: wanted {}, the kernel made it {to}: its cpuset allows no more",
+            step.to
+        )),
+        StepOutcome::Done | StepOutcome::Gone => None,
+    }
+}
+
+/// About a place of the host that is not as it should be. `None`: nothing was refused.
+#[must_use]
+pub fn host_refusal(HostApplied { step, outcome }: &HostApplied) -> Option<String> {
+    match (step, outcome) {
+        (HostStep::Write { place, from, to, .. }, HostOutcome::Refused { error }) => {
+            Some(format!("{place}: {from} → {to} was refused: {error}"))
+        }
+        (HostStep::Write { place, to, .. }, HostOutcome::Narrowed { to: now }) => {
+            Some(format!("{place}: wanted {to}, the kernel made it {now}"))
+        }
+        (HostStep::PutBack { place, to, .. }, HostOutcome::Refused { error }) => {
+            Some(format!("{place} could not be put back to {to}: {error}"))
+        }
+        (HostStep::PutBack { place, to, .. }, HostOutcome::Narrowed { to: now }) => {
+            Some(format!("{place} was put back to {to}, and the kernel made it {now}"))
+        }
+        _ => None,
+    }
+}
+
+/// About a place that somebody else has changed meanwhile. `None`: it is none.
+#[must_use]
+pub fn left_alone(step: &HostStep) -> Option<String> {
+    match step {
+        HostStep::LeaveAlone { place, found, before } => Some(format!(
+            "{place} was made {found} by somebody else and is left so (before qmpin: {before})"
+        )),
+        _ => None,
+    }
+}

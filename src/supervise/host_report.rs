@@ -1,0 +1,108 @@
+//! What has become of the rest of the host, and what the log says of it.
+
+use std::collections::BTreeMap;
+
+use crate::apply::{HostApplied, HostOutcome};
+use crate::discover::Interrupt;
+use crate::plan::host::diff::HostStep;
+use crate::policy::Knob;
+use crate::render::{host_refusal, left_alone};
+
+/// What has come of it.
+#[derive(Debug, Default)]
+pub struct HostReport {
+    /// Every step and what became of it.
+    pub applied: Vec<HostApplied>,
+    /// Interrupts that stay on CPUs kept for VMs, because the kernel manages where they go.
+    pub managed: BTreeMap<u32, Interrupt>,
+    /// Kernel threads that are bound to CPUs kept for VMs, by name without numbers.
+    pub bound: BTreeMap<String, usize>,
+}
+
+impl HostReport {
+    /// Whether something was refused that could have been expected to go through.
+    #[must_use]
+    pub fn fell_short(&self) -> bool {
+        self.applied.iter().any(|applied| match &applied.outcome {
+            HostOutcome::Refused { error } => !is_managed_irq(&applied.step, error),
+            HostOutcome::Narrowed { .. } => true,
+            HostOutcome::Done | HostOutcome::Gone => false,
+        })
+    }
+
+    /// What the kernel would not do, in sentences.
+    #[must_use]
+    pub fn refusals(&self) -> Vec<String> {
+        let is_expected = |one: &&HostApplied| match &one.outcome {
+            HostOutcome::Refused { error } => is_managed_irq(&one.step, error),
+            _ => false,
+        };
+        let mut sentences: Vec<String> =
+            self.applied.iter().filter(|one| !is_expected(one)).filter_map(host_refusal).collect();
+        let managed = self.managed.iter().map(|(number, irq)| {
+            format!("interrupt {number} ({}): the kernel keeps it where it is", irq.devices)
+        });
+        sentences.extend(managed);
+        sentences
+    }
+}
+
+/// Interrupts whose CPUs the kernel manages answer so, since Linux 6.10 with the second
+/// (`kernel/irq/proc.c: write_irq_affinity`).
+pub(super) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
+    matches!(step, HostStep::Write { knob: Knob::Irqs, .. })
+        && matches!(error.raw_os_error(), Some(nix::libc::EIO | nix::libc::EPERM))
+}
+
+/// One line for each knob that was turned, and one for each thing that was refused.
+pub fn log_host(report: &HostReport) {
+    let mut written: BTreeMap<Knob, (usize, String)> = BTreeMap::new();
+    let mut put_back = 0;
+    for one in &report.applied {
+        match (&one.step, &one.outcome) {
+            (_, HostOutcome::Gone) | (HostStep::Settle { .. }, _) => {}
+            (HostStep::Write { knob, place, from, to }, HostOutcome::Done) => {
+                let first = || (0, format!("{place}: {from} → {to}"));
+                written.entry(*knob).or_insert_with(first).0 += 1;
+            }
+            (HostStep::PutBack { .. }, HostOutcome::Done) => put_back += 1,
+            (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => {}
+            _ => {
+                if let Some(sentence) = host_refusal(one).or_else(|| left_alone(&one.step)) {
+                    tracing::warn!("{sentence}");
+                }
+            }
+        }
+    }
+    if !report.managed.is_empty() {
+        tracing::info!("{}", managed_in_words(&report.managed));
+    }
+    for (knob, (number, first)) in written {
+        match number {
+            1 => tracing::info!("{knob}: {first}"),
+            number => tracing::info!("{knob}: {number} changed, such as {first}"),
+        }
+    }
+    if put_back > 0 {
+        tracing::info!("{put_back} settings of the host put back");
+    }
+}
+
+/// The interrupts that stay, those first that have fired most.
+fn managed_in_words(managed: &BTreeMap<u32, Interrupt>) -> String {
+    /// How many are named.
+    const NAMED: usize = 4;
+    let mut by_count: Vec<(&u32, &Interrupt)> = managed.iter().collect();
+    by_count.sort_by_key(|(number, irq)| (std::cmp::Reverse(irq.fired), **number));
+    let name = |(number, irq): &(&u32, &Interrupt)| match irq.devices.as_str() {
+        "" => format!("{number}: {}", irq.fired),
+        devices => format!("{number} ({devices}): {}", irq.fired),
+    };
+    let named: Vec<String> = by_count.iter().take(NAMED).map(name).collect();
+    let more = if by_count.len() > NAMED { ", …" } else { "" };
+    format!(
+        "irqs: {} stay on CPUs of VMs, where the kernel itself keeps them; fired there so far: {}{more}",
+        by_count.len(),
+        named.join(", ")
+    )
+}

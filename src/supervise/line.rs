@@ -1,0 +1,125 @@
+//! The line to QEMU: whoever works with it has it for himself, beside the loop.
+//!
+//! ```text
+//!   free ──ask, upgrade──▶ lent to a job ──done──▶ free
+//! ```
+
+use std::future::{Future, pending};
+use std::pin::Pin;
+
+use crate::discover::tasks::{self, TasksError};
+use crate::ids::{Pid, Tid};
+use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
+use crate::sysroot::SysRoot;
+
+type Job = Pin<Box<dyn Future<Output = (Channel, Done)>>>;
+
+enum State {
+    Free(Box<Channel>),
+    Lent {
+        job: Job,
+        kind: ChannelKind,
+    },
+    /// Only for the moment in which it changes hands.
+    Between,
+}
+
+/// What a job has come to.
+pub(super) enum Done {
+    Asked { before: Result<Vec<Tid>, TasksError>, roles: Result<Roles, QmpError> },
+    Upgraded(Result<Upgrade, QmpError>),
+}
+
+/// What the line to QEMU has to tell.
+pub(super) enum Said {
+    Happening(Happening),
+    Done(Done),
+}
+
+/// The line to QEMU.
+pub(super) struct Line {
+    state: State,
+    /// A question waits until it is free.
+    ask_when_free: bool,
+}
+
+impl Line {
+    pub(super) fn new(channel: Channel) -> Line {
+        Line { state: State::Free(Box::new(channel)), ask_when_free: false }
+    }
+
+    /// Waits for what it has to tell. What has begun goes on the next time where this is dropped.
+    pub(super) async fn said(&mut self) -> Said {
+        match &mut self.state {
+            State::Free(channel) => Said::Happening(channel.next_event().await),
+            State::Lent { job, .. } => {
+                let (channel, done) = job.await;
+                self.state = State::Free(Box::new(channel));
+                Said::Done(done)
+            }
+            State::Between => pending().await,
+        }
+    }
+
+    /// Asks who is who; where it is lent, after the next [`Line::ask_if_waiting`].
+    pub(super) fn ask(&mut self, root: &SysRoot, pid: Pid) {
+        let root = root.clone();
+        self.ask_when_free = self.lend(|mut channel| {
+            Box::pin(async move {
+                let before = tasks::list(&root, pid);
+                let roles = channel.roles().await;
+                (channel, Done::Asked { before, roles })
+            })
+        });
+    }
+
+    /// Asks what could not be asked before.
+    pub(super) fn ask_if_waiting(&mut self, root: &SysRoot, pid: Pid) {
+        if self.ask_when_free {
+            self.ask(root, pid);
+        }
+    }
+
+    /// Tries for a monitor of its own.
+    pub(super) fn upgrade(&mut self) {
+        self.lend(|mut channel| {
+            Box::pin(async move {
+                let result = channel.upgrade().await;
+                (channel, Done::Upgraded(result))
+            })
+        });
+    }
+
+    /// How QEMU is asked.
+    pub(super) fn kind(&self) -> ChannelKind {
+        match &self.state {
+            State::Free(channel) => channel.kind(),
+            State::Lent { kind, .. } => *kind,
+            State::Between => ChannelKind::Lease,
+        }
+    }
+
+    /// The same in words.
+    pub(super) fn name(&self) -> &'static str {
+        match self.kind() {
+            ChannelKind::Lease => "leases",
+            ChannelKind::Socket => "its own socket",
+            ChannelKind::RuntimeMonitor => "a runtime monitor",
+        }
+    }
+
+    /// Gives it to a job. Whether it was busy.
+    fn lend(&mut self, job: impl FnOnce(Channel) -> Job) -> bool {
+        match std::mem::replace(&mut self.state, State::Between) {
+            State::Free(channel) => {
+                let kind = channel.kind();
+                self.state = State::Lent { job: job(*channel), kind };
+                false
+            }
+            busy => {
+                self.state = busy;
+                true
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What was told already: each thing is told once, and nobody is told the same again.
+//!
+//! | who | what |
+//! |---|---|
+//! | the log | what was moved, what was refused, why a look was not whole |
+//! | systemd | a line of status |
+//! | `qmpin status` | `<vm>.standing`, see [`crate::standing`] |
+
+use std::collections::BTreeSet;
+
+use super::host_report::{HostReport, log_host};
+use super::narrate::{log_look, refusals};
+use super::notify;
+use super::reports::LookReport;
+use super::start_error::StartError;
+use crate::error::chain;
+use crate::ids::VmName;
+use crate::leases::StateDir;
+use crate::qmp::ChannelKind;
+use crate::standing::{STANDING_SCHEMA, Standing, write_standing};
+use crate::threads::ThreadKey;
+
+/// So many refusals are kept; there are a few for each interrupt at most.
+const REFUSED_MAX: usize = 1_000;
+/// So many threads are kept about which a line was logged: a VM's threads come and go for months.
+const LINES_MAX: usize = 10_000;
+
+/// What was told already.
+#[derive(Default)]
+pub(super) struct Telling {
+    /// Why the last look failed, if it did.
+    look_failed: Option<String>,
+    /// Why the host could not be kept in line the last time, if it could not.
+    host_failed: Option<String>,
+    /// What the kernel would not do.
+    refused: BTreeSet<String>,
+    /// What `status` was told last: channel, drift and how many refusals.
+    standing: Option<(ChannelKind, u64, usize)>,
+    /// What systemd was told last.
+    status: String,
+    /// Threads about which a line was logged.
+    lines: BTreeSet<ThreadKey>,
+}
+
+impl Telling {
+    /// What a look has changed.
+    pub(super) fn look(&mut self, report: &LookReport) {
+        if self.lines.len() > LINES_MAX {
+            self.lines.clear();
+        }
+        log_look(report, &mut self.lines);
+        self.refuse(refusals(report));
+    }
+
+    /// Why a look was not whole. A full /run stays full for a while: once is enough.
+    pub(super) fn look_failed(&mut self, error: Option<String>) {
+        if error != self.look_failed
+            && let Some(error) = &error
+        {
+            tracing::warn!("{error}");
+        }
+        self.look_failed = error;
+    }
+
+    /// What has become of the rest of the host.
+    pub(super) fn host(&mut self, kept: Result<HostReport, StartError>) {
+        match kept {
+            Ok(report) => {
+                self.host_failed = None;
+                log_host(&report);
+                self.refuse(report.refusals());
+            }
+            Err(error) => {
+                let error = chain(&error);
+                if self.host_failed.as_ref() != Some(&error) {
+                    tracing::warn!("the rest of the host: {error}");
+                }
+                self.host_failed = Some(error);
+            }
+        }
+    }
+
+    fn refuse(&mut self, sentences: Vec<String>) {
+        for sentence in sentences {
+            if self.refused.len() < REFUSED_MAX {
+                self.refused.insert(sentence);
+            }
+        }
+    }
+
+    /// That everything is in place for the first time.
+    pub(super) fn ready(&mut self, status: String) {
+        notify::ready(&status);
+        self.status = status;
+    }
+
+    /// How it stands, where that has changed.
+    pub(super) fn tell(
+        &mut self,
+        status: String,
+        state: &StateDir,
+        vm: &VmName,
+        channel: ChannelKind,
+        drift_total: u64,
+    ) {
+        if status != self.status {
+            notify::status(&status);
+            self.status = status;
+        }
+        let standing = (channel, drift_total, self.refused.len());
+        if self.standing == Some(standing) {
+            return;
+        }
+        self.standing = Some(standing);
+        let schema = STANDING_SCHEMA.to_owned();
+        let refused = self.refused.iter().cloned().collect();
+        let standing = Standing { schema, channel, drift_total, refused };
+        if let Err(error) = write_standing(state, vm, &standing) {
+            tracing::debug!("`qmpin status` will not know it: {error}");
+        }
+    }
+}
