@@ -63,6 +63,10 @@ pub struct Lease {
     /// The cgroup in which it has, or is about to have, an isolated partition.
     #[serde(default)]
     pub partition: Option<String>,
+    /// The cgroup of its process, where there can be no partition and systemd is to keep the units beside
+    /// it off its CPUs.
+    #[serde(default)]
+    pub slices: Option<String>,
 }
 
 /// Why the state folder could not be used.
@@ -291,6 +295,20 @@ impl StateDir {
         Ok(())
     }
 
+    /// Removes a VM's lease alone: what is to be put back is still known.
+    ///
+    /// # Errors
+    /// [`StateError::Io`]; a file that is not there is no error.
+    pub fn drop_lease(&self, vm: &VmName) -> Result<(), StateError> {
+        let path = self.lease_path(vm);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(self.error("remove", path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
     #[allow(clippy::unused_self)] // reads as a method at its uses
     fn error(&self, action: &'static str, path: PathBuf) -> impl Fn(io::Error) -> StateError {
         move |source| StateError::Io { action, path: path.clone(), source }
@@ -345,6 +363,7 @@ mod tests {
             vcpus: vec![],
             knobs: BTreeSet::new(),
             partition: None,
+            slices: None,
         }
     }
 

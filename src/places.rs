@@ -20,7 +20,15 @@ pub enum Place {
     CpuMask(String),
     /// A file that holds a word or number.
     Word(String),
-    /// The affinity of a kernel thread.
+    /// What systemd limits a unit to (`AllowedCPUs=`); no CPU at all means that it does not. Before the
+    /// threads, whose masks some kernels change with it.
+    AllowedCpus {
+        /// The unit, as `system.slice`.
+        unit: String,
+        /// Its cgroup below the root.
+        cgroup: String,
+    },
+    /// The affinity of a thread: one of the kernel's, or one outside all VMs that has a mask of its own.
     Thread(ThreadKey),
 }
 
@@ -43,7 +51,8 @@ impl fmt::Display for Place {
             Place::CpuList(path) | Place::CpuMask(path) | Place::Word(path) => {
                 write!(f, "/{path}")
             }
-            Place::Thread(key) => write!(f, "kernel thread {}", key.tid),
+            Place::AllowedCpus { unit, .. } => write!(f, "AllowedCPUs of {unit}"),
+            Place::Thread(key) => write!(f, "thread {}", key.tid),
         }
     }
 }
@@ -82,6 +91,7 @@ impl Value {
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Value::Cpus(cpus) if cpus.is_empty() => f.write_str("none"),
             Value::Cpus(cpus) => cpus.fmt(f),
             Value::Word(word) => f.write_str(word),
         }
@@ -110,6 +120,10 @@ pub struct HostView {
     pub kthreads: Vec<Place>,
     /// Kernel threads that cannot (`PF_NO_SETAFFINITY`): name and CPUs.
     pub bound: Vec<(String, CpuSet)>,
+    /// Units of systemd's beside a VM that has no partition.
+    pub units: Vec<Place>,
+    /// Threads of processes outside all VMs that had a mask of their own.
+    pub users: Vec<Place>,
     /// The CPUs of unbound workqueues.
     pub workqueues: Option<Place>,
     /// Power management by CPU.

@@ -67,8 +67,8 @@ pub enum SystemdError {
         /// Which one.
         unit: String,
     },
-    /// The name is not one of a scope or service.
-    #[error("{unit} is neither a scope nor a service")]
+    /// The name is not one of a unit with a cgroup.
+    #[error("{unit} is neither a scope nor a service nor a slice")]
     NotAUnit {
         /// What was given.
         unit: String,
@@ -77,7 +77,7 @@ pub enum SystemdError {
 
 /// What is asked of systemd.
 pub trait Units {
-    /// What it says of a scope or service.
+    /// What it says of a scope, service or slice.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -184,6 +184,7 @@ fn interface(unit: &str) -> Result<&'static str, SystemdError> {
     match unit.rsplit_once('.') {
         Some((_, "scope")) => Ok("org.freedesktop.systemd1.Scope"),
         Some((_, "service")) => Ok("org.freedesktop.systemd1.Service"),
+        Some((_, "slice")) => Ok("org.freedesktop.systemd1.Slice"),
         _ => Err(SystemdError::NotAUnit { unit: unit.to_owned() }),
     }
 }
@@ -271,8 +272,10 @@ mod tests {
     }
 
     #[test]
-    fn only_scopes_and_services_are_asked_about() {
-        assert!(interface("100.scope").is_ok() && interface("vm.service").is_ok());
-        assert!(interface("qemu.slice").is_err() && interface("scope").is_err());
+    fn only_units_with_a_cgroup_are_asked_about() {
+        for unit in ["100.scope", "vm.service", "-.slice"] {
+            assert!(interface(unit).is_ok(), "{unit}");
+        }
+        assert!(interface("run.mount").is_err() && interface("scope").is_err());
     }
 }

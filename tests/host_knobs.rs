@@ -152,6 +152,7 @@ impl World {
             vcpus: Vec::new(),
             knobs: knobs.into_iter().collect(),
             partition: None,
+            slices: None,
         };
         self.state.write_lease(&lease).expect("written");
     }

@@ -6,13 +6,15 @@
 
 use std::io;
 
+use super::slices::Limits;
 use crate::cpuset::CpuSet;
-use crate::discover::read_place;
+use crate::discover::{present_cpus, read_place};
 use crate::journal::{HostJournal, HostRecord, JournalError};
 use crate::places::{Place, Value};
 use crate::plan::host::diff::HostStep;
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
+use crate::systemd::Units;
 
 /// What became of a step.
 #[derive(Debug)]
@@ -51,6 +53,18 @@ impl HostApplied {
     }
 }
 
+impl HostApplied {
+    /// Whether what systemd limits a unit to was changed: before Linux 6.2 all threads that are in it, and
+    /// all where it is the first one, lose their masks.
+    #[must_use]
+    pub fn has_limited_unit(&self) -> bool {
+        let is_write = matches!(self.step, HostStep::Write { .. } | HostStep::PutBack { .. });
+        is_write
+            && matches!(self.step.place(), Place::AllowedCpus { .. })
+            && matches!(self.outcome, HostOutcome::Done | HostOutcome::Narrowed { .. })
+    }
+}
+
 /// Carries out the steps in their order.
 ///
 /// # Errors
@@ -58,6 +72,7 @@ impl HostApplied {
 pub fn apply_host(
     root: &SysRoot,
     sched: &dyn Sched,
+    units: &dyn Units,
     online: &CpuSet,
     journal: &mut HostJournal,
     steps: Vec<HostStep>,
@@ -69,24 +84,27 @@ pub fn apply_host(
         _ => None,
     });
     journal.append(intents.collect())?;
-    let applied: Vec<HostApplied> = steps
+    // Units first, and all of them: some kernels change threads' masks with them.
+    let (of_units, others): (Vec<HostStep>, Vec<HostStep>) =
+        steps.into_iter().partition(|step| matches!(step.place(), Place::AllowedCpus { .. }));
+    let mut limits = Limits::new(root, units, present_cpus(root) | *online);
+    let mut applied: Vec<HostApplied> = of_units
         .into_iter()
-        .map(|step| {
-            let outcome = match &step {
-                HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. } => {
-                    write(root, sched, online, place, to)
-                }
-                HostStep::Settle { .. } | HostStep::LeaveAlone { .. } => HostOutcome::Done,
-            };
-            HostApplied { step, outcome }
-        })
+        .map(|step| carry_out(step, root, sched, online, &mut limits))
         .collect();
+    limits.clean_up();
+    applied
+        .extend(others.into_iter().map(|step| carry_out(step, root, sched, online, &mut limits)));
     let settled = applied.iter().filter_map(|applied| match (&applied.step, &applied.outcome) {
         (HostStep::Settle { place } | HostStep::LeaveAlone { place, .. }, _)
         | (HostStep::PutBack { place, .. } | HostStep::Write { place, .. }, HostOutcome::Gone)
         | (
             HostStep::PutBack {
-                place: place @ (Place::CpuList(_) | Place::CpuMask(_) | Place::Word(_)),
+                place:
+                    place @ (Place::CpuList(_)
+                    | Place::CpuMask(_)
+                    | Place::Word(_)
+                    | Place::AllowedCpus { .. }),
                 ..
             },
             HostOutcome::Done,
@@ -97,10 +115,27 @@ pub fn apply_host(
     Ok(applied)
 }
 
+fn carry_out(
+    step: HostStep,
+    root: &SysRoot,
+    sched: &dyn Sched,
+    online: &CpuSet,
+    limits: &mut Limits<'_>,
+) -> HostApplied {
+    let outcome = match &step {
+        HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. } => {
+            write(root, sched, online, limits, place, to)
+        }
+        HostStep::Settle { .. } | HostStep::LeaveAlone { .. } => HostOutcome::Done,
+    };
+    HostApplied { step, outcome }
+}
+
 fn write(
     root: &SysRoot,
     sched: &dyn Sched,
     online: &CpuSet,
+    limits: &mut Limits<'_>,
     place: &Place,
     to: &Value,
 ) -> HostOutcome {
@@ -109,14 +144,18 @@ fn write(
         return HostOutcome::Gone;
     }
     let written = match (place, to) {
+        (Place::CpuList(path), Value::Cpus(cpus)) => {
+            root.write_value(path, &cpus.to_string()).map_err(|error| error.source)
+        }
         (Place::CpuList(path) | Place::Word(path), value) => {
             root.write_value(path, &value.to_string()).map_err(|error| error.source)
         }
         (Place::CpuMask(path), Value::Cpus(cpus)) => {
             root.write_value(path, &cpus.to_cpumask()).map_err(|error| error.source)
         }
+        (Place::AllowedCpus { unit, cgroup }, Value::Cpus(cpus)) => limits.set(unit, cgroup, cpus),
         (Place::Thread(key), Value::Cpus(cpus)) => sched.set_affinity(key.tid, cpus),
-        (Place::CpuMask(_) | Place::Thread(_), Value::Word(_)) => {
+        (Place::CpuMask(_) | Place::AllowedCpus { .. } | Place::Thread(_), Value::Word(_)) => {
             Err(io::Error::new(io::ErrorKind::InvalidInput, "a word where CPUs belong"))
         }
     };

@@ -10,6 +10,7 @@
 mod affinity;
 mod host;
 pub mod partition;
+pub(crate) mod slices;
 
 use std::io;
 

@@ -6,6 +6,7 @@ use super::args::{Global, PlanArgs};
 use super::{Answer, block_on, output};
 use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
+use crate::ids::Pid;
 use crate::journal::HostJournal;
 use crate::plan::diff::diff;
 use crate::plan::host::Wants;
@@ -91,7 +92,13 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         Shape::Text(explain) => {
             let steps = diff(&plan, view.process.pid, &threads, &topology.online());
             output::text(&plan_text(&plan, threads.len(), &steps, explain))?;
-            output::text(&host_text(&host_steps(root, settings, &plan, &boot_id)?))?;
+            output::text(&host_text(&host_steps(
+                root,
+                settings,
+                &plan,
+                view.process.pid,
+                &boot_id,
+            )?))?;
         }
     }
     Ok(Answer::Done)
@@ -102,11 +109,14 @@ fn host_steps(
     root: &SysRoot,
     settings: &Settings,
     plan: &Plan,
+    process: Pid,
     boot_id: &str,
 ) -> Result<Vec<HostStep>, Failure> {
     let mut others = discover::live_leases(&settings.state, boot_id);
     others.retain(|lease| lease.vm != settings.vm);
-    let wants = Wants::of(&others).with(settings.policy.vm.wanted_knobs(), plan.exclusive);
+    let wants = Wants::of(&others)
+        .with(settings.policy.vm.wanted_knobs(), plan.exclusive)
+        .with_process(process);
     let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
     Ok(supervise::host_steps(Host { root, sched: &Kernel }, &wants, &memory)?)
 }

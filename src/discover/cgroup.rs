@@ -9,6 +9,7 @@ use super::stat;
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};
+use crate::places::Place;
 use crate::plan::partition::{Group, GroupSeen, Seen, Site, levels};
 use crate::sysroot::SysRoot;
 
@@ -28,6 +29,68 @@ const PROCESSES_MAX: usize = 256;
 /// # Errors
 /// Why not, in a sentence.
 pub fn partition_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Result<Site, String> {
+    let text = systemd_cgroup(root, cgroups, process)?;
+    if lacks_exclusive(cgroups) {
+        return Err(NO_EXCLUSIVE.to_owned());
+    }
+    let site = site_of(&text)?;
+    is_own(root, cgroups, process, &site)?;
+    Ok(site)
+}
+
+/// The cgroup of a process, where systemd can keep the units beside it off its CPUs: of scopes and
+/// services a user's own systemd has made, the part above that.
+///
+/// # Errors
+/// Why not, in a sentence.
+pub fn slices_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Result<String, String> {
+    let text = systemd_cgroup(root, cgroups, process)?;
+    let path = path_of(&text)?;
+    let mut parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let is_users = |part: &&str| part.starts_with("user@") && has_suffix(part, "service");
+    if let Some(at) = parts.iter().position(is_users) {
+        parts.truncate(at + 1);
+    }
+    let is_known = |part: &&str| is_plain(part) && is_unit(part);
+    let known: Vec<&str> = parts.into_iter().take_while(is_known).collect();
+    if known.is_empty() {
+        return Err(format!("QEMU is in {path}, which is no unit of systemd's"));
+    }
+    Ok(known.join("/"))
+}
+
+/// The units beside the path to a cgroup.
+#[must_use]
+pub fn units_beside(cgroups: &dyn Cgroups, cgroup: &str) -> Vec<Place> {
+    let mut above = String::new();
+    let mut units = Vec::new();
+    for part in cgroup.split('/') {
+        let children = cgroups.children(&above).unwrap_or_default();
+        let below = |name: &str| {
+            if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") }
+        };
+        let others =
+            children.iter().filter(|name| *name != part && is_plain(name) && is_unit(name));
+        units.extend(others.map(|name| Place::AllowedCpus {
+            unit: name.strip_prefix('_').unwrap_or(name).to_owned(),
+            cgroup: below(name),
+        }));
+        above = below(part);
+    }
+    units
+}
+
+/// What systemd limits a cgroup to; no CPU at all: it does not. `None`: there is no such cgroup.
+#[must_use]
+pub fn limit(cgroups: &dyn Cgroups, cgroup: &str, online: &CpuSet) -> Option<CpuSet> {
+    cgroups.read(&format!("{cgroup}/cgroup.procs")).ok()?;
+    let cpus = set(cgroups, cgroup, "cpuset.cpus");
+    // What it leaves behind when a limit is lifted.
+    Some(if online.is_subset(&cpus) { CpuSet::EMPTY } else { cpus })
+}
+
+/// The `/proc/PID/cgroup` of a process on a host where systemd has the cpuset controller.
+fn systemd_cgroup(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Result<String, String> {
     let controllers = cgroups
         .read("cgroup.controllers")
         .map_err(|_| "there is no cgroup v2 tree at /sys/fs/cgroup".to_owned())?;
@@ -37,38 +100,38 @@ pub fn partition_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Re
     if !root.path("run/systemd/system").is_ok_and(|path| path.is_dir()) {
         return Err("the host is not run by systemd".to_owned());
     }
-    if lacks_exclusive(cgroups) {
-        return Err(NO_EXCLUSIVE.to_owned());
-    }
-    let text = root
-        .read(&format!("proc/{process}/cgroup"))
-        .map_err(|error| format!("{error}: {}", error.source))?;
-    let site = site_of(&text)?;
-    is_own(root, cgroups, process, &site)?;
-    Ok(site)
+    root.read(&format!("proc/{process}/cgroup"))
+        .map_err(|error| format!("{error}: {}", error.source))
+}
+
+fn path_of(text: &str) -> Result<&str, String> {
+    let line = text.lines().find_map(|line| line.strip_prefix("0::"));
+    line.ok_or_else(|| "QEMU is in no cgroup of the v2 tree".to_owned())
+}
+
+fn is_unit(name: &str) -> bool {
+    ["slice", "scope", "service"].into_iter().any(|suffix| has_suffix(name, suffix))
 }
 
 /// What a kernel before 6.7 lacks.
 pub const NO_EXCLUSIVE: &str = "the kernel has no cpuset.cpus.exclusive, so it cannot partition CPUs below a slice (Linux 6.7 can)";
 
-/// Whether a group with the controller shows that the kernel does not know exclusive CPUs. Without such
-/// a group nobody can tell.
+/// Whether the kernel does not know exclusive CPUs. A group that has the controller shows it, and where
+/// there is none, a file of the root group's that Linux 6.8 has. Nothing is enabled to find out: before 6.2
+/// that takes the masks of all threads of the host away.
 fn lacks_exclusive(cgroups: &dyn Cgroups) -> bool {
     let groups = cgroups.children("").unwrap_or_default();
     let has = |group: &str, file: &str| cgroups.read(&format!("{group}/{file}")).is_ok();
-    groups
-        .iter()
-        .find(|group| has(group, "cpuset.cpus"))
-        .is_some_and(|group| !has(group, "cpuset.cpus.exclusive"))
+    match groups.iter().find(|group| has(group, "cpuset.cpus")) {
+        Some(group) => !has(group, "cpuset.cpus.exclusive"),
+        None => cgroups.read("cpuset.cpus.isolated").is_err(),
+    }
 }
 
 /// The unit in a `/proc/PID/cgroup`. A main thread that is in one of our groups already is taken for what
 /// it is.
 fn site_of(text: &str) -> Result<Site, String> {
-    let path = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .ok_or("QEMU is in no cgroup of the v2 tree")?;
+    let path = path_of(text)?;
     let mut parts: Vec<&str> = path.strip_prefix('/').unwrap_or(path).split('/').collect();
     if !parts.iter().all(|part| is_plain(part)) {
         return Err(format!("QEMU is in a cgroup with a name that is not understood: {path}"));
@@ -313,6 +376,7 @@ mod tests {
         let root = dir.path();
         fs::create_dir_all(root.join("run/systemd/system")).expect("a folder");
         write(root, "sys/fs/cgroup/cgroup.controllers", "cpuset cpu io\n");
+        write(root, "sys/fs/cgroup/cpuset.cpus.isolated", "\n");
         write(root, "sys/fs/cgroup/qemu.slice/100.scope/cgroup.procs", "500\n501\n");
         write(root, "proc/500/cgroup", "0::/qemu.slice/100.scope\n");
         write(root, "proc/500/stat", &stat(500, "kvm"));
@@ -341,6 +405,8 @@ mod tests {
     #[test]
     fn a_host_that_has_not_got_it_is_said_so_by_its_files() {
         let dir = host();
+        fs::remove_file(dir.path().join("sys/fs/cgroup/cpuset.cpus.isolated")).expect("remove");
+        assert!(found(&dir).expect_err("nobody can tell").contains("cpuset.cpus.exclusive"));
         let slice = "sys/fs/cgroup/qemu.slice/cpuset.cpus";
         write(dir.path(), slice, "\n");
         assert!(found(&dir).expect_err("an old kernel").contains("cpuset.cpus.exclusive"));

@@ -26,6 +26,15 @@ pub fn online_cpus(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
         .map_err(|source| DiscoverError::OnlineGarbled { path: root.root().join(PATH), source })
 }
 
+/// Every CPU that there is, those that are offline as well; where the kernel does not say, those that are
+/// online.
+#[must_use]
+pub fn present_cpus(root: &SysRoot) -> CpuSet {
+    let present = root.read("sys/devices/system/cpu/present").ok();
+    let present = present.and_then(|text| CpuSet::parse_cpulist(&text).ok());
+    present.unwrap_or_default() | online_cpus(root).unwrap_or_default()
+}
+
 /// Every lease that can be read. One that cannot is reported and left out.
 #[must_use]
 pub fn all_leases(state: &StateDir) -> Vec<Lease> {

@@ -2,8 +2,10 @@
 //! kernel settings. What is not there is left out.
 
 use super::DiscoverError;
+use super::cgroup;
 use super::host::online_cpus;
-use super::stat;
+use super::{stat, tasks};
+use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, Tid};
 use crate::journal::HostMemory;
@@ -41,11 +43,14 @@ pub fn read_host_view(
     }
     // After the last VM they are looked at once more: one may have been born behind the fence.
     if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) || memory.has_fenced() {
-        reader.kernel_threads();
+        reader.kernel_threads(wants);
     }
     if wants.has(Knob::Workqueues) {
         let place = Place::CpuMask("sys/devices/virtual/workqueue/cpumask".to_owned());
         reader.view.workqueues = reader.take(place);
+    }
+    for cgroup in wants.slices().keys() {
+        reader.units(cgroup, wants);
     }
     for cpu in wants.cpus(Knob::Power).iter() {
         reader.power(cpu);
@@ -54,8 +59,12 @@ pub fn read_host_view(
         reader.sysctls();
     }
     for (place, _) in memory.originals() {
-        if !reader.view.values.contains_key(place) {
-            reader.take(place.clone());
+        if !reader.view.values.contains_key(place)
+            && let Some(place) = reader.take(place.clone())
+            && matches!(place, Place::Thread(_))
+        {
+            // Not one of the kernel's, or it would have been found already.
+            reader.view.users.push(place);
         }
     }
     Ok(reader.view)
@@ -69,8 +78,12 @@ pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> Option<Va
         Place::CpuList(path) => CpuSet::parse_cpulist(&text(path)?).ok().map(Value::Cpus),
         Place::CpuMask(path) => CpuSet::parse_cpumask(&text(path)?).map(Value::Cpus),
         Place::Word(path) => Some(Value::Word(text(path)?.trim().to_owned())),
+        Place::AllowedCpus { cgroup, .. } => {
+            let online = online_cpus(root).ok()?;
+            cgroup::limit(&CgroupTree::of(root), cgroup, &online).map(Value::Cpus)
+        }
         Place::Thread(key) => {
-            super::tasks::is_kernel_thread(root, *key).ok().filter(|is| *is)?;
+            tasks::is_thread(root, *key).ok().filter(|is| *is)?;
             sched.affinity(key.tid).ok().map(Value::Cpus)
         }
     }
@@ -102,14 +115,16 @@ impl Reader<'_> {
         }
     }
 
-    fn kernel_threads(&mut self) {
+    fn kernel_threads(&mut self, wants: &Wants) {
         let children = self.root.read(&format!("proc/{KTHREADD}/task/{KTHREADD}/children"));
         let children = children.unwrap_or_default();
         let numbers = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
         for pid in std::iter::once(KTHREADD).chain(numbers) {
             let Ok(stat) = stat::read(self.root, &format!("proc/{pid}/stat")) else { continue };
-            // Those of a VM go with the VM.
-            if !stat.is_kernel_thread() || is_of_a_vm(&stat.comm) {
+            // Those of an attached VM go with the VM.
+            let serves_one =
+                || tasks::serves(&stat.comm).is_some_and(|(_, process)| wants.is_attached(process));
+            if !stat.is_kernel_thread() || serves_one() {
                 continue;
             }
             let tid = Tid(pid);
@@ -120,6 +135,17 @@ impl Reader<'_> {
                 let place = Place::Thread(ThreadKey { tid, start: stat.start });
                 self.view.kthreads.push(place.clone());
                 self.view.values.insert(place, Value::Cpus(allowed));
+            }
+        }
+    }
+
+    /// The units beside a VM; those that have a partition in them are not for others to limit.
+    fn units(&mut self, cgroup: &str, wants: &Wants) {
+        for place in cgroup::units_beside(&CgroupTree::of(self.root), cgroup) {
+            let Place::AllowedCpus { cgroup, .. } = &place else { continue };
+            if !wants.is_partition(cgroup) && !self.view.units.contains(&place) {
+                let place = self.take(place);
+                self.view.units.extend(place);
             }
         }
     }
@@ -151,9 +177,4 @@ impl Reader<'_> {
             self.view.sysctls.insert(WATCHDOG, place);
         }
     }
-}
-
-/// The names are the kernel's: `kvm-pit/PID`, and before Linux 6.4 `vhost-PID`.
-fn is_of_a_vm(comm: &str) -> bool {
-    ["kvm-pit/", "vhost-", "kvm-nx-lpage-re"].iter().any(|prefix| comm.starts_with(prefix))
 }

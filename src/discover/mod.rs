@@ -22,10 +22,12 @@ use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
 pub use grips::Grips;
-pub use host::{all_leases, boot_id, live_leases, online_cpus, way_beside_supervisor};
+pub use host::{
+    all_leases, boot_id, live_leases, online_cpus, present_cpus, way_beside_supervisor,
+};
 pub use host_view::{read_host_view, read_place};
 pub use interrupts::{Interrupt, interrupts};
-pub use occupants::{Occupant, OccupantKind, occupants};
+pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use policy::{PolicyFileError, load_policy};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use topology::read_topology;

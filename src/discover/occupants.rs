@@ -1,11 +1,14 @@
 //! Who else may run on some CPUs: every thread of the host is asked for its mask, as the scheduler has
 //! it, and those that may are named.
 
+use super::cgroup;
 use super::stat::{self, Stat};
+use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};
 use crate::sched::Sched;
 use crate::sysroot::{ReadError, SysRoot};
+use crate::threads::ThreadKey;
 
 /// What kind of thread it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -70,4 +73,29 @@ fn kind(stat: &Stat) -> OccupantKind {
         (true, false) => OccupantKind::Movable,
         (true, true) => OccupantKind::Bound,
     }
+}
+
+/// The threads of processes that have a mask of their own: less than their cpuset leaves them. Those of
+/// these processes are left out.
+#[must_use]
+pub fn with_own_masks(root: &SysRoot, sched: &dyn Sched, but: &[Pid]) -> Vec<(ThreadKey, CpuSet)> {
+    let mut found = Vec::new();
+    let processes = root.folder("proc").and_then(|folder| folder.numbers()).unwrap_or_default();
+    for pid in processes.into_iter().map(Pid).filter(|pid| !but.contains(pid)) {
+        let Ok(tasks) = root.folder(&format!("proc/{pid}/task")) else { continue };
+        let mut limits = None;
+        for tid in tasks.numbers().unwrap_or_default() {
+            let Ok(allowed) = sched.affinity(Tid(tid)) else { continue };
+            let limits = limits
+                .get_or_insert_with(|| cgroup::cpuset_limits(root, &CgroupTree::of(root), pid));
+            if limits.contains(&allowed) {
+                continue;
+            }
+            let Ok(stat) = stat::read_in(&tasks, &format!("{tid}/stat")) else { continue };
+            if !stat.is_dead() && !stat.is_kernel_thread() {
+                found.push((ThreadKey { tid: Tid(tid), start: stat.start }, allowed));
+            }
+        }
+    }
+    found
 }

@@ -326,18 +326,21 @@ pub fn kernel_threads(root: &SysRoot, sched: &dyn Sched, process: Pid) -> Vec<Th
 }
 
 fn kernel_role(stat: &Stat, process: Pid) -> Option<Role> {
-    let of = |prefix: &str| {
-        stat.comm.strip_prefix(prefix).is_some_and(|rest| rest == process.to_string())
-    };
-    if !stat.is_kernel_thread() {
-        None
-    } else if of("vhost-") {
-        Some(Role::Vhost)
-    } else if of("kvm-pit/") || of("kvm-nx-lpage-recovery-") {
-        Some(Role::Kernel)
-    } else {
-        None
-    }
+    let (role, served) = stat.is_kernel_thread().then(|| serves(&stat.comm))??;
+    (served == process).then_some(role)
+}
+
+/// The process that a kernel thread works for, by the name that the kernel gave it.
+pub(super) fn serves(comm: &str) -> Option<(Role, Pid)> {
+    let names = [
+        ("vhost-", Role::Vhost),
+        ("kvm-pit/", Role::Kernel),
+        ("kvm-nx-lpage-recovery-", Role::Kernel),
+    ];
+    names.into_iter().find_map(|(prefix, role)| {
+        let pid = comm.strip_prefix(prefix)?.parse().ok()?;
+        Some((role, Pid(pid)))
+    })
 }
 
 /// Whether the thread is still the one it was, and still of this process.
@@ -346,6 +349,15 @@ fn kernel_role(stat: &Stat, process: Pid) -> Option<Role> {
 /// [`ReadError`] where that could not be learnt.
 pub fn is_thread_of(root: &SysRoot, process: Pid, key: ThreadKey) -> Result<bool, ReadError> {
     or_gone(task_stat(root, process, key.tid).map(|stat| stat.start == key.start))
+}
+
+/// Whether there is still this thread, whosever it is.
+///
+/// # Errors
+/// [`ReadError`] where that could not be learnt.
+pub fn is_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
+    let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
+    or_gone(stat.map(|stat| !stat.is_dead() && stat.start == key.start))
 }
 
 /// Whether the kernel thread is still the one it was.

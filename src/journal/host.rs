@@ -137,6 +137,12 @@ impl HostMemory {
         records
     }
 
+    /// Whether units of systemd's are limited, or about to be.
+    #[must_use]
+    pub fn has_units(&self) -> bool {
+        self.places.keys().any(|place| matches!(place, Place::AllowedCpus { .. }))
+    }
+
     /// Whether CPUs were kept from kernel threads at any time.
     #[must_use]
     pub fn has_fenced(&self) -> bool {

@@ -15,6 +15,7 @@ pub struct Memory {
     written: BTreeMap<ThreadKey, Written>,
     ours: HashSet<CpuSet>,
     partition: Option<PartitionUndo>,
+    has_slices: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +69,7 @@ impl Memory {
                 }
                 None => self.partition = Some(undo.clone()),
             },
+            Record::Slices(_) => self.has_slices = true,
         }
     }
 
@@ -81,6 +83,12 @@ impl Memory {
     #[must_use]
     pub fn partition(&self) -> Option<&PartitionUndo> {
         self.partition.as_ref()
+    }
+
+    /// Whether systemd was to keep others off the VM's CPUs.
+    #[must_use]
+    pub fn has_slices(&self) -> bool {
+        self.has_slices
     }
 
     /// The main thread's mask before the first write.

@@ -7,6 +7,7 @@
 //!   {"intent":{"thread":{…},"from":"0-23","to":"12"}}                 one per write, before it
 //!   {"narrowed":{"thread":{…},"from":"0-23","to":"0-5"}}              what the kernel made of one
 //!   {"partition":{"unit":"100.scope","cgroup":…,"cpus":"12-19",…}}    before a partition is made or changed
+//!   {"slices":"12-19"}                                                before systemd keeps others off
 //! ```
 //!
 //! A line is an intention: after a crash it may or may not have been carried out, and `restore` tells
@@ -95,6 +96,9 @@ pub enum Record {
     Narrowed(Intent),
     /// A partition about to be made or changed.
     Partition(PartitionUndo),
+    /// Systemd is about to be told to keep units beside the VM off these CPUs: some kernels change the
+    /// VM's masks with it.
+    Slices(CpuSet),
 }
 
 /// What a journal file says.
@@ -178,6 +182,7 @@ impl Journal {
     pub fn append(&mut self, mut records: Vec<Record>) -> Result<(), JournalError> {
         records.retain(|record| match record {
             Record::Baseline(_) | Record::Partition(_) => true,
+            Record::Slices(_) => !self.memory.has_slices(),
             Record::Intent(intent) | Record::Narrowed(intent) => !self.memory.covers(intent),
         });
         if records.is_empty() {

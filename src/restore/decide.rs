@@ -41,11 +41,17 @@ pub fn decide(
     let ours = |ours: &CpuSet| same(ours) || cut.iter().flatten().any(|cut| same(&(*ours & *cut)));
     if same(&before) {
         Decision::Nothing
-    } else if memory.is_ours(key, ours) {
+    } else if memory.is_ours(key, ours) || is_reset(memory, found, online, limits) {
         Decision::PutBack { to: before }
     } else if limits.iter().any(|limit| same(&(before & *limit))) {
         Decision::Nothing
     } else {
         Decision::LeaveAlone { before }
     }
+}
+/// Whether the kernel gave the thread all that its cpuset has, as kernels before 6.2 do when a cpuset
+/// comes or goes: with units of systemd's limited, that was our doing.
+fn is_reset(memory: &Memory, found: &CpuSet, online: &CpuSet, limits: &[CpuSet]) -> bool {
+    memory.has_slices()
+        && limits.iter().chain([online]).any(|all| *found & *online == *all & *online)
 }

@@ -104,6 +104,13 @@ impl RestoreReport {
         RestoreReport { nothing: Some(why), ..RestoreReport::default() }
     }
 
+    /// With what a second restore has come to.
+    pub fn add(&mut self, again: RestoreReport) {
+        self.put_back += again.put_back;
+        self.foreign = again.foreign;
+        self.failed = again.failed;
+    }
+
     /// Whether all is back that could be: the journal may go.
     #[must_use]
     pub fn is_complete(&self) -> bool {

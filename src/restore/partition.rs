@@ -10,10 +10,10 @@
 //! Slices keep what other VMs and other people have in them.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 
 use crate::apply::partition::{Refused, set_cpus, write};
+use crate::apply::slices::{files, remove};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup;
@@ -134,14 +134,14 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Vec
             (UnitState::default(), false)
         }
     };
-    let mut files: Vec<String> = undo.drop_in.iter().cloned().collect();
+    let mut paths: Vec<String> = undo.drop_in.iter().cloned().collect();
     if let Some(ours) = undo.allowed_set {
         let is_ours = |text: &str| state.allowed_cpus == ours || lifts(text);
-        let written = allowed_cpus_files(unit).into_iter();
-        files.extend(written.filter(|path| root.read(path).is_ok_and(|text| is_ours(&text))));
+        let written = files(unit).into_iter();
+        paths.extend(written.filter(|path| root.read(path).is_ok_and(|text| is_ours(&text))));
     }
     let mut changed = false;
-    for path in &files {
+    for path in &paths {
         match remove(root, path) {
             Ok(removed) => changed |= removed,
             Err(error) => refused.push(Refused::new(format!("/{path}"), "gone", error)),
@@ -165,36 +165,16 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Vec
     refused
 }
 
-/// Where systemd writes `AllowedCPUs=` that is set at run time: of a transient unit, and of any other.
-fn allowed_cpus_files(unit: &str) -> [String; 2] {
-    ["transient", "system.control"]
-        .map(|folder| format!("run/systemd/{folder}/{unit}.d/50-AllowedCPUs.conf"))
-}
-
 /// Whether the file only says that there is no limit.
 fn lifts(text: &str) -> bool {
     let mut limits = text.lines().map(str::trim).filter(|line| line.starts_with("AllowedCPUs="));
     limits.all(|line| line == "AllowedCPUs=")
 }
 
-/// Removes a file and its folder, where that is empty then. Whether it was there.
-fn remove(root: &SysRoot, relative: &str) -> io::Result<bool> {
-    let path = root.path(relative).map_err(|error| error.source)?;
-    let removed = match fs::remove_file(&path) {
-        Ok(()) => true,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-        Err(error) => return Err(error),
-    };
-    if removed && let Some(folder) = path.parent() {
-        // Somebody else may have something in it; then it stays.
-        let _ = fs::remove_dir(folder);
-    }
-    Ok(removed)
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::RefCell;
+    use std::fs;
 
     use super::*;
     use crate::apply::Bench;

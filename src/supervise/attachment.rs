@@ -8,14 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
-use super::leasing::{held, neighbours, new_journal, resume, sweep};
+use super::leasing::{held, let_go, neighbours, new_journal, resume, sweep};
 use super::originals::Originals;
 use super::partition::{Ground, Partition, take_back};
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
 use super::state::Looked;
-use crate::apply::{Bench, apply};
+use crate::apply::{Bench, HostApplied, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
 use crate::discover::{self, DiscoverError, Target, VmView, read_topology, read_vm};
@@ -249,6 +249,7 @@ impl<'a> Attachment<'a> {
     pub fn isolate(&mut self) -> Result<LookReport, LookError> {
         let is_wanted = self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
         let had_one = self.partition.cgroup().is_some();
+        let leased = (self.partition.cgroup(), self.partition.slices());
         let ground = self.known.ground();
         let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
         if !is_wanted && had_one {
@@ -256,9 +257,10 @@ impl<'a> Attachment<'a> {
         }
         if claimed {
             self.relet()?;
-            self.partition.prepare(self.known.ground(), self.journal.memory());
+            let (plan, journal) = (&self.plan, &mut self.journal);
+            self.partition.prepare(self.known.ground(), plan, journal)?;
         }
-        if (claimed || had_one) && self.partition.cgroup().is_none() {
+        if (self.partition.cgroup(), self.partition.slices()) != leased {
             self.relet()?;
         }
         if claimed || had_one { self.look() } else { Ok(LookReport::default()) }
@@ -286,9 +288,14 @@ impl<'a> Attachment<'a> {
     /// # Errors
     /// [`StartError`]. The VM's own threads stay where they are.
     pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
-        let state = &self.known.settings.state;
+        let Known { host, settings: Settings { state, .. }, boot_id, .. } = &self.known;
         let leases = state.lock_leases()?;
-        Ok(self.host_knobs.reconcile(self.known.host, state, &self.known.boot_id, &leases)?)
+        let report = self.host_knobs.reconcile(*host, state, boot_id, &leases)?;
+        if report.applied.iter().any(HostApplied::has_limited_unit) {
+            // What it did to our masks is nobody's drift.
+            self.settled.clear();
+        }
+        Ok(report)
     }
 
     /// Puts everything back and lets go.
@@ -301,15 +308,13 @@ impl<'a> Attachment<'a> {
         let Attachment { known, journal, mut host_knobs, lock, .. } = self;
         let Known { host, settings, boot_id, process } = known;
         // From what is in mind, and not from the file: somebody may have removed the folder.
-        let report = restore_process(host.root, host.sched, process, journal.memory())?;
-        let mut report = RestoreReport { partition, ..report };
+        let again = || restore_process(host.root, host.sched, process, journal.memory());
+        let mut report = RestoreReport { partition, ..again()? };
         if settings.state.path().exists() || host_knobs.knows_something() {
             settings.state.create()?;
-            let leases = settings.state.lock_leases()?;
-            if report.is_complete() {
-                settings.state.forget(&settings.vm)?;
-            }
-            report.host = host_knobs.reconcile(host, &settings.state, &boot_id, &leases)?.applied;
+            let slices = journal.memory().has_slices().then_some(&again as &dyn Fn() -> _);
+            let Settings { state, vm, .. } = &settings;
+            report = let_go(host, state, vm, &boot_id, &mut host_knobs, report, slices)?;
         }
         drop(lock);
         Ok(report)
@@ -384,6 +389,7 @@ impl<'a> Attachment<'a> {
             vcpus: self.plan.held().into_iter().collect(),
             knobs: self.known.settings.policy.vm.wanted_knobs(),
             partition: self.partition.cgroup(),
+            slices: self.partition.slices(),
         })
     }
 

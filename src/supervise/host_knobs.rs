@@ -16,13 +16,15 @@ use super::settings::Host;
 use super::start_error::StartError;
 use crate::apply::{HostApplied, HostOutcome, apply_host};
 use crate::cpuset::CpuSet;
-use crate::discover::{DiscoverError, interrupts, live_leases, read_host_view};
+use crate::discover::{DiscoverError, interrupts, live_leases, read_host_view, with_own_masks};
+use crate::ids::Pid;
 use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError};
 use crate::leases::{LeasesLock, StateDir};
 use crate::places::{HostView, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
 use crate::plan::host::{Wants, wishes};
 use crate::policy::Knob;
+use crate::systemd::SystemBus;
 
 /// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
 const PASSES_MAX: usize = 4;
@@ -97,20 +99,29 @@ impl HostKnobs {
         boot_id: &str,
         _lock: &LeasesLock,
     ) -> Result<HostReport, HostError> {
-        let wants = Wants::of(&live_leases(state, boot_id));
+        let leases = live_leases(state, boot_id);
+        let wants = Wants::of(&leases);
         let mut journal = self.open(state, boot_id)?;
         if wants.is_empty() && !journal.exists() {
             return Ok(HostReport::default());
         }
+        if !wants.slices().is_empty() && !journal.memory().has_units() {
+            let vms: Vec<Pid> = leases.iter().map(|lease| lease.qemu.pid).collect();
+            journal.append(own_masks(host, &vms))?;
+        }
         let (view, mut applied) = self.pass(host, &wants, &mut journal)?;
-        // Whatever was born meanwhile was born as its parent was.
         for _ in 1..PASSES_MAX {
-            if !wants.is_empty() || !journal.memory().has_fenced() {
+            // Whatever was born meanwhile was born as its parent was.
+            let is_last = wants.is_empty() && journal.memory().has_fenced();
+            // Some kernels change the masks of all threads of a unit that is limited.
+            let is_limited = applied.iter().any(HostApplied::has_limited_unit);
+            if !is_last && !is_limited {
                 break;
             }
             let (_, more) = self.pass(host, &wants, &mut journal)?;
-            let is_done =
-                !more.iter().any(|applied| matches!(applied.step, HostStep::PutBack { .. }));
+            let is_done = !more.iter().any(|applied| {
+                applied.has_limited_unit() || matches!(applied.step, HostStep::PutBack { .. })
+            });
             applied.extend(more);
             if is_done {
                 break;
@@ -177,9 +188,17 @@ impl HostKnobs {
             HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
             _ => true,
         });
-        let applied = apply_host(host.root, host.sched, &view.online, journal, steps)?;
+        let applied = apply_host(host.root, host.sched, &SystemBus, &view.online, journal, steps)?;
         Ok((view, applied))
     }
+}
+
+/// The masks that threads outside all VMs have of their own, before any unit is limited.
+fn own_masks(host: Host<'_>, vms: &[Pid]) -> Vec<HostRecord> {
+    let found = with_own_masks(host.root, host.sched, vms).into_iter();
+    let original =
+        |(key, cpus)| HostRecord::Original { place: Place::Thread(key), value: Value::Cpus(cpus) };
+    found.map(original).collect()
 }
 
 /// What is to be done about the host as it is, for all who want something of it.

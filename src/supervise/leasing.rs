@@ -14,7 +14,7 @@ use crate::journal::{Header, Journal, JournalError};
 use crate::leases::StateDir;
 use crate::plan::Neighbour;
 use crate::restore::partition::PartitionRestore;
-use crate::restore::{RestoreReport, restore};
+use crate::restore::{RestoreError, RestoreReport, restore};
 use crate::threads::ProcessKey;
 
 /// The journal of an earlier qmpin for this very process, to go on with. One of another process or
@@ -143,15 +143,40 @@ pub fn give_back(
     boot_id: &str,
 ) -> Result<RestoreReport, StartError> {
     let remembered = partition::remembered(state, vm, boot_id);
+    let has_slices = remembered.as_ref().is_some_and(|(_, memory)| memory.has_slices());
     let partition = remembered.map_or_else(PartitionRestore::default, |(process, memory)| {
         partition::take_back(Ground { host, state, vm, boot_id, process }, &memory)
     });
-    let report = restore(host.root, host.sched, boot_id, &state.journal_path(vm))?;
-    let mut report = RestoreReport { partition, ..report };
+    let again = || restore(host.root, host.sched, boot_id, &state.journal_path(vm));
+    let report = RestoreReport { partition, ..again()? };
+    let slices = has_slices.then_some(&again as &dyn Fn() -> _);
+    let_go(host, state, vm, boot_id, &mut HostKnobs::default(), report, slices)
+}
+
+/// The last part of a restore: forgets the VM and brings the host in line without it. Nothing is forgotten
+/// that could not be put back. `slices` restores once more: some kernels change the VM's masks as limits
+/// of systemd's go.
+pub(super) fn let_go(
+    host: Host<'_>,
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+    knobs: &mut HostKnobs,
+    mut report: RestoreReport,
+    slices: Option<&dyn Fn() -> Result<RestoreReport, RestoreError>>,
+) -> Result<RestoreReport, StartError> {
     let lock = state.lock_leases()?;
-    if report.is_complete() {
+    if slices.is_some() {
+        state.drop_lease(vm)?;
+    } else if report.is_complete() {
         state.forget(vm)?;
     }
-    report.host = HostKnobs::default().reconcile(host, state, boot_id, &lock)?.applied;
+    report.host = knobs.reconcile(host, state, boot_id, &lock)?.applied;
+    if let Some(again) = slices {
+        report.add(again()?);
+        if report.is_complete() {
+            state.forget(vm)?;
+        }
+    }
     Ok(report)
 }

@@ -18,8 +18,8 @@ use crate::ids::VmName;
 use crate::journal::{self, Journal, JournalError, Memory, PartitionUndo, Record};
 use crate::leases::{LeasesLock, StateDir, StateError};
 use crate::plan::partition::{
-    Group, PartitionStep, Rung, Share, Site, Target, affinity_alone, choose, in_words, placing,
-    resizing, target,
+    Group, PartitionStep, Rung, Share, Site, Target, choose, in_words, lower, placing, resizing,
+    target,
 };
 use crate::plan::{Finding, Plan};
 use crate::restore::partition::{PartitionRestore, hand_back, take_down};
@@ -40,6 +40,8 @@ pub(super) struct Ground<'a> {
 #[derive(Debug, Default)]
 pub(super) struct Partition {
     site: Option<Site>,
+    /// The cgroup beside which systemd is to keep others off the VM's CPUs, on the rung below.
+    slices: Option<String>,
     needs: Option<UnitNeeds>,
     /// Threads that the kernel would not move: they are not tried at every look.
     stuck: BTreeSet<ThreadKey>,
@@ -61,6 +63,11 @@ impl Partition {
         self.site.as_ref().map(|site| site.cgroup.clone())
     }
 
+    /// The cgroup beside which others are kept off, for the lease.
+    pub(super) fn slices(&self) -> Option<String> {
+        self.slices.clone()
+    }
+
     /// Chooses the rung, and makes the undo durable where it is a partition: nothing is written yet.
     /// Whether it is.
     pub(super) fn claim(
@@ -73,17 +80,19 @@ impl Partition {
         let cgroups = CgroupTree::of(host.root);
         let site = cgroup::partition_site(host.root, &cgroups, process.pid);
         let shares = ground.shares();
-        let (rung, finding) = choose(plan, site.as_ref().map_err(String::as_str), &shares);
-        let (Rung::Partition(target), Ok(site)) = (rung, site) else {
-            self.fall_back(ground, journal.memory(), &finding);
+        let beside = cgroup::slices_site(host.root, &cgroups, process.pid);
+        let (rung, finding) =
+            choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares);
+        let (Rung::Partition(target), Ok(site)) = (&rung, site) else {
+            self.go_down(ground, plan, journal, rung, &finding)?;
             return Ok(false);
         };
         let earlier = journal.memory().partition();
         let needs = survey_unit(host.root, &cgroups, &SystemBus, &site, earlier);
-        let needs = match needs.and_then(|needs| within(&needs, &site, &target).map(|()| needs)) {
+        let needs = match needs.and_then(|needs| within(&needs, &site, target).map(|()| needs)) {
             Ok(needs) => needs,
             Err(reason) => {
-                self.fall_back(ground, journal.memory(), &affinity_alone(&reason));
+                self.fall_back(ground, plan, journal, &reason)?;
                 return Ok(false);
             }
         };
@@ -91,7 +100,7 @@ impl Partition {
             unit: site.unit.clone(),
             cgroup: site.cgroup.clone(),
             drop_in: needs.drop_in.clone(),
-            allowed_set: needs.allow.then(|| all_cpus(host)),
+            allowed_set: needs.allow.then(|| discover::present_cpus(host.root)),
             had_controller: needs.had_controller,
             cpus: target.cpus,
         };
@@ -108,26 +117,59 @@ impl Partition {
         Ok(true)
     }
 
-    /// Makes the unit ready; if that cannot be, all is as before.
-    pub(super) fn prepare(&mut self, ground: Ground<'_>, memory: &Memory) {
+    /// Makes the unit ready; if that cannot be, it goes down a rung.
+    pub(super) fn prepare(
+        &mut self,
+        ground: Ground<'_>,
+        plan: &Plan,
+        journal: &mut Journal,
+    ) -> Result<(), JournalError> {
         let Host { root, .. } = ground.host;
-        let (Some(site), Some(needs)) = (&self.site, self.needs.take()) else { return };
+        let (Some(site), Some(needs)) = (&self.site, self.needs.take()) else { return Ok(()) };
         let cgroups = CgroupTree::of(root);
-        let all = all_cpus(ground.host);
-        if let Err(refused) = prepare_unit(root, &cgroups, &SystemBus, site, &needs, &all) {
-            self.fall_back(ground, memory, &affinity_alone(&refused.to_string()));
+        let all = discover::present_cpus(ground.host.root);
+        match prepare_unit(root, &cgroups, &SystemBus, site, &needs, &all) {
+            Ok(()) => Ok(()),
+            Err(refused) => self.fall_back(ground, plan, journal, &refused.to_string()),
         }
     }
 
-    /// Goes down to the next rung: what an earlier qmpin has made is taken back.
-    fn fall_back(&mut self, ground: Ground<'_>, memory: &Memory, finding: &Finding) {
+    /// Goes down a rung, since there can be no partition.
+    fn fall_back(
+        &mut self,
+        ground: Ground<'_>,
+        plan: &Plan,
+        journal: &mut Journal,
+        reason: &str,
+    ) -> Result<(), JournalError> {
+        let Ground { host, process, .. } = ground;
+        let beside = cgroup::slices_site(host.root, &CgroupTree::of(host.root), process.pid);
+        let (rung, finding) = lower(plan, as_strs(&beside), reason);
+        self.go_down(ground, plan, journal, rung, &finding)
+    }
+
+    /// What an earlier qmpin has made is taken back; limits of units are made with the rest of the host.
+    fn go_down(
+        &mut self,
+        ground: Ground<'_>,
+        plan: &Plan,
+        journal: &mut Journal,
+        rung: Rung,
+        finding: &Finding,
+    ) -> Result<(), JournalError> {
         tracing::warn!("{}: {}", finding.rule, finding.reason);
-        self.give_up(ground, memory);
+        self.give_up(ground, journal.memory());
+        if let Rung::Slices(cgroup) = rung {
+            journal.append(vec![Record::Slices(plan.exclusive)])?;
+            self.slices = Some(cgroup);
+        }
+        Ok(())
     }
 
     /// Takes back what an earlier qmpin has made and this one is not to have.
     pub(super) fn give_up(&mut self, ground: Ground<'_>, memory: &Memory) {
         self.site = None;
+        self.slices = None;
         for refused in take_back(ground, memory).refused {
             tracing::warn!("{refused}");
         }
@@ -292,14 +334,6 @@ fn remember(journal: &mut Journal, target: &Target) -> Result<CpuSet, JournalErr
     Ok(all)
 }
 
-/// Every CPU that there is, so that one that comes online is allowed, too.
-fn all_cpus(host: Host<'_>) -> CpuSet {
-    let present = host.root.read("sys/devices/system/cpu/present").ok();
-    let present = present.and_then(|text| CpuSet::parse_cpulist(&text).ok());
-    let online = discover::online_cpus(host.root).unwrap_or_default();
-    present.unwrap_or_default() | online
-}
-
 /// Takes back the partition that is remembered, before any mask is restored.
 pub(super) fn take_back(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
     if memory.partition().is_none() {
@@ -338,6 +372,10 @@ fn hand_back_of(
     restored
 }
 
+fn as_strs(found: &Result<String, String>) -> Result<&str, &str> {
+    found.as_ref().map(String::as_str).map_err(String::as_str)
+}
+
 /// What a VM's journal of this boot remembers.
 pub(super) fn remembered(
     state: &StateDir,
@@ -361,5 +399,6 @@ pub fn partition_finding(
     let cgroups = CgroupTree::of(host.root);
     let site = cgroup::partition_site(host.root, &cgroups, process.pid);
     let shares = shares(host, state, &plan.vm, boot_id);
-    choose(plan, site.as_ref().map_err(String::as_str), &shares).1
+    let beside = cgroup::slices_site(host.root, &cgroups, process.pid);
+    choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares).1
 }

@@ -160,7 +160,12 @@ fn helpers(facts: &Facts<'_>) -> Check {
 fn partition(facts: &Facts<'_>) -> Check {
     let own = &facts.lease.exclusive;
     let Some(PartitionFile { group, state, cpus }) = facts.partition else {
-        let reason = "the VM has none; `qmpin plan --explain` says why".to_owned();
+        let reason = match &facts.lease.slices {
+            Some(cgroup) => {
+                format!("the VM has none; systemd is to keep units beside {cgroup} off")
+            }
+            None => "the VM has none; `qmpin plan --explain` says why".to_owned(),
+        };
         return Check { check: "partition", verdict: CheckVerdict::Refused, reason };
     };
     if state != ISOLATED {
@@ -270,6 +275,7 @@ mod tests {
             vcpus: Vec::new(),
             knobs: level.knobs(),
             partition: None,
+            slices: None,
         }
     }
 

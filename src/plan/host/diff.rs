@@ -54,6 +54,19 @@ pub enum HostStep {
     },
 }
 
+impl HostStep {
+    /// Where.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        match self {
+            HostStep::Write { place, .. }
+            | HostStep::PutBack { place, .. }
+            | HostStep::Settle { place }
+            | HostStep::LeaveAlone { place, .. } => place,
+        }
+    }
+}
+
 /// The steps that lead to the wishes: what is taken back comes first.
 #[must_use]
 pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostStep> {

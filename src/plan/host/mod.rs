@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   leases ─▶ Wants: for each knob, the CPUs of the VMs that want it
-//!   Wants × HostView × originals ─▶ wishes      irqs.rs kthreads.rs workqueues.rs power.rs noise.rs
+//!   Wants × HostView × originals ─▶ wishes      irqs.rs kthreads.rs workqueues.rs power.rs noise.rs slices.rs
 //!   wishes × what is there × what the journal remembers ─▶ steps                            diff.rs
 //! ```
 //!
@@ -14,11 +14,13 @@ mod irqs;
 mod kthreads;
 mod noise;
 mod power;
+mod slices;
 mod workqueues;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cpuset::CpuSet;
+use crate::ids::Pid;
 use crate::leases::Lease;
 use crate::places::{HostView, Place, Value};
 use crate::policy::Knob;
@@ -27,6 +29,9 @@ use crate::policy::Knob;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Wants {
     cpus: BTreeMap<Knob, CpuSet>,
+    slices: BTreeMap<String, CpuSet>,
+    partitions: BTreeSet<String>,
+    processes: BTreeSet<Pid>,
 }
 
 impl Wants {
@@ -34,7 +39,13 @@ impl Wants {
     #[must_use]
     pub fn of<'a>(leases: impl IntoIterator<Item = &'a Lease>) -> Wants {
         leases.into_iter().fold(Wants::default(), |wants, lease| {
-            wants.with(lease.knobs.iter().copied(), lease.exclusive)
+            let mut wants = wants.with(lease.knobs.iter().copied(), lease.exclusive);
+            wants.partitions.extend(lease.partition.clone());
+            wants.processes.insert(lease.qemu.pid);
+            if let Some(cgroup) = &lease.slices {
+                *wants.slices.entry(cgroup.clone()).or_default() |= lease.exclusive;
+            }
+            wants
         })
     }
 
@@ -64,6 +75,31 @@ impl Wants {
     #[must_use]
     pub fn has(&self, knob: Knob) -> bool {
         self.cpus.contains_key(&knob)
+    }
+
+    /// The cgroups of VMs that can have no partition, and their CPUs: systemd keeps others off.
+    #[must_use]
+    pub fn slices(&self) -> &BTreeMap<String, CpuSet> {
+        &self.slices
+    }
+
+    /// With a VM that is about to have a lease.
+    #[must_use]
+    pub fn with_process(mut self, process: Pid) -> Wants {
+        self.processes.insert(process);
+        self
+    }
+
+    /// Whether it is the process of a VM that is attached.
+    #[must_use]
+    pub fn is_attached(&self, process: Pid) -> bool {
+        self.processes.contains(&process)
+    }
+
+    /// Whether the cgroup has a partition in it.
+    #[must_use]
+    pub fn is_partition(&self, cgroup: &str) -> bool {
+        self.partitions.contains(cgroup)
     }
 
     /// All CPUs that anything is wanted for.
@@ -98,6 +134,8 @@ pub fn wishes(
         wishes.extend(list.into_iter().map(|(place, value)| Wish { knob, place, value }));
     };
     let wanted = |knob| wants.cpus(knob);
+    wish(Knob::Partition, slices::units(view, wants.slices(), &original));
+    wish(Knob::Partition, slices::users(view, wants.slices(), &original));
     wish(Knob::Irqs, irqs::wishes(view, &wanted(Knob::Irqs), &original));
     // A partition makes the kernel change masks on its own, and not back to what they were.
     let off = wanted(Knob::Kthreads);

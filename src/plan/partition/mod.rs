@@ -9,7 +9,9 @@
 //!      └─ emulator            cpuset.cpus: where everything else may run
 //! ```
 //!
-//! The next rung is affinity alone. Which one it is, and why, is a [`Finding`].
+//! Where that cannot be, systemd is told to keep the units beside the VM off its CPUs (*slices*); where
+//! that cannot be either, there are the masks of its threads alone. Which one it is, and why, is a
+//! [`Finding`].
 
 mod steps;
 
@@ -105,24 +107,49 @@ impl Target {
 pub enum Rung {
     /// By a partition of these CPUs.
     Partition(Box<Target>),
+    /// By `AllowedCPUs=` of the units beside the VM; this is the cgroup of its process.
+    Slices(String),
     /// By the masks of its own threads: others may run there, too.
     Affinity,
 }
 
-/// Chooses the rung, and says why. `site` is the VM's own unit, or why it has none.
+/// Chooses the rung, and says why. `site` is the VM's own unit, or why it has none; `beside` the cgroup
+/// of its process, or why systemd cannot help.
 #[must_use]
-pub fn choose(plan: &Plan, site: Result<&Site, &str>, shares: &[Share]) -> (Rung, Finding) {
-    let chosen = site.map_err(str::to_owned).and_then(|site| Ok((site, target(plan, shares)?)));
-    match chosen {
-        Ok((site, target)) => {
-            let reason = format!(
-                "{} are an isolated partition in {}",
-                cpus_in_words(&target.cpus),
-                site.cgroup
-            );
+pub fn choose(
+    plan: &Plan,
+    site: Result<&Site, &str>,
+    beside: Result<&str, &str>,
+    shares: &[Share],
+) -> (Rung, Finding) {
+    let target = match target(plan, shares) {
+        Ok(target) => target,
+        Err(reason) => return (Rung::Affinity, affinity_alone(&reason)),
+    };
+    match site {
+        Ok(site) => {
+            let cpus = cpus_in_words(&target.cpus);
+            let reason = format!("{cpus} are an isolated partition in {}", site.cgroup);
             (Rung::Partition(Box::new(target)), Finding::met(RULE, reason))
         }
-        Err(reason) => (Rung::Affinity, affinity_alone(&reason)),
+        Err(reason) => lower(plan, beside, reason),
+    }
+}
+
+/// The rung below a partition, which there cannot be for this reason.
+#[must_use]
+pub fn lower(plan: &Plan, beside: Result<&str, &str>, reason: &str) -> (Rung, Finding) {
+    match beside {
+        Ok(cgroup) if !plan.exclusive.is_empty() && !plan.housekeeping.is_empty() => {
+            let what = format!(
+                "no isolated partition, systemd keeps the units beside {cgroup} off {}: {reason}",
+                cpus_in_words(&plan.exclusive)
+            );
+            (Rung::Slices(cgroup.to_owned()), Finding::degraded(RULE, what))
+        }
+        Ok(_) => (Rung::Affinity, affinity_alone(reason)),
+        Err(other) if other == reason => (Rung::Affinity, affinity_alone(reason)),
+        Err(other) => (Rung::Affinity, affinity_alone(&format!("{reason}; {other}"))),
     }
 }
 
@@ -254,7 +281,7 @@ mod tests {
     #[test]
     fn every_reason_against_a_partition_is_said() {
         let none = |plan: &Plan, site: Result<&Site, &str>, shares: &[Share], word: &str| {
-            let (rung, finding) = choose(plan, site, shares);
+            let (rung, finding) = choose(plan, site, Err("no systemd"), shares);
             assert_eq!(rung, Rung::Affinity);
             assert_eq!(finding.verdict, crate::plan::Verdict::Degraded);
             assert!(finding.reason.contains(word), "{}", finding.reason);
@@ -267,8 +294,22 @@ mod tests {
         let mut all = plan("12-19", "0-11");
         all.housekeeping = CpuSet::EMPTY;
         none(&all, Ok(&site), &[], "the host no CPU");
-        let (rung, _) = choose(&plan("12-19", "0-11"), Ok(&site), &[share("101", "20-21")]);
+        let (rung, _) =
+            choose(&plan("12-19", "0-11"), Ok(&site), Err(""), &[share("101", "20-21")]);
         assert!(matches!(rung, Rung::Partition(target) if target.cpus == set("12-19")));
+    }
+
+    #[test]
+    fn without_a_unit_of_its_own_systemd_keeps_others_off() {
+        let plan = plan("12-19", "0-11");
+        let session = "user.slice/user-0.slice/session-3.scope";
+        let (rung, finding) = choose(&plan, Err("it is in session-3.scope"), Ok(session), &[]);
+        assert_eq!(rung, Rung::Slices(session.to_owned()));
+        assert_eq!(finding.verdict, crate::plan::Verdict::Degraded);
+        assert!(finding.reason.contains("CPUs 12-19: it is in session-3"), "{}", finding.reason);
+        let (rung, finding) = choose(&plan, Err("it is in /"), Err("there is no systemd"), &[]);
+        assert_eq!(rung, Rung::Affinity);
+        assert!(finding.reason.ends_with("it is in /; there is no systemd"), "{}", finding.reason);
     }
 
     #[test]

@@ -17,8 +17,8 @@ What is sound to compare:
 - A thread that is gone is no difference: processes end. A thread that is new is one when its mask is not an *ordinary* one,
   so that something born while the host was fenced, and still fenced, is seen. Ordinary is: the effective CPUs of its
   cgroup, one CPU of a per-CPU kernel thread, or the mask of a thread of the same kind (name without its numbers) before.
-- Workqueue rescuers (`kworker/R-...`, and the older ones named like their queue) borrow the mask of the pool that they
-  help. They do so under memory pressure only, so they are compared like any other.
+- Workqueue rescuers (`kworker/R-...`, and the older ones named like their queue) have the mask of the pool that they
+  helped last, whatever that is by now, and nobody but the kernel can set it: they are left out.
 - Cgroups, unit files and IRQs that come or go are differences. So capture `before` with the same units running as `after`;
   `diff(..., ignore=[...])` takes glob patterns for what a scenario means to leave.
 - The `cpu` controller is not in the value of a subtree_control: each VM's own scope asks for it (CPUWeight=), and systemd
@@ -112,6 +112,8 @@ def capture(root: Path = ROOT) -> State:
     names: dict[str, str] = {}
     effective: dict[int, str] = {}
     for thread in threads.of_host():
+        if threads.is_rescuer(thread):
+            continue
         if thread.pid not in effective:
             group = "" if thread.kernel else threads.cgroup(thread.pid)
             effective[thread.pid] = files.get(f"{CGROUPS}{group}/cpuset.cpus.effective", "") or _inherited(files, group)

@@ -1,6 +1,7 @@
 """Threads of the host: who they are, and where they may run. Read from /proc alone."""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,12 @@ class Thread:
     comm: str
     allowed: str  # cpulist
     kernel: bool
+    unmovable: bool = False  # nobody but the kernel sets its mask
 
 
-# PF_KTHREAD of include/linux/sched.h, in the flags field of /proc/TID/stat.
+# Of include/linux/sched.h, in the flags field of /proc/TID/stat.
 _PF_KTHREAD = 0x00200000
+_PF_NO_SETAFFINITY = 0x04000000
 
 
 def read(pid: int, tid: int) -> Thread | None:
@@ -36,7 +39,8 @@ def read(pid: int, tid: int) -> Thread | None:
     # The comm stands in parentheses and may itself hold spaces and parentheses.
     comm, rest = stat[stat.index("(") + 1 : stat.rindex(")")], stat[stat.rindex(")") + 2 :].split()
     allowed = next(line.split(":", 1)[1].strip() for line in status.splitlines() if line.startswith("Cpus_allowed_list:"))
-    return Thread(tid, pid, int(rest[19]), comm, allowed, bool(int(rest[6]) & _PF_KTHREAD))
+    flags = int(rest[6])
+    return Thread(tid, pid, int(rest[19]), comm, allowed, bool(flags & _PF_KTHREAD), bool(flags & _PF_NO_SETAFFINITY))
 
 
 def of_process(pid: int) -> dict[int, Thread]:
@@ -75,6 +79,12 @@ def cgroup(pid: int) -> str:
 def is_bound(thread: Thread) -> bool:
     """Whether it is a kernel thread that belongs to one CPU: `migration/3`, `ksoftirqd/3`, `kworker/3:1`."""
     return thread.kernel and thread.allowed.isdigit()
+
+
+def is_rescuer(thread: Thread) -> bool:
+    """Whether it is the rescuer of a workqueue: `kworker/R-writeb`, or named like its queue on older kernels."""
+    worker = re.match(r"kworker/(u?\d)", thread.comm)
+    return thread.kernel and thread.unmovable and not worker and not re.search(r"/\d+$", thread.comm)
 
 
 class Time(NamedTuple):

@@ -1,0 +1,101 @@
+//! The lower rung of the knob *partition*: tells systemd what to limit a unit to.
+//!
+//! Nothing is said for longer than until the next boot, and nothing of it stays: a limit that is lifted
+//! leaves a file with an empty setting behind, and all CPUs in the cgroup.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+
+use crate::cpuset::CpuSet;
+use crate::error::chain;
+use crate::sysroot::SysRoot;
+use crate::systemd::{SystemdError, Units};
+
+/// Tells systemd about units, and cleans up once for all of them.
+pub(super) struct Limits<'a> {
+    root: &'a SysRoot,
+    units: &'a dyn Units,
+    /// Every CPU that there is, so that one that comes online is allowed, too.
+    all: CpuSet,
+    /// The slices that have a unit whose limit was lifted.
+    lifted: BTreeSet<String>,
+}
+
+impl Limits<'_> {
+    pub(super) fn new<'a>(root: &'a SysRoot, units: &'a dyn Units, all: CpuSet) -> Limits<'a> {
+        Limits { root, units, all, lifted: BTreeSet::new() }
+    }
+
+    /// Limits a unit to these CPUs; none lifts the limit. On return the cgroup has them.
+    ///
+    /// # Errors
+    /// What systemd said; `NotFound` where the unit is gone.
+    pub(super) fn set(&mut self, unit: &str, cgroup: &str, cpus: &CpuSet) -> io::Result<()> {
+        let said = |error| match error {
+            SystemdError::NoSuchUnit { .. } => io::Error::from_raw_os_error(nix::libc::ENOENT),
+            error => io::Error::other(chain(&error)),
+        };
+        if cpus.is_empty() {
+            // systemd would leave the last limit in the cgroup.
+            self.units.set_allowed_cpus(unit, &self.all).map_err(said)?;
+            self.lifted.insert(slice_of(cgroup));
+        }
+        self.units.set_allowed_cpus(unit, cpus).map_err(said)?;
+        // What is queued is carried out before the next question is answered.
+        self.units.state(unit).map(drop).map_err(said)?;
+        if cpus.is_empty() {
+            for path in files(unit) {
+                remove(self.root, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Has systemd forget the files, and take the controller back where nobody needs it.
+    pub(super) fn clean_up(&mut self) {
+        let lifted = std::mem::take(&mut self.lifted);
+        if lifted.is_empty() {
+            return;
+        }
+        if let Err(error) = self.units.reload() {
+            tracing::warn!("{}", chain(&error));
+        }
+        for slice in &lifted {
+            match self.units.realize(slice) {
+                Ok(()) | Err(SystemdError::NoSuchUnit { .. }) => {}
+                Err(error) => {
+                    tracing::debug!("the cpuset controller stays for a while: {}", chain(&error));
+                }
+            }
+        }
+    }
+}
+
+/// The slice that a unit's cgroup is in.
+fn slice_of(cgroup: &str) -> String {
+    let above = cgroup.rsplit_once('/').map_or("", |(above, _)| above);
+    let slice = above.rsplit('/').next().filter(|name| !name.is_empty());
+    slice.unwrap_or("-.slice").to_owned()
+}
+
+/// Where systemd writes `AllowedCPUs=` that is set at run time: of a transient unit, and of any other.
+pub(crate) fn files(unit: &str) -> [String; 2] {
+    ["transient", "system.control"]
+        .map(|folder| format!("run/systemd/{folder}/{unit}.d/50-AllowedCPUs.conf"))
+}
+
+/// Removes a file and its folder, where that is empty then. Whether it was there.
+pub(crate) fn remove(root: &SysRoot, relative: &str) -> io::Result<bool> {
+    let path = root.path(relative).map_err(|error| error.source)?;
+    let removed = match fs::remove_file(&path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if removed && let Some(folder) = path.parent() {
+        // Somebody else may have something in it; then it stays.
+        let _ = fs::remove_dir(folder);
+    }
+    Ok(removed)
+}

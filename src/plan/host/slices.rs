@@ -1,0 +1,105 @@
+//! The lower rung of the knob *partition*: where a VM can have none, systemd keeps the units beside it
+//! off its CPUs (`AllowedCPUs=`, `man 5 systemd.resource-control`).
+//!
+//! ```text
+//!   the root ─ init.scope system.slice user.slice         each without the VM's CPUs
+//!            └ qemu.slice                                 as it is: the VM is in it
+//!              ├ 101.scope                                without the VM's CPUs
+//!              └ 100.scope                                the VM
+//! ```
+//!
+//! Kernels before 6.2 give each thread of a unit all CPUs of its cpuset when that changes, those with a
+//! mask of their own as well (`kernel/cgroup/cpuset.c: update_tasks_cpumask`). So these are put on what
+//! they had, without the VM's CPUs; later kernels do that by themselves.
+
+use std::collections::BTreeMap;
+
+use super::kept_off;
+use crate::cpuset::CpuSet;
+use crate::places::{HostView, Place, Value};
+
+/// The units. `slices` are the VMs' cgroups and CPUs.
+pub(super) fn units(
+    view: &HostView,
+    slices: &BTreeMap<String, CpuSet>,
+    original: &dyn Fn(&Place) -> Option<Value>,
+) -> Vec<(Place, Value)> {
+    let wish = |place: &Place| {
+        let Place::AllowedCpus { cgroup, .. } = place else { return None };
+        let off = all(slices.iter().filter(|(vm, _)| is_beside(cgroup, vm)));
+        let limit = original(place)?.cpus()?;
+        let limit = if limit.is_empty() { view.online } else { limit };
+        Some((place.clone(), Value::Cpus(kept_off(&limit, &off, &view.online)?)))
+    };
+    view.units.iter().filter_map(wish).collect()
+}
+
+/// Threads that had a mask of their own.
+pub(super) fn users(
+    view: &HostView,
+    slices: &BTreeMap<String, CpuSet>,
+    original: &dyn Fn(&Place) -> Option<Value>,
+) -> Vec<(Place, Value)> {
+    let off = all(slices);
+    if off.is_empty() {
+        return Vec::new();
+    }
+    let wish = |place: &Place| {
+        let before = original(place)?.cpus()?;
+        let rest = kept_off(&before, &off, &view.online).unwrap_or(before);
+        Some((place.clone(), Value::Cpus(rest)))
+    };
+    view.users.iter().filter_map(wish).collect()
+}
+
+fn all<'a>(slices: impl IntoIterator<Item = (&'a String, &'a CpuSet)>) -> CpuSet {
+    slices.into_iter().fold(CpuSet::EMPTY, |all, (_, cpus)| all | *cpus)
+}
+
+/// Whether a unit is not above the VM, and the one above it is.
+fn is_beside(unit: &str, vm: &str) -> bool {
+    let is_within = |path: &str, above: &str| {
+        above.is_empty()
+            || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let above = unit.rsplit_once('/').map_or("", |(above, _)| above);
+    is_within(vm, above) && !is_within(vm, unit)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_unit_is_beside_a_vm_when_it_is_beside_its_path() {
+        let vm = "qemu.slice/100.scope";
+        for unit in ["init.scope", "system.slice", "qemu.slice/101.scope", "qemu.slice/10.scope"] {
+            assert!(is_beside(unit, vm), "{unit}");
+        }
+        for unit in ["qemu.slice", vm, "system.slice/cron.service", "qemu.slice/101.scope/x"] {
+            assert!(!is_beside(unit, vm), "{unit}");
+        }
+    }
+
+    #[test]
+    fn what_is_beside_keeps_its_own_limit_without_the_vms_cpus() {
+        let cpus = |list: &str| -> CpuSet { list.parse().expect("a cpulist") };
+        let unit =
+            |name: &str| Place::AllowedCpus { unit: name.to_owned(), cgroup: name.to_owned() };
+        let places = ["system.slice", "user.slice", "qemu.slice"].map(unit);
+        let limits = ["", "0-3", ""].map(|list| Value::Cpus(cpus(list)));
+        let view = HostView {
+            online: cpus("0-7"),
+            values: places.iter().cloned().zip(limits).collect(),
+            units: places.to_vec(),
+            ..HostView::default()
+        };
+        let slices = BTreeMap::from([
+            ("qemu.slice/100.scope".to_owned(), cpus("2-3")),
+            ("qemu.slice/101.scope".to_owned(), cpus("6")),
+        ]);
+        let found = units(&view, &slices, &|place| view.values.get(place).cloned());
+        let wanted = [("system.slice", "0-1,4-5,7"), ("user.slice", "0-1")];
+        assert_eq!(found, wanted.map(|(name, list)| (unit(name), Value::Cpus(cpus(list)))));
+    }
+}

@@ -1,0 +1,127 @@
+"""Where a VM can have no partition, systemd keeps the units beside it off its CPUs, and they come back as they were.
+
+That is so on kernels before 6.7, and for a VM whose unit is not its own: here, with somebody's process in its scope.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import cpulist
+import qmpin
+import state
+import threads
+from wait import wait_until
+
+LIMIT_S = 400
+NEEDS = ("kvm", "qmpin")
+SHAPES = ("5900x", "5900x-one-node", "epyc-4x", "two-socket-no-smt")
+
+CGROUPS = Path("/sys/fs/cgroup")
+# A VM that comes later is seen by the timer.
+TIMER_S = 2
+
+
+def run(host):
+    before = host.before()
+    with host.vm(100, cpus=3) as vm, host.vm(101, cpus=1) as other:
+        vm.wait_guest()
+        other.wait_guest()
+        with contextlib.ExitStack() as stack:
+            if not has_partitions():
+                host.note(f"Linux {os.uname().release} has no partitions below a slice")
+            else:
+                stranger = stack.enter_context(process("taskset", "-c", "0", "sleep", "600"))
+                (vm.cgroup / "cgroup.procs").write_text(str(stranger.pid))
+            cpus = qmpin.Follower(100, "--isolation", "exclusive").plan()["exclusive"]
+            mine = cpulist.parse(cpus)
+            # Some kernels forget what they were given.
+            partly = stack.enter_context(process("taskset", "-c", cpulist.write({1, *mine}), "sleep", "600"))
+            wholly = stack.enter_context(process("taskset", "-c", cpus, "sleep", "600"))
+            elsewhere = stack.enter_context(process("taskset", "-c", "2-3", "sleep", "600"))
+            wait_until(lambda: threads.allowed(elsewhere.pid) == "2-3", 20, "taskset to be done")
+            alone = state.capture()
+
+            def kept_off():
+                limited = cpulist.parse(host.read(CGROUPS / "system.slice/cpuset.cpus.effective"))
+                assert not limited & mine, limited
+                leaks = [one for one in threads.of_host() if one.pid != vm.pid and is_leak(one, mine)]
+                assert not leaks, leaks
+                assert threads.allowed(partly.pid) == "1", threads.allowed(partly.pid)
+                assert threads.allowed(elsewhere.pid) == "2-3", threads.allowed(elsewhere.pid)
+                assert not cpulist.parse(threads.allowed(wholly.pid)) & mine
+                assert cpulist.parse(host.read(vm.cgroup / "cpuset.cpus.effective")) >= mine
+
+            with attach() as attached:
+                attached.settle(vm)
+                assert "systemd keeps the units beside" in attached.log(), attached.log()
+                wait_for(kept_off, attached)
+                verified = host.run("qmpin", "verify", "100")
+                host.note("; ".join(" ".join(line.split()) for line in verified.stdout.splitlines() if " partition " in f" {line} "))
+                with host.vm(102, cpus=1) as late:
+                    late.wait_guest()
+                    wait_for(kept_off, attached)
+                attached.settle(vm)
+                host.run("systemctl", "daemon-reload")
+                wait_for(kept_off, attached)
+                attached.settle(vm)
+            assert attached.code == 0, attached.log()
+            state.check_same(alone, state.capture())
+
+            with attach() as attached:
+                attached.settle(vm)
+                wait_for(kept_off, attached)
+                attached.stop(signal.SIGKILL)
+            host.run("qmpin", "detach", "100")
+            state.check_same(alone, state.capture())
+
+            # A unit that was given CPUs by somebody keeps that limit. (To give it one took all masks away, on an old kernel.)
+            host.run("systemctl", "set-property", "--runtime", "101.scope", "AllowedCPUs=0-15")
+            limit = CGROUPS / "qemu.slice/101.scope/cpuset.cpus"
+            with attach():
+                wait_until(lambda: not cpulist.parse(host.read(limit)) & mine, 60, "the limit without the VM's CPUs", lambda: host.read(limit))
+                assert cpulist.parse(host.read(limit)) == set(range(16)) - mine
+            assert host.read(limit) == "0-15"
+            assert (Path("/run/systemd/transient/101.scope.d") / "50-AllowedCPUs.conf").exists()
+        assert not os.listdir("/run/qmpin"), os.listdir("/run/qmpin")
+    state.check_same(before, state.capture())
+
+
+def has_partitions():
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor.split("-")[0])) >= (6, 7)
+
+
+def attach():
+    return qmpin.Attached(100, isolation="exclusive", check_interval_s=TIMER_S)
+
+
+def is_leak(thread, mine):
+    """A movable thread of somebody else's that may run on the VM's CPUs; its own kernel threads are with it."""
+    return not thread.kernel and bool(cpulist.parse(thread.allowed) & mine)
+
+
+def wait_for(check, attached):
+    """Waits until a check passes; its last words are the error."""
+
+    def passes():
+        try:
+            check()
+        except AssertionError as error:
+            passes.error = error
+            return False
+        return True
+
+    wait_until(passes, 60, "everybody to be kept off", lambda: f"{passes.error}; {attached.log()}")
+
+
+@contextlib.contextmanager
+def process(*command):
+    started = subprocess.Popen(command)
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait()
