@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, VcpuIndex, VmName};
-use crate::policy::Knob;
+use crate::policy::{Knob, VfioIrqs};
 use crate::sysroot::read_bounded;
 use crate::threads::ProcessKey;
 
@@ -67,6 +67,9 @@ pub struct Lease {
     /// it off its CPUs.
     #[serde(default)]
     pub slices: Option<String>,
+    /// Where the interrupts of its own devices go, where `knobs` has interrupts.
+    #[serde(default)]
+    pub vfio_irqs: VfioIrqs,
 }
 
 /// Why the state folder could not be used.
@@ -364,6 +367,7 @@ mod tests {
             knobs: BTreeSet::new(),
             partition: None,
             slices: None,
+            vfio_irqs: VfioIrqs::Vcpus,
         }
     }
 
@@ -388,6 +392,17 @@ mod tests {
         state.forget(&vm("100")).expect("forget");
         state.forget(&vm("100")).expect("forget twice");
         assert_eq!(state.lease(&vm("100")).expect("read"), None);
+    }
+
+    #[test]
+    fn a_lease_of_before_there_was_a_choice_is_read() {
+        let (_dir, state) = state();
+        let text = serde_json::to_string(&lease("100")).expect("text");
+        let older = text.replace(",\"vfio_irqs\":\"vcpus\"", "");
+        assert_ne!(text, older);
+        fs::write(state.lease_path(&vm("100")), older).expect("write");
+        let read = state.lease(&vm("100")).expect("read").expect("a lease");
+        assert_eq!(read, Lease { vfio_irqs: VfioIrqs::Iothreads, ..lease("100") });
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::ids::CpuId;
-use crate::threads::ThreadKey;
+use crate::threads::{ProcessKey, ThreadKey};
 
 /// Where a value is. Paths are relative to the root of the file system.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
@@ -107,6 +107,17 @@ pub struct CpuPower {
     pub resume_latency: Option<(Place, u32)>,
 }
 
+/// An interrupt of a device that is passed through to a VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VfioIrq {
+    /// The QEMU process that has the device.
+    pub vm: ProcessKey,
+    /// The device's PCI address, such as `0000:0a:00.0`.
+    pub device: String,
+    /// The CPUs of the device's NUMA node; all where it has none.
+    pub local: CpuSet,
+}
+
 /// The places of a host, and what they hold now.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HostView {
@@ -116,6 +127,8 @@ pub struct HostView {
     pub values: BTreeMap<Place, Value>,
     /// Where interrupts that are yet to come will go; then those that there are.
     pub irqs: Vec<Place>,
+    /// Those among them that are of a VM's own devices.
+    pub vfio: BTreeMap<Place, VfioIrq>,
     /// Kernel threads that can be moved.
     pub kthreads: Vec<Place>,
     /// Kernel threads that cannot (`PF_NO_SETAFFINITY`): name and CPUs.

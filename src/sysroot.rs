@@ -140,6 +140,16 @@ impl SysRoot {
         }
     }
 
+    /// What a symbolic link says, without going there. Of a file in `/proc/PID/fd` it is what was opened, as
+    /// that process names it.
+    ///
+    /// # Errors
+    /// [`ReadError`] with the path and the kernel's answer; also where there is no link.
+    pub fn link(&self, relative: &str) -> Result<PathBuf, ReadError> {
+        let path = self.path(relative)?;
+        fs::read_link(&path).map_err(|source| ReadError { path, source })
+    }
+
     /// The text of one sysfs attribute: one open, one read, at most [`ATTRIBUTE_BYTES_MAX`].
     ///
     /// sysfs hands an attribute out whole to a reader whose buffer is large enough
@@ -199,17 +209,29 @@ impl Folder {
     /// # Errors
     /// [`ReadError`] with the path and the kernel's answer.
     pub fn numbers(&self) -> Result<Vec<i32>, ReadError> {
+        self.entries(|name| name.parse().ok())
+    }
+
+    /// The names in it, sorted; those that are not UTF-8 are left out. As with [`Folder::numbers`], for a
+    /// folder just opened.
+    ///
+    /// # Errors
+    /// [`ReadError`] with the path and the kernel's answer.
+    pub fn names(&self) -> Result<Vec<String>, ReadError> {
+        self.entries(|name| (name != "." && name != "..").then(|| name.to_owned()))
+    }
+
+    fn entries<T: Ord>(&self, take: impl Fn(&str) -> Option<T>) -> Result<Vec<T>, ReadError> {
         let mut room = [MaybeUninit::uninit(); NAMES_BYTES];
         let mut entries = RawDir::new(&self.file, &mut room);
-        let mut numbers = Vec::new();
+        let mut taken = Vec::new();
         while let Some(entry) = entries.next() {
             let entry = entry
                 .map_err(|errno| ReadError { path: self.path.clone(), source: errno.into() })?;
-            numbers
-                .extend(entry.file_name().to_str().ok().and_then(|name| name.parse::<i32>().ok()));
+            taken.extend(entry.file_name().to_str().ok().and_then(&take));
         }
-        numbers.sort_unstable();
-        Ok(numbers)
+        taken.sort_unstable();
+        Ok(taken)
     }
 
     /// Its full path, root included.

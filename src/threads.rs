@@ -50,7 +50,9 @@ pub struct ThreadKey {
 }
 
 /// One process, named for good by its number and start.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, serde::Deserialize,
+)]
 pub struct ProcessKey {
     /// Its number.
     pub pid: Pid,

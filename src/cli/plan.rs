@@ -6,17 +6,18 @@ use super::args::{Global, PlanArgs};
 use super::{Answer, block_on, output};
 use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
-use crate::ids::Pid;
 use crate::journal::HostJournal;
+use crate::places::HostView;
 use crate::plan::diff::diff;
-use crate::plan::host::Wants;
 use crate::plan::host::diff::HostStep;
+use crate::plan::host::{VfioWant, Wants};
 use crate::plan::{Plan, PlanError, Request, Stay};
 use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{self, Follow, Host, Settings, neighbours, partition_finding};
 use crate::sysroot::SysRoot;
+use crate::threads::ProcessKey;
 
 /// How the plan is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -92,31 +93,33 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         Shape::Text(explain) => {
             let steps = diff(&plan, view.process.pid, &threads, &topology.online());
             output::text(&plan_text(&plan, threads.len(), &steps, explain))?;
-            output::text(&host_text(&host_steps(
-                root,
-                settings,
-                &plan,
-                view.process.pid,
-                &boot_id,
-            )?))?;
+            let (host, steps) = host_steps(root, settings, view.process, &plan, &boot_id)?;
+            output::text(&host_text(&steps, &host.vfio))?;
         }
     }
     Ok(Answer::Done)
 }
 
-/// What would be changed about the rest of the host.
+/// The rest of the host, and what would be changed about it.
 fn host_steps(
     root: &SysRoot,
     settings: &Settings,
+    process: ProcessKey,
     plan: &Plan,
-    process: Pid,
     boot_id: &str,
-) -> Result<Vec<HostStep>, Failure> {
+) -> Result<(HostView, Vec<HostStep>), Failure> {
     let mut others = discover::live_leases(&settings.state, boot_id);
     others.retain(|lease| lease.vm != settings.vm);
-    let wants = Wants::of(&others)
-        .with(settings.policy.vm.wanted_knobs(), plan.exclusive)
-        .with_process(process);
+    let policy = &settings.policy.vm;
+    let knobs = policy.wanted_knobs();
+    let mut wants =
+        Wants::of(&others).with(knobs.iter().copied(), plan.exclusive).with_process(process.pid);
+    if knobs.contains(&Knob::Irqs) {
+        let vcpus = plan.held().into_values();
+        let to = policy.vfio_irqs.value;
+        let want = VfioWant::new(to, plan.iothread_cpus, vcpus, plan.exclusive);
+        wants = wants.with_vfio(process, want);
+    }
     let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
     Ok(supervise::host_steps(Host { root, sched: &Kernel }, &wants, &memory)?)
 }

@@ -9,15 +9,16 @@ use crate::discover::{
     way_beside_supervisor,
 };
 use crate::error::{Failure, Kind};
-use crate::journal::HostJournal;
+use crate::journal::{HostJournal, HostMemory};
 use crate::leases::Lease;
+use crate::places::{Place, Value, VfioIrq};
 use crate::plan::host::Wants;
 use crate::plan::host::diff::HostStep;
 use crate::render::VerifyDocument;
 use crate::sched::Kernel;
 use crate::supervise::{Host, host_steps};
 use crate::sysroot::SysRoot;
-use crate::watch::verify::{Facts, Unmet, verify};
+use crate::watch::verify::{Facts, Unmet, VfioSeat, verify};
 
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
@@ -43,7 +44,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
         .map_err(|error| Failure::from_error(Kind::No, error))?;
     let leases = live_leases(&state, &boot_id);
     let journal = HostJournal::read(&state.host_journal_path(), &boot_id)?;
-    let unmet = unmet(&root, &leases, &journal, &lease)?;
+    let (unmet, vfio) = outlook(&root, &leases, &journal, &lease)?;
     let interrupts = interrupts(&root, &lease.exclusive);
     let partition =
         lease.partition.as_ref().map(|path| cgroup::partition_file(&CgroupTree::of(&root), path));
@@ -53,6 +54,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
         partition: partition.as_ref(),
         occupants: &others,
         unmet: &unmet,
+        vfio: &vfio,
         interrupts: &interrupts,
     });
     let document = VerifyDocument::new(vm, checks);
@@ -64,26 +66,30 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     Ok(if document.holds() { Answer::Done } else { Answer::No })
 }
 
-/// What is left to be done about the host for this VM.
-fn unmet(
+/// What is left to be done about the host for this VM, and where its own devices' interrupts are.
+fn outlook(
     root: &SysRoot,
     leases: &[Lease],
-    memory: &crate::journal::HostMemory,
+    memory: &HostMemory,
     lease: &Lease,
-) -> Result<Vec<Unmet>, Failure> {
+) -> Result<(Vec<Unmet>, Vec<VfioSeat>), Failure> {
     let wants = Wants::of(leases);
-    let touches = |found: &crate::places::Value| {
+    let (view, steps) = host_steps(Host { root, sched: &Kernel }, &wants, memory)?;
+    let own = || view.vfio.iter().filter(|(_, irq)| irq.vm == lease.qemu);
+    let concerns = |place: &Place, found: &Value| {
         found.cpus().is_none_or(|cpus| cpus.intersects(&lease.exclusive))
+            || own().any(|(own, _)| own == place)
     };
-    let steps = host_steps(Host { root, sched: &Kernel }, &wants, memory)?;
-    Ok(steps
-        .into_iter()
-        .filter_map(|step| match step {
-            HostStep::Write { knob, place, from, to } if touches(&from) => {
-                let refused = memory.was_tried(&place, &to);
-                Some(Unmet { knob, place, found: from, wanted: to, refused })
-            }
-            _ => None,
-        })
-        .collect())
+    let unmet = steps.into_iter().filter_map(|step| match step {
+        HostStep::Write { knob, place, from, to } if concerns(&place, &from) => {
+            let refused = memory.was_tried(&place, &to);
+            Some(Unmet { knob, place, found: from, wanted: to, refused })
+        }
+        _ => None,
+    });
+    let seat = |(place, irq): (&Place, &VfioIrq)| {
+        let on = view.values.get(place)?.cpus()?;
+        Some(VfioSeat { place: place.clone(), device: irq.device.clone(), on })
+    };
+    Ok((unmet.collect(), own().filter_map(seat).collect()))
 }

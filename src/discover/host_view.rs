@@ -4,6 +4,7 @@
 use super::DiscoverError;
 use super::cgroup;
 use super::host::online_cpus;
+use super::vfio::vfio_irqs;
 use super::{stat, tasks};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
@@ -39,7 +40,7 @@ pub fn read_host_view(
         view: HostView { online: online_cpus(root)?, ..HostView::default() },
     };
     if wants.has(Knob::Irqs) {
-        reader.irqs();
+        reader.irqs(wants);
     }
     // After the last VM they are looked at once more: one may have been born behind the fence.
     if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) || memory.has_fenced() {
@@ -103,7 +104,7 @@ impl Reader<'_> {
         Some(place)
     }
 
-    fn irqs(&mut self) {
+    fn irqs(&mut self, wants: &Wants) {
         let default = Place::CpuMask("proc/irq/default_smp_affinity".to_owned());
         let default = self.take(default);
         self.view.irqs.extend(default);
@@ -112,6 +113,9 @@ impl Reader<'_> {
             let place = Place::CpuList(format!("proc/irq/{number}/smp_affinity_list"));
             let place = self.take(place);
             self.view.irqs.extend(place);
+        }
+        for vm in wants.vfio().keys() {
+            self.view.vfio.extend(vfio_irqs(self.root, *vm));
         }
     }
 

@@ -14,6 +14,7 @@ mod process;
 mod stat;
 pub mod tasks;
 pub mod topology;
+mod vfio;
 mod vm;
 
 use std::path::PathBuf;
@@ -31,6 +32,7 @@ pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use policy::{PolicyFileError, load_policy};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use topology::read_topology;
+pub use vfio::vfio_irqs;
 pub use vm::{FirstWay, Target, VmError, VmView, channel_paths, guest, named, read_vm};
 
 /// What stops discovery: without it there is nothing to plan with.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ChannelChoice, CpuChoice, Knob, Level, Origin, Overflow, Sharing, Sourced};
+use super::{ChannelChoice, CpuChoice, Knob, Level, Origin, Overflow, Sharing, Sourced, VfioIrqs};
 use crate::cpuset::CpuSet;
 
 /// The longest check interval taken, in seconds.
@@ -49,6 +49,7 @@ pub struct Fragment {
     pub check_interval: Option<Sourced<Duration>>,
     pub isolation: Option<Sourced<Level>>,
     pub knobs: BTreeMap<Knob, Sourced<bool>>,
+    pub vfio_irqs: Option<Sourced<VfioIrqs>>,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +66,7 @@ struct RawFile {
     isolation: Option<Spanned<Level>>,
     partition: Option<Spanned<bool>>,
     irqs: Option<Spanned<bool>>,
+    vfio_irqs: Option<Spanned<VfioIrqs>>,
     kthreads: Option<Spanned<bool>>,
     workqueues: Option<Spanned<bool>>,
     power: Option<Spanned<bool>>,
@@ -152,6 +154,7 @@ impl Fragment {
             overflow: source.keep(raw.overflow, |value| value),
             channel: source.keep(raw.channel, |value| value),
             isolation: source.keep(raw.isolation, |value| value),
+            vfio_irqs: source.keep(raw.vfio_irqs, |value| value),
             ..Fragment::default()
         };
         for (knob, value) in [
@@ -206,6 +209,7 @@ mod tests {
             ("\n\nvcpu = \"1\"\n", 3, "unknown field `vcpu`"),
             ("share = \"yes\"\n", 1, "expected a boolean"),
             ("overflow = \"drop\"\n", 1, "unknown variant `drop`"),
+            ("irqs = true\nvfio_irqs = \"host\"\n", 2, "unknown variant `host`"),
             ("vcpus = \"\"\n", 1, "names no CPU"),
             ("check_interval_s = 0\n", 1, "1 to 3600"),
             ("vcpus = \n", 1, ""),
@@ -239,16 +243,17 @@ mod tests {
     #[test]
     fn a_later_fragment_wins_key_by_key_and_values_know_their_line() {
         let host = parse(
-            "share = true\noverflow = \"refuse\"\n[host]\nreserved = \"0-1\"\n",
+            "share = true\noverflow = \"refuse\"\nvfio_irqs = \"vcpus\"\n[host]\nreserved = \"0-1\"\n",
             FileKind::Host,
         )
         .expect("good");
-        let vm = parse("\nshare = false\nvcpus = \"auto\"\n", FileKind::Vm).expect("good");
-        let policy = Policy::merge([host, vm]);
+        let vm = "\nshare = false\nvcpus = \"auto\"\nvfio_irqs = \"leave\"\n";
+        let policy = Policy::merge([host, parse(vm, FileKind::Vm).expect("good")]);
         assert_eq!(policy.vm.share.value, Sharing::Refuse);
         assert!(policy.vm.share.origin.to_string().ends_with("x.toml:2"));
         assert_eq!(policy.vm.overflow.value, Overflow::Refuse);
         assert_eq!(policy.vm.emulator.origin, Origin::Default);
+        assert_eq!(policy.vm.vfio_irqs.value, VfioIrqs::Leave);
         assert!(matches!(policy.host.reserved.value, CpuChoice::Cpus(cpus) if cpus.len() == 2));
     }
 }

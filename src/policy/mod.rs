@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use fragment::{FileKind, Fragment, PolicyError};
 pub use isolation::{Knob, Level};
-pub use values::{ChannelChoice, CpuChoice, Overflow, Sharing};
+pub use values::{ChannelChoice, CpuChoice, Overflow, Sharing, VfioIrqs};
 
 use crate::cpuset::CpuSet;
 
@@ -101,6 +101,8 @@ pub struct VmPolicy {
     pub isolation: Sourced<Level>,
     /// Knobs that are set on their own, whatever the level says.
     pub knobs: BTreeMap<Knob, Sourced<bool>>,
+    /// Where the interrupts of its own devices go, where interrupts are moved at all.
+    pub vfio_irqs: Sourced<VfioIrqs>,
 }
 
 impl VmPolicy {
@@ -140,6 +142,7 @@ impl Default for Policy {
                 channel: Sourced::default(ChannelChoice::Auto),
                 isolation: Sourced::default(Level::Exclusive),
                 knobs: BTreeMap::new(),
+                vfio_irqs: Sourced::default(VfioIrqs::default()),
                 check_interval: Sourced::default(Duration::from_secs(CHECK_INTERVAL_S_DEFAULT)),
             },
         }
@@ -163,6 +166,7 @@ impl Policy {
             lay(&mut policy.vm.check_interval, fragment.check_interval);
             lay(&mut policy.vm.isolation, fragment.isolation);
             policy.vm.knobs.extend(fragment.knobs);
+            lay(&mut policy.vm.vfio_irqs, fragment.vfio_irqs);
         }
         policy
     }

@@ -32,6 +32,31 @@ pub enum Overflow {
     Refuse,
 }
 
+/// Where the interrupts of a VM's own passed-through devices go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VfioIrqs {
+    /// With the iothreads, on the device's NUMA node where they have CPUs there.
+    #[default]
+    Iothreads,
+    /// With the vCPUs.
+    Vcpus,
+    /// Where they are, but for the CPUs of other VMs.
+    Leave,
+}
+
+impl VfioIrqs {
+    /// As it is written in a policy file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            VfioIrqs::Iothreads => "iothreads",
+            VfioIrqs::Vcpus => "vcpus",
+            VfioIrqs::Leave => "leave",
+        }
+    }
+}
+
 /// How QEMU is asked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::table::table;
-use super::words::printable;
+use super::words::{knob_in_words, printable};
 use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, VcpuIndex, VmName};
+use crate::places::{Place, VfioIrq};
 use crate::plan::diff::Step;
 use crate::plan::host::diff::HostStep;
 use crate::plan::{Finding, Nearest, Plan, Verdict, counted};
@@ -98,20 +99,21 @@ pub enum Explain {
 
 /// What would be changed about the rest of the host: a line for each knob, with an example.
 #[must_use]
-pub fn host_text(steps: &[HostStep]) -> String {
-    let mut knobs: BTreeMap<Knob, (usize, String)> = BTreeMap::new();
+pub fn host_text(steps: &[HostStep], vfio: &BTreeMap<Place, VfioIrq>) -> String {
+    let mut knobs: BTreeMap<(Knob, String), (usize, String)> = BTreeMap::new();
     for step in steps {
         if let HostStep::Write { knob, place, from, to } = step {
             let first = || (0, format!("{place}: {from} → {to}"));
-            knobs.entry(*knob).or_insert_with(first).0 += 1;
+            let what = knob_in_words(*knob, place, vfio);
+            knobs.entry((*knob, what)).or_insert_with(first).0 += 1;
         }
     }
     if knobs.is_empty() {
         return String::new();
     }
-    let row = |(knob, (number, first)): (Knob, (usize, String))| {
+    let row = |((_, what), (number, first)): ((Knob, String), (usize, String))| {
         let number = counted(number, "place");
-        [format!("~ {knob}"), number, first]
+        [format!("~ {what}"), number, first]
     };
     let rows: Vec<[String; 3]> = knobs.into_iter().map(row).collect();
     format!("\n{}", table(&rows))

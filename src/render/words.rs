@@ -1,6 +1,10 @@
 //! Things in a sentence.
 
+use std::collections::BTreeMap;
+
 use crate::ids::Tid;
+use crate::places::{Place, VfioIrq};
+use crate::policy::Knob;
 use crate::threads::Role;
 
 /// `vCPU 3 (tid 533, CPU 3/KVM)`: a thread in a sentence. An empty name is left out.
@@ -16,6 +20,15 @@ pub fn thread_in_words(tid: Tid, role: &Role, comm: &str) -> String {
         return format!("{who} (tid {tid})");
     }
     format!("{who} (tid {tid}, {})", printable(comm))
+}
+
+/// `irqs`, and `irqs of 0000:0a:00.0` where it is of a VM's own device: they go elsewhere than all others.
+#[must_use]
+pub fn knob_in_words(knob: Knob, place: &Place, vfio: &BTreeMap<Place, VfioIrq>) -> String {
+    match vfio.get(place) {
+        Some(irq) => format!("{knob} of {}", irq.device),
+        None => knob.to_string(),
+    }
 }
 
 /// A thread's name as it may be shown: any process can choose its own.

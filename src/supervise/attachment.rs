@@ -390,6 +390,7 @@ impl<'a> Attachment<'a> {
             knobs: self.known.settings.policy.vm.wanted_knobs(),
             partition: self.partition.cgroup(),
             slices: self.partition.slices(),
+            vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
         })
     }
 

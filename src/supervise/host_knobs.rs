@@ -22,7 +22,7 @@ use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError};
 use crate::leases::{LeasesLock, StateDir};
 use crate::places::{HostView, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
-use crate::plan::host::{Wants, wishes};
+use crate::plan::host::{Wants, let_out, wishes};
 use crate::policy::Knob;
 use crate::systemd::SystemBus;
 
@@ -143,7 +143,8 @@ impl HostKnobs {
             managed = interrupts(host.root, &wants.cpus(Knob::Irqs));
             managed.retain(|number, _| numbers.contains(number));
         }
-        let report = HostReport { applied, managed, bound: bound(&view, &wants.all_cpus()) };
+        let bound = bound(&view, &wants.all_cpus());
+        let report = HostReport { applied, managed, bound, vfio: view.vfio };
         if wants.is_empty() && !report.applied.iter().any(HostApplied::is_left_changed) {
             journal.remove()?;
         }
@@ -188,6 +189,7 @@ impl HostKnobs {
             HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
             _ => true,
         });
+        journal.append(born_behind(&view, journal.memory(), &steps))?;
         let applied = apply_host(host.root, host.sched, &SystemBus, &view.online, journal, steps)?;
         Ok((view, applied))
     }
@@ -201,7 +203,7 @@ fn own_masks(host: Host<'_>, vms: &[Pid]) -> Vec<HostRecord> {
     found.map(original).collect()
 }
 
-/// What is to be done about the host as it is, for all who want something of it.
+/// The host as it is, and what is to be done about it for all who want something of it.
 ///
 /// # Errors
 /// [`DiscoverError`] where the host cannot be read.
@@ -209,8 +211,10 @@ pub fn host_steps(
     host: Host<'_>,
     wants: &Wants,
     memory: &HostMemory,
-) -> Result<Vec<HostStep>, DiscoverError> {
-    Ok(steps(&read_host_view(host.root, host.sched, wants, memory)?, wants, memory))
+) -> Result<(HostView, Vec<HostStep>), DiscoverError> {
+    let view = read_host_view(host.root, host.sched, wants, memory)?;
+    let steps = steps(&view, wants, memory);
+    Ok((view, steps))
 }
 
 fn steps(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<HostStep> {
@@ -238,6 +242,25 @@ fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Ve
         Some(HostRecord::Original { place: place.clone(), value })
     };
     new.filter_map(original).collect()
+}
+
+/// What interrupts of VMs' devices that are about to be written would have been without qmpin, where that
+/// is not what they are.
+fn born_behind(view: &HostView, memory: &HostMemory, steps: &[HostStep]) -> Vec<HostRecord> {
+    // The first of them is where new ones go; it has no number.
+    let Some(default) = view.irqs.iter().find(|place| place.irq().is_none()) else {
+        return Vec::new();
+    };
+    let now = view.values.get(default).and_then(Value::cpus);
+    let before = memory.original(default).and_then(Value::cpus);
+    let (Some(now), Some(before)) = (now, before) else { return Vec::new() };
+    let record = |step: &HostStep| {
+        let HostStep::Write { place, from, .. } = step else { return None };
+        let irq = view.vfio.get(place).filter(|_| memory.original(place).is_none())?;
+        let value = Value::Cpus(let_out(irq, &from.cpus()?, &now, &before)?);
+        Some(HostRecord::Original { place: place.clone(), value })
+    };
+    steps.iter().filter_map(record).collect()
 }
 
 /// Puts back what nobody needs changed any more, where there is no VM to do it for.

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::apply::{HostApplied, HostOutcome};
 use crate::discover::Interrupt;
+use crate::places::{Place, VfioIrq};
 use crate::plan::host::diff::HostStep;
 use crate::policy::Knob;
-use crate::render::{host_refusal, left_alone};
+use crate::render::{host_refusal, knob_in_words, left_alone};
 
 /// What has come of it.
 #[derive(Debug, Default)]
@@ -17,6 +18,8 @@ pub struct HostReport {
     pub managed: BTreeMap<u32, Interrupt>,
     /// Kernel threads that are bound to CPUs kept for VMs, by name without numbers.
     pub bound: BTreeMap<String, usize>,
+    /// Interrupts of VMs' own devices.
+    pub vfio: BTreeMap<Place, VfioIrq>,
 }
 
 impl HostReport {
@@ -56,14 +59,15 @@ pub(super) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
 
 /// One line for each knob that was turned, and one for each thing that was refused.
 pub fn log_host(report: &HostReport) {
-    let mut written: BTreeMap<Knob, (usize, String)> = BTreeMap::new();
+    let mut written: BTreeMap<(Knob, String), (usize, String)> = BTreeMap::new();
     let mut put_back = 0;
     for one in &report.applied {
         match (&one.step, &one.outcome) {
             (_, HostOutcome::Gone) | (HostStep::Settle { .. }, _) => {}
             (HostStep::Write { knob, place, from, to }, HostOutcome::Done) => {
                 let first = || (0, format!("{place}: {from} → {to}"));
-                written.entry(*knob).or_insert_with(first).0 += 1;
+                let what = knob_in_words(*knob, place, &report.vfio);
+                written.entry((*knob, what)).or_insert_with(first).0 += 1;
             }
             (HostStep::PutBack { .. }, HostOutcome::Done) => put_back += 1,
             (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => {}
@@ -77,10 +81,10 @@ pub fn log_host(report: &HostReport) {
     if !report.managed.is_empty() {
         tracing::info!("{}", managed_in_words(&report.managed));
     }
-    for (knob, (number, first)) in written {
+    for ((_, what), (number, first)) in written {
         match number {
-            1 => tracing::info!("{knob}: {first}"),
-            number => tracing::info!("{knob}: {number} changed, such as {first}"),
+            1 => tracing::info!("{what}: {first}"),
+            number => tracing::info!("{what}: {number} changed, such as {first}"),
         }
     }
     if put_back > 0 {

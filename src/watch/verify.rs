@@ -9,10 +9,11 @@
 //! | `kthreads` | nor any kernel thread that can be moved |
 //! | `bound-kthreads` | never quite: what the kernel binds to each CPU is counted |
 //! | `irqs` … | nothing of that knob is left to be done |
+//! | `vfio-irqs` | interrupts of the VM's own devices are where the policy wants them |
 //!
 //! A check is made where the VM's policy asks for what it is about.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -67,6 +68,17 @@ pub struct Unmet {
     pub refused: bool,
 }
 
+/// Where an interrupt of one of the VM's own devices is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct VfioSeat {
+    /// The place that says so.
+    pub place: Place,
+    /// The device's PCI address.
+    pub device: String,
+    /// Where it may go.
+    pub on: CpuSet,
+}
+
 /// What there is to see.
 #[derive(Clone, Debug)]
 pub struct Facts<'a> {
@@ -80,8 +92,16 @@ pub struct Facts<'a> {
     pub occupants: &'a [Occupant],
     /// What else is not as it should be.
     pub unmet: &'a [Unmet],
+    /// Interrupts of the VM's own devices.
+    pub vfio: &'a [VfioSeat],
     /// Interrupts by number, with how often they have fired on the VM's CPUs.
     pub interrupts: &'a BTreeMap<u32, Interrupt>,
+}
+
+impl Facts<'_> {
+    fn is_of_own_device(&self, place: &Place) -> bool {
+        self.vfio.iter().any(|seat| seat.place == *place)
+    }
 }
 
 /// Makes all checks that the VM's policy gives cause for.
@@ -104,8 +124,14 @@ pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
         (Knob::Noise, "noise"),
     ] {
         if asked(knob) {
-            checks.extend(places(facts, knob, check));
+            let is_own = |unmet: &&Unmet| facts.is_of_own_device(&unmet.place);
+            let of_knob = facts.unmet.iter().filter(|unmet| unmet.knob == knob && !is_own(unmet));
+            checks.extend(places(facts, &of_knob.collect::<Vec<_>>(), check, as_it_should));
         }
+    }
+    if asked(Knob::Irqs) && !facts.vfio.is_empty() {
+        let own = facts.unmet.iter().filter(|unmet| facts.is_of_own_device(&unmet.place));
+        checks.extend(places(facts, &own.collect::<Vec<_>>(), "vfio-irqs", || seats(facts)));
     }
     checks
 }
@@ -207,9 +233,31 @@ fn bound(facts: &Facts<'_>) -> Option<Check> {
     })
 }
 
-fn places(facts: &Facts<'_>, knob: Knob, check: &'static str) -> Vec<Check> {
-    let of_knob = || facts.unmet.iter().filter(|unmet| unmet.knob == knob);
-    let in_words = |unmet: &Unmet| {
+fn as_it_should() -> String {
+    "as it should be".to_owned()
+}
+
+/// Where the interrupts of the VM's devices are: `0000:0a:00.0 on CPUs 4-5 (40, 41)`.
+fn seats(facts: &Facts<'_>) -> String {
+    let mut seats: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
+    for VfioSeat { place, device, on } in facts.vfio {
+        let numbers = seats.entry((device, cpus_in_words(on))).or_default();
+        numbers.extend(place.irq().map(|number| number.to_string()));
+    }
+    let seat = |((device, on), numbers): ((&str, String), Vec<String>)| {
+        format!("{device} on {on} ({})", some_of(&numbers, ", "))
+    };
+    let seats: Vec<String> = seats.into_iter().map(seat).collect();
+    format!("vfio_irqs = \"{}\": {}", facts.lease.vfio_irqs.name(), some(&seats))
+}
+
+fn places(
+    facts: &Facts<'_>,
+    unmet: &[&Unmet],
+    check: &'static str,
+    all_is_well: impl Fn() -> String,
+) -> Vec<Check> {
+    let in_words = |unmet: &&Unmet| {
         let irq = unmet.place.irq().and_then(|number| facts.interrupts.get(&number));
         let irq = irq.map_or(String::new(), |irq| {
             let devices = if irq.devices.is_empty() { "no device" } else { irq.devices.as_str() };
@@ -220,24 +268,27 @@ fn places(facts: &Facts<'_>, knob: Knob, check: &'static str) -> Vec<Check> {
     let mut checks = Vec::new();
     for (refused, verdict) in [(false, CheckVerdict::Broken), (true, CheckVerdict::Refused)] {
         let list: Vec<String> =
-            of_knob().filter(|unmet| unmet.refused == refused).map(in_words).collect();
+            unmet.iter().filter(|unmet| unmet.refused == refused).map(in_words).collect();
         if !list.is_empty() {
             checks.push(Check { check, verdict, reason: some(&list) });
         }
     }
-    let verdicts: BTreeSet<bool> = of_knob().map(|unmet| unmet.refused).collect();
-    if verdicts.is_empty() {
-        checks.push(holds(check, "as it should be".to_owned()));
+    if unmet.is_empty() {
+        checks.push(holds(check, all_is_well()));
     }
     checks
 }
 
 /// The first few, and how many more there are.
 fn some(list: &[String]) -> String {
-    let shown = list[..list.len().min(NAMED)].join("; ");
+    some_of(list, "; ")
+}
+
+fn some_of(list: &[String], separator: &str) -> String {
+    let shown = list[..list.len().min(NAMED)].join(separator);
     match list.len().saturating_sub(NAMED) {
         0 => shown,
-        more => format!("{shown}; and {more} more"),
+        more => format!("{shown}{separator}and {more} more"),
     }
 }
 
@@ -245,7 +296,7 @@ fn some(list: &[String]) -> String {
 mod tests {
     use super::*;
     use crate::ids::{Pid, StartTicks, Tid, VcpuIndex};
-    use crate::policy::Level;
+    use crate::policy::{Level, VfioIrqs};
     use crate::threads::{ProcessKey, ThreadKey};
 
     fn cpus(list: &str) -> CpuSet {
@@ -276,6 +327,7 @@ mod tests {
             knobs: level.knobs(),
             partition: None,
             slices: None,
+            vfio_irqs: VfioIrqs::default(),
         }
     }
 
@@ -299,6 +351,7 @@ mod tests {
             partition: Some(&partition),
             occupants,
             unmet,
+            vfio: &[],
             interrupts: &interrupts,
         };
         verify(&facts).into_iter().map(|check| (check.check, check.verdict)).collect()
@@ -351,6 +404,7 @@ mod tests {
                 partition: file,
                 occupants: &[],
                 unmet: &[],
+                vfio: &[],
                 interrupts: &interrupts,
             };
             partition(&facts).verdict

@@ -1,13 +1,24 @@
-//! The knob *irqs*: interrupts go to CPUs that are no VM's.
+//! The knob *irqs*: interrupts go to CPUs that are no VM's. Those of a VM's own devices: `vfio.rs`.
 
-use super::all_kept_off;
-use crate::cpuset::CpuSet;
+use super::vfio;
+use super::{Wants, kept_off};
 use crate::places::{HostView, Place, Value};
+use crate::policy::Knob;
 
 pub(super) fn wishes(
     view: &HostView,
-    off: &CpuSet,
+    wants: &Wants,
     original: &dyn Fn(&Place) -> Option<Value>,
 ) -> Vec<(Place, Value)> {
-    all_kept_off(&view.irqs, off, &view.online, original)
+    let off = wants.cpus(Knob::Irqs);
+    let wish = |place: &Place| {
+        let before = original(place)?.cpus()?;
+        let of_vm = view.vfio.get(place).and_then(|irq| Some((irq, wants.vfio().get(&irq.vm)?)));
+        let cpus = match of_vm {
+            Some((irq, want)) => vfio::target(irq, want, &before, &off, &view.online),
+            None => kept_off(&before, &off, &view.online),
+        };
+        Some((place.clone(), Value::Cpus(cpus?)))
+    };
+    view.irqs.iter().filter_map(wish).collect()
 }

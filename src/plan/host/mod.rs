@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!   leases ─▶ Wants: for each knob, the CPUs of the VMs that want it
-//!   Wants × HostView × originals ─▶ wishes      irqs.rs kthreads.rs workqueues.rs power.rs noise.rs slices.rs
+//!   Wants × HostView × originals ─▶ wishes      irqs.rs vfio.rs kthreads.rs workqueues.rs power.rs
+//!                                                noise.rs slices.rs
 //!   wishes × what is there × what the journal remembers ─▶ steps                            diff.rs
 //! ```
 //!
@@ -15,6 +16,7 @@ mod kthreads;
 mod noise;
 mod power;
 mod slices;
+mod vfio;
 mod workqueues;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +26,8 @@ use crate::ids::Pid;
 use crate::leases::Lease;
 use crate::places::{HostView, Place, Value};
 use crate::policy::Knob;
+use crate::threads::ProcessKey;
+pub use vfio::{VfioWant, let_out};
 
 /// For each knob, the CPUs of all VMs that want it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -32,6 +36,7 @@ pub struct Wants {
     slices: BTreeMap<String, CpuSet>,
     partitions: BTreeSet<String>,
     processes: BTreeSet<Pid>,
+    vfio: BTreeMap<ProcessKey, VfioWant>,
 }
 
 impl Wants {
@@ -45,7 +50,12 @@ impl Wants {
             if let Some(cgroup) = &lease.slices {
                 *wants.slices.entry(cgroup.clone()).or_default() |= lease.exclusive;
             }
-            wants
+            if !lease.knobs.contains(&Knob::Irqs) {
+                return wants;
+            }
+            let vcpus = lease.vcpus.iter().map(|(_, cpu)| *cpu);
+            let want = VfioWant::new(lease.vfio_irqs, lease.iothreads, vcpus, lease.exclusive);
+            wants.with_vfio(lease.qemu, want)
         })
     }
 
@@ -102,6 +112,12 @@ impl Wants {
         self.partitions.contains(cgroup)
     }
 
+    /// What VMs want of the interrupts of their own devices, by their QEMU processes.
+    #[must_use]
+    pub fn vfio(&self) -> &BTreeMap<ProcessKey, VfioWant> {
+        &self.vfio
+    }
+
     /// All CPUs that anything is wanted for.
     #[must_use]
     pub fn all_cpus(&self) -> CpuSet {
@@ -136,7 +152,7 @@ pub fn wishes(
     let wanted = |knob| wants.cpus(knob);
     wish(Knob::Partition, slices::units(view, wants.slices(), &original));
     wish(Knob::Partition, slices::users(view, wants.slices(), &original));
-    wish(Knob::Irqs, irqs::wishes(view, &wanted(Knob::Irqs), &original));
+    wish(Knob::Irqs, irqs::wishes(view, wants, &original));
     // A partition makes the kernel change masks on its own, and not back to what they were.
     let off = wanted(Knob::Kthreads);
     wish(Knob::Kthreads, kthreads::wishes(view, &off, &original));

@@ -132,7 +132,30 @@ READ = _code(
     """
 )
 
-BY_NAME = {"idle": IDLE, "spin": SPIN, "hotplug": HOTPLUG, "read": READ}
+# Turns on MSI of the device 00:10.0, whose MSI capability is at 0x40, as the driver of a passed-through device would.
+MSI = _code(
+    _HELLO
+    + """
+    ba f8 0c                ; mov dx, 0xcf8
+    66 b8 44 80 00 80       ; mov eax, 0x80008044
+    66 ef                   ; out dx, eax
+    ba fc 0c                ; mov dx, 0xcfc
+    66 b8 00 00 e0 fe       ; mov eax, 0xfee00000 the address: the first vCPU
+    66 ef                   ; out dx, eax
+    ba f8 0c                ; mov dx, 0xcf8
+    66 b8 40 80 00 80       ; mov eax, 0x80008040
+    66 ef                   ; out dx, eax
+    ba fc 0c                ; mov dx, 0xcfc
+    66 ed                   ; in eax, dx
+    66 0d 00 00 01 00       ; or eax, 0x10000     MSI enable
+    66 ef                   ; out dx, eax
+    fb                      ; sti
+    f4                      ; hlt
+    eb fd                   ; jmp back to hlt
+    """
+)
+
+BY_NAME = {"idle": IDLE, "spin": SPIN, "hotplug": HOTPLUG, "read": READ, "msi": MSI}
 
 
 def write(name: str, path: Path) -> Path:

@@ -136,14 +136,19 @@ class Attached(Follower):
     """`qmpin attach VMID`, followed as systemd follows a unit of Type=notify.
 
     CHECK_INTERVAL_S is qmpin's own setting: 1 to be quick where only its slow timer can see what happened, a great one to
-    show that it does not need the timer. ISOLATION is its level: with "pinned" nothing of the host changes but the VM.
+    show that it does not need the timer. ISOLATION is its level: with "pinned" nothing of the host changes but the VM. POLICY
+    is what else its policy file says.
     """
 
-    def __init__(self, vmid: int, *flags: str, check_interval_s: int | None = None, isolation: str = "pinned"):
+    def __init__(
+        self, vmid: int, *flags: str, check_interval_s: int | None = None, isolation: str = "pinned", policy: str = ""
+    ):
         self._dir = tempfile.TemporaryDirectory(prefix="qmpin-")
         self.folder = Path(self._dir.name)
         if check_interval_s is not None:
-            (self.folder / "qmpin.toml").write_text(f"check_interval_s = {check_interval_s}\n")
+            policy += f"\ncheck_interval_s = {check_interval_s}\n"
+        if policy:
+            (self.folder / "qmpin.toml").write_text(policy)
             flags = (*flags, "--config-dir", str(self.folder))
         super().__init__(vmid, "--isolation", isolation, *flags)
         self.code: int | None = None

@@ -59,7 +59,8 @@ class Host:
         cpus=4            vCPUs at start
         max_cpus=None     makes it hotpluggable up to that many, as Proxmox with `hotplug: cpu`
         smp=None          a whole -smp argument instead, as from Proxmox's `args:` ("8,cores=4,threads=2")
-        guest="idle"      idle, spin (all vCPUs), hotplug (acknowledges vCPU plug and unplug), read (disk I/O)
+        guest="idle"      idle, spin (all vCPUs), hotplug (acknowledges vCPU plug and unplug), read (disk I/O),
+                          msi (turns on MSI of the device 00:10.0)
         accel="kvm"       or "tcg"
         disks=1           one virtio-scsi controller with an iothread each; 0: one disk without iothread
         debug_threads=True, paused=False (-S), memory_mib=64, aio="threads" (or "io_uring", "native"), extra=[...]
