@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, VcpuIndex, VmName};
-use crate::policy::{Knob, VfioIrqs};
+use crate::policy::{Knob, VcpuSched, VfioIrqs};
 use crate::sysroot::read_bounded;
 use crate::threads::ProcessKey;
 
@@ -70,6 +70,9 @@ pub struct Lease {
     /// Where the interrupts of its own devices go, where `knobs` has interrupts.
     #[serde(default)]
     pub vfio_irqs: VfioIrqs,
+    /// How its vCPU threads are to be scheduled.
+    #[serde(default)]
+    pub sched: VcpuSched,
 }
 
 /// Why the state folder could not be used.
@@ -368,6 +371,7 @@ mod tests {
             partition: None,
             slices: None,
             vfio_irqs: VfioIrqs::Vcpus,
+            sched: VcpuSched::default(),
         }
     }
 

@@ -9,6 +9,7 @@ pub mod error;
 pub mod ids;
 pub mod places;
 pub mod policy;
+pub mod scheduling;
 pub mod threads;
 pub mod topology;
 

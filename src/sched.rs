@@ -1,5 +1,5 @@
-//! The seam for what is not a file: affinity calls. One small trait, the kernel behind it, and in
-//! tests a table.
+//! The seam for what is not a file: affinity and scheduling calls. One small trait, the kernel behind
+//! it, and in tests a table.
 
 use std::io;
 
@@ -7,8 +7,9 @@ use rustix::thread::{CpuSet as RustixCpuSet, sched_getaffinity, sched_setaffinit
 
 use crate::cpuset::{CPUS_MAX, CpuSet};
 use crate::ids::{CpuId, Tid};
+use crate::scheduling::{Class, OnFork, Scheduling};
 
-/// Reads and writes threads' affinity masks.
+/// Reads and writes threads' affinity masks, and how they are scheduled.
 pub trait Sched {
     /// The CPUs a thread may run on. The kernel leaves offline CPUs out
     /// (`kernel/sched/syscalls.c: sched_getaffinity`).
@@ -23,6 +24,24 @@ pub trait Sched {
     /// `ESRCH` where there is no such thread, `EPERM` without the right, `EINVAL` where no CPU of the
     /// set is online and allowed by the thread's cpuset.
     fn set_affinity(&self, tid: Tid, cpus: &CpuSet) -> io::Result<()>;
+
+    /// How a thread is scheduled. A stand-in for the kernel need not know.
+    ///
+    /// # Errors
+    /// `ESRCH` where there is no such thread; `InvalidData` for a policy that is not known here.
+    fn scheduling(&self, _tid: Tid) -> io::Result<Scheduling> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Changes how a thread is scheduled. Its nice value stays
+    /// (`kernel/sched/syscalls.c: _sched_setscheduler`).
+    ///
+    /// # Errors
+    /// `ESRCH` where there is no such thread; `EPERM` without the right, or where its group is given no
+    /// real-time at all (`Documentation/scheduler/sched-rt-group.rst`); `EINVAL` for a deadline.
+    fn set_scheduling(&self, _tid: Tid, _to: Scheduling) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// The kernel qmpin runs on.
@@ -44,6 +63,39 @@ impl Sched for Kernel {
         }
         Ok(sched_setaffinity(raw(tid)?, &mask)?)
     }
+
+    fn scheduling(&self, tid: Tid) -> io::Result<Scheduling> {
+        let found = uapi::sched_getscheduler(some(tid)?)?;
+        let param = uapi::sched_getparam(some(tid)?)?;
+        // The flag comes with the number (`kernel/sched/syscalls.c: sys_sched_getscheduler`).
+        let number = found & !uapi::c::SCHED_RESET_ON_FORK;
+        let unknown = || io::Error::new(io::ErrorKind::InvalidData, format!("policy {number}"));
+        Ok(Scheduling {
+            class: Class::from_number(number).ok_or_else(unknown)?,
+            priority: u8::try_from(param.sched_priority).unwrap_or_default(),
+            on_fork: if number == found { OnFork::Inherit } else { OnFork::Reset },
+        })
+    }
+
+    fn set_scheduling(&self, tid: Tid, to: Scheduling) -> io::Result<()> {
+        // Made from the thread's own, since it has more fields in some C libraries than in others.
+        let mut param = uapi::sched_getparam(some(tid)?)?;
+        param.sched_priority = to.priority.into();
+        let flag = match to.on_fork {
+            OnFork::Inherit => 0,
+            OnFork::Reset => uapi::c::SCHED_RESET_ON_FORK,
+        };
+        uapi::sched_setscheduler(some(tid)?, to.class.number() | flag, &param)?;
+        Ok(())
+    }
+}
+
+/// 0 would be the calling thread.
+fn some(tid: Tid) -> io::Result<i32> {
+    if tid.0 <= 0 {
+        return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+    }
+    Ok(tid.0)
 }
 
 /// `None` is the calling thread, as 0 is for the kernel.
@@ -52,4 +104,36 @@ fn raw(tid: Tid) -> io::Result<Option<rustix::process::Pid>> {
         return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
     }
     Ok(rustix::process::Pid::from_raw(tid.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn this_thread() -> Tid {
+        Tid(nix::unistd::gettid().as_raw())
+    }
+
+    #[test]
+    fn what_is_set_is_read_back_and_children_have_none_of_it() {
+        // What anybody may do to a thread of his own, but not undo; so it is a thread for that alone.
+        let of_child = std::thread::spawn(|| {
+            let batch = Scheduling { class: Class::Batch, priority: 0, on_fork: OnFork::Reset };
+            assert_eq!(Kernel.scheduling(this_thread()).expect("read"), Scheduling::OTHER);
+            Kernel.set_scheduling(this_thread(), batch).expect("set");
+            assert_eq!(Kernel.scheduling(this_thread()).expect("read"), batch);
+            std::thread::spawn(|| Kernel.scheduling(this_thread()).expect("read")).join()
+        });
+        let child = of_child.join().expect("ended").expect("ended");
+        assert_eq!(child.on_fork, OnFork::Inherit, "{child:?}");
+    }
+
+    #[test]
+    fn no_thread_is_no_thread_and_not_this_one() {
+        for tid in [0, -1, i32::MAX] {
+            let gone = |error: io::Error| error.raw_os_error() == Some(nix::libc::ESRCH);
+            assert!(Kernel.scheduling(Tid(tid)).is_err_and(gone), "{tid}");
+            assert!(Kernel.set_scheduling(Tid(tid), Scheduling::OTHER).is_err_and(gone), "{tid}");
+        }
+    }
 }

@@ -13,7 +13,7 @@ use qmpin::cpuset::CpuSet;
 use qmpin::discover;
 use qmpin::ids::{Pid, Tid};
 use qmpin::leases::{Lease, SCHEMA, StateDir};
-use qmpin::policy::{Knob, Level, VfioIrqs};
+use qmpin::policy::{Knob, Level, VcpuSched, VfioIrqs};
 use qmpin::sched::Sched;
 use qmpin::supervise::{Host, HostKnobs, HostReport};
 use qmpin::sysroot::SysRoot;
@@ -164,6 +164,7 @@ impl World {
             partition: None,
             slices: None,
             vfio_irqs: VfioIrqs::default(),
+            sched: VcpuSched::default(),
         };
         change(&mut lease);
         self.state.write_lease(&lease).expect("written");

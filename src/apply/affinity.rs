@@ -6,11 +6,11 @@ use super::{Bench, StepOutcome};
 use crate::discover::tasks;
 use crate::plan::diff::Step;
 use crate::sysroot::ReadError;
-use crate::threads::Role;
+use crate::threads::{Role, ThreadKey};
 
 /// Checks, writes, reads back.
 pub(super) fn write(bench: Bench<'_>, step: &Step) -> StepOutcome {
-    match is_still_there(bench, step) {
+    match is_still_there(bench, step.thread, &step.role) {
         Ok(true) => {}
         Ok(false) => return StepOutcome::Gone,
         Err(error) => return StepOutcome::Refused { error: error.source },
@@ -35,13 +35,16 @@ fn said_no(error: io::Error) -> StepOutcome {
 }
 
 /// The last look before the write: a thread number may belong to somebody else by now.
-fn is_still_there(bench: Bench<'_>, step: &Step) -> Result<bool, ReadError> {
-    let key = step.thread;
+pub(super) fn is_still_there(
+    bench: Bench<'_>,
+    key: ThreadKey,
+    role: &Role,
+) -> Result<bool, ReadError> {
     // A grip was taken before the thread was seen to be of the process, so its word is enough.
     if let Some(lives) = bench.grips.lives(key) {
         return Ok(lives);
     }
     Ok(tasks::is_thread_of(bench.root, bench.process.pid, key)?
-        || (matches!(step.role, Role::Kernel | Role::Vhost)
+        || (matches!(role, Role::Kernel | Role::Vhost)
             && tasks::is_kernel_thread(bench.root, key)?))
 }

@@ -10,11 +10,13 @@
 mod affinity;
 mod host;
 pub mod partition;
+mod priority;
 pub(crate) mod slices;
 
 use std::io;
 
 pub use host::{HostApplied, HostOutcome, apply_host};
+pub use priority::{PriorityApplied, PriorityOutcome, apply_priorities};
 
 use crate::cpuset::CpuSet;
 use crate::discover::Grips;

@@ -3,7 +3,7 @@
 use super::args::{AttachArgs, Global};
 use super::{Answer, block_on, output, plan};
 use crate::error::Failure;
-use crate::render::{restore_lines, thread_refusal};
+use crate::render::{priority_refusal, restore_lines, thread_refusal};
 use crate::sched::Kernel;
 use crate::supervise::{Follow, Host, Settings, attach_once, follow};
 use crate::sysroot::SysRoot;
@@ -35,9 +35,15 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
             report.applied.len() - threads.len(),
             threads.len()
         ))?;
-        let is_whole = threads.is_empty() && report.partition.is_empty() && !isolated.fell_short();
+        let priority: Vec<String> =
+            report.priority.applied.iter().filter_map(priority_refusal).collect();
+        let is_whole = threads.is_empty()
+            && priority.is_empty()
+            && report.partition.is_empty()
+            && !isolated.fell_short();
         let partition = report.partition.iter().map(ToString::to_string);
-        for sentence in threads.into_iter().chain(partition).chain(isolated.refusals()) {
+        let sentences = threads.into_iter().chain(priority).chain(partition);
+        for sentence in sentences.chain(isolated.refusals()) {
             output::text(&format!("  refused: {sentence}\n"))?;
         }
         return Ok(if is_whole { Answer::Done } else { Answer::Partly });

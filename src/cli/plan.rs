@@ -15,7 +15,9 @@ use crate::plan::{Plan, PlanError, Request, Stay};
 use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
-use crate::supervise::{self, Follow, Host, Settings, neighbours, partition_finding};
+use crate::supervise::{
+    self, Follow, Host, Settings, neighbours, partition_finding, priority_finding,
+};
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
@@ -86,6 +88,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         let state = &settings.state;
         plan.report.push(partition_finding(host, state, view.process, &plan, &boot_id));
     }
+    plan.report.extend(priority_finding(root, &plan, settings.policy.vm.sched.value));
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
     threads.extend(tasks::kernel_threads(&live, &Kernel, view.process.pid));
     match shape {

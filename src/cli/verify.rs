@@ -9,15 +9,16 @@ use crate::discover::{
     way_beside_supervisor,
 };
 use crate::error::{Failure, Kind};
-use crate::journal::{HostJournal, HostMemory};
+use crate::journal::{self, HostJournal, HostMemory, Memory};
 use crate::leases::Lease;
 use crate::places::{Place, Value, VfioIrq};
 use crate::plan::host::Wants;
 use crate::plan::host::diff::HostStep;
 use crate::render::VerifyDocument;
-use crate::sched::Kernel;
+use crate::sched::{Kernel, Sched as _};
 use crate::supervise::{Host, host_steps};
 use crate::sysroot::SysRoot;
+use crate::threads::Thread;
 use crate::watch::verify::{Facts, Unmet, VfioSeat, verify};
 
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
@@ -48,9 +49,16 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let interrupts = interrupts(&root, &lease.exclusive);
     let partition =
         lease.partition.as_ref().map(|path| cgroup::partition_file(&CgroupTree::of(&root), path));
+    let scheduled = |thread: &Thread| Some((thread.key, Kernel.scheduling(thread.key.tid).ok()?));
+    let scheduling = threads.iter().filter_map(scheduled).collect();
+    // Without a journal nothing was changed.
+    let memory = journal::read(&state.journal_path(vm));
+    let memory = memory.map(|content| Memory::of(&content.records)).unwrap_or_default();
     let checks = verify(&Facts {
         lease: &lease,
         threads: &threads,
+        scheduling: &scheduling,
+        memory: &memory,
         partition: partition.as_ref(),
         occupants: &others,
         unmet: &unmet,

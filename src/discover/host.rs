@@ -5,6 +5,7 @@ use crate::cpuset::CpuSet;
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::leases::{Lease, StateDir};
+use crate::plan::priority::Throttling;
 use crate::sysroot::{ReadError, SysRoot};
 
 /// The kernel's id of this boot (`/proc/sys/kernel/random/boot_id`).
@@ -33,6 +34,16 @@ pub fn present_cpus(root: &SysRoot) -> CpuSet {
     let present = root.read("sys/devices/system/cpu/present").ok();
     let present = present.and_then(|text| CpuSet::parse_cpulist(&text).ok());
     present.unwrap_or_default() | online_cpus(root).unwrap_or_default()
+}
+
+/// Whether the kernel keeps some time for others beside real-time threads. Where it does not say, it
+/// does: that is its default.
+#[must_use]
+pub fn rt_throttling(root: &SysRoot) -> Throttling {
+    match root.read("proc/sys/kernel/sched_rt_runtime_us") {
+        Ok(text) if text.trim() == "-1" => Throttling::Off,
+        _ => Throttling::On,
+    }
 }
 
 /// Every lease that can be read. One that cannot is reported and left out.
@@ -71,5 +82,23 @@ pub fn way_beside_supervisor(state: &StateDir, vm: &VmName) -> FirstWay {
     match supervisor {
         Some(process) if is_alive(&SysRoot::live(), process) => FirstWay::Lease,
         _ => FirstWay::Best,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_minus_one_is_no_throttling() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let root = SysRoot::at(dir.path());
+        assert_eq!(rt_throttling(&root), Throttling::On, "a kernel that says nothing");
+        let folder = dir.path().join("proc/sys/kernel");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (text, throttling) in [("950000\n", Throttling::On), ("-1\n", Throttling::Off)] {
+            std::fs::write(folder.join("sched_rt_runtime_us"), text).expect("a file");
+            assert_eq!(rt_throttling(&root), throttling, "{text}");
+        }
     }
 }

@@ -24,7 +24,8 @@ use crate::sysroot::ReadError;
 
 pub use grips::Grips;
 pub use host::{
-    all_leases, boot_id, live_leases, online_cpus, present_cpus, way_beside_supervisor,
+    all_leases, boot_id, live_leases, online_cpus, present_cpus, rt_throttling,
+    way_beside_supervisor,
 };
 pub use host_view::{read_host_view, read_place};
 pub use interrupts::{Interrupt, interrupts};

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Intent, PartitionUndo, Record};
+use super::{Intent, PartitionUndo, Record, SchedMemory};
 use crate::cpuset::CpuSet;
 use crate::threads::ThreadKey;
 
@@ -16,6 +16,7 @@ pub struct Memory {
     ours: HashSet<CpuSet>,
     partition: Option<PartitionUndo>,
     has_slices: bool,
+    scheduling: SchedMemory,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ impl Memory {
                 None => self.partition = Some(undo.clone()),
             },
             Record::Slices(_) => self.has_slices = true,
+            Record::Priorities(threads) => self.scheduling.add_baseline(threads),
+            Record::Priority(intent) => self.scheduling.add(intent),
         }
     }
 
@@ -89,6 +92,12 @@ impl Memory {
     #[must_use]
     pub fn has_slices(&self) -> bool {
         self.has_slices
+    }
+
+    /// How threads were scheduled, and what of it is ours.
+    #[must_use]
+    pub fn scheduling(&self) -> &SchedMemory {
+        &self.scheduling
     }
 
     /// The main thread's mask before the first write.

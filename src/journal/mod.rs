@@ -6,6 +6,8 @@
 //!   {"baseline":{"main":"0-23","threads":[[tid,start,"0-23"],…]}}     as all was before the first write
 //!   {"intent":{"thread":{…},"from":"0-23","to":"12"}}                 one per write, before it
 //!   {"narrowed":{"thread":{…},"from":"0-23","to":"0-5"}}              what the kernel made of one
+//!   {"priorities":[[tid,start,{"class":"other",…}],…]}                how all was scheduled before the first change of that
+//!   {"priority":{"thread":{…},"from":{…},"to":{"class":"fifo",…}}}    one per change, before it
 //!   {"partition":{"unit":"100.scope","cgroup":…,"cpus":"12-19",…}}    before a partition is made or changed
 //!   {"slices":"12-19"}                                                before systemd keeps others off
 //! ```
@@ -16,6 +18,7 @@
 mod host;
 mod lines;
 mod memory;
+mod scheduling;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,10 +26,12 @@ use std::path::{Path, PathBuf};
 pub use host::{HOST_SCHEMA, HostJournal, HostMemory, HostRecord};
 use lines::{Lines, Read};
 pub use memory::Memory;
+pub use scheduling::{PriorityIntent, SchedMemory};
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid, VmName};
+use crate::scheduling::Scheduling;
 use crate::threads::{ProcessKey, ThreadKey};
 
 /// The schema of the first line.
@@ -99,6 +104,10 @@ pub enum Record {
     /// Systemd is about to be told to keep units beside the VM off these CPUs: some kernels change the
     /// VM's masks with it.
     Slices(CpuSet),
+    /// How every thread was scheduled before the first change of that.
+    Priorities(Vec<(Tid, StartTicks, Scheduling)>),
+    /// A change of how a thread is scheduled, about to happen.
+    Priority(PriorityIntent),
 }
 
 /// What a journal file says.
@@ -181,8 +190,9 @@ impl Journal {
     /// [`JournalError::Io`]; then nothing may be written to any knob.
     pub fn append(&mut self, mut records: Vec<Record>) -> Result<(), JournalError> {
         records.retain(|record| match record {
-            Record::Baseline(_) | Record::Partition(_) => true,
+            Record::Baseline(_) | Record::Partition(_) | Record::Priorities(_) => true,
             Record::Slices(_) => !self.memory.has_slices(),
+            Record::Priority(intent) => !self.memory.scheduling().covers(intent),
             Record::Intent(intent) | Record::Narrowed(intent) => !self.memory.covers(intent),
         });
         if records.is_empty() {

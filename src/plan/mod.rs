@@ -7,6 +7,7 @@
 //!                                                                      extension.rs (hotplug)
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
 //!   partition    ─▶ how the vCPUs' CPUs are kept theirs                partition.rs
+//!   priority     ─▶ which of them are scheduled before others          priority.rs
 //!   diff         ─▶ Plan × observed masks → steps                      diff.rs
 //!   host         ─▶ all leases → what the rest of the host should be   host/
 //! ```
@@ -22,6 +23,7 @@ pub mod host;
 mod housekeeping;
 mod machine;
 pub mod partition;
+pub mod priority;
 mod report;
 mod vcpus;
 mod verdicts;

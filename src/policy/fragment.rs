@@ -7,7 +7,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{ChannelChoice, CpuChoice, Knob, Level, Origin, Overflow, Sharing, Sourced, VfioIrqs};
+use super::{
+    ChannelChoice, CpuChoice, Knob, Level, Origin, Overflow, Sharing, Sourced, VcpuSched, VfioIrqs,
+};
 use crate::cpuset::CpuSet;
 
 /// The longest check interval taken, in seconds.
@@ -48,6 +50,7 @@ pub struct Fragment {
     pub channel: Option<Sourced<ChannelChoice>>,
     pub check_interval: Option<Sourced<Duration>>,
     pub isolation: Option<Sourced<Level>>,
+    pub sched: Option<Sourced<VcpuSched>>,
     pub knobs: BTreeMap<Knob, Sourced<bool>>,
     pub vfio_irqs: Option<Sourced<VfioIrqs>>,
 }
@@ -64,6 +67,7 @@ struct RawFile {
     channel: Option<Spanned<ChannelChoice>>,
     check_interval_s: Option<Spanned<u64>>,
     isolation: Option<Spanned<Level>>,
+    sched: Option<Spanned<VcpuSched>>,
     partition: Option<Spanned<bool>>,
     irqs: Option<Spanned<bool>>,
     vfio_irqs: Option<Spanned<VfioIrqs>>,
@@ -155,6 +159,7 @@ impl Fragment {
             channel: source.keep(raw.channel, |value| value),
             isolation: source.keep(raw.isolation, |value| value),
             vfio_irqs: source.keep(raw.vfio_irqs, |value| value),
+            sched: source.keep(raw.sched, |value| value),
             ..Fragment::default()
         };
         for (knob, value) in [
@@ -212,6 +217,7 @@ mod tests {
             ("irqs = true\nvfio_irqs = \"host\"\n", 2, "unknown variant `host`"),
             ("vcpus = \"\"\n", 1, "names no CPU"),
             ("check_interval_s = 0\n", 1, "1 to 3600"),
+            ("share = true\nsched = \"rr:1\"\n", 2, "fifo:1 to fifo:99"),
             ("vcpus = \n", 1, ""),
             ("share = true\nshare = false\n", 2, "duplicate"),
             ("share = true\n[host]\nshared = \"0,x\"\n", 3, "`x`"),

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 pub use fragment::{FileKind, Fragment, PolicyError};
 pub use isolation::{Knob, Level};
-pub use values::{ChannelChoice, CpuChoice, Overflow, Sharing, VfioIrqs};
+pub use values::{ChannelChoice, CpuChoice, Overflow, RtPriority, Sharing, VcpuSched, VfioIrqs};
 
 use crate::cpuset::CpuSet;
 
@@ -99,6 +99,8 @@ pub struct VmPolicy {
     pub check_interval: Sourced<Duration>,
     /// How alone it is to be on its CPUs.
     pub isolation: Sourced<Level>,
+    /// How the scheduler treats its vCPU threads.
+    pub sched: Sourced<VcpuSched>,
     /// Knobs that are set on their own, whatever the level says.
     pub knobs: BTreeMap<Knob, Sourced<bool>>,
     /// Where the interrupts of its own devices go, where interrupts are moved at all.
@@ -141,6 +143,7 @@ impl Default for Policy {
                 overflow: Sourced::default(Overflow::Shared),
                 channel: Sourced::default(ChannelChoice::Auto),
                 isolation: Sourced::default(Level::Exclusive),
+                sched: Sourced::default(VcpuSched::Other),
                 knobs: BTreeMap::new(),
                 vfio_irqs: Sourced::default(VfioIrqs::default()),
                 check_interval: Sourced::default(Duration::from_secs(CHECK_INTERVAL_S_DEFAULT)),
@@ -165,6 +168,7 @@ impl Policy {
             lay(&mut policy.vm.channel, fragment.channel);
             lay(&mut policy.vm.check_interval, fragment.check_interval);
             lay(&mut policy.vm.isolation, fragment.isolation);
+            lay(&mut policy.vm.sched, fragment.sched);
             policy.vm.knobs.extend(fragment.knobs);
             lay(&mut policy.vm.vfio_irqs, fragment.vfio_irqs);
         }

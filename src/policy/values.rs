@@ -1,8 +1,12 @@
 //! The values a policy key can take. Enums, so that a call site reads as a sentence.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
+use crate::scheduling::{Class, OnFork, Scheduling};
 
 /// CPUs by hand, or the planner's choice.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,4 +71,93 @@ pub enum ChannelChoice {
     Lease,
     /// Hold the socket that `--qmp` names for good; it must be nobody else's.
     Persistent,
+}
+
+/// How the scheduler treats vCPU threads (`sched`): `other`, or `fifo:1` to `fifo:99`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum VcpuSched {
+    /// As whoever started QEMU has it: nothing is changed.
+    #[default]
+    Other,
+    /// `SCHED_FIFO` with this priority.
+    Fifo(RtPriority),
+}
+
+/// A real-time priority: 1 to 99 (`man 7 sched`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct RtPriority(u8);
+
+impl VcpuSched {
+    /// What a vCPU's thread is to have; `None`: what it has.
+    ///
+    /// Threads that it makes are to have nothing of it. They are KVM's and QEMU's helpers, and run where
+    /// the host's own work does.
+    #[must_use]
+    pub fn wanted(self) -> Option<Scheduling> {
+        match self {
+            VcpuSched::Other => None,
+            VcpuSched::Fifo(RtPriority(priority)) => {
+                Some(Scheduling { class: Class::Fifo, priority, on_fork: OnFork::Reset })
+            }
+        }
+    }
+}
+
+impl FromStr for VcpuSched {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<VcpuSched, String> {
+        let priority = match text {
+            "other" => return Ok(VcpuSched::Other),
+            text => text.strip_prefix("fifo:").and_then(|priority| priority.parse().ok()),
+        };
+        match priority {
+            Some(priority @ 1..=99) => Ok(VcpuSched::Fifo(RtPriority(priority))),
+            _ => Err(format!("sched = \"{text}\": must be other, or fifo:1 to fifo:99")),
+        }
+    }
+}
+
+impl TryFrom<String> for VcpuSched {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<VcpuSched, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for VcpuSched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            VcpuSched::Other => f.write_str("other"),
+            VcpuSched::Fifo(RtPriority(priority)) => write!(f, "fifo:{priority}"),
+        }
+    }
+}
+
+impl From<VcpuSched> for String {
+    fn from(sched: VcpuSched) -> String {
+        sched.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_priority_is_1_to_99_or_none() {
+        for good in ["other", "fifo:1", "fifo:99"] {
+            assert_eq!(good.parse::<VcpuSched>().map(String::from), Ok(good.to_owned()));
+        }
+        for bad in
+            ["", "fifo", "fifo:", "fifo:0", "fifo:100", "fifo:-1", "rr:1", "Other", "fifo: 1"]
+        {
+            assert!(bad.parse::<VcpuSched>().is_err(), "{bad}");
+        }
+        let fifo = "fifo:2".parse::<VcpuSched>().ok().and_then(VcpuSched::wanted);
+        assert_eq!(fifo.map(|wanted| wanted.to_string()), Some("fifo:2".to_owned()));
+        assert_eq!(VcpuSched::default().wanted(), None);
+    }
 }

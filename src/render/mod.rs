@@ -19,7 +19,7 @@ mod words;
 pub use owners::Owners;
 pub use paint::Color;
 pub use plan::{Explain, PlanDocument, host_text, plan_text};
-pub use refusal::{host_refusal, left_alone, thread_refusal};
+pub use refusal::{host_refusal, left_alone, priority_refusal, thread_refusal};
 pub use restore::{host_lines, restore_lines};
 pub use status::{StatusDocument, VmState, VmStatus};
 pub use threads::ThreadsDocument;

@@ -1,7 +1,9 @@
 //! What the kernel would not do, in a sentence each: the same one wherever it is told.
 
 use super::thread_in_words;
-use crate::apply::{Applied, HostApplied, HostOutcome, StepOutcome};
+use crate::apply::{
+    Applied, HostApplied, HostOutcome, PriorityApplied, PriorityOutcome, StepOutcome,
+};
 use crate::plan::host::diff::HostStep;
 
 /// About a thread that is not where it should be. `None`: nothing was refused.
@@ -17,6 +19,18 @@ pub fn thread_refusal(Applied { step, outcome }: &Applied) -> Option<String> {
             step.to
         )),
         StepOutcome::Done | StepOutcome::Gone => None,
+    }
+}
+
+/// About a thread that is not scheduled as it should be. `None`: nothing was refused.
+#[must_use]
+pub fn priority_refusal(PriorityApplied { step, outcome }: &PriorityApplied) -> Option<String> {
+    match outcome {
+        PriorityOutcome::Refused { error } => {
+            let who = thread_in_words(step.of.thread.tid, &step.of.role, &step.of.comm);
+            Some(format!("{who}: {} → {} was refused: {error}", step.of.now, step.to))
+        }
+        PriorityOutcome::Done | PriorityOutcome::Gone => None,
     }
 }
 

@@ -3,14 +3,16 @@
 use super::refusal::{host_refusal, left_alone};
 use crate::apply::{HostApplied, HostOutcome};
 use crate::ids::VmName;
+use crate::plan::counted;
 use crate::plan::host::diff::HostStep;
 use crate::restore::partition::PartitionRestore;
-use crate::restore::{Nothing, RestoreReport};
+use crate::restore::{Nothing, PriorityRestore, RestoreReport};
 
 /// One line per thing worth saying.
 #[must_use]
 pub fn restore_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
     let mut lines = partition_lines(vm, &report.partition);
+    lines.extend(priority_lines(vm, &report.priority));
     lines.extend(thread_lines(vm, report));
     lines.extend(host_lines(&report.host));
     lines
@@ -21,6 +23,27 @@ fn partition_lines(vm: &VmName, partition: &PartitionRestore) -> Vec<String> {
     let taken = taken.map(|cgroup| format!("VM {vm}: its partition in {cgroup} is taken back"));
     let refused = partition.refused.iter().map(|refused| format!("VM {vm}: {refused}"));
     taken.chain(refused).collect()
+}
+
+fn priority_lines(vm: &VmName, priority: &PriorityRestore) -> Vec<String> {
+    let mut lines = Vec::new();
+    if priority.put_back > 0 {
+        let threads = counted(priority.put_back, "thread");
+        lines.push(format!("VM {vm}: {threads} scheduled as before"));
+    }
+    for foreign in &priority.foreign {
+        lines.push(format!(
+            "VM {vm}: thread {} was made {} by somebody else and is left so (before qmpin: {})",
+            foreign.thread.tid, foreign.found, foreign.before
+        ));
+    }
+    for failed in &priority.failed {
+        lines.push(format!(
+            "VM {vm}: thread {} could not be made {} again: {}",
+            failed.thread.tid, failed.to, failed.error
+        ));
+    }
+    lines
 }
 
 fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {

@@ -7,7 +7,7 @@ use super::words::printable;
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
 use crate::leases::Lease;
-use crate::policy::Knob;
+use crate::policy::{Knob, VcpuSched};
 use crate::qmp::ChannelKind;
 use crate::standing::Standing;
 
@@ -53,6 +53,7 @@ struct VmRow {
     iothreads: CpuSet,
     vcpus: Vec<VcpuRow>,
     knobs: Vec<Knob>,
+    sched: VcpuSched,
     channel: Option<ChannelKind>,
     drift_total: Option<u64>,
     refused: Vec<String>,
@@ -82,6 +83,7 @@ impl StatusDocument {
                 iothreads: lease.iothreads,
                 vcpus: lease.vcpus.into_iter().map(vcpu).collect(),
                 knobs: lease.knobs.into_iter().collect(),
+                sched: lease.sched,
                 channel: standing.as_ref().map(|standing| standing.channel),
                 drift_total: standing.as_ref().map(|standing| standing.drift_total),
                 refused: standing.map(|standing| standing.refused).unwrap_or_default(),
@@ -104,7 +106,10 @@ impl StatusDocument {
                 VmState::Left => "left",
                 VmState::Dead => "dead",
             };
-            let knobs: Vec<&str> = vm.knobs.iter().map(|knob| knob.key()).collect();
+            let mut knobs: Vec<String> = vm.knobs.iter().map(|knob| knob.to_string()).collect();
+            if vm.sched != VcpuSched::Other {
+                knobs.push(vm.sched.to_string());
+            }
             [
                 vm.vm.to_string(),
                 state.to_owned(),

@@ -12,12 +12,14 @@
 
 mod decide;
 pub mod partition;
+mod priority;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
 pub use decide::{Decision, decide};
+pub use priority::{FailedPriority, ForeignPriority, PriorityRestore};
 
 use crate::apply::HostApplied;
 use crate::cgroups::CgroupTree;
@@ -53,6 +55,8 @@ pub struct RestoreReport {
     pub nothing: Option<Nothing>,
     /// What came of the VM's partition.
     pub partition: PartitionRestore,
+    /// What came of its threads' priorities.
+    pub priority: PriorityRestore,
 }
 
 /// Why there was nothing to put back.
@@ -115,6 +119,7 @@ impl RestoreReport {
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.failed.is_empty()
+            && self.priority.failed.is_empty()
             && self.partition.refused.is_empty()
             && self.host.iter().all(|applied| !applied.is_left_changed())
     }
@@ -162,7 +167,10 @@ pub fn restore_process(
     if !lives(root, process).map_err(RestoreError::Look)? {
         return Ok(RestoreReport::nothing(Nothing::ProcessGone));
     }
-    put_back(root, sched, process, memory).map_err(RestoreError::Look)
+    let priority = priority::restore_priorities(root, sched, process, memory.scheduling());
+    let priority = priority.map_err(RestoreError::Look)?;
+    let report = put_back(root, sched, process, memory).map_err(RestoreError::Look)?;
+    Ok(RestoreReport { priority, ..report })
 }
 
 fn put_back(

@@ -11,6 +11,7 @@ use super::host_report::HostReport;
 use super::leasing::{held, let_go, neighbours, new_journal, resume, sweep};
 use super::originals::Originals;
 use super::partition::{Ground, Partition, take_back};
+use super::priority::Priority;
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
@@ -46,6 +47,7 @@ pub struct Attachment<'a> {
     stale: Option<Stay>,
     journal: Journal,
     partition: Partition,
+    priority: Priority,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
     host_knobs: HostKnobs,
@@ -135,6 +137,7 @@ impl<'a> Attachment<'a> {
                 plan,
                 stale: None,
                 partition: Partition::resumed(&journal),
+                priority: Priority::default(),
                 journal,
                 settled: BTreeMap::new(),
                 host_knobs: HostKnobs::default(),
@@ -266,6 +269,20 @@ impl<'a> Attachment<'a> {
         if claimed || had_one { self.look() } else { Ok(LookReport::default()) }
     }
 
+    /// Gives vCPUs their priority, once others are elsewhere: a thread of the kernel's that is below it
+    /// would not get away from there any more.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub fn prioritise(&mut self) -> Result<LookReport, LookError> {
+        let sched = self.known.settings.policy.vm.sched.value;
+        if self.priority.begin(sched, &self.journal) {
+            self.look()
+        } else {
+            Ok(LookReport::default())
+        }
+    }
+
     /// Writes the lease while nobody else does.
     fn relet(&self) -> Result<(), StateError> {
         let _lock = self.known.settings.state.lock_leases()?;
@@ -391,6 +408,7 @@ impl<'a> Attachment<'a> {
             partition: self.partition.cgroup(),
             slices: self.partition.slices(),
             vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
+            sched: self.known.settings.policy.vm.sched.value,
         })
     }
 
@@ -411,6 +429,7 @@ impl<'a> Attachment<'a> {
         let (plan, journal) = (&self.plan, &mut self.journal);
         let partition =
             self.partition.converge(self.known.ground(), plan, journal, &threads, &grips)?;
+        let own = threads.len();
         threads.extend(self.outside.iter().cloned());
         let steps = diff(&self.plan, self.known.process.pid, &threads, &self.online);
         let drifted: BTreeSet<ThreadKey> = steps
@@ -428,7 +447,11 @@ impl<'a> Attachment<'a> {
                 self.settled.insert(applied.step.thread, applied.step.to);
             }
         }
-        Ok(LookReport { looked, applied, drifted, plan_failed: None, partition })
+        let sched = self.known.settings.policy.vm.sched.value;
+        let (plan, journal) = (&self.plan, &mut self.journal);
+        let priority = self.priority.converge(bench, plan, sched, journal, &threads[..own])?;
+        self.drift_total += priority.drifted.len() as u64;
+        Ok(LookReport { looked, applied, drifted, plan_failed: None, partition, priority })
     }
 
     /// Before the first write, all masks as they are.

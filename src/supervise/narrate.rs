@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use super::priority::PriorityReport;
 use super::reports::{Learnt, LookReport};
-use crate::apply::{Applied, StepOutcome};
+use crate::apply::{Applied, PriorityApplied, PriorityOutcome, StepOutcome};
+use crate::plan::priority::PriorityStep;
 use crate::plan::{Finding, Plan, Verdict};
-use crate::render::{thread_in_words, thread_refusal};
+use crate::render::{priority_refusal, thread_in_words, thread_refusal};
 use crate::threads::ThreadKey;
 
 /// The plan in a line, and each shortfall that was not there before.
@@ -63,7 +65,35 @@ pub(super) fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
     }
 }
 
+/// As [`log_look`], of how threads are scheduled.
+pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadKey>) {
+    for applied in &report.applied {
+        let PriorityApplied { step: PriorityStep { of, to }, outcome } = applied;
+        let who = thread_in_words(of.thread.tid, &of.role, &of.comm);
+        match outcome {
+            PriorityOutcome::Done if report.drifted.contains(&of.thread) => {
+                if lines.insert(of.thread) {
+                    tracing::warn!(
+                        "{who}: somebody else made it {}; {to} again (further times are counted, not logged)",
+                        of.now
+                    );
+                }
+            }
+            PriorityOutcome::Done => tracing::info!("{who}: {} → {to}", of.now),
+            PriorityOutcome::Gone => tracing::debug!("{who}: gone before it was {to}"),
+            PriorityOutcome::Refused { .. } => {
+                if lines.insert(of.thread)
+                    && let Some(sentence) = priority_refusal(applied)
+                {
+                    tracing::warn!("{sentence}");
+                }
+            }
+        }
+    }
+}
+
 /// What the kernel would not do, in sentences.
 pub(super) fn refusals(report: &LookReport) -> Vec<String> {
-    report.applied.iter().filter_map(thread_refusal).collect()
+    let threads = report.applied.iter().filter_map(thread_refusal);
+    threads.chain(report.priority.applied.iter().filter_map(priority_refusal)).collect()
 }

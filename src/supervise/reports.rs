@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::priority::PriorityReport;
 use super::start_error::StartError;
 use super::state::Looked;
 use crate::apply::partition::Refused;
@@ -28,6 +29,8 @@ pub struct LookReport {
     pub plan_failed: Option<LookError>,
     /// What of the VM's partition was refused.
     pub partition: Vec<Refused>,
+    /// What was changed about vCPUs' priority.
+    pub priority: PriorityReport,
 }
 
 /// How QEMU's answer differs from the one before.

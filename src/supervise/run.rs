@@ -11,7 +11,7 @@ use super::end::end_supervisor;
 use super::host_report::{HostReport, log_host};
 use super::leasing::give_back;
 use super::line::{Done, Line, Said};
-use super::narrate::{log_learnt, log_look, log_plan};
+use super::narrate::{log_learnt, log_look, log_plan, log_priority};
 use super::notify;
 use super::pace::Pace;
 use super::reports::LookReport;
@@ -56,6 +56,7 @@ pub async fn attach_once(
     let remembered = attachment.remember_host();
     let isolated = attachment.isolate();
     let kept = attachment.keep_host();
+    let raised = attachment.prioritise();
     let second = attachment.look();
     let plan = attachment.plan().clone();
     attachment.leave();
@@ -63,6 +64,10 @@ pub async fn attach_once(
     let second = second?;
     report.applied.extend(second.applied);
     report.partition = second.partition;
+    let raised = raised?;
+    report.applied.extend(raised.applied);
+    report.priority = raised.priority;
+    log_priority(&report.priority, &mut BTreeSet::new());
     remembered?;
     let kept = kept?;
     log_host(&kept);
@@ -134,6 +139,7 @@ impl Runner<'_> {
         self.remember_host();
         self.isolate();
         self.keep_host();
+        self.prioritise();
         self.telling.ready(self.status());
         let mut state = State::default();
         // A look at once: kernel threads, and whatever was born while the first was under way.
@@ -358,6 +364,14 @@ impl Runner<'_> {
             Ok(report) => self.telling.look(&report),
             Err(error) if error.means_gone() => {}
             Err(error) => tracing::warn!("the VM's CPUs are not its alone: {}", chain(&error)),
+        }
+    }
+
+    fn prioritise(&mut self) {
+        match self.attachment.prioritise() {
+            Ok(report) => self.telling.look(&report),
+            Err(error) if error.means_gone() => {}
+            Err(error) => tracing::warn!("the vCPUs have no priority yet: {}", chain(&error)),
         }
     }
 

@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use super::host_report::{HostReport, log_host};
-use super::narrate::{log_look, refusals};
+use super::narrate::{log_look, log_priority, refusals};
 use super::notify;
 use super::reports::LookReport;
 use super::start_error::StartError;
@@ -40,6 +40,8 @@ pub(super) struct Telling {
     status: String,
     /// Threads about which a line was logged.
     lines: BTreeSet<ThreadKey>,
+    /// The same, of how they are scheduled.
+    priority_lines: BTreeSet<ThreadKey>,
 }
 
 impl Telling {
@@ -48,7 +50,11 @@ impl Telling {
         if self.lines.len() > LINES_MAX {
             self.lines.clear();
         }
+        if self.priority_lines.len() > LINES_MAX {
+            self.priority_lines.clear();
+        }
         log_look(report, &mut self.lines);
+        log_priority(&report.priority, &mut self.priority_lines);
         self.refuse(refusals(report));
     }
 

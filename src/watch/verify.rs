@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `vcpus` | every vCPU may run on one CPU of the VM's own, no two on the same |
 //! | `helpers` | no other thread of the VM may run there |
+//! | `sched` | every vCPU that has its CPU to itself has the priority, and no other thread has it |
 //! | `partition` | these CPUs are an isolated partition, and it is in force |
 //! | `processes` | no other process may run there |
 //! | `kthreads` | nor any kernel thread that can be moved |
@@ -20,12 +21,14 @@ use serde::Serialize;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup::PartitionFile;
 use crate::discover::{Interrupt, Occupant, OccupantKind};
+use crate::journal::Memory;
 use crate::leases::Lease;
 use crate::places::{Place, Value};
 use crate::plan::partition::ISOLATED;
 use crate::plan::{counted, cpus_in_words};
 use crate::policy::Knob;
-use crate::threads::{Role, Thread};
+use crate::scheduling::Scheduling;
+use crate::threads::{Role, Thread, ThreadKey};
 
 /// How many are named, of many that break one promise.
 const NAMED: usize = 4;
@@ -86,6 +89,10 @@ pub struct Facts<'a> {
     pub lease: &'a Lease,
     /// The VM's threads as they are.
     pub threads: &'a [Thread],
+    /// How they are scheduled.
+    pub scheduling: &'a BTreeMap<ThreadKey, Scheduling>,
+    /// How they were before, and what of it was changed.
+    pub memory: &'a Memory,
     /// The group of the vCPUs; `None`: the VM has no partition.
     pub partition: Option<&'a PartitionFile>,
     /// Others that may run on the VM's CPUs.
@@ -108,6 +115,7 @@ impl Facts<'_> {
 #[must_use]
 pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
     let mut checks = vec![vcpus(facts), helpers(facts)];
+    checks.extend(sched(facts));
     let asked = |knob: Knob| facts.lease.knobs.contains(&knob);
     if asked(Knob::Partition) {
         checks.push(partition(facts));
@@ -181,6 +189,44 @@ fn helpers(facts: &Facts<'_>) -> Check {
         return holds("helpers", format!("no other thread of the VM on {}", cpus_in_words(own)));
     }
     broken("helpers", some(&wrong))
+}
+
+fn sched(facts: &Facts<'_>) -> Option<Check> {
+    let wanted = facts.lease.sched.wanted()?;
+    let helpers = facts.lease.emulator | facts.lease.iothreads;
+    let vcpus = || facts.threads.iter().filter(|one| matches!(one.role, Role::Vcpu(_)));
+    let has_its_own = |on: &CpuSet| {
+        let users = vcpus().filter(|other| other.allowed.intersects(on)).count();
+        on.len() == 1 && users == 1 && !on.intersects(&helpers)
+    };
+    let mut wrong = Vec::new();
+    let mut number = 0;
+    for one in facts.threads {
+        let Some(now) = facts.scheduling.get(&one.key) else { continue };
+        match one.role {
+            Role::Vcpu(index) if has_its_own(&one.allowed) => {
+                number += 1;
+                if *now != wanted {
+                    wrong.push(format!("vCPU {index} is {now} and not {wanted}"));
+                }
+            }
+            _ if facts.memory.scheduling().is_ours(one.key, now)
+                && *now != facts.memory.scheduling().before(one.key) =>
+            {
+                wrong.push(format!("{} {} is {now}", one.role.name(), one.key.tid));
+            }
+            _ => {}
+        }
+    }
+    Some(if number == 0 {
+        broken("sched", format!("no vCPU has a CPU to itself and {wanted}"))
+    } else if wrong.is_empty() {
+        let are = if number == 1 { "is" } else { "are" };
+        let vcpus = counted(number, "vCPU");
+        holds("sched", format!("{vcpus} {are} {wanted}, and no other thread of the VM"))
+    } else {
+        broken("sched", some(&wrong))
+    })
 }
 
 fn partition(facts: &Facts<'_>) -> Check {
@@ -296,7 +342,8 @@ fn some_of(list: &[String], separator: &str) -> String {
 mod tests {
     use super::*;
     use crate::ids::{Pid, StartTicks, Tid, VcpuIndex};
-    use crate::policy::{Level, VfioIrqs};
+    use crate::journal::{PriorityIntent, Record};
+    use crate::policy::{Level, VcpuSched, VfioIrqs};
     use crate::threads::{ProcessKey, ThreadKey};
 
     fn cpus(list: &str) -> CpuSet {
@@ -328,6 +375,7 @@ mod tests {
             partition: None,
             slices: None,
             vfio_irqs: VfioIrqs::default(),
+            sched: VcpuSched::default(),
         }
     }
 
@@ -348,6 +396,8 @@ mod tests {
         let facts = Facts {
             lease: &lease,
             threads,
+            scheduling: &BTreeMap::new(),
+            memory: &Memory::default(),
             partition: Some(&partition),
             occupants,
             unmet,
@@ -394,6 +444,37 @@ mod tests {
     }
 
     #[test]
+    fn a_priority_is_the_vcpus_and_nobody_elses() {
+        let mut lease = lease(Level::Pinned);
+        lease.sched = "fifo:1".parse().expect("a policy");
+        let (fifo, other) = (lease.sched.wanted().expect("a priority"), Scheduling::OTHER);
+        let key = |tid| ThreadKey { tid: Tid(tid), start: StartTicks(1) };
+        let intent = PriorityIntent { thread: key(1), from: other, to: fifo };
+        let memory = Memory::of(&[Record::Priority(intent)]);
+        let threads = [
+            Thread { key: key(1), ..vcpu(0, "4") },
+            Thread { key: key(2), ..thread(Role::Worker, "0") },
+        ];
+        let verdict = |of_vcpu, of_worker| {
+            let facts = Facts {
+                lease: &lease,
+                threads: &threads,
+                scheduling: &BTreeMap::from([(key(1), of_vcpu), (key(2), of_worker)]),
+                memory: &memory,
+                partition: None,
+                occupants: &[],
+                unmet: &[],
+                vfio: &[],
+                interrupts: &BTreeMap::new(),
+            };
+            sched(&facts).map(|check| check.verdict)
+        };
+        assert_eq!(verdict(fifo, other), Some(CheckVerdict::Holds));
+        assert_eq!(verdict(other, other), Some(CheckVerdict::Broken));
+        assert_eq!(verdict(fifo, fifo), Some(CheckVerdict::Broken));
+    }
+
+    #[test]
     fn a_partition_is_there_in_force_and_of_these_cpus() {
         let lease = lease(Level::Exclusive);
         let interrupts = BTreeMap::new();
@@ -401,6 +482,8 @@ mod tests {
             let facts = Facts {
                 lease: &lease,
                 threads: &[],
+                scheduling: &BTreeMap::new(),
+                memory: &Memory::default(),
                 partition: file,
                 occupants: &[],
                 unmet: &[],

@@ -1,0 +1,127 @@
+//! How the kernel's scheduler treats a thread: policy and priority (`man 7 sched`). A word: no I/O.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// A scheduling policy (`include/uapi/linux/sched.h`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// `SCHED_OTHER`: every thread's that nobody has given another.
+    Other,
+    /// `SCHED_FIFO`: runs until it sleeps, or something of a higher priority wants to.
+    Fifo,
+    /// `SCHED_RR`: as that, but takes turns with its equals.
+    Rr,
+    /// `SCHED_BATCH`.
+    Batch,
+    /// `SCHED_IDLE`.
+    Idle,
+    /// `SCHED_DEADLINE`: with a budget that is not told here.
+    Deadline,
+    /// `SCHED_EXT`: by a loaded program (Linux 6.12).
+    Ext,
+}
+
+impl Class {
+    /// All of them, with the kernel's numbers.
+    const ALL: [(Class, i32); 7] = [
+        (Class::Other, 0),
+        (Class::Fifo, 1),
+        (Class::Rr, 2),
+        (Class::Batch, 3),
+        (Class::Idle, 5),
+        (Class::Deadline, 6),
+        (Class::Ext, 7),
+    ];
+
+    /// The one with this number; `None`: a later kernel's.
+    #[must_use]
+    pub fn from_number(number: i32) -> Option<Class> {
+        Class::ALL.into_iter().find(|(_, known)| *known == number).map(|(class, _)| class)
+    }
+
+    /// The kernel's number.
+    #[must_use]
+    pub fn number(self) -> i32 {
+        Class::ALL.into_iter().find(|(class, _)| *class == self).map_or(0, |(_, number)| number)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Class::Other => "other",
+            Class::Fifo => "fifo",
+            Class::Rr => "rr",
+            Class::Batch => "batch",
+            Class::Idle => "idle",
+            Class::Deadline => "deadline",
+            Class::Ext => "ext",
+        }
+    }
+}
+
+/// What threads that it makes have.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFork {
+    /// The same.
+    Inherit,
+    /// `SCHED_OTHER` (`SCHED_RESET_ON_FORK`).
+    Reset,
+}
+
+/// How one thread is treated. Its nice value is no part of it: the kernel keeps it, whatever the policy
+/// (`kernel/sched/syscalls.c: _sched_setscheduler`).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// Its policy.
+    pub class: Class,
+    /// Of [`Class::Fifo`] and [`Class::Rr`]: 1 to 99, the higher the sooner. Of all others 0.
+    pub priority: u8,
+    /// What threads that it makes have.
+    pub on_fork: OnFork,
+}
+
+impl Scheduling {
+    /// What a thread has that nobody has given anything else.
+    pub const OTHER: Scheduling =
+        Scheduling { class: Class::Other, priority: 0, on_fork: OnFork::Inherit };
+
+    /// Whether both run alike. What they leave to their children does not show.
+    #[must_use]
+    pub fn runs_as(&self, other: &Scheduling) -> bool {
+        (self.class, self.priority) == (other.class, other.priority)
+    }
+}
+
+impl fmt::Display for Scheduling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.class.name())?;
+        if self.priority > 0 { write!(f, ":{}", self.priority) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_policy_has_one_number_and_one_name() {
+        for (class, number) in Class::ALL {
+            assert_eq!(Class::from_number(number), Some(class));
+            assert_eq!(class.number(), number);
+            let word = serde_json::to_string(&class).expect("a word");
+            assert_eq!(word, format!("\"{}\"", class.name()));
+        }
+        // 4 was reserved and never used.
+        assert_eq!(Class::from_number(4), None);
+    }
+
+    #[test]
+    fn it_is_shown_as_in_a_policy_file() {
+        let fifo = Scheduling { class: Class::Fifo, priority: 1, on_fork: OnFork::Reset };
+        assert_eq!(fifo.to_string(), "fifo:1");
+        assert_eq!(Scheduling::OTHER.to_string(), "other");
+    }
+}
