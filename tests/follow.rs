@@ -252,7 +252,7 @@ fn drift_is_mended_counted_and_logged_once() {
         wait_until("it is mended", || stage.mask(tid) == there);
         attached.wait_told(&format!("drift {}", round + 1));
     }
-    assert_eq!(attached.lines_with("somebody else moved it"), 2, "{}", attached.err());
+    wait_until("two lines", || attached.lines_with("somebody else moved it") == 2);
     attached.end();
     stage.assert_untouched(&before);
 }
