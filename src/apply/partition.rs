@@ -99,6 +99,12 @@ pub fn drop_in(unit: &str) -> String {
     format!("run/systemd/system/{unit}.d/50-qmpin.conf")
 }
 
+/// Where it is until it is whole.
+#[must_use]
+pub fn drop_in_new(drop_in: &str) -> String {
+    format!("{}.new", drop_in.trim_end_matches(".conf"))
+}
+
 /// Makes the unit ready: delegated, with the controller. `all` are the host's CPUs.
 ///
 /// # Errors
@@ -152,7 +158,7 @@ fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
          [{section}]\nDelegate=cpuset\n"
     );
     // Whole, or not at all: systemd may read it at any time.
-    let new = path.with_extension("new");
+    let new = root.path(&drop_in_new(relative)).map_err(|error| error.source)?;
     fs::write(&new, text)?;
     fs::rename(&new, &path)
 }

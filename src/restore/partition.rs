@@ -12,7 +12,7 @@
 use std::collections::BTreeSet;
 use std::io;
 
-use crate::apply::partition::{Refused, set_cpus, write};
+use crate::apply::partition::{Refused, drop_in_new, set_cpus, write};
 use crate::apply::slices::{files, remove};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
@@ -134,7 +134,9 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Vec
             (UnitState::default(), false)
         }
     };
-    let mut paths: Vec<String> = undo.drop_in.iter().cloned().collect();
+    // Killed between its text and its name, the drop-in is still under the other one.
+    let mut paths: Vec<String> = undo.drop_in.iter().map(|path| drop_in_new(path)).collect();
+    paths.extend(undo.drop_in.clone());
     if let Some(ours) = undo.allowed_set {
         let is_ours = |text: &str| state.allowed_cpus == ours || lifts(text);
         let written = files(unit).into_iter();
@@ -443,7 +445,13 @@ mod tests {
         fs::write(&path, "x").expect("a file");
         let units = FakeUnits::default();
         assert_eq!(hand_back(&root, &units, &undo("12-19")), []);
-        assert!(!path.exists());
+        let folder = path.parent().expect("a folder");
+        assert!(!folder.exists());
+        // Killed before it had its name.
+        fs::create_dir_all(folder).expect("a folder");
+        fs::write(folder.join("50-qmpin.new"), "x").expect("a file");
+        assert_eq!(hand_back(&root, &FakeUnits::default(), &undo("12-19")), []);
+        assert!(!folder.exists());
         assert_eq!(*units.log.borrow(), ["realize qemu.slice"], "nothing is reloaded");
     }
 }
