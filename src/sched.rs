@@ -2,12 +2,18 @@
 //! it, and in tests a table.
 
 use std::io;
+use std::num::NonZeroU64;
 
-use rustix::thread::{CpuSet as RustixCpuSet, sched_getaffinity, sched_setaffinity};
+use rustix::process::Pid as RustixPid;
+use rustix::thread::{
+    CoreSchedulingScope, CpuSet as RustixCpuSet, core_scheduling_cookie,
+    create_core_scheduling_cookie, gettid, pull_core_scheduling_cookie,
+    push_core_scheduling_cookie, sched_getaffinity, sched_setaffinity,
+};
 
 use crate::cpuset::{CPUS_MAX, CpuSet};
-use crate::ids::{CpuId, Tid};
-use crate::scheduling::{Class, OnFork, Scheduling};
+use crate::ids::{CpuId, Pid, Tid};
+use crate::scheduling::{Class, Cookie, OnFork, Scheduling};
 
 /// Reads and writes threads' affinity masks, and how they are scheduled.
 pub trait Sched {
@@ -40,6 +46,32 @@ pub trait Sched {
     /// `ESRCH` where there is no such thread; `EPERM` without the right, or where its group is given no
     /// real-time at all (`Documentation/scheduler/sched-rt-group.rst`); `EINVAL` for a deadline.
     fn set_scheduling(&self, _tid: Tid, _to: Scheduling) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// A thread's core-scheduling cookie (`PR_SCHED_CORE_GET`); `None`: it has none.
+    ///
+    /// # Errors
+    /// `EINVAL` where the kernel has no core scheduling, `ENODEV` where the machine has no SMT
+    /// (`kernel/sched/core_sched.c`); `ESRCH` where there is no such thread.
+    fn cookie(&self, _tid: Tid) -> io::Result<Option<Cookie>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Gives all threads of a process one new cookie (`PR_SCHED_CORE_CREATE`). One that is being made just
+    /// then may miss it.
+    ///
+    /// # Errors
+    /// As [`Sched::cookie`]; `EPERM` without the right.
+    fn make_cookie(&self, _process: Pid) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Takes a thread's cookie from it (`PR_SCHED_CORE_SHARE_TO`, of one that has none).
+    ///
+    /// # Errors
+    /// As [`Sched::make_cookie`].
+    fn clear_cookie(&self, _tid: Tid) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }
@@ -88,6 +120,45 @@ impl Sched for Kernel {
         uapi::sched_setscheduler(some(tid)?, to.class.number() | flag, &param)?;
         Ok(())
     }
+
+    fn cookie(&self, tid: Tid) -> io::Result<Option<Cookie>> {
+        let cookie = core_scheduling_cookie(pid(some(tid)?)?, CoreSchedulingScope::Thread)?;
+        Ok(NonZeroU64::new(cookie).map(Cookie))
+    }
+
+    fn make_cookie(&self, process: Pid) -> io::Result<()> {
+        let group = pid(some(process.main_thread())?)?;
+        Ok(create_core_scheduling_cookie(group, CoreSchedulingScope::ThreadGroup)?)
+    }
+
+    fn clear_cookie(&self, tid: Tid) -> io::Result<()> {
+        let to = pid(some(tid)?)?;
+        let own = || core_scheduling_cookie(gettid(), CoreSchedulingScope::Thread);
+        let give = || push_core_scheduling_cookie(to, CoreSchedulingScope::Thread);
+        if own()? == 0 {
+            return Ok(give()?);
+        }
+        // Whoever started us has given us one. To be without, a thread for that alone takes after the
+        // parent of all kernel threads, which has none.
+        let without = || -> io::Result<()> {
+            pull_core_scheduling_cookie(pid(KTHREADD)?, CoreSchedulingScope::Thread)?;
+            if own()? != 0 {
+                return Err(io::Error::other(
+                    "qmpin has a cookie of its own and cannot put it down",
+                ));
+            }
+            Ok(give()?)
+        };
+        let ended = std::thread::scope(|scope| scope.spawn(without).join());
+        ended.unwrap_or_else(|_| Err(io::Error::other("a thread of qmpin's has panicked")))
+    }
+}
+
+/// The parent of all kernel threads (`kernel/kthread.c`).
+const KTHREADD: i32 = 2;
+
+fn pid(number: i32) -> io::Result<RustixPid> {
+    RustixPid::from_raw(number).ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ESRCH))
 }
 
 /// 0 would be the calling thread.

@@ -1,6 +1,8 @@
-//! How the kernel's scheduler treats a thread: policy and priority (`man 7 sched`). A word: no I/O.
+//! How the kernel's scheduler treats a thread: policy and priority (`man 7 sched`), and with whom it
+//! may share a core. A word: no I/O.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
@@ -67,7 +69,7 @@ impl Class {
 pub enum OnFork {
     /// The same.
     Inherit,
-    /// `SCHED_OTHER` (`SCHED_RESET_ON_FORK`).
+    /// `SCHED_OTHER`, as nice as any (`SCHED_RESET_ON_FORK`, `kernel/sched/core.c: sched_fork`).
     Reset,
 }
 
@@ -99,6 +101,18 @@ impl fmt::Display for Scheduling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.class.name())?;
         if self.priority > 0 { write!(f, ":{}", self.priority) } else { Ok(()) }
+    }
+}
+
+/// A core-scheduling cookie: threads with different ones, or of which one has none, never run on the same
+/// core at the same time (`Documentation/admin-guide/hw-vuln/core-scheduling.rst`). The number stands for
+/// it for as long as this boot lasts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+pub struct Cookie(pub NonZeroU64);
+
+impl fmt::Display for Cookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
     }
 }
 

@@ -8,6 +8,7 @@
 //! be written stops everything, before the first write.
 
 mod affinity;
+mod cookie;
 mod host;
 pub mod partition;
 mod priority;
@@ -15,6 +16,7 @@ pub(crate) mod slices;
 
 use std::io;
 
+pub use cookie::{clear_cookie, make_cookie};
 pub use host::{HostApplied, HostOutcome, apply_host};
 pub use priority::{PriorityApplied, PriorityOutcome, apply_priorities};
 

@@ -35,14 +35,14 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
             report.applied.len() - threads.len(),
             threads.len()
         ))?;
-        let priority: Vec<String> =
-            report.priority.applied.iter().filter_map(priority_refusal).collect();
+        let priority = report.priority.applied.iter().filter_map(priority_refusal);
+        let scheduling: Vec<String> = priority.chain(report.cookie.refused).collect();
         let is_whole = threads.is_empty()
-            && priority.is_empty()
+            && scheduling.is_empty()
             && report.partition.is_empty()
             && !isolated.fell_short();
         let partition = report.partition.iter().map(ToString::to_string);
-        let sentences = threads.into_iter().chain(priority).chain(partition);
+        let sentences = threads.into_iter().chain(scheduling).chain(partition);
         for sentence in sentences.chain(isolated.refusals()) {
             output::text(&format!("  refused: {sentence}\n"))?;
         }

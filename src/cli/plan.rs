@@ -6,7 +6,7 @@ use super::args::{Global, PlanArgs};
 use super::{Answer, block_on, output};
 use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
 use crate::error::{Failure, Kind};
-use crate::journal::HostJournal;
+use crate::journal::{self, HostJournal, Memory};
 use crate::places::HostView;
 use crate::plan::diff::diff;
 use crate::plan::host::diff::HostStep;
@@ -16,7 +16,8 @@ use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{
-    self, Follow, Host, Settings, neighbours, partition_finding, priority_finding,
+    self, Follow, Host, Settings, core_scheduling_finding, neighbours, partition_finding,
+    priority_finding,
 };
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -90,6 +91,12 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     }
     plan.report.extend(priority_finding(root, &plan, settings.policy.vm.sched.value));
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
+    let journal = journal::read(&settings.state.journal_path(vm));
+    let memory = journal.map(|content| Memory::of(&content.records)).unwrap_or_default();
+    let host = Host { root: &live, sched: &Kernel };
+    let policy = &settings.policy.vm;
+    let core = core_scheduling_finding(host, &topology, &plan, policy, &threads, &memory);
+    plan.report.extend(core);
     threads.extend(tasks::kernel_threads(&live, &Kernel, view.process.pid));
     match shape {
         Shape::Json => output::json(&PlanDocument::of(&plan))?,

@@ -5,18 +5,19 @@ use super::{Answer, block_on, output};
 use crate::cgroups::CgroupTree;
 use crate::discover::tasks::{self};
 use crate::discover::{
-    Target, VmError, boot_id, cgroup, channel_paths, interrupts, live_leases, occupants, read_vm,
-    way_beside_supervisor,
+    Target, boot_id, cgroup, channel_paths, interrupts, live_leases, occupants, read_topology,
+    read_vm, way_beside_supervisor,
 };
 use crate::error::{Failure, Kind};
 use crate::journal::{self, HostJournal, HostMemory, Memory};
 use crate::leases::Lease;
 use crate::places::{Place, Value, VfioIrq};
+use crate::plan::core_scheduling::beside;
 use crate::plan::host::Wants;
 use crate::plan::host::diff::HostStep;
 use crate::render::VerifyDocument;
 use crate::sched::{Kernel, Sched as _};
-use crate::supervise::{Host, host_steps};
+use crate::supervise::{Host, cookies, host_steps};
 use crate::sysroot::SysRoot;
 use crate::threads::Thread;
 use crate::watch::verify::{Facts, Unmet, VfioSeat, verify};
@@ -29,8 +30,8 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let limits = args.vm.limits();
     let first = way_beside_supervisor(&state, vm);
     let target = Target { vm, location: &location, paths: &paths, first, limits: &limits };
-    let nothing = |_| Ok::<_, VmError>(());
-    let (view, ()) = block_on(read_vm(&root, &Kernel, target, nothing))??;
+    let meanwhile = |_| read_topology(&root).map_err(Failure::from);
+    let (view, topology) = block_on(read_vm(&root, &Kernel, target, meanwhile))??;
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
     let lease = state.lease(vm).map_err(Failure::from)?;
     let Some(lease) = lease.filter(|lease| lease.qemu == view.process && lease.boot_id == boot_id)
@@ -40,6 +41,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     };
     let pid = view.process.pid;
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
+    let cookies = cookies(&Kernel, &threads).unwrap_or_default();
     threads.extend(tasks::kernel_threads(&root, &Kernel, pid));
     let others = occupants(&root, &Kernel, &lease.exclusive, pid)
         .map_err(|error| Failure::from_error(Kind::No, error))?;
@@ -58,6 +60,8 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
         lease: &lease,
         threads: &threads,
         scheduling: &scheduling,
+        cookies: &cookies,
+        beside: beside(&topology, &lease.exclusive),
         memory: &memory,
         partition: partition.as_ref(),
         occupants: &others,

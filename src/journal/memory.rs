@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{Intent, PartitionUndo, Record, SchedMemory};
+use super::{CookieMemory, Intent, PartitionUndo, Record, SchedMemory};
 use crate::cpuset::CpuSet;
 use crate::threads::ThreadKey;
 
@@ -17,6 +17,7 @@ pub struct Memory {
     partition: Option<PartitionUndo>,
     has_slices: bool,
     scheduling: SchedMemory,
+    cookie: CookieMemory,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +74,7 @@ impl Memory {
             Record::Slices(_) => self.has_slices = true,
             Record::Priorities(threads) => self.scheduling.add_baseline(threads),
             Record::Priority(intent) => self.scheduling.add(intent),
+            Record::Cookie(record) => self.cookie.add(*record),
         }
     }
 
@@ -98,6 +100,12 @@ impl Memory {
     #[must_use]
     pub fn scheduling(&self) -> &SchedMemory {
         &self.scheduling
+    }
+
+    /// The core-scheduling cookies that are ours.
+    #[must_use]
+    pub fn cookie(&self) -> &CookieMemory {
+        &self.cookie
     }
 
     /// The main thread's mask before the first write.

@@ -8,6 +8,7 @@
 //!   {"narrowed":{"thread":{…},"from":"0-23","to":"0-5"}}              what the kernel made of one
 //!   {"priorities":[[tid,start,{"class":"other",…}],…]}                how all was scheduled before the first change of that
 //!   {"priority":{"thread":{…},"from":{…},"to":{"class":"fifo",…}}}    one per change, before it
+//!   {"cookie":"intended"}, {"cookie":{"made":1234}}                   before a cookie is made, and which it was
 //!   {"partition":{"unit":"100.scope","cgroup":…,"cpus":"12-19",…}}    before a partition is made or changed
 //!   {"slices":"12-19"}                                                before systemd keeps others off
 //! ```
@@ -15,6 +16,7 @@
 //! A line is an intention: after a crash it may or may not have been carried out, and `restore` tells
 //! by looking. A torn last line was never followed by a write, so it is dropped.
 
+mod cookie;
 mod host;
 mod lines;
 mod memory;
@@ -23,6 +25,7 @@ mod scheduling;
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use cookie::{CookieMemory, CookieRecord};
 pub use host::{HOST_SCHEMA, HostJournal, HostMemory, HostRecord};
 use lines::{Lines, Read};
 pub use memory::Memory;
@@ -108,6 +111,8 @@ pub enum Record {
     Priorities(Vec<(Tid, StartTicks, Scheduling)>),
     /// A change of how a thread is scheduled, about to happen.
     Priority(PriorityIntent),
+    /// A core-scheduling cookie about to be made, or just made.
+    Cookie(CookieRecord),
 }
 
 /// What a journal file says.
@@ -190,7 +195,10 @@ impl Journal {
     /// [`JournalError::Io`]; then nothing may be written to any knob.
     pub fn append(&mut self, mut records: Vec<Record>) -> Result<(), JournalError> {
         records.retain(|record| match record {
-            Record::Baseline(_) | Record::Partition(_) | Record::Priorities(_) => true,
+            Record::Baseline(_)
+            | Record::Partition(_)
+            | Record::Priorities(_)
+            | Record::Cookie(_) => true,
             Record::Slices(_) => !self.memory.has_slices(),
             Record::Priority(intent) => !self.memory.scheduling().covers(intent),
             Record::Intent(intent) | Record::Narrowed(intent) => !self.memory.covers(intent),

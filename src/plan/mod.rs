@@ -8,6 +8,7 @@
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
 //!   partition    ─▶ how the vCPUs' CPUs are kept theirs                partition.rs
 //!   priority     ─▶ which of them are scheduled before others          priority.rs
+//!   core_scheduling ─▶ who may be on the other half of a core           core_scheduling.rs
 //!   diff         ─▶ Plan × observed masks → steps                      diff.rs
 //!   host         ─▶ all leases → what the rest of the host should be   host/
 //! ```
@@ -15,6 +16,7 @@
 //! Ties are broken by the order of cores, never by CPU numbers as such: renumbering the CPUs only
 //! renumbers the plan.
 
+pub mod core_scheduling;
 pub mod diff;
 mod extension;
 mod groups;

@@ -75,6 +75,7 @@ struct RawFile {
     workqueues: Option<Spanned<bool>>,
     power: Option<Spanned<bool>>,
     noise: Option<Spanned<bool>>,
+    core_scheduling: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -169,6 +170,7 @@ impl Fragment {
             (Knob::Workqueues, raw.workqueues),
             (Knob::Power, raw.power),
             (Knob::Noise, raw.noise),
+            (Knob::CoreScheduling, raw.core_scheduling),
         ] {
             let value = source.keep(value, |value| value);
             fragment.knobs.extend(value.map(|value| (knob, value)));

@@ -4,7 +4,7 @@
 //!   none       nothing is moved, not even the VM
 //!   pinned     the VM's threads are on their CPUs; others may be there, too
 //!   exclusive  pinned, partition irqs kthreads workqueues
-//!   strict     exclusive, power noise
+//!   strict     exclusive, power noise core_scheduling
 //! ```
 
 use std::collections::BTreeSet;
@@ -44,12 +44,21 @@ pub enum Knob {
     Power,
     /// Kernel housekeeping: statistics, watchdogs, NUMA balancing.
     Noise,
+    /// A core-scheduling cookie, where a core has to be shared.
+    CoreScheduling,
 }
 
 impl Knob {
     /// All of them, in the order in which they are turned.
-    pub const ALL: [Knob; 6] =
-        [Knob::Partition, Knob::Irqs, Knob::Kthreads, Knob::Workqueues, Knob::Power, Knob::Noise];
+    pub const ALL: [Knob; 7] = [
+        Knob::Partition,
+        Knob::Irqs,
+        Knob::Kthreads,
+        Knob::Workqueues,
+        Knob::Power,
+        Knob::Noise,
+        Knob::CoreScheduling,
+    ];
 
     /// Its key in a policy file.
     #[must_use]
@@ -61,13 +70,14 @@ impl Knob {
             Knob::Workqueues => "workqueues",
             Knob::Power => "power",
             Knob::Noise => "noise",
+            Knob::CoreScheduling => "core_scheduling",
         }
     }
 
     fn least_level(self) -> Level {
         match self {
             Knob::Partition | Knob::Irqs | Knob::Kthreads | Knob::Workqueues => Level::Exclusive,
-            Knob::Power | Knob::Noise => Level::Strict,
+            Knob::Power | Knob::Noise | Knob::CoreScheduling => Level::Strict,
         }
     }
 }

@@ -6,13 +6,14 @@ use crate::ids::VmName;
 use crate::plan::counted;
 use crate::plan::host::diff::HostStep;
 use crate::restore::partition::PartitionRestore;
-use crate::restore::{Nothing, PriorityRestore, RestoreReport};
+use crate::restore::{CookieRestore, Nothing, PriorityRestore, RestoreReport};
 
 /// One line per thing worth saying.
 #[must_use]
 pub fn restore_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
     let mut lines = partition_lines(vm, &report.partition);
     lines.extend(priority_lines(vm, &report.priority));
+    lines.extend(cookie_lines(vm, &report.cookie));
     lines.extend(thread_lines(vm, report));
     lines.extend(host_lines(&report.host));
     lines
@@ -41,6 +42,27 @@ fn priority_lines(vm: &VmName, priority: &PriorityRestore) -> Vec<String> {
         lines.push(format!(
             "VM {vm}: thread {} could not be made {} again: {}",
             failed.thread.tid, failed.to, failed.error
+        ));
+    }
+    lines
+}
+
+fn cookie_lines(vm: &VmName, cookie: &CookieRestore) -> Vec<String> {
+    let mut lines = Vec::new();
+    if cookie.cleared > 0 {
+        let threads = counted(cookie.cleared, "thread");
+        lines.push(format!("VM {vm}: the core-scheduling cookie of {threads} is taken back"));
+    }
+    for (thread, found) in &cookie.foreign {
+        lines.push(format!(
+            "VM {vm}: thread {} has the core-scheduling cookie {found} of somebody else and is left so",
+            thread.tid
+        ));
+    }
+    for (thread, error) in &cookie.failed {
+        let tid = thread.tid;
+        lines.push(format!(
+            "VM {vm}: the core-scheduling cookie of thread {tid} could not be taken back: {error}"
         ));
     }
     lines

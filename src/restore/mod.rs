@@ -10,6 +10,7 @@
 //! It needs no policy, no QMP and no VM, and may run twice. A thread born while it works inherits from
 //! threads not yet put back, so it looks again until there is nothing left to do.
 
+mod cookie;
 mod decide;
 pub mod partition;
 mod priority;
@@ -18,6 +19,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
 
+pub use cookie::CookieRestore;
 pub use decide::{Decision, decide};
 pub use priority::{FailedPriority, ForeignPriority, PriorityRestore};
 
@@ -57,6 +59,8 @@ pub struct RestoreReport {
     pub partition: PartitionRestore,
     /// What came of its threads' priorities.
     pub priority: PriorityRestore,
+    /// What came of its core-scheduling cookie.
+    pub cookie: CookieRestore,
 }
 
 /// Why there was nothing to put back.
@@ -120,6 +124,7 @@ impl RestoreReport {
     pub fn is_complete(&self) -> bool {
         self.failed.is_empty()
             && self.priority.failed.is_empty()
+            && self.cookie.failed.is_empty()
             && self.partition.refused.is_empty()
             && self.host.iter().all(|applied| !applied.is_left_changed())
     }
@@ -169,8 +174,10 @@ pub fn restore_process(
     }
     let priority = priority::restore_priorities(root, sched, process, memory.scheduling());
     let priority = priority.map_err(RestoreError::Look)?;
+    let cookie = cookie::clear_cookies(root, sched, process, memory.cookie());
+    let cookie = cookie.map_err(RestoreError::Look)?;
     let report = put_back(root, sched, process, memory).map_err(RestoreError::Look)?;
-    Ok(RestoreReport { priority, ..report })
+    Ok(RestoreReport { priority, cookie, ..report })
 }
 
 fn put_back(

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
 use super::leasing::{held, let_go, neighbours, new_journal, resume, sweep};
@@ -48,6 +49,7 @@ pub struct Attachment<'a> {
     journal: Journal,
     partition: Partition,
     priority: Priority,
+    cookie: CookieKeeper,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
     host_knobs: HostKnobs,
@@ -138,6 +140,7 @@ impl<'a> Attachment<'a> {
                 stale: None,
                 partition: Partition::resumed(&journal),
                 priority: Priority::default(),
+                cookie: CookieKeeper::default(),
                 journal,
                 settled: BTreeMap::new(),
                 host_knobs: HostKnobs::default(),
@@ -269,18 +272,16 @@ impl<'a> Attachment<'a> {
         if claimed || had_one { self.look() } else { Ok(LookReport::default()) }
     }
 
-    /// Gives vCPUs their priority, once others are elsewhere: a thread of the kernel's that is below it
-    /// would not get away from there any more.
+    /// Gives vCPUs their priority and the VM its core-scheduling cookie, once others are elsewhere: a
+    /// thread of the kernel's that is below that priority would not get away from there any more.
     ///
     /// # Errors
     /// [`LookError`].
     pub fn prioritise(&mut self) -> Result<LookReport, LookError> {
-        let sched = self.known.settings.policy.vm.sched.value;
-        if self.priority.begin(sched, &self.journal) {
-            self.look()
-        } else {
-            Ok(LookReport::default())
-        }
+        let policy = &self.known.settings.policy.vm;
+        let has_priority = self.priority.begin(policy.sched.value, &self.journal);
+        let has_cookie = self.cookie.begin(policy, &self.journal);
+        if has_priority || has_cookie { self.look() } else { Ok(LookReport::default()) }
     }
 
     /// Writes the lease while nobody else does.
@@ -447,11 +448,14 @@ impl<'a> Attachment<'a> {
                 self.settled.insert(applied.step.thread, applied.step.to);
             }
         }
-        let sched = self.known.settings.policy.vm.sched.value;
+        let (policy, own) = (&self.known.settings.policy.vm, &threads[..own]);
         let (plan, journal) = (&self.plan, &mut self.journal);
-        let priority = self.priority.converge(bench, plan, sched, journal, &threads[..own])?;
-        self.drift_total += priority.drifted.len() as u64;
-        Ok(LookReport { looked, applied, drifted, plan_failed: None, partition, priority })
+        let sched = policy.sched.value;
+        let priority = self.priority.converge(bench, plan, sched, journal, own)?;
+        let cookie = self.cookie.converge(bench, &self.topology, plan, policy, journal, own)?;
+        self.drift_total += priority.drifted.len() as u64 + u64::from(cookie.drifted);
+        let plan_failed = None;
+        Ok(LookReport { looked, applied, drifted, plan_failed, partition, priority, cookie })
     }
 
     /// Before the first write, all masks as they are.

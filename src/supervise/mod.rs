@@ -8,6 +8,7 @@
 //! `attachment` works; `line` is the way to QEMU; `telling` tells.
 
 mod attachment;
+mod cookie;
 mod end;
 mod host_knobs;
 mod host_report;
@@ -28,6 +29,7 @@ mod state;
 mod telling;
 
 pub use attachment::Attachment;
+pub use cookie::{CookieReport, cookies, core_scheduling_finding};
 pub use end::{Supervised, end_supervisor};
 pub use host_knobs::{HostError, HostKnobs, host_steps, settle_host};
 pub use host_report::{HostReport, log_host};

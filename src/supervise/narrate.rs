@@ -95,5 +95,6 @@ pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadK
 /// What the kernel would not do, in sentences.
 pub(super) fn refusals(report: &LookReport) -> Vec<String> {
     let threads = report.applied.iter().filter_map(thread_refusal);
-    threads.chain(report.priority.applied.iter().filter_map(priority_refusal)).collect()
+    let priorities = report.priority.applied.iter().filter_map(priority_refusal);
+    threads.chain(priorities).chain(report.cookie.refused.clone()).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::cookie::CookieReport;
 use super::priority::PriorityReport;
 use super::start_error::StartError;
 use super::state::Looked;
@@ -31,6 +32,8 @@ pub struct LookReport {
     pub partition: Vec<Refused>,
     /// What was changed about vCPUs' priority.
     pub priority: PriorityReport,
+    /// What was changed about its core-scheduling cookie.
+    pub cookie: CookieReport,
 }
 
 /// How QEMU's answer differs from the one before.

@@ -66,7 +66,7 @@ pub async fn attach_once(
     report.partition = second.partition;
     let raised = raised?;
     report.applied.extend(raised.applied);
-    report.priority = raised.priority;
+    (report.priority, report.cookie) = (raised.priority, raised.cookie);
     log_priority(&report.priority, &mut BTreeSet::new());
     remembered?;
     let kept = kept?;

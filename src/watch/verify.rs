@@ -5,6 +5,7 @@
 //! | `vcpus` | every vCPU may run on one CPU of the VM's own, no two on the same |
 //! | `helpers` | no other thread of the VM may run there |
 //! | `sched` | every vCPU that has its CPU to itself has the priority, and no other thread has it |
+//! | `core-scheduling` | all threads of the VM have one cookie, where others share a core with it |
 //! | `partition` | these CPUs are an isolated partition, and it is in force |
 //! | `processes` | no other process may run there |
 //! | `kthreads` | nor any kernel thread that can be moved |
@@ -14,7 +15,7 @@
 //!
 //! A check is made where the VM's policy asks for what it is about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -24,10 +25,11 @@ use crate::discover::{Interrupt, Occupant, OccupantKind};
 use crate::journal::Memory;
 use crate::leases::Lease;
 use crate::places::{Place, Value};
+use crate::plan::core_scheduling::Cookies;
 use crate::plan::partition::ISOLATED;
 use crate::plan::{counted, cpus_in_words};
 use crate::policy::Knob;
-use crate::scheduling::Scheduling;
+use crate::scheduling::{Cookie, Scheduling};
 use crate::threads::{Role, Thread, ThreadKey};
 
 /// How many are named, of many that break one promise.
@@ -91,6 +93,10 @@ pub struct Facts<'a> {
     pub threads: &'a [Thread],
     /// How they are scheduled.
     pub scheduling: &'a BTreeMap<ThreadKey, Scheduling>,
+    /// Their core-scheduling cookies; none where the kernel has no such thing.
+    pub cookies: &'a Cookies,
+    /// The CPUs of the VM's cores that others may use.
+    pub beside: CpuSet,
     /// How they were before, and what of it was changed.
     pub memory: &'a Memory,
     /// The group of the vCPUs; `None`: the VM has no partition.
@@ -117,6 +123,9 @@ pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
     let mut checks = vec![vcpus(facts), helpers(facts)];
     checks.extend(sched(facts));
     let asked = |knob: Knob| facts.lease.knobs.contains(&knob);
+    if asked(Knob::CoreScheduling) && !facts.beside.is_empty() {
+        checks.push(core_scheduling(facts));
+    }
     if asked(Knob::Partition) {
         checks.push(partition(facts));
         checks.push(nobody("processes", "process", facts, OccupantKind::User));
@@ -227,6 +236,31 @@ fn sched(facts: &Facts<'_>) -> Option<Check> {
     } else {
         broken("sched", some(&wrong))
     })
+}
+
+fn core_scheduling(facts: &Facts<'_>) -> Check {
+    let beside = cpus_in_words(&facts.beside);
+    if facts.memory.cookie().is_empty() {
+        let reason =
+            format!("others on {beside} are not kept apart; `qmpin plan --explain` says why");
+        return Check { check: "core-scheduling", verdict: CheckVerdict::Refused, reason };
+    }
+    let ours = |cookie: &Option<Cookie>| {
+        cookie.is_some_and(|cookie| facts.memory.cookie().is_ours(cookie))
+    };
+    let without = facts.cookies.values().filter(|cookie| !ours(cookie)).count();
+    let all: BTreeSet<&Option<Cookie>> = facts.cookies.values().collect();
+    match all.first() {
+        Some(Some(cookie)) if without == 0 && all.len() == 1 => {
+            let threads = counted(facts.cookies.len(), "thread");
+            let reason = format!("{threads} have cookie {cookie}, apart from others on {beside}");
+            holds("core-scheduling", reason)
+        }
+        _ => {
+            let threads = counted(without, "thread");
+            broken("core-scheduling", format!("{threads} without the VM's cookie, beside {beside}"))
+        }
+    }
 }
 
 fn partition(facts: &Facts<'_>) -> Check {
@@ -342,7 +376,9 @@ fn some_of(list: &[String], separator: &str) -> String {
 mod tests {
     use super::*;
     use crate::ids::{Pid, StartTicks, Tid, VcpuIndex};
-    use crate::journal::{PriorityIntent, Record};
+    use std::num::NonZeroU64;
+
+    use crate::journal::{CookieRecord, PriorityIntent, Record};
     use crate::policy::{Level, VcpuSched, VfioIrqs};
     use crate::threads::{ProcessKey, ThreadKey};
 
@@ -397,6 +433,8 @@ mod tests {
             lease: &lease,
             threads,
             scheduling: &BTreeMap::new(),
+            cookies: &Cookies::new(),
+            beside: CpuSet::EMPTY,
             memory: &Memory::default(),
             partition: Some(&partition),
             occupants,
@@ -460,6 +498,8 @@ mod tests {
                 lease: &lease,
                 threads: &threads,
                 scheduling: &BTreeMap::from([(key(1), of_vcpu), (key(2), of_worker)]),
+                cookies: &Cookies::new(),
+                beside: CpuSet::EMPTY,
                 memory: &memory,
                 partition: None,
                 occupants: &[],
@@ -475,6 +515,37 @@ mod tests {
     }
 
     #[test]
+    fn a_cookie_is_all_the_vms_threads_and_ours() {
+        let lease = lease(Level::Strict);
+        let key = |tid| ThreadKey { tid: Tid(tid), start: StartTicks(1) };
+        let cookie = |number| NonZeroU64::new(number).map(Cookie);
+        let verdict = |list: &[u64], records: &[Record]| {
+            let cookies = (1..).map(key).zip(list.iter().map(|one| cookie(*one))).collect();
+            let facts = Facts {
+                lease: &lease,
+                threads: &[],
+                scheduling: &BTreeMap::new(),
+                cookies: &cookies,
+                beside: cpus("6"),
+                memory: &Memory::of(records),
+                partition: None,
+                occupants: &[],
+                unmet: &[],
+                vfio: &[],
+                interrupts: &BTreeMap::new(),
+            };
+            core_scheduling(&facts).verdict
+        };
+        let made = cookie(7).map(|made| Record::Cookie(CookieRecord::Made(made)));
+        let made = made.as_slice();
+        assert_eq!(verdict(&[7, 7], made), CheckVerdict::Holds);
+        assert_eq!(verdict(&[0, 0], &[]), CheckVerdict::Refused);
+        for wrong in [[7, 0], [0, 0], [7, 8], [8, 8]] {
+            assert_eq!(verdict(&wrong, made), CheckVerdict::Broken, "{wrong:?}");
+        }
+    }
+
+    #[test]
     fn a_partition_is_there_in_force_and_of_these_cpus() {
         let lease = lease(Level::Exclusive);
         let interrupts = BTreeMap::new();
@@ -483,6 +554,8 @@ mod tests {
                 lease: &lease,
                 threads: &[],
                 scheduling: &BTreeMap::new(),
+                cookies: &Cookies::new(),
+                beside: CpuSet::EMPTY,
                 memory: &Memory::default(),
                 partition: file,
                 occupants: &[],

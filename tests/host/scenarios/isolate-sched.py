@@ -1,5 +1,8 @@
-"""`sched = "fifo:1"`: vCPU threads have it and nobody else, also one that is plugged later, and all is as before in the end."""
+"""`sched = "fifo:1"`: vCPU threads have it and nobody else, also one that is plugged later, and all is as before in the end.
+A VM that shares a core has a core-scheduling cookie, where the kernel has such a thing; else it is said that it has not.
+"""
 
+import ctypes
 import os
 import re
 import signal
@@ -39,6 +42,8 @@ def run(host):
         same(alone_scheduled, of_host())
         killed(host, vm, alone, alone_scheduled)
         unthrottled(vm, alone_scheduled)
+        if host.shape["name"] == "5900x":
+            shared_core(host, vm, alone)
     with host.vm(100, cpus=small["cpus"], guest="spin") as vm:
         vm.wait_guest()
         computing(host, vm)
@@ -49,10 +54,10 @@ def run(host):
 class Policy(qmpin.Attached):
     """`qmpin attach` with a policy file of its own."""
 
-    def __init__(self, text, isolation):
+    def __init__(self, text, isolation, *flags):
         self.config = tempfile.TemporaryDirectory(prefix="qmpin-policy-")
         Path(self.config.name, "qmpin.toml").write_text(text)
-        super().__init__(100, "--config-dir", self.config.name, isolation=isolation)
+        super().__init__(100, "--config-dir", self.config.name, *flags, isolation=isolation)
 
     def __exit__(self, *exc):
         super().__exit__(*exc)
@@ -168,3 +173,80 @@ def computing(host, vm):
         Path("/proc/sys/vm/drop_caches").write_text("1")
         host.note(f"vCPUs as fifo:1 on {cpulist.write(mine)}: the kernel's own work on all CPUs took {time.monotonic() - start:.1f} s")
     assert follower.code == 0
+
+
+# `prctl(2)`: include/uapi/linux/prctl.h.
+PR_SCHED_CORE, GET, CREATE, SHARE_TO = 62, 0, 1, 2
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def cookie(tid):
+    """A thread's core-scheduling cookie, 0 for none; None where the kernel knows of no such thing."""
+    found = ctypes.c_uint64()
+    if LIBC.prctl(PR_SCHED_CORE, GET, tid, 0, ctypes.byref(found)) == 0:
+        return found.value
+    return None
+
+
+def cookies(vm):
+    return {tid: cookie(tid) for tid in vm.roles().all_tids()}
+
+
+def shared_core(host, vm, alone):
+    """The VM has one half of each of two cores, and the host the other."""
+    half = lambda *flags: Policy('vcpus = "12,14"\ncore_scheduling = true\ncheck_interval_s = 1\n', "exclusive", *flags)
+    findings = lambda follower: {row["rule"]: row for row in follower.plan()["report"]}
+    with half() as follower:
+        assert "with share = true the kernel would" in findings(follower)["core-scheduling"]["reason"]
+        assert not any(cookies(vm).values())
+    if cookie(os.getpid()) is None:
+        with half("--share") as follower:
+            found = findings(follower)["core-scheduling"]
+            assert found["verdict"] == "impossible" and "no core scheduling" in found["reason"], found
+            assert found["reason"] in follower.log(), follower.log()
+            print(host.run("qmpin", "verify", "100").stdout)
+        host.note("this kernel has no core scheduling, and that was said")
+        return
+    with half("--share") as follower:
+        one(vm, follower)
+        verified = host.run("qmpin", "verify", "100").stdout
+        print(verified)
+        assert re.search(r"^core-scheduling\s+holds", verified, re.MULTILINE), verified
+        vm.iothread_add("iothread-virtioscsi9")
+        one(vm, follower)
+        vm.iothread_delete("iothread-virtioscsi9")
+        # Somebody takes it from one thread.
+        assert LIBC.prctl(PR_SCHED_CORE, SHARE_TO, vm.roles().vcpus[1], 0, 0) == 0
+        one(vm, follower)
+        apart(host, vm)
+    assert follower.code == 0 and not any(cookies(vm).values()), cookies(vm)
+    with half("--share") as follower:
+        mine = one(vm, follower)
+        follower.stop(signal.SIGKILL)
+    assert set(cookies(vm).values()) == {mine}
+    print(host.run("qmpin", "detach", "100").stdout)
+    assert not any(cookies(vm).values()), cookies(vm)
+    # One that was there before is left alone, and named.
+    assert LIBC.prctl(PR_SCHED_CORE, CREATE, vm.pid, 1, 0) == 0
+    theirs = set(cookies(vm).values())
+    with half("--share") as follower:
+        assert "from somebody else" in findings(follower)["core-scheduling"]["reason"]
+        assert set(cookies(vm).values()) == theirs
+    assert set(cookies(vm).values()) == theirs
+    assert LIBC.prctl(PR_SCHED_CORE, SHARE_TO, vm.pid, 1, 0) == 0
+    state.check_same(alone, state.capture())
+    host.note("core scheduling: made, kept, taken back")
+
+
+def one(vm, follower):
+    """All threads of the VM have one cookie."""
+    whole = lambda: len(set(cookies(vm).values())) == 1 and all(cookies(vm).values())
+    wait_until(whole, 30, "one cookie for the VM", lambda: f"{cookies(vm)}; {follower.log()}")
+    return next(iter(cookies(vm).values()))
+
+
+def apart(host, vm):
+    """Nobody but the VM has its cookie."""
+    mine = set(cookies(vm).values())
+    others = [thread for thread in threads.of_host() if thread.pid != vm.pid and cookie(thread.tid) in mine]
+    assert not others, others
