@@ -15,6 +15,7 @@ pub mod topology;
 
 // Instruments: thin I/O, no decisions.
 pub mod cgroups;
+pub mod irqbalance;
 pub mod journal;
 pub mod leases;
 pub mod qmp;

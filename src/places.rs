@@ -30,6 +30,9 @@ pub enum Place {
     },
     /// The affinity of a thread: one of the kernel's, or one outside all VMs that has a mask of its own.
     Thread(ThreadKey),
+    /// The CPUs that an irqbalance keeps interrupts off. It takes what it is told later, so what it says at
+    /// the moment may be about to change.
+    Irqbalance(ProcessKey),
 }
 
 impl Place {
@@ -53,6 +56,9 @@ impl fmt::Display for Place {
             }
             Place::AllowedCpus { unit, .. } => write!(f, "AllowedCPUs of {unit}"),
             Place::Thread(key) => write!(f, "thread {}", key.tid),
+            Place::Irqbalance(process) => {
+                write!(f, "irqbalance's ban list (process {})", process.pid)
+            }
         }
     }
 }
@@ -75,6 +81,15 @@ impl Value {
         match (self, other) {
             (Value::Cpus(a), Value::Cpus(b)) => *a & *online == *b & *online,
             (a, b) => a == b,
+        }
+    }
+
+    /// As it is written into a file of the kernel's that holds a cpulist, a word or a number.
+    #[must_use]
+    pub fn as_written(&self) -> String {
+        match self {
+            Value::Cpus(cpus) => cpus.to_string(),
+            Value::Word(word) => word.clone(),
         }
     }
 
@@ -118,6 +133,15 @@ pub struct VfioIrq {
     pub local: CpuSet,
 }
 
+/// An irqbalance that runs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Irqbalance {
+    /// Its process.
+    pub process: ProcessKey,
+    /// The CPUs that it keeps interrupts off, or why that is not to be learnt; then it cannot be told, either.
+    pub banned: Result<CpuSet, String>,
+}
+
 /// The places of a host, and what they hold now.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HostView {
@@ -129,6 +153,8 @@ pub struct HostView {
     pub irqs: Vec<Place>,
     /// Those among them that are of a VM's own devices.
     pub vfio: BTreeMap<Place, VfioIrq>,
+    /// Every irqbalance that runs.
+    pub irqbalances: Vec<Irqbalance>,
     /// Kernel threads that can be moved.
     pub kthreads: Vec<Place>,
     /// Kernel threads that cannot (`PF_NO_SETAFFINITY`): name and CPUs.
@@ -143,4 +169,18 @@ pub struct HostView {
     pub power: BTreeMap<CpuId, CpuPower>,
     /// Settings of the kernel's, by their names in `/proc/sys`.
     pub sysctls: BTreeMap<&'static str, Place>,
+}
+
+impl HostView {
+    /// With every irqbalance that runs, and the places of those that can be told.
+    #[must_use]
+    pub fn with_irqbalances(mut self, irqbalances: Vec<Irqbalance>) -> HostView {
+        let place = |one: &Irqbalance| {
+            let banned = one.banned.as_ref().ok()?;
+            Some((Place::Irqbalance(one.process), Value::Cpus(*banned)))
+        };
+        self.values.extend(irqbalances.iter().filter_map(place));
+        self.irqbalances = irqbalances;
+        self
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 
+use super::irqbalance;
 use super::slices::Limits;
 use crate::cpuset::CpuSet;
 use crate::discover::{present_cpus, read_place};
@@ -23,6 +24,11 @@ pub enum HostOutcome {
     Done,
     /// There is no such place any more.
     Gone,
+    /// irqbalance was told, and takes it at the end of its interval: until then it cannot be read back.
+    Told {
+        /// In so many seconds at most.
+        within_s: u32,
+    },
     /// The kernel took it and made something else of it.
     Narrowed {
         /// What is there now.
@@ -104,7 +110,8 @@ pub fn apply_host(
                     place @ (Place::CpuList(_)
                     | Place::CpuMask(_)
                     | Place::Word(_)
-                    | Place::AllowedCpus { .. }),
+                    | Place::AllowedCpus { .. }
+                    | Place::Irqbalance(_)),
                 ..
             },
             HostOutcome::Done,
@@ -139,6 +146,9 @@ fn write(
     place: &Place,
     to: &Value,
 ) -> HostOutcome {
+    if let (Place::Irqbalance(process), Value::Cpus(banned)) = (place, to) {
+        return irqbalance::write(root, online, *process, banned);
+    }
     // The number of a thread that has ended may be another's by now, and a file may have gone.
     if read_place(root, sched, place).is_none() {
         return HostOutcome::Gone;
@@ -148,16 +158,17 @@ fn write(
             root.write_value(path, &cpus.to_string()).map_err(|error| error.source)
         }
         (Place::CpuList(path) | Place::Word(path), value) => {
-            root.write_value(path, &value.to_string()).map_err(|error| error.source)
+            root.write_value(path, &value.as_written()).map_err(|error| error.source)
         }
         (Place::CpuMask(path), Value::Cpus(cpus)) => {
             root.write_value(path, &cpus.to_cpumask()).map_err(|error| error.source)
         }
         (Place::AllowedCpus { unit, cgroup }, Value::Cpus(cpus)) => limits.set(unit, cgroup, cpus),
         (Place::Thread(key), Value::Cpus(cpus)) => sched.set_affinity(key.tid, cpus),
-        (Place::CpuMask(_) | Place::AllowedCpus { .. } | Place::Thread(_), Value::Word(_)) => {
-            Err(io::Error::new(io::ErrorKind::InvalidInput, "a word where CPUs belong"))
-        }
+        (
+            Place::CpuMask(_) | Place::AllowedCpus { .. } | Place::Thread(_) | Place::Irqbalance(_),
+            _,
+        ) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a word where CPUs belong")),
     };
     match written {
         Err(error) if is_gone(&error) => HostOutcome::Gone,

@@ -10,6 +10,7 @@
 mod affinity;
 mod cookie;
 mod host;
+mod irqbalance;
 pub mod partition;
 mod priority;
 pub(crate) mod slices;

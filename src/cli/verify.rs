@@ -11,7 +11,7 @@ use crate::discover::{
 use crate::error::{Failure, Kind};
 use crate::journal::{self, HostJournal, HostMemory, Memory};
 use crate::leases::Lease;
-use crate::places::{Place, Value, VfioIrq};
+use crate::places::{Irqbalance, Place, Value, VfioIrq};
 use crate::plan::core_scheduling::beside;
 use crate::plan::host::Wants;
 use crate::plan::host::diff::HostStep;
@@ -47,7 +47,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
         .map_err(|error| Failure::from_error(Kind::No, error))?;
     let leases = live_leases(&state, &boot_id);
     let journal = HostJournal::read(&state.host_journal_path(), &boot_id)?;
-    let (unmet, vfio) = outlook(&root, &leases, &journal, &lease)?;
+    let outlook = outlook(&root, &leases, &journal, &lease)?;
     let interrupts = interrupts(&root, &lease.exclusive);
     let partition =
         lease.partition.as_ref().map(|path| cgroup::partition_file(&CgroupTree::of(&root), path));
@@ -65,8 +65,9 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
         memory: &memory,
         partition: partition.as_ref(),
         occupants: &others,
-        unmet: &unmet,
-        vfio: &vfio,
+        unmet: &outlook.unmet,
+        vfio: &outlook.vfio,
+        irqbalances: &outlook.irqbalances,
         interrupts: &interrupts,
     });
     let document = VerifyDocument::new(vm, checks);
@@ -78,19 +79,29 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     Ok(if document.holds() { Answer::Done } else { Answer::No })
 }
 
-/// What is left to be done about the host for this VM, and where its own devices' interrupts are.
+/// What there is to see of the host, for one VM.
+struct Outlook {
+    /// What is left to be done.
+    unmet: Vec<Unmet>,
+    /// Where its own devices' interrupts are.
+    vfio: Vec<VfioSeat>,
+    /// Who balances interrupts.
+    irqbalances: Vec<Irqbalance>,
+}
+
 fn outlook(
     root: &SysRoot,
     leases: &[Lease],
     memory: &HostMemory,
     lease: &Lease,
-) -> Result<(Vec<Unmet>, Vec<VfioSeat>), Failure> {
+) -> Result<Outlook, Failure> {
     let wants = Wants::of(leases);
     let (view, steps) = host_steps(Host { root, sched: &Kernel }, &wants, memory)?;
     let own = || view.vfio.iter().filter(|(_, irq)| irq.vm == lease.qemu);
-    let concerns = |place: &Place, found: &Value| {
-        found.cpus().is_none_or(|cpus| cpus.intersects(&lease.exclusive))
-            || own().any(|(own, _)| own == place)
+    let concerns = |place: &Place, found: &Value| match (place, found.cpus()) {
+        (Place::Irqbalance(_), Some(banned)) => !lease.exclusive.is_subset(&banned),
+        (_, Some(cpus)) => cpus.intersects(&lease.exclusive) || own().any(|(own, _)| own == place),
+        (_, None) => true,
     };
     let unmet = steps.into_iter().filter_map(|step| match step {
         HostStep::Write { knob, place, from, to } if concerns(&place, &from) => {
@@ -103,5 +114,6 @@ fn outlook(
         let on = view.values.get(place)?.cpus()?;
         Some(VfioSeat { place: place.clone(), device: irq.device.clone(), on })
     };
-    Ok((unmet.collect(), own().filter_map(seat).collect()))
+    let (unmet, vfio) = (unmet.collect(), own().filter_map(seat).collect());
+    Ok(Outlook { unmet, vfio, irqbalances: view.irqbalances })
 }

@@ -87,6 +87,8 @@ pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> Option<Va
             tasks::is_thread(root, *key).ok().filter(|is| *is)?;
             sched.affinity(key.tid).ok().map(Value::Cpus)
         }
+        // One that does not answer is not gone: `irqbalances` tells the two apart.
+        Place::Irqbalance(_) => None,
     }
 }
 

@@ -8,6 +8,7 @@ mod grips;
 mod host;
 mod host_view;
 mod interrupts;
+mod irqbalance;
 mod occupants;
 mod policy;
 mod process;
@@ -29,6 +30,7 @@ pub use host::{
 };
 pub use host_view::{read_host_view, read_place};
 pub use interrupts::{Interrupt, interrupts};
+pub use irqbalance::irqbalances;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use policy::{PolicyFileError, load_policy};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};

@@ -143,6 +143,18 @@ impl HostMemory {
         self.places.keys().any(|place| matches!(place, Place::AllowedCpus { .. }))
     }
 
+    /// Whether interrupts, or who balances them, are remembered.
+    #[must_use]
+    pub fn has_irqs(&self) -> bool {
+        self.has_irqbalance() || self.places.keys().any(|place| place.irq().is_some())
+    }
+
+    /// Whether an irqbalance was told, or is about to be.
+    #[must_use]
+    pub fn has_irqbalance(&self) -> bool {
+        self.places.keys().any(|place| matches!(place, Place::Irqbalance(_)))
+    }
+
     /// Whether CPUs were kept from kernel threads at any time.
     #[must_use]
     pub fn has_fenced(&self) -> bool {

@@ -4,6 +4,7 @@ use super::thread_in_words;
 use crate::apply::{
     Applied, HostApplied, HostOutcome, PriorityApplied, PriorityOutcome, StepOutcome,
 };
+use crate::places::Place;
 use crate::plan::host::diff::HostStep;
 
 /// About a thread that is not where it should be. `None`: nothing was refused.
@@ -41,6 +42,14 @@ pub fn host_refusal(HostApplied { step, outcome }: &HostApplied) -> Option<Strin
         (HostStep::Write { place, from, to, .. }, HostOutcome::Refused { error }) => {
             Some(format!("{place}: {from} → {to} was refused: {error}"))
         }
+        (
+            HostStep::Write { place: place @ Place::Irqbalance(_), to, .. }
+            | HostStep::PutBack { place: place @ Place::Irqbalance(_), to, .. },
+            HostOutcome::Narrowed { to: now },
+        ) => Some(format!("{place} was told to be {to}, and is {now}")),
+        (HostStep::PutBack { place, to, .. }, HostOutcome::Told { within_s }) => Some(format!(
+            "{place} was told to be {to} again, which it should be within {within_s} s, and is not yet"
+        )),
         (HostStep::Write { place, to, .. }, HostOutcome::Narrowed { to: now }) => {
             Some(format!("{place}: wanted {to}, the kernel made it {now}"))
         }

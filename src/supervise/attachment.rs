@@ -335,6 +335,7 @@ impl<'a> Attachment<'a> {
             report = let_go(host, state, vm, &boot_id, &mut host_knobs, report, slices)?;
         }
         drop(lock);
+        host_knobs.await_irqbalance(host, &settings.state, &boot_id, &mut report.host);
         Ok(report)
     }
 

@@ -10,13 +10,19 @@
 //! Whoever holds the leases' lock does it for all VMs; the result is the same whoever it is.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::host_report::{HostReport, is_managed_irq};
+use super::irqbalance::Irqbalances;
 use super::settings::Host;
 use super::start_error::StartError;
 use crate::apply::{HostApplied, HostOutcome, apply_host};
 use crate::cpuset::CpuSet;
-use crate::discover::{DiscoverError, interrupts, live_leases, read_host_view, with_own_masks};
+use crate::discover::{
+    DiscoverError, interrupts, irqbalances, live_leases, read_host_view, with_own_masks,
+};
+use crate::error::chain;
 use crate::ids::Pid;
 use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError};
 use crate::leases::{LeasesLock, StateDir};
@@ -25,9 +31,12 @@ use crate::plan::host::diff::{HostStep, diff};
 use crate::plan::host::{Wants, let_out, wishes};
 use crate::policy::Knob;
 use crate::systemd::SystemBus;
+use crate::threads::ProcessKey;
 
 /// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
 const PASSES_MAX: usize = 4;
+/// Between two looks at whether irqbalance does again what it did before.
+const IRQBALANCE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Why the rest of the host could not be dealt with.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +68,7 @@ pub struct HostKnobs {
     /// What the journal remembered the last time: somebody may remove the file.
     known: HostMemory,
     unreadable_lines: Vec<usize>,
+    irqbalances: Irqbalances,
 }
 
 impl HostKnobs {
@@ -109,7 +119,8 @@ impl HostKnobs {
             let vms: Vec<Pid> = leases.iter().map(|lease| lease.qemu.pid).collect();
             journal.append(own_masks(host, &vms))?;
         }
-        let (view, mut applied) = self.pass(host, &wants, &mut journal)?;
+        let mut untold = Vec::new();
+        let (view, mut applied) = self.pass(host, &wants, &mut journal, &mut untold)?;
         for _ in 1..PASSES_MAX {
             // Whatever was born meanwhile was born as its parent was.
             let is_last = wants.is_empty() && journal.memory().has_fenced();
@@ -118,7 +129,7 @@ impl HostKnobs {
             if !is_last && !is_limited {
                 break;
             }
-            let (_, more) = self.pass(host, &wants, &mut journal)?;
+            let (_, more) = self.pass(host, &wants, &mut journal, &mut untold)?;
             let is_done = !more.iter().any(|applied| {
                 applied.has_limited_unit() || matches!(applied.step, HostStep::PutBack { .. })
             });
@@ -127,6 +138,11 @@ impl HostKnobs {
                 break;
             }
         }
+        // It may have been told by one look, and have taken it by the next.
+        applied.retain(|one| {
+            !matches!(one.outcome, HostOutcome::Told { .. })
+                || self.irqbalances.is_waited_for(one.step.place())
+        });
         for applied in &applied {
             if let HostStep::Write { place, to, .. } = &applied.step
                 && matches!(
@@ -144,8 +160,10 @@ impl HostKnobs {
             managed.retain(|number, _| numbers.contains(number));
         }
         let bound = bound(&view, &wants.all_cpus());
-        let report = HostReport { applied, managed, bound, vfio: view.vfio };
-        if wants.is_empty() && !report.applied.iter().any(HostApplied::is_left_changed) {
+        let report = HostReport { applied, managed, bound, vfio: view.vfio, untold };
+        let is_settled = !report.applied.iter().any(HostApplied::is_left_changed)
+            && !journal.memory().has_irqbalance();
+        if wants.is_empty() && is_settled {
             journal.remove()?;
         }
         self.known = journal.memory().clone();
@@ -175,22 +193,71 @@ impl HostKnobs {
         Ok(journal)
     }
 
+    /// Waits until irqbalance does again what it did before, where it was told to: it takes that at the end
+    /// of its interval. To be called when nothing else is left to do, and without the leases' lock.
+    pub fn await_irqbalance(
+        &mut self,
+        host: Host<'_>,
+        state: &StateDir,
+        boot_id: &str,
+        applied: &mut Vec<HostApplied>,
+    ) {
+        let Some(until) = self.irqbalances.putting_back_until() else { return };
+        tracing::info!("waiting for irqbalance to do again what it did before");
+        loop {
+            thread::sleep(IRQBALANCE_PAUSE);
+            let Ok(lock) = state.lock_leases() else { return };
+            let again = self.reconcile(host, state, boot_id, &lock);
+            drop(lock);
+            let report = match again {
+                Ok(report) => report,
+                Err(error) => {
+                    tracing::warn!("the rest of the host: {}", chain(&error));
+                    return;
+                }
+            };
+            // Or another VM has come, and wants it told otherwise.
+            let is_done = self.irqbalances.putting_back_until().is_none();
+            if is_done || Instant::now() > until {
+                let is_of_irqbalance = |one: &HostApplied| {
+                    matches!(one.step, HostStep::PutBack { place: Place::Irqbalance(_), .. })
+                };
+                applied.retain(|one| !is_of_irqbalance(one));
+                applied.extend(report.applied.into_iter().filter(is_of_irqbalance));
+                return;
+            }
+        }
+    }
+
     fn pass(
-        &self,
+        &mut self,
         host: Host<'_>,
         wants: &Wants,
         journal: &mut HostJournal,
+        untold: &mut Vec<String>,
     ) -> Result<(HostView, Vec<HostApplied>), HostError> {
-        let view = read_host_view(host.root, host.sched, wants, journal.memory())?;
+        let view = look(host, wants, journal.memory(), &self.irqbalances.silent())?;
+        untold.extend(self.irqbalances.saw(&view));
         journal.append(off(wants).into_iter().collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), wants))?;
-        let mut steps = steps(&view, wants, journal.memory());
+        let wishes = wishes(&view, wants, journal.memory());
+        let mut steps = diff(&view, &wishes, journal.memory());
+        steps.extend(self.irqbalances.to_tell_anew(&view, &wishes));
         steps.retain(|step| match step {
             HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
             _ => true,
         });
+        let (steps, mut applied) = self.irqbalances.hold_back(steps, &view.online);
         journal.append(born_behind(&view, journal.memory(), &steps))?;
-        let applied = apply_host(host.root, host.sched, &SystemBus, &view.online, journal, steps)?;
+        applied.extend(apply_host(
+            host.root,
+            host.sched,
+            &SystemBus,
+            &view.online,
+            journal,
+            steps,
+        )?);
+        self.irqbalances.note(&applied);
         Ok((view, applied))
     }
 }
@@ -212,14 +279,23 @@ pub fn host_steps(
     wants: &Wants,
     memory: &HostMemory,
 ) -> Result<(HostView, Vec<HostStep>), DiscoverError> {
-    let view = read_host_view(host.root, host.sched, wants, memory)?;
-    let steps = steps(&view, wants, memory);
+    let view = look(host, wants, memory, &BTreeMap::new())?;
+    let steps = diff(&view, &wishes(&view, wants, memory), memory);
     Ok((view, steps))
 }
 
-fn steps(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<HostStep> {
-    let wishes = wishes(view, wants, |place| memory.original(place).cloned());
-    diff(view, &wishes, memory)
+/// The places of the host, and irqbalance where it has to do with them. `silent` are not asked.
+fn look(
+    host: Host<'_>,
+    wants: &Wants,
+    memory: &HostMemory,
+    silent: &BTreeMap<ProcessKey, String>,
+) -> Result<HostView, DiscoverError> {
+    let view = read_host_view(host.root, host.sched, wants, memory)?;
+    if !wants.has(Knob::Irqs) && !memory.has_irqs() {
+        return Ok(view);
+    }
+    Ok(view.with_irqbalances(irqbalances(host.root, silent)))
 }
 
 /// What is kept from kernel threads, and from what the kernel puts them on by itself.
@@ -273,7 +349,11 @@ pub fn settle_host(
     boot_id: &str,
 ) -> Result<Vec<HostApplied>, StartError> {
     let leases = state.lock_leases()?;
-    Ok(HostKnobs::default().reconcile(host, state, boot_id, &leases)?.applied)
+    let mut knobs = HostKnobs::default();
+    let mut applied = knobs.reconcile(host, state, boot_id, &leases)?.applied;
+    drop(leases);
+    knobs.await_irqbalance(host, state, boot_id, &mut applied);
+    Ok(applied)
 }
 
 fn bound(view: &HostView, off: &CpuSet) -> BTreeMap<String, usize> {

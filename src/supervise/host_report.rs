@@ -20,17 +20,20 @@ pub struct HostReport {
     pub bound: BTreeMap<String, usize>,
     /// Interrupts of VMs' own devices.
     pub vfio: BTreeMap<Place, VfioIrq>,
+    /// Which irqbalance cannot be told, and why; once for each.
+    pub untold: Vec<String>,
 }
 
 impl HostReport {
     /// Whether something was refused that could have been expected to go through.
     #[must_use]
     pub fn fell_short(&self) -> bool {
-        self.applied.iter().any(|applied| match &applied.outcome {
+        let fell_short = self.applied.iter().any(|applied| match &applied.outcome {
             HostOutcome::Refused { error } => !is_managed_irq(&applied.step, error),
             HostOutcome::Narrowed { .. } => true,
-            HostOutcome::Done | HostOutcome::Gone => false,
-        })
+            HostOutcome::Done | HostOutcome::Told { .. } | HostOutcome::Gone => false,
+        });
+        fell_short || !self.untold.is_empty()
     }
 
     /// What the kernel would not do, in sentences.
@@ -46,6 +49,7 @@ impl HostReport {
             format!("interrupt {number} ({}): the kernel keeps it where it is", irq.devices)
         });
         sentences.extend(managed);
+        sentences.extend(self.untold.iter().cloned());
         sentences
     }
 }
@@ -69,7 +73,13 @@ pub fn log_host(report: &HostReport) {
                 let what = knob_in_words(*knob, place, &report.vfio);
                 written.entry((*knob, what)).or_insert_with(first).0 += 1;
             }
+            (HostStep::Write { knob, place, from, to }, HostOutcome::Told { within_s }) => {
+                tracing::info!("{knob}: {place}: {from} → {to}, within {within_s} s");
+            }
             (HostStep::PutBack { .. }, HostOutcome::Done) => put_back += 1,
+            (HostStep::PutBack { place, to, .. }, HostOutcome::Told { within_s }) => {
+                tracing::info!("{place}: back to {to} within {within_s} s");
+            }
             (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => {}
             _ => {
                 if let Some(sentence) = host_refusal(one).or_else(|| left_alone(&one.step)) {
@@ -77,6 +87,9 @@ pub fn log_host(report: &HostReport) {
                 }
             }
         }
+    }
+    for sentence in &report.untold {
+        tracing::warn!("{sentence}");
     }
     if !report.managed.is_empty() {
         tracing::info!("{}", managed_in_words(&report.managed));

@@ -150,7 +150,10 @@ pub fn give_back(
     let again = || restore(host.root, host.sched, boot_id, &state.journal_path(vm));
     let report = RestoreReport { partition, ..again()? };
     let slices = has_slices.then_some(&again as &dyn Fn() -> _);
-    let_go(host, state, vm, boot_id, &mut HostKnobs::default(), report, slices)
+    let mut knobs = HostKnobs::default();
+    let mut report = let_go(host, state, vm, boot_id, &mut knobs, report, slices)?;
+    knobs.await_irqbalance(host, state, boot_id, &mut report.host);
+    Ok(report)
 }
 
 /// The last part of a restore: forgets the VM and brings the host in line without it. Nothing is forgotten

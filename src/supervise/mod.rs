@@ -12,6 +12,7 @@ mod cookie;
 mod end;
 mod host_knobs;
 mod host_report;
+mod irqbalance;
 mod leasing;
 mod line;
 mod narrate;

@@ -11,6 +11,7 @@
 //! | `kthreads` | nor any kernel thread that can be moved |
 //! | `bound-kthreads` | never quite: what the kernel binds to each CPU is counted |
 //! | `irqs` … | nothing of that knob is left to be done |
+//! | `irqbalance` | an irqbalance that runs keeps interrupts off there |
 //! | `vfio-irqs` | interrupts of the VM's own devices are where the policy wants them |
 //!
 //! A check is made where the VM's policy asks for what it is about.
@@ -24,7 +25,7 @@ use crate::discover::cgroup::PartitionFile;
 use crate::discover::{Interrupt, Occupant, OccupantKind};
 use crate::journal::Memory;
 use crate::leases::Lease;
-use crate::places::{Place, Value};
+use crate::places::{Irqbalance, Place, Value};
 use crate::plan::core_scheduling::Cookies;
 use crate::plan::partition::ISOLATED;
 use crate::plan::{counted, cpus_in_words};
@@ -107,6 +108,8 @@ pub struct Facts<'a> {
     pub unmet: &'a [Unmet],
     /// Interrupts of the VM's own devices.
     pub vfio: &'a [VfioSeat],
+    /// Every irqbalance that runs.
+    pub irqbalances: &'a [Irqbalance],
     /// Interrupts by number, with how often they have fired on the VM's CPUs.
     pub interrupts: &'a BTreeMap<u32, Interrupt>,
 }
@@ -141,10 +144,15 @@ pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
         (Knob::Noise, "noise"),
     ] {
         if asked(knob) {
-            let is_own = |unmet: &&Unmet| facts.is_of_own_device(&unmet.place);
-            let of_knob = facts.unmet.iter().filter(|unmet| unmet.knob == knob && !is_own(unmet));
+            let is_apart = |unmet: &&Unmet| {
+                facts.is_of_own_device(&unmet.place) || is_irqbalance(&unmet.place)
+            };
+            let of_knob = facts.unmet.iter().filter(|unmet| unmet.knob == knob && !is_apart(unmet));
             checks.extend(places(facts, &of_knob.collect::<Vec<_>>(), check, as_it_should));
         }
+    }
+    if asked(Knob::Irqs) && !facts.irqbalances.is_empty() {
+        checks.extend(irqbalance(facts));
     }
     if asked(Knob::Irqs) && !facts.vfio.is_empty() {
         let own = facts.unmet.iter().filter(|unmet| facts.is_of_own_device(&unmet.place));
@@ -313,6 +321,32 @@ fn bound(facts: &Facts<'_>) -> Option<Check> {
     })
 }
 
+fn is_irqbalance(place: &Place) -> bool {
+    matches!(place, Place::Irqbalance(_))
+}
+
+/// One that cannot be told is not qmpin's to mend.
+fn irqbalance(facts: &Facts<'_>) -> Vec<Check> {
+    let unmet: Vec<&Unmet> =
+        facts.unmet.iter().filter(|unmet| is_irqbalance(&unmet.place)).collect();
+    let cannot = facts.irqbalances.iter().filter_map(|one| match &one.banned {
+        Err(why) => Some(format!("process {} cannot be told: {why}", one.process.pid)),
+        // It has no CPU left for interrupts with these as well.
+        Ok(banned) if unmet.is_empty() && !facts.lease.exclusive.is_subset(banned) => {
+            Some(format!("process {} keeps off {} already", one.process.pid, cpus_in_words(banned)))
+        }
+        Ok(_) => None,
+    });
+    let cannot: Vec<String> = cannot.collect();
+    if !cannot.is_empty() {
+        let (check, verdict) = ("irqbalance", CheckVerdict::Refused);
+        return vec![Check { check, verdict, reason: some(&cannot) }];
+    }
+    places(facts, &unmet, "irqbalance", || {
+        format!("it keeps interrupts off {}", cpus_in_words(&facts.lease.exclusive))
+    })
+}
+
 fn as_it_should() -> String {
     "as it should be".to_owned()
 }
@@ -343,7 +377,11 @@ fn places(
             let devices = if irq.devices.is_empty() { "no device" } else { irq.devices.as_str() };
             format!(", {devices}, fired there {} times", irq.fired)
         });
-        format!("{} is {} and not {}{irq}", unmet.place, unmet.found, unmet.wanted)
+        let later = match unmet.place {
+            Place::Irqbalance(_) if unmet.refused => "; it was told, and takes it at its next turn",
+            _ => "",
+        };
+        format!("{} is {} and not {}{irq}{later}", unmet.place, unmet.found, unmet.wanted)
     };
     let mut checks = Vec::new();
     for (refused, verdict) in [(false, CheckVerdict::Broken), (true, CheckVerdict::Refused)] {
@@ -440,6 +478,7 @@ mod tests {
             occupants,
             unmet,
             vfio: &[],
+            irqbalances: &[],
             interrupts: &interrupts,
         };
         verify(&facts).into_iter().map(|check| (check.check, check.verdict)).collect()
@@ -505,6 +544,7 @@ mod tests {
                 occupants: &[],
                 unmet: &[],
                 vfio: &[],
+                irqbalances: &[],
                 interrupts: &BTreeMap::new(),
             };
             sched(&facts).map(|check| check.verdict)
@@ -532,6 +572,7 @@ mod tests {
                 occupants: &[],
                 unmet: &[],
                 vfio: &[],
+                irqbalances: &[],
                 interrupts: &BTreeMap::new(),
             };
             core_scheduling(&facts).verdict
@@ -543,6 +584,62 @@ mod tests {
         for wrong in [[7, 0], [0, 0], [7, 8], [8, 8]] {
             assert_eq!(verdict(&wrong, made), CheckVerdict::Broken, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn irqbalance_and_the_vms_own_devices_are_checked_apart() {
+        use CheckVerdict::{Broken, Holds, Refused};
+        let lease = Lease { vfio_irqs: VfioIrqs::Vcpus, ..lease(Level::Exclusive) };
+        let process = ProcessKey { pid: Pid(812), start: StartTicks(1) };
+        let interrupts = BTreeMap::new();
+        let seat = |irq: u32, on: &str| VfioSeat {
+            place: Place::CpuList(format!("proc/irq/{irq}/smp_affinity_list")),
+            device: "0000:0a:00.0".to_owned(),
+            on: cpus(on),
+        };
+        let seats = [seat(40, "4-5"), seat(41, "4-5")];
+        let check = |unmet: &[Unmet], banned: Result<CpuSet, String>| {
+            let facts = Facts {
+                lease: &lease,
+                threads: &[],
+                scheduling: &BTreeMap::new(),
+                cookies: &Cookies::new(),
+                beside: CpuSet::EMPTY,
+                memory: &Memory::default(),
+                partition: None,
+                occupants: &[],
+                unmet,
+                vfio: &seats,
+                irqbalances: &[Irqbalance { process, banned }],
+                interrupts: &interrupts,
+            };
+            let checks = verify(&facts).into_iter().map(|check| (check.check, check));
+            let mut checks: BTreeMap<_, Check> = checks.collect();
+            ["irqs", "irqbalance", "vfio-irqs"].map(|name| {
+                let check = checks.remove(name).expect("it is made");
+                (check.verdict, check.reason)
+            })
+        };
+        let [irqs, irqbalance, vfio] = check(&[], Ok(cpus("4-5")));
+        assert_eq!(irqs.0, Holds);
+        assert_eq!(irqbalance, (Holds, "it keeps interrupts off CPUs 4-5".to_owned()));
+        let on = "vfio_irqs = \"vcpus\": 0000:0a:00.0 on CPUs 4-5 (40, 41)";
+        assert_eq!(vfio, (Holds, on.to_owned()));
+        let unmet = |place, found, wanted, refused| Unmet {
+            knob: Knob::Irqs,
+            place,
+            found: Value::Cpus(cpus(found)),
+            wanted: Value::Cpus(cpus(wanted)),
+            refused,
+        };
+        let astray = unmet(seats[0].place.clone(), "0", "4-5", false);
+        let told = unmet(Place::Irqbalance(process), "", "4-5", true);
+        let [irqs, irqbalance, vfio] = check(&[astray, told], Ok(CpuSet::EMPTY));
+        assert_eq!((irqs.0, irqbalance.0, vfio.0), (Holds, Refused, Broken));
+        assert!(irqbalance.1.contains("is none and not 4-5; it was told"), "{}", irqbalance.1);
+        let [_, irqbalance, _] = check(&[], Err("it does not answer".to_owned()));
+        let silent = "process 812 cannot be told: it does not answer";
+        assert_eq!(irqbalance, (Refused, silent.to_owned()));
     }
 
     #[test]
@@ -561,6 +658,7 @@ mod tests {
                 occupants: &[],
                 unmet: &[],
                 vfio: &[],
+                irqbalances: &[],
                 interrupts: &interrupts,
             };
             partition(&facts).verdict

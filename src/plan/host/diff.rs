@@ -7,6 +7,9 @@
 //!                                it is otherwise   ─▶ LeaveAlone: somebody else's
 //!                                it is gone        ─▶ Settle
 //! ```
+//!
+//! irqbalance takes what it is told later. So it is told what was before even where it still says so, and it
+//! is not gone where it does not answer. Where it runs, interrupts that are otherwise are its own to place.
 
 use std::collections::BTreeSet;
 
@@ -14,6 +17,7 @@ use super::Wish;
 use crate::journal::HostMemory;
 use crate::places::{HostView, Place, Value};
 use crate::policy::Knob;
+use crate::threads::ProcessKey;
 
 /// One thing to do about one place.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -76,6 +80,10 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
         if wished.contains(place) {
             continue;
         }
+        if let Place::Irqbalance(process) = place {
+            steps.push(irqbalance(view, memory, *process, before));
+            continue;
+        }
         let place = place.clone();
         let before = before.clone();
         steps.push(match view.values.get(&place).cloned() {
@@ -85,6 +93,9 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
             Some(now) if now.same(&before, &view.online) => HostStep::Settle { place },
             Some(from) if memory.is_ours(&place, &from, &view.online) => {
                 HostStep::PutBack { place, from, to: before }
+            }
+            Some(_) if place.irq().is_some() && !view.irqbalances.is_empty() => {
+                HostStep::Settle { place }
             }
             Some(found) => HostStep::LeaveAlone { place, found, before },
         });
@@ -101,6 +112,25 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
         }
     }
     steps
+}
+
+fn irqbalance(
+    view: &HostView,
+    memory: &HostMemory,
+    process: ProcessKey,
+    before: &Value,
+) -> HostStep {
+    let place = Place::Irqbalance(process);
+    let before = before.clone();
+    let Some(found) = view.irqbalances.iter().find(|one| one.process == process) else {
+        return HostStep::Settle { place };
+    };
+    // To be told although it does not answer: what comes of that is said.
+    let found = found.banned.as_ref().map_or(before.clone(), |cpus| Value::Cpus(*cpus));
+    if found.same(&before, &view.online) || memory.is_ours(&place, &found, &view.online) {
+        return HostStep::PutBack { place, from: found, to: before };
+    }
+    HostStep::LeaveAlone { place, found, before }
 }
 
 fn is_thread(place: &Place) -> bool {

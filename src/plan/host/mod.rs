@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   leases ─▶ Wants: for each knob, the CPUs of the VMs that want it
-//!   Wants × HostView × originals ─▶ wishes      irqs.rs vfio.rs kthreads.rs workqueues.rs power.rs
-//!                                                noise.rs slices.rs
+//!   Wants × HostView × originals ─▶ wishes      slices.rs irqbalance.rs irqs.rs vfio.rs kthreads.rs
+//!                                                workqueues.rs power.rs noise.rs
 //!   wishes × what is there × what the journal remembers ─▶ steps                            diff.rs
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! whichever VM came first, and grows back when one goes.
 
 pub mod diff;
+mod irqbalance;
 mod irqs;
 mod kthreads;
 mod noise;
@@ -23,6 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
+use crate::journal::HostMemory;
 use crate::leases::Lease;
 use crate::places::{HostView, Place, Value};
 use crate::policy::Knob;
@@ -136,15 +138,11 @@ pub struct Wish {
     pub value: Value,
 }
 
-/// All wishes, in the order in which they are to be carried out. `original` tells what a place held
-/// before qmpin, where that is known; else it is what it holds now.
+/// All wishes, in the order in which they are to be carried out. They are made from what a place held
+/// before qmpin, where that is remembered; else from what it holds now.
 #[must_use]
-pub fn wishes(
-    view: &HostView,
-    wants: &Wants,
-    original: impl Fn(&Place) -> Option<Value>,
-) -> Vec<Wish> {
-    let original = |place: &Place| original(place).or_else(|| view.values.get(place).cloned());
+pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> {
+    let original = |place: &Place| memory.original(place).or(view.values.get(place)).cloned();
     let mut wishes = Vec::new();
     let mut wish = |knob, list: Vec<(Place, Value)>| {
         wishes.extend(list.into_iter().map(|(place, value)| Wish { knob, place, value }));
@@ -152,7 +150,11 @@ pub fn wishes(
     let wanted = |knob| wants.cpus(knob);
     wish(Knob::Partition, slices::units(view, wants.slices(), &original));
     wish(Knob::Partition, slices::users(view, wants.slices(), &original));
-    wish(Knob::Irqs, irqs::wishes(view, wants, &original));
+    // Told before interrupts are moved, or it moves them back.
+    wish(Knob::Irqs, irqbalance::wishes(view, wants, &original));
+    let mut irqs = irqs::wishes(view, wants, &original);
+    irqs.retain(|(place, _)| !irqbalance::has_placed(view, wants, memory, place));
+    wish(Knob::Irqs, irqs);
     // A partition makes the kernel change masks on its own, and not back to what they were.
     let off = wanted(Knob::Kthreads);
     wish(Knob::Kthreads, kthreads::wishes(view, &off, &original));

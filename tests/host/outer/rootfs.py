@@ -15,6 +15,7 @@ HERE = Path(__file__).resolve().parent.parent
 PACKAGES = [
     "dbus",
     "hwloc-nox",
+    "irqbalance",
     "kmod",
     "procps",
     "python3",
@@ -40,6 +41,7 @@ MASKED = [
     "e2scrub_reap.service",
     "fstrim.timer",
     "getty@tty1.service",
+    "irqbalance.service",
     "serial-getty@ttyS0.service",
     "systemd-binfmt.service",
     "systemd-hwdb-update.service",

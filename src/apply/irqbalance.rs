@@ -1,0 +1,37 @@
+//! Tells irqbalance which CPUs to keep interrupts off, and reads back.
+
+use std::io;
+
+use super::HostOutcome;
+use crate::cpuset::CpuSet;
+use crate::discover::is_alive;
+use crate::error::chain;
+use crate::irqbalance::{IrqbalanceError, ask, tell};
+use crate::places::Value;
+use crate::sysroot::SysRoot;
+use crate::threads::ProcessKey;
+
+pub(super) fn write(
+    root: &SysRoot,
+    online: &CpuSet,
+    process: ProcessKey,
+    banned: &CpuSet,
+) -> HostOutcome {
+    // The number may be another's by now; that other would not be called by this name.
+    if !is_alive(root, process) {
+        return HostOutcome::Gone;
+    }
+    let read_back = tell(root, process.pid, banned).and_then(|()| ask(root, process.pid));
+    match read_back {
+        Ok(setup) if Value::Cpus(setup.banned).same(&Value::Cpus(*banned), online) => {
+            HostOutcome::Done
+        }
+        Ok(setup) => HostOutcome::Told { within_s: setup.interval_s },
+        Err(_) if !is_alive(root, process) => HostOutcome::Gone,
+        Err(error) => HostOutcome::Refused { error: in_words(&error) },
+    }
+}
+
+fn in_words(error: &IrqbalanceError) -> io::Error {
+    io::Error::other(chain(error))
+}
