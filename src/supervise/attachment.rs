@@ -306,7 +306,11 @@ impl<'a> Attachment<'a> {
     /// # Errors
     /// [`StartError`]. The VM's own threads stay where they are.
     pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
-        let Known { host, settings: Settings { state, .. }, boot_id, .. } = &self.known;
+        let Known { host, settings: Settings { state, .. }, boot_id, process } = &self.known;
+        // The end of the VM is seen in a moment, and its partition goes first.
+        if discover::lives(host.root, *process).is_ok_and(|lives| !lives) {
+            return Ok(HostReport::default());
+        }
         let leases = state.lock_leases()?;
         let report = self.host_knobs.reconcile(*host, state, boot_id, &leases)?;
         if report.applied.iter().any(HostApplied::has_limited_unit) {
