@@ -25,11 +25,16 @@ use qmpin::sysroot::SysRoot;
 const BOOT: &str = "this-boot";
 const ONLINE: &str = "0-7";
 const KTHREADS: [(i32, &str, &str); 4] = [
-    (2, "kthreadd", "0-7"),
+    (KTHREADD, "kthreadd", "0-7"),
     (20, "kcompactd0", "0-3"),
     (21, "kswapd1", "4-7"),
     (30, "ksoftirqd/5", "5"),
 ];
+const KTHREADD: i32 = 2;
+const CHILDREN: &str = "proc/2/task/2/children";
+const CHILDREN_BEFORE: &str = "20 21 30 ";
+/// The pid of one that comes later.
+const PSIMON: i32 = 40;
 /// `PF_KTHREAD`, and that with `PF_NO_SETAFFINITY`.
 const MOVABLE: u32 = 0x20_0000;
 const BOUND: u32 = 0x420_0000;
@@ -78,7 +83,7 @@ impl World {
             ("proc/sys/vm/stat_interval", "1\n"),
             ("proc/sys/kernel/numa_balancing", "1\n"),
             ("proc/sys/kernel/watchdog_cpumask", "0-7\n"),
-            ("proc/2/task/2/children", "20 21 30 "),
+            (CHILDREN, CHILDREN_BEFORE),
         ] {
             world.write(path, text);
         }
@@ -94,16 +99,24 @@ impl World {
             }
         }
         for (pid, comm, mask) in KTHREADS {
-            let flags = if comm.contains('/') { BOUND } else { MOVABLE };
-            // Fields 4 to 8, flags, 10 to 21, start.
-            let (to_flags, to_start) = ("0 ".repeat(5), "0 ".repeat(12));
-            world.write(
-                &format!("proc/{pid}/stat"),
-                &format!("{pid} ({comm}) S {to_flags}{flags} {to_start}77 0\n"),
-            );
-            world.masks.0.borrow_mut().insert(pid, set(mask));
+            world.kernel_thread(pid, comm, mask);
         }
         world
+    }
+
+    fn kernel_thread(&self, pid: i32, comm: &str, mask: &str) {
+        let flags = if comm.contains('/') { BOUND } else { MOVABLE };
+        // Fields 4 to 8, flags, 10 to 21, start.
+        let (to_flags, to_start) = ("0 ".repeat(5), "0 ".repeat(12));
+        let stat = format!("{pid} ({comm}) S {to_flags}{flags} {to_start}77 0\n");
+        self.write(&format!("proc/{pid}/stat"), &stat);
+        self.masks.0.borrow_mut().insert(pid, set(mask));
+    }
+
+    /// A kernel thread that was not there before: it has its parent's mask.
+    fn psimon_is_born(&self) {
+        self.kernel_thread(PSIMON, "psimon", &self.mask(KTHREADD).to_string());
+        self.write(CHILDREN, &format!("{CHILDREN_BEFORE}{PSIMON} "));
     }
 
     fn write(&self, path: &str, text: &str) {
@@ -395,21 +408,18 @@ fn a_kernel_thread_born_behind_the_fence_is_let_out() {
     let world = World::new();
     world.strict("100", "4-5");
     world.reconcile();
-    let stat = format!("40 (psimon) S {}{MOVABLE} {}88 0\n", "0 ".repeat(5), "0 ".repeat(12));
-    world.write("proc/40/stat", &stat);
-    world.write("proc/2/task/2/children", "20 21 30 40 ");
-    world.masks.set_affinity(Tid(40), &set("0-3,6-7")).expect("set");
+    world.psimon_is_born();
     world.strict("101", "2-3");
     world.reconcile();
-    assert_eq!(world.mask(40), set("0-1,6-7"));
+    assert_eq!(world.mask(PSIMON), set("0-1,6-7"));
     world.forget("101");
     world.reconcile();
-    assert_eq!(world.mask(40), set("0-3,6-7"));
+    assert_eq!(world.mask(PSIMON), set("0-3,6-7"));
     // As the kernel does when a partition goes.
-    world.masks.set_affinity(Tid(40), &set(ONLINE)).expect("set");
+    world.masks.set_affinity(Tid(PSIMON), &set(ONLINE)).expect("set");
     world.forget("100");
     world.reconcile();
-    assert_eq!(world.mask(40), set(ONLINE));
+    assert_eq!(world.mask(PSIMON), set(ONLINE));
     assert_eq!(world.journal(), None);
 }
 
@@ -419,13 +429,10 @@ fn a_kernel_thread_born_at_the_very_end_is_let_out() {
     let world = World::new();
     world.strict("100", "4-5");
     world.reconcile();
-    let stat = format!("40 (psimon) S {}{MOVABLE} {}88 0\n", "0 ".repeat(5), "0 ".repeat(12));
-    world.write("proc/40/stat", &stat);
-    world.write("proc/2/task/2/children", "20 21 30 40 ");
-    world.masks.set_affinity(Tid(40), &set("0-3,6-7")).expect("set");
+    world.psimon_is_born();
     world.forget("100");
     world.reconcile();
-    assert_eq!(world.mask(40), set(ONLINE));
+    assert_eq!(world.mask(PSIMON), set(ONLINE));
     assert_eq!(world.journal(), None);
 }
 

@@ -1,9 +1,11 @@
-"""Commands that are killed just before one of their writes or removals: the kernel hands over each such system call before
-it is made (seccomp's user notification), so that no delay has to be guessed.
+"""Commands that are killed just before one of their writes or removals, or are refused some: the kernel hands over each such
+system call before it is made (seccomp's user notification), so that no delay has to be guessed.
 
     done = positions.run(["qmpin", "attach", "100", "--once"], name_of)        # unharmed; done.made has the calls
     done = positions.run(["qmpin", "attach", "100", "--once"], name_of, at=3)  # killed instead of the third
-    done.code, done.killed_at                                                  # -9, "fdatasync 100.journal"
+    done.returncode, done.killed_at                                            # -9, "fdatasync 100.journal"
+
+    done = positions.run(["qmpin", "detach", "100"], name_of, refuse=errno.EBUSY)  # and done.refused has what was refused
 """
 
 import ctypes
@@ -47,12 +49,14 @@ Name = Callable[[str, str], str | None]  # (call, path) -> name
 
 @dataclass
 class Done:
-    """How it ended; the code is negative where a signal ended it."""
+    """How it ended, as subprocess.CompletedProcess has it, with all that was said in one."""
 
-    code: int = 0
-    said: str = ""
+    returncode: int = 0
+    stdout: str = ""
+    stderr: str = ""
     made: list[str] = field(default_factory=list)  # the positions it came through, in order
     killed_at: str | None = None
+    refused: list[str] = field(default_factory=list)
 
 
 def run(
@@ -61,12 +65,13 @@ def run(
     at: int | None = None,
     since: str | None = None,
     passed: Callable[[int, str], None] | None = None,
+    refuse: int = 0,
 ) -> Done:
     """Runs a command and kills it just before its AT-th position. They are counted from 1, the first that is SINCE being 1
     where that is given.
 
     NAME_OF tells what to call the file of a call, or None: it is no position. PASSED is told of each position that was
-    let through, with the command's pid.
+    let through, with the command's pid. With an errno to REFUSE with, none is.
     """
     ours, theirs = socket.socketpair()
     with tempfile.TemporaryFile() as said, ours:
@@ -79,14 +84,14 @@ def run(
             _, listeners, _, _ = socket.recv_fds(ours, 1, 1)
             assert listeners, "there is no filter"
             with os.fdopen(listeners[0]) as listener:
-                _follow(pid, listener.fileno(), done, name_of, at, since, passed)
+                _follow(pid, listener.fileno(), done, name_of, at, since, passed, refuse)
         except BaseException:
             os.kill(pid, signal.SIGKILL)
             raise
         finally:
-            done.code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            done.returncode = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         said.seek(0)
-        done.said = said.read().decode(errors="replace")
+        done.stdout = said.read().decode(errors="replace")
     return done
 
 
@@ -118,7 +123,7 @@ def _install() -> int:
     return listener
 
 
-def _follow(pid, listener, done, name_of, at, since, passed) -> None:
+def _follow(pid, listener, done, name_of, at, since, passed, refuse) -> None:
     """Answers each call until the command has ended, or kills it."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
@@ -140,6 +145,10 @@ def _follow(pid, listener, done, name_of, at, since, passed) -> None:
             done.killed_at = position
             os.kill(pid, signal.SIGKILL)
             return
+        if refuse and position is not None:
+            fcntl.ioctl(listener, NOTIF_SEND, bytearray(RESPONSE.pack(notified, 0, -refuse, 0)))
+            done.refused.append(position)
+            continue
         fcntl.ioctl(listener, NOTIF_SEND, bytearray(RESPONSE.pack(notified, 0, 0, CONTINUE)))
         if counts and position is not None:
             done.made.append(position)
