@@ -19,13 +19,20 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import cpulist
 import threads
 from wait import wait_until
 
+T = TypeVar("T")
+
 LIMIT_S = 60
+# The exit code where QEMU cannot be asked, and how often that is tried.
+NO_ANSWER = 5
+TRIES = 5
 # The kernel's threads for one QEMU process, outside of it.
 KERNEL_THREAD = re.compile(r"(?:kvm-pit/|kvm-nx-lpage-recovery-|vhost-)(\d+)")
 
@@ -286,6 +293,28 @@ RestartPreventExitStatus=3
     def log(self) -> str:
         command = ["journalctl", "-q", "-o", "cat", "-u", self.name, "--since", f"@{self.since_s:.0f}"]
         return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S).stdout
+
+
+def attach_once(host, vmid: int, *flags: str, check: bool = True) -> subprocess.CompletedProcess:
+    """`qmpin attach --once`, patiently."""
+    done = patiently(lambda: host.run("qmpin", "attach", str(vmid), "--once", *flags, check=False))
+    assert done.returncode == 0 or not check, f"attach --once of VM {vmid} ended with {done.returncode}: {done.stderr}"
+    return done
+
+
+def patiently(attach: Callable[[], T]) -> T:
+    """What ATTACH returns, once more where QEMU was late: on a very busy emulated host it may be."""
+    for _ in range(TRIES):
+        done = attach()
+        if not was_late(done):
+            break
+        print(f"once more: {done.stderr or done.stdout}", end="")
+    return done
+
+
+def was_late(done) -> bool:
+    """Whether QEMU did not answer in time. Then nothing was done."""
+    return done.returncode == NO_ANSWER and "did not come within" in (done.stderr or done.stdout)
 
 
 def systemctl(*words: str, check: bool = True) -> subprocess.CompletedProcess:

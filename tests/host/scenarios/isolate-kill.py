@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import positions
+import qmpin
 import state
 
 LIMIT_S = 900
@@ -18,7 +19,6 @@ SHAPES = ("5900x", "5900x-one-node", "tiny")
 
 RUN = "/run/qmpin"
 ATTACH = ("qmpin", "attach", "100")
-ONCE = (*ATTACH, "--once")
 DETACH = ("qmpin", "detach", "100")
 # More than any command has.
 POSITIONS_MAX = 500
@@ -32,15 +32,15 @@ def run(host):
         series.policy("strict", partition=False)
         killed = series.everywhere("attach, and its own end", ATTACH, ends=True)
         expect(killed, 25, "100.journal baseline", ".host.journal original", ".host.journal intent", "100.standing")
-        killed = series.everywhere("detach", DETACH, ready=ONCE)
+        killed = series.everywhere("detach", DETACH, attached=True)
         expect(killed, 8, "unlink 100.journal", "unlink 100.lease", "unlink .host.journal")
         # With a partition systemd reloads twice in each round, which is what takes the time here. So these leave out what is
         # the same without one.
         series.policy("exclusive", partition=True)
         first, last = "write 100.journal partition", "unlink 100.journal"
-        killed = series.everywhere("attach with a partition", ONCE, since=first)
+        killed = series.everywhere("attach with a partition", (*ATTACH, "--once"), since=first)
         expect(killed, 12, "fdatasync 100.journal", "50-qmpin", ".host.journal intent")
-        killed = series.everywhere("detach with a partition", DETACH, ready=ONCE, until=last)
+        killed = series.everywhere("detach with a partition", DETACH, attached=True, until=last)
         expect(killed, 6, "rmdir cgroup vcpus", "50-qmpin", last)
         assert not series.wrong, f"{len(series.wrong)} things are left, first {series.wrong[0]}"
     state.check_same(before, state.capture())
@@ -52,6 +52,7 @@ class Series:
     def __init__(self, host, folder):
         self.host = host
         self.folder = folder
+        self.flags = ("--config-dir", str(folder))
         self.alone = state.capture()
         self.wrong = []
         self.seen = set()
@@ -60,25 +61,23 @@ class Series:
         text = f'isolation = "{isolation}"\npartition = {str(partition).lower()}\n'
         (self.folder / "qmpin.toml").write_text(text)
 
-    def run(self, command):
-        return self.host.run(*command, "--config-dir", str(self.folder))
-
-    def everywhere(self, what, command, ready=None, since=None, until=None, ends=False):
+    def everywhere(self, what, command, attached=False, since=None, until=None, ends=False):
         """Kills COMMAND at every position, from the one that is SINCE, until it comes through or was killed at UNTIL; where
-        that was. READY comes before each round. A command that ENDS would stay, and is told to end once it has attached.
+        that was. The VM is ATTACHED before, or not. A command that ENDS would stay, and is told to end once it has attached.
         """
         began_s = time.monotonic()
         killed = []
-        command = [*command, "--config-dir", str(self.folder)]
+        command = [*command, *self.flags]
         through = False
         while not through and killed[-1:] != [until]:
             assert len(killed) < POSITIONS_MAX, f"{what}: it still does not come through after {killed[-3:]}"
-            if ready:
-                self.run(ready)
-            done = positions.run(command, name_of, len(killed) + 1, since, end_once_attached if ends else None)
+            if attached:
+                qmpin.attach_once(self.host, 100, *self.flags)
+            tell = end_once_attached if ends else None
+            done = qmpin.patiently(lambda: positions.run(command, name_of, len(killed) + 1, since, tell))
             through = done.killed_at is None
             want = 0 if through else -signal.SIGKILL
-            assert done.code == want, f"{what}, killed before {done.killed_at}: {done.code}, {done.said}"
+            assert done.returncode == want, f"{what}, killed before {done.killed_at}: {done}"
             self.compare(f"{what}, killed before {done.killed_at}")
             killed += [] if through else [done.killed_at]
         took_s = time.monotonic() - began_s
@@ -87,7 +86,7 @@ class Series:
 
     def compare(self, when):
         """Detaches, and takes down what is not as before."""
-        said = self.run(DETACH).stdout
+        said = self.host.run(*DETACH).stdout
         rows = state.diff(self.alone, state.capture())
         print(f"{when}: {'; '.join(said.splitlines())}")
         # What is left stays to be seen after the next ones, too.
