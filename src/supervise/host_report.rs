@@ -57,7 +57,7 @@ impl HostReport {
 /// Interrupts whose CPUs the kernel manages answer so, since Linux 6.10 with the second
 /// (`kernel/irq/proc.c: write_irq_affinity`).
 pub(super) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
-    matches!(step, HostStep::Write { knob: Knob::Irqs, .. })
+    matches!(step, HostStep::Write { knob: Knob::Irqs, place, .. } if place.irq().is_some())
         && matches!(error.raw_os_error(), Some(nix::libc::EIO | nix::libc::EPERM))
 }
 

@@ -155,8 +155,10 @@ pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> 
     let mut irqs = irqs::wishes(view, wants, &original);
     irqs.retain(|(place, _)| !irqbalance::has_placed(view, wants, memory, place));
     wish(Knob::Irqs, irqs);
-    // A partition makes the kernel change masks on its own, and not back to what they were.
-    let off = wanted(Knob::Kthreads);
+    // A partition makes the kernel change masks on its own, more than it has to, and not back to what they were.
+    let in_partitions =
+        wants.slices().values().fold(wanted(Knob::Partition), |all, cpus| all - *cpus);
+    let off = wanted(Knob::Kthreads) | in_partitions;
     wish(Knob::Kthreads, kthreads::wishes(view, &off, &original));
     wish(Knob::Workqueues, workqueues::wishes(view, &wanted(Knob::Workqueues), &original));
     wish(Knob::Power, power::wishes(view, &wanted(Knob::Power)));
