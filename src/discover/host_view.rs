@@ -60,6 +60,10 @@ pub fn read_host_view(
         reader.sysctls();
     }
     for (place, _) in memory.originals() {
+        // Attached since, the VM has it: it is forgotten here, and not taken for somebody's who left.
+        if reader.is_of_attached(place, wants) {
+            continue;
+        }
         if !reader.view.values.contains_key(place)
             && let Some(place) = reader.take(place.clone())
             && matches!(place, Place::Thread(_))
@@ -119,6 +123,12 @@ impl Reader<'_> {
         for vm in wants.vfio().keys() {
             self.view.vfio.extend(vfio_irqs(self.root, *vm));
         }
+    }
+
+    fn is_of_attached(&self, place: &Place, wants: &Wants) -> bool {
+        let Place::Thread(key) = place else { return false };
+        stat::read(self.root, &format!("proc/{}/stat", key.tid))
+            .is_ok_and(|stat| stat.is_kernel_thread() && serves_attached(&stat.comm, wants))
     }
 
     fn kernel_threads(&mut self, wants: &Wants) {
@@ -183,4 +193,9 @@ impl Reader<'_> {
             self.view.sysctls.insert(WATCHDOG, place);
         }
     }
+}
+
+/// Whether a kernel thread of this name works for a VM that is attached.
+fn serves_attached(comm: &str, wants: &Wants) -> bool {
+    tasks::serves(comm).is_some_and(|(_, process)| wants.is_attached(process))
 }
