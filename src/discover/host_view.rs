@@ -138,9 +138,7 @@ impl Reader<'_> {
         for pid in std::iter::once(KTHREADD).chain(numbers) {
             let Ok(stat) = stat::read(self.root, &format!("proc/{pid}/stat")) else { continue };
             // Those of an attached VM go with the VM.
-            let serves_one =
-                || tasks::serves(&stat.comm).is_some_and(|(_, process)| wants.is_attached(process));
-            if !stat.is_kernel_thread() || serves_one() {
+            if !stat.is_kernel_thread() || serves_attached(&stat.comm, wants) {
                 continue;
             }
             let tid = Tid(pid);

@@ -84,7 +84,8 @@ impl HostKnobs {
         _lock: &LeasesLock,
     ) -> Result<(), HostError> {
         let wants = Wants::of(&live_leases(state, boot_id));
-        if !wants.has(Knob::Kthreads) && !wants.has(Knob::Workqueues) {
+        let concerned = [Knob::Partition, Knob::Kthreads, Knob::Workqueues];
+        if !concerned.iter().any(|knob| wants.has(*knob)) {
             return Ok(());
         }
         let mut journal = self.open(state, boot_id)?;

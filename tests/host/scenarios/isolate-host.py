@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 from pathlib import Path
 
 import cpulist
@@ -12,6 +13,7 @@ import threads
 LIMIT_S = 400
 NEEDS = ("kvm", "qmpin")
 IRQS = Path("/proc/irq")
+KTHREADD = 2
 # `PF_NO_SETAFFINITY`: bound to its CPUs by the kernel itself.
 PF_NO_SETAFFINITY = 0x04000000
 
@@ -22,6 +24,8 @@ def run(host):
     with host.vm(100, **(small if host.shape["name"] == "tiny" else host.fitting())) as one:
         one.wait_guest()
         alone = state.capture()
+        # First: what was put back once has a mask that was asked for, and the kernel keeps to it ever after.
+        each_knob(host, alone)
         with attached(100) as first:
             mine = exclusive(first)
             kept_off(host, mine)
@@ -67,6 +71,47 @@ def kept_off(host, cpus):
     assert not watchdog.exists() or not cpulist.parse(host.read(watchdog)) & cpus
     balancing = Path("/proc/sys/kernel/numa_balancing")
     assert not balancing.exists() or host.read(balancing) == "0"
+
+
+# Where the files are that a knob changes, and one that it changes on every host.
+KNOBS = {
+    "partition": (("sys/", "run/systemd/"), "sys/fs/cgroup/qemu.slice/100.scope/vcpus/cpuset.cpus.partition"),
+    "irqs": ("proc/irq/", "proc/irq/default_smp_affinity"),
+    "workqueues": ("sys/devices/virtual/workqueue/", "sys/devices/virtual/workqueue/cpumask"),
+    "power": ("sys/devices/system/cpu/", None),
+    "noise": ("proc/sys/", "proc/sys/vm/stat_interval"),
+    "kthreads": (None, None),
+}
+
+
+def each_knob(host, alone):
+    """Each by itself changes what is its own, and that comes back."""
+    wrong = []
+    for knob, (own, always) in KNOBS.items():
+        with tempfile.TemporaryDirectory(prefix="qmpin-") as config:
+            Path(config, "qmpin.toml").write_text(f'isolation = "pinned"\n{knob} = true\n')
+            done = qmpin.attach_once(host, 100, "--config-dir", config, check=False)
+            mine = exclusive(qmpin.Follower(100, "--config-dir", config))
+        rows = state.diff(alone, state.capture())
+        files = [row.path for row in rows if not row.path.startswith(("thread/", "run/qmpin/"))]
+        kthreadd = cpulist.parse(threads.allowed(KTHREADD))
+        said = host.run("qmpin", "detach", "100").stdout
+        left = state.diff(alone, state.capture())
+        print(f"{knob}: {len(files)} files, {len(rows) - len(files)} others; {done.stderr}{said}")
+        if done.returncode != 0:
+            wrong.append(f"{knob}: attach ended with {done.returncode}")
+        wrong += [f"{knob} has changed {path}" for path in files if own is None or not path.startswith(own)]
+        if always is not None and always not in files:
+            wrong.append(f"{knob} has not changed {always}")
+        # The kernel itself keeps its threads off a partition.
+        if knob in ("kthreads", "partition") and kthreadd & mine:
+            wrong.append(f"{knob}: kthreadd is on {cpulist.write(kthreadd)}")
+        if knob == "power" and not files:
+            host.note("power: neither cpufreq nor cpuidle here, nothing to be seen of it")
+        wrong += [f"{knob}, undone: {row}" for row in left]
+    for line in wrong:
+        print(f"  {line}")
+    assert not wrong, f"{len(wrong)} times, first {wrong[0]}"
 
 
 def irqs():
