@@ -13,6 +13,7 @@ mod host;
 mod irqbalance;
 pub mod partition;
 mod priority;
+mod reonline;
 pub(crate) mod slices;
 
 use std::io;
@@ -20,6 +21,7 @@ use std::io;
 pub use cookie::{clear_cookie, make_cookie};
 pub use host::{HostApplied, HostOutcome, apply_host};
 pub use priority::{PriorityApplied, PriorityOutcome, apply_priorities};
+pub use reonline::{CycleReport, Cycled, cycle};
 
 use crate::cpuset::CpuSet;
 use crate::discover::Grips;

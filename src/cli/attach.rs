@@ -36,13 +36,15 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
             threads.len()
         ))?;
         let priority = report.priority.applied.iter().filter_map(priority_refusal);
-        let scheduling: Vec<String> = priority.chain(report.cookie.refused).collect();
+        let reonline = report.reonline;
+        let failed: Vec<String> =
+            priority.chain(report.cookie.refused).chain(reonline.failed).collect();
         let is_whole = threads.is_empty()
-            && scheduling.is_empty()
+            && failed.is_empty()
             && report.partition.is_empty()
             && !isolated.fell_short();
         let partition = report.partition.iter().map(ToString::to_string);
-        let sentences = threads.into_iter().chain(scheduling).chain(partition);
+        let sentences = threads.into_iter().chain(failed).chain(reonline.left_out).chain(partition);
         for sentence in sentences.chain(isolated.refusals()) {
             output::text(&format!("  refused: {sentence}\n"))?;
         }

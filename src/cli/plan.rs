@@ -17,7 +17,7 @@ use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{
     self, Follow, Host, Settings, core_scheduling_finding, neighbours, partition_finding,
-    priority_finding,
+    priority_finding, reonline_finding,
 };
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -97,6 +97,12 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let policy = &settings.policy.vm;
     let core = core_scheduling_finding(host, &topology, &plan, policy, &threads, &memory);
     plan.report.extend(core);
+    if root.is_live() && held.is_empty() {
+        let memory = HostJournal::read(&settings.state.host_journal_path(), &boot_id)?;
+        let state = &settings.state;
+        let found = reonline_finding(host, state, &boot_id, &plan, policy, &memory);
+        plan.report.extend(found);
+    }
     threads.extend(tasks::kernel_threads(&live, &Kernel, view.process.pid));
     match shape {
         Shape::Json => output::json(&PlanDocument::of(&plan))?,

@@ -9,6 +9,7 @@
 //!   partition    ─▶ how the vCPUs' CPUs are kept theirs                partition.rs
 //!   priority     ─▶ which of them are scheduled before others          priority.rs
 //!   core_scheduling ─▶ who may be on the other half of a core           core_scheduling.rs
+//!   reonline     ─▶ which CPUs are taken offline and online before        reonline.rs
 //!   diff         ─▶ Plan × observed masks → steps                      diff.rs
 //!   host         ─▶ all leases → what the rest of the host should be   host/
 //! ```
@@ -26,6 +27,7 @@ mod housekeeping;
 mod machine;
 pub mod partition;
 pub mod priority;
+pub mod reonline;
 mod report;
 mod vcpus;
 mod verdicts;

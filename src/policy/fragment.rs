@@ -76,6 +76,7 @@ struct RawFile {
     power: Option<Spanned<bool>>,
     noise: Option<Spanned<bool>>,
     core_scheduling: Option<Spanned<bool>>,
+    reonline: Option<Spanned<bool>>,
 }
 
 #[derive(Deserialize)]
@@ -171,6 +172,7 @@ impl Fragment {
             (Knob::Power, raw.power),
             (Knob::Noise, raw.noise),
             (Knob::CoreScheduling, raw.core_scheduling),
+            (Knob::Reonline, raw.reonline),
         ] {
             let value = source.keep(value, |value| value);
             fragment.knobs.extend(value.map(|value| (knob, value)));

@@ -4,7 +4,7 @@
 //!   none       nothing is moved, not even the VM
 //!   pinned     the VM's threads are on their CPUs; others may be there, too
 //!   exclusive  pinned, partition irqs kthreads workqueues
-//!   strict     exclusive, power noise core_scheduling
+//!   strict     exclusive, power noise core_scheduling reonline
 //! ```
 
 use std::collections::BTreeSet;
@@ -46,11 +46,13 @@ pub enum Knob {
     Noise,
     /// A core-scheduling cookie, where a core has to be shared.
     CoreScheduling,
+    /// CPUs taken offline and online again before the first pin.
+    Reonline,
 }
 
 impl Knob {
     /// All of them, in the order in which they are turned.
-    pub const ALL: [Knob; 7] = [
+    pub const ALL: [Knob; 8] = [
         Knob::Partition,
         Knob::Irqs,
         Knob::Kthreads,
@@ -58,6 +60,7 @@ impl Knob {
         Knob::Power,
         Knob::Noise,
         Knob::CoreScheduling,
+        Knob::Reonline,
     ];
 
     /// Its key in a policy file.
@@ -71,13 +74,14 @@ impl Knob {
             Knob::Power => "power",
             Knob::Noise => "noise",
             Knob::CoreScheduling => "core_scheduling",
+            Knob::Reonline => "reonline",
         }
     }
 
     fn least_level(self) -> Level {
         match self {
             Knob::Partition | Knob::Irqs | Knob::Kthreads | Knob::Workqueues => Level::Exclusive,
-            Knob::Power | Knob::Noise | Knob::CoreScheduling => Level::Strict,
+            Knob::Power | Knob::Noise | Knob::CoreScheduling | Knob::Reonline => Level::Strict,
         }
     }
 }

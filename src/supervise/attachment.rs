@@ -13,6 +13,7 @@ use super::leasing::{held, let_go, neighbours, new_journal, resume, sweep};
 use super::originals::Originals;
 use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
+use super::reonline::{ReonlineReport, bring_back, reonline};
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
@@ -53,6 +54,8 @@ pub struct Attachment<'a> {
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
     host_knobs: HostKnobs,
+    /// What was done about the host before the first pin.
+    early_host: Option<HostReport>,
     drift_total: u64,
     since_unix_s: u64,
     // Dropped last: until then nobody else may become this VM's supervisor.
@@ -104,13 +107,17 @@ impl<'a> Attachment<'a> {
             }
             let resumed = resume(host, &settings, &boot_id, process)?;
             let held = held(&settings, &boot_id, process);
+            // Before the topology is read: the VM may have had these CPUs.
+            if let Err(error) = bring_back(host, &settings.state, &boot_id) {
+                tracing::warn!("CPUs that were left offline: {}", chain(&error));
+            }
             Ok((boot_id, lock, resumed, held, read_topology(host.root)?))
         };
         let (view, (boot_id, lock, resumed, held, topology)) =
             read_vm(host.root, host.sched, target, meanwhile).await?;
         let VmView { process, channel, roles, identified, scan } = view;
         let guest = discover::guest(&roles);
-        let mut attachment = {
+        let (mut attachment, is_new) = {
             let _lock = settings.state.lock_leases()?;
             sweep(host, &settings, &boot_id);
             let neighbours = neighbours(&settings.state, &settings.vm, &boot_id);
@@ -144,6 +151,7 @@ impl<'a> Attachment<'a> {
                 journal,
                 settled: BTreeMap::new(),
                 host_knobs: HostKnobs::default(),
+                early_host: None,
                 drift_total: 0,
                 since_unix_s: unix_now_s(),
                 lock,
@@ -155,9 +163,12 @@ impl<'a> Attachment<'a> {
                 }
                 return Err(error.into());
             }
-            attachment
+            (attachment, is_new)
         };
-        match attachment.mend(scan) {
+        let (scan, reonline) =
+            if is_new { attachment.reonline(scan) } else { (scan, ReonlineReport::default()) };
+        let mended = attachment.mend(scan).map(|report| LookReport { reonline, ..report });
+        match mended {
             Ok(report) if report.nothing_is_permitted() => {
                 let vm = attachment.known.settings.vm.clone();
                 let _ = attachment.finish();
@@ -317,6 +328,37 @@ impl<'a> Attachment<'a> {
             // What it did to our masks is nobody's drift.
             self.settled.clear();
         }
+        Ok(match self.early_host.take() {
+            Some(earlier) => report.after(earlier),
+            None => report,
+        })
+    }
+
+    /// Takes the VM's CPUs offline and online again, where the policy wants that: once, before the first
+    /// pin. What can be moved has left them by then, so that it stands in nobody's way. A later scan, or
+    /// the one there is.
+    fn reonline(&mut self, scan: Scan) -> (Scan, ReonlineReport) {
+        if !self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Reonline) {
+            return (scan, ReonlineReport::default());
+        }
+        let report = self.try_reonline().unwrap_or_else(|error| {
+            tracing::warn!("reonline: {}", chain(&error));
+            ReonlineReport { failed: vec![chain(&error)], ..ReonlineReport::default() }
+        });
+        (self.scan().unwrap_or(scan), report)
+    }
+
+    fn try_reonline(&mut self) -> Result<ReonlineReport, StartError> {
+        // As they are, whatever comes.
+        let before = self.scan().map_err(LookError::from)?;
+        let observed = tasks::observe(self.known.process, before, &self.identified);
+        self.journal.append(self.first_baseline(&observed.threads).into_iter().collect())?;
+        self.early_host = Some(self.keep_host()?);
+        let report = reonline(self.known.ground(), &self.plan.exclusive)?;
+        self.notice_cpu_hotplug()?;
+        if let Some(stay) = self.stale {
+            self.replan(stay)?;
+        }
         Ok(report)
     }
 
@@ -355,13 +397,24 @@ impl<'a> Attachment<'a> {
     /// A CPU that went offline takes pins with it, and one that came back may be wanted.
     fn notice_cpu_hotplug(&mut self) -> Result<(), DiscoverError> {
         let online = discover::online_cpus(self.known.host.root)?;
-        if online != self.online {
-            tracing::info!("online CPUs are now {online}, were {}", self.online);
-            self.topology = read_topology(self.known.host.root)?;
-            self.online = online;
-            self.stale = Some(Stay::UnlessBetter);
+        let known = self.topology.online();
+        self.online = online;
+        let changed = (online - known) | (known - online);
+        // Another VM's are its own affair: it may be about to bring one back.
+        if changed.is_empty() || changed.is_subset(&self.others_cpus()) {
+            return Ok(());
         }
+        tracing::info!("online CPUs are now {online}, were {known}");
+        self.topology = read_topology(self.known.host.root)?;
+        self.stale = Some(Stay::UnlessBetter);
         Ok(())
+    }
+
+    /// The CPUs that are other VMs' alone.
+    fn others_cpus(&self) -> CpuSet {
+        let Known { settings, boot_id, .. } = &self.known;
+        let others = neighbours(&settings.state, &settings.vm, boot_id);
+        others.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
     }
 
     fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
@@ -460,7 +513,17 @@ impl<'a> Attachment<'a> {
         let cookie = self.cookie.converge(bench, &self.topology, plan, policy, journal, own)?;
         self.drift_total += priority.drifted.len() as u64 + u64::from(cookie.drifted);
         let plan_failed = None;
-        Ok(LookReport { looked, applied, drifted, plan_failed, partition, priority, cookie })
+        let reonline = ReonlineReport::default();
+        Ok(LookReport {
+            looked,
+            applied,
+            drifted,
+            plan_failed,
+            partition,
+            priority,
+            cookie,
+            reonline,
+        })
     }
 
     /// Before the first write, all masks as they are.

@@ -25,6 +25,15 @@ pub struct HostReport {
 }
 
 impl HostReport {
+    /// With what an earlier turn has come to that nobody was told of.
+    #[must_use]
+    pub fn after(mut self, earlier: HostReport) -> HostReport {
+        let HostReport { mut applied, managed, .. } = earlier;
+        applied.append(&mut self.applied);
+        self.managed.extend(managed);
+        HostReport { applied, ..self }
+    }
+
     /// Whether something was refused that could have been expected to go through.
     #[must_use]
     pub fn fell_short(&self) -> bool {

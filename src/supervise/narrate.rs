@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::priority::PriorityReport;
+use super::reonline::ReonlineReport;
 use super::reports::{Learnt, LookReport};
 use crate::apply::{Applied, PriorityApplied, PriorityOutcome, StepOutcome};
 use crate::plan::priority::PriorityStep;
@@ -96,5 +97,7 @@ pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadK
 pub(super) fn refusals(report: &LookReport) -> Vec<String> {
     let threads = report.applied.iter().filter_map(thread_refusal);
     let priorities = report.priority.applied.iter().filter_map(priority_refusal);
-    threads.chain(priorities).chain(report.cookie.refused.clone()).collect()
+    let ReonlineReport { left_out, failed } = &report.reonline;
+    let reonline = left_out.iter().chain(failed).cloned();
+    threads.chain(priorities).chain(report.cookie.refused.clone()).chain(reonline).collect()
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::cookie::CookieReport;
 use super::priority::PriorityReport;
+use super::reonline::ReonlineReport;
 use super::start_error::StartError;
 use super::state::Looked;
 use crate::apply::partition::Refused;
@@ -34,6 +35,8 @@ pub struct LookReport {
     pub priority: PriorityReport,
     /// What was changed about its core-scheduling cookie.
     pub cookie: CookieReport,
+    /// What was done before the first pin about its CPUs.
+    pub reonline: ReonlineReport,
 }
 
 /// How QEMU's answer differs from the one before.

@@ -1,0 +1,244 @@
+//! What stands against taking CPUs offline for a moment: see [`crate::plan::reonline`] for why.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::host::online_cpus;
+use super::{DiscoverError, Occupant, OccupantKind, occupants};
+use crate::cgroups::Cgroups;
+use crate::cpuset::CpuSet;
+use crate::ids::{CpuId, Pid, Tid};
+use crate::journal::HostMemory;
+use crate::leases::Lease;
+use crate::places::{Place, Value};
+use crate::plan::reonline::{AloneKind, Blocker, Facts, Never};
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+use crate::threads::ThreadKey;
+
+const CPU: &str = "sys/devices/system/cpu";
+const RESCTRL: &str = "sys/fs/resctrl";
+
+/// The most groups of the cgroup tree that are looked at.
+const GROUPS_MAX: usize = 20_000;
+
+/// Bound kernel threads that stop, or move and come back, with their CPU: those of `kernel/smpboot.c`'s
+/// users and of workqueues. Names are up to the first `/`.
+const HOTPLUGGED: [&str; 11] = [
+    "cpuhp",
+    "migration",
+    "ksoftirqd",
+    "kworker",
+    "irq_work",
+    "rcuc",
+    "idle_inject",
+    "backlog_napi",
+    "ktimers",
+    "vmbus_irq",
+    "watchdog",
+];
+
+/// Where a CPU is taken offline and online (`Documentation/ABI/testing/sysfs-devices-system-cpu`).
+#[must_use]
+pub fn switch(cpu: CpuId) -> Place {
+    Place::Word(format!("{CPU}/cpu{cpu}/online"))
+}
+
+/// Whether a place is such a switch.
+#[must_use]
+pub fn is_switch(place: &Place) -> bool {
+    let number = |path: &str| {
+        let rest = path.strip_prefix(CPU)?.strip_prefix("/cpu")?;
+        rest.strip_suffix("/online")?.parse::<u32>().ok()
+    };
+    matches!(place, Place::Word(path) if number(path).is_some())
+}
+
+/// What stands against it, of these CPUs. `others` are the other VMs' leases, `memory` what the host's
+/// journal remembers.
+///
+/// # Errors
+/// [`DiscoverError`] where the online CPUs cannot be read. Where something else cannot be, no CPU is taken.
+pub fn reonline_facts(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    cgroups: &dyn Cgroups,
+    cpus: &CpuSet,
+    others: &[Lease],
+    memory: &HostMemory,
+) -> Result<Facts, DiscoverError> {
+    let online = online_cpus(root)?;
+    let mut facts = Facts { never: never(root, sched, memory, &online), ..Facts::default() };
+    let tree = Tree::walk(cgroups);
+    let there = occupants(root, sched, cpus, Pid(0));
+    if tree.lacks_exclusive {
+        facts.never.get_or_insert(Never::OldKernel);
+    }
+    if tree.is_cut {
+        let reason = format!("there are more than {GROUPS_MAX} cgroups");
+        facts.never.get_or_insert(Never::Unknown(reason));
+    }
+    if let Err(error) = &there {
+        facts.never.get_or_insert(Never::Unknown(format!("{error}: {}", error.source)));
+    }
+    let mut stands = |cpus: CpuSet, blocker: &Blocker| {
+        for cpu in cpus.iter() {
+            facts.blockers.entry(cpu).or_default().push(blocker.clone());
+        }
+    };
+    let of = |found: CpuSet| found & *cpus;
+    stands(of(CpuId::from_index(0).map(CpuSet::single).unwrap_or_default()), &Blocker::First);
+    let has_switch = |cpu: &CpuId| match switch(*cpu) {
+        Place::Word(path) => root.read(&path).is_ok(),
+        _ => false,
+    };
+    stands(cpus.iter().filter(|cpu| !has_switch(cpu)).collect(), &Blocker::NoSwitch);
+    for lease in others {
+        let vcpus: CpuSet = lease.vcpus.iter().map(|(_, cpu)| *cpu).collect();
+        stands(of(lease.exclusive | vcpus), &Blocker::Leased(lease.vm.clone()));
+    }
+    for (group, has) in tree.partitions {
+        stands(of(has), &Blocker::Partition(group));
+    }
+    for (group, has) in resctrl(root) {
+        stands(of(has), &Blocker::Resctrl(group));
+    }
+    // Nobody is left out: the VM's own threads lose as much as others.
+    for one in there.unwrap_or_default() {
+        let alone = one.allowed & online;
+        if alone.len() == 1
+            && let Some(blocker) = alone_there(one)
+        {
+            stands(of(alone), &blocker);
+        }
+    }
+    for (number, alone) in alone_irqs(root, &online) {
+        stands(of(alone), &Blocker::Irq(number));
+    }
+    Ok(facts)
+}
+
+fn alone_there(one: Occupant) -> Option<Blocker> {
+    let kind = match one.kind {
+        OccupantKind::User => AloneKind::User,
+        OccupantKind::Movable => AloneKind::Movable,
+        OccupantKind::Bound => {
+            let name = one.comm.split(['/', ':']).next().unwrap_or_default();
+            if HOTPLUGGED.contains(&name) {
+                return None;
+            }
+            AloneKind::Bound
+        }
+    };
+    Some(Blocker::Thread { tid: one.tid, comm: one.comm, kind })
+}
+
+fn never(root: &SysRoot, sched: &dyn Sched, memory: &HostMemory, online: &CpuSet) -> Option<Never> {
+    let own = root.read("proc/self/cgroup").unwrap_or_default();
+    let controllers = |line: &str| line.split(':').nth(1).map(str::to_owned).unwrap_or_default();
+    if own.lines().any(|line| controllers(line).split(',').any(|one| one == "cpuset")) {
+        return Some(Never::CpusetV1);
+    }
+    let children = root.read("proc/2/task/2/children").unwrap_or_default();
+    let mut pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
+    pids.find_map(|pid| {
+        let stat = super::stat::read(root, &format!("proc/{pid}/stat")).ok()?;
+        let node: u32 = stat.comm.strip_prefix("kcompactd")?.parse().ok()?;
+        let tid = Tid(pid);
+        let key = ThreadKey { tid, start: stat.start };
+        // With a VM that has it moved away, what it had before counts: that is what it goes back to.
+        let has = match memory.original(&Place::Thread(key)).and_then(Value::cpus) {
+            Some(has) => has,
+            None => sched.affinity(tid).ok()?,
+        };
+        let nodes = root.read(&format!("sys/devices/system/node/node{node}/cpulist")).ok()?;
+        let nodes = CpuSet::parse_cpulist(&nodes).ok()?;
+        (has & *online != nodes & *online).then_some(Never::Kcompactd(stat.comm))
+    })
+}
+
+/// Movable interrupts that may fire on one CPU alone. Where the kernel keeps one where it is, nobody may
+/// write its file (`kernel/irq/proc.c: register_irq_proc`), and the kernel looks after it.
+fn alone_irqs(root: &SysRoot, online: &CpuSet) -> BTreeMap<u32, CpuSet> {
+    let numbers = root.folder("proc/irq").and_then(|folder| folder.numbers()).unwrap_or_default();
+    let alone = |number: i32| {
+        let path = format!("proc/irq/{number}/smp_affinity_list");
+        let file = root.path(&path).ok()?;
+        let can_be_written = fs::metadata(file).ok()?.permissions().mode() & 0o200 != 0;
+        let on = CpuSet::parse_cpulist(&root.read(&path).ok()?).ok()? & *online;
+        (can_be_written && on.len() == 1).then_some((u32::try_from(number).ok()?, on))
+    };
+    numbers.into_iter().filter_map(alone).collect()
+}
+
+/// What the cgroup tree says.
+#[derive(Default)]
+struct Tree {
+    partitions: Vec<(String, CpuSet)>,
+    lacks_exclusive: bool,
+    /// There are more groups than were looked at.
+    is_cut: bool,
+}
+
+impl Tree {
+    fn walk(cgroups: &dyn Cgroups) -> Tree {
+        let mut tree = Tree::default();
+        let mut todo = vec![String::new()];
+        let mut seen = 0;
+        while let Some(group) = todo.pop() {
+            seen += 1;
+            if seen > GROUPS_MAX {
+                tree.is_cut = true;
+                break;
+            }
+            for child in cgroups.children(&group).unwrap_or_default() {
+                let path = if group.is_empty() { child } else { format!("{group}/{child}") };
+                tree.look(cgroups, &path);
+                todo.push(path);
+            }
+        }
+        tree
+    }
+
+    fn look(&mut self, cgroups: &dyn Cgroups, group: &str) {
+        let Ok(cpus) = cgroups.read(&format!("{group}/cpuset.cpus")) else { return };
+        let set = |text: &str| CpuSet::parse_cpulist(text).unwrap_or_default();
+        let exclusive = cgroups.read(&format!("{group}/cpuset.cpus.exclusive"));
+        self.lacks_exclusive |= exclusive.is_err();
+        let state = cgroups.read(&format!("{group}/cpuset.cpus.partition")).unwrap_or_default();
+        // Also one that is not in force: it may come back to be.
+        if !state.is_empty() && state != "member" {
+            let effective = cgroups.read(&format!("{group}/cpuset.cpus.exclusive.effective"));
+            let has = set(&cpus)
+                | set(&exclusive.unwrap_or_default())
+                | set(&effective.unwrap_or_default());
+            self.partitions.push((group.to_owned(), has));
+        }
+    }
+}
+
+/// The CPUs of resctrl's groups but its first, which takes whatever comes.
+fn resctrl(root: &SysRoot) -> Vec<(String, CpuSet)> {
+    let mut found = Vec::new();
+    for folder in folders(root, RESCTRL) {
+        let group = format!("{RESCTRL}/{folder}");
+        let monitored = folders(root, &format!("{group}/mon_groups"));
+        let monitored = monitored.into_iter().map(|name| format!("{group}/mon_groups/{name}"));
+        found.extend(monitored.chain([group.clone()]));
+    }
+    // Those of the first group.
+    let monitored = folders(root, &format!("{RESCTRL}/mon_groups"));
+    found.extend(monitored.into_iter().map(|name| format!("{RESCTRL}/mon_groups/{name}")));
+    let cpus = |group: String| {
+        let cpus = CpuSet::parse_cpulist(&root.read(&format!("{group}/cpus_list")).ok()?).ok()?;
+        Some((group, cpus))
+    };
+    found.into_iter().filter_map(cpus).collect()
+}
+
+fn folders(root: &SysRoot, path: &str) -> Vec<String> {
+    let entries = root.path(path).ok().and_then(|path| fs::read_dir(path).ok());
+    let folders = entries.into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
+    folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+}

@@ -1,0 +1,275 @@
+//! Takes a VM's CPUs offline and online again before its first thread is pinned, one after another, and
+//! brings back what somebody who was killed has left offline.
+//!
+//! The leases' lock is held for one CPU at a time: nobody else's look then finds the host's journal with a
+//! CPU in it that is about to come back, and nobody waits for long.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use super::partition::Ground;
+use super::settings::Host;
+use super::start_error::StartError;
+use crate::apply::{CycleReport, Cycled, HostApplied, apply_host, cycle};
+use crate::cgroups::CgroupTree;
+use crate::cpuset::CpuSet;
+use crate::discover::{
+    self, DiscoverError, OccupantKind, is_switch, occupants, online_cpus, read_place,
+    reonline_facts,
+};
+use crate::ids::{CpuId, Pid, Tid, VmName};
+use crate::journal::{HostJournal, HostMemory};
+use crate::leases::StateDir;
+use crate::places::{Place, Value};
+use crate::plan::host::diff::HostStep;
+use crate::plan::reonline::{Beforehand, Choice, Never, RULE, choose, finding};
+use crate::plan::{Finding, Plan, counted, cpus_in_words};
+use crate::policy::{Knob, VmPolicy};
+use crate::render::host_refusal;
+use crate::sysroot::SysRoot;
+use crate::systemd::SystemBus;
+
+/// How many are named, of many that have changed.
+const NAMED: usize = 4;
+
+/// What came of it, in sentences; they are logged already.
+#[derive(Debug, Default)]
+pub struct ReonlineReport {
+    /// CPUs that were left as they are, and why.
+    pub left_out: Vec<String>,
+    /// What the kernel would not do, or has not undone.
+    pub failed: Vec<String>,
+}
+
+/// Takes these CPUs offline and online again, as far as that costs nobody anything.
+///
+/// # Errors
+/// [`StartError`] where the host or its journal cannot be used. All CPUs are online then that can be.
+pub(super) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineReport, StartError> {
+    let Ground { host: Host { root, sched }, state, vm, boot_id, process } = ground;
+    let mut report = ReonlineReport::default();
+    let mut taken = CpuSet::EMPTY;
+    let before = Picture::of(ground.host);
+    for cpu in cpus.iter() {
+        // Whoever is gone needs none of it.
+        if discover::lives(root, process).is_ok_and(|lives| !lives) {
+            break;
+        }
+        let _lock = state.lock_leases()?;
+        let mut journal = HostJournal::open(&state.host_journal_path(), boot_id)?;
+        let single = CpuSet::single(cpu);
+        let facts = facts(ground.host, state, vm, boot_id, &single, journal.memory())?;
+        match choose(&single, &facts, Beforehand::Done) {
+            Err(never) => {
+                report.left_out.push(format!("{RULE}: no CPU is taken offline: {never}"));
+                break;
+            }
+            Ok(Choice { left_out, .. }) if !left_out.is_empty() => {
+                let why = left_out
+                    .iter()
+                    .map(|(cpu, blocker)| format!("{RULE}: CPU {cpu} is left as it is: {blocker}"));
+                report.left_out.extend(why);
+            }
+            Ok(_) => {
+                let kept = kept(root, cpu, journal.memory());
+                let CycleReport { cycled, put_back } =
+                    cycle(root, sched, &mut journal, cpu, &kept)?;
+                match cycled {
+                    Cycled::Done => taken.insert(cpu),
+                    Cycled::Refused(error) => report
+                        .failed
+                        .push(format!("{RULE}: CPU {cpu} could not be taken offline: {error}")),
+                    Cycled::Stuck(error) => report
+                        .failed
+                        .push(format!("{RULE}: CPU {cpu} DOES NOT COME BACK ONLINE: {error}")),
+                }
+                for applied in &put_back {
+                    tracing::info!("{RULE}: CPU {cpu} took {} with it", step_in_words(applied));
+                }
+                report.failed.extend(put_back.iter().filter_map(host_refusal));
+            }
+        }
+    }
+    report.failed.extend(before.lost(&Picture::of(ground.host), &taken));
+    if !taken.is_empty() {
+        let were = if taken.len() == 1 { "was" } else { "were" };
+        tracing::info!("{RULE}: {} {were} offline and online again", cpus_in_words(&taken));
+    }
+    for sentence in report.left_out.iter().chain(&report.failed) {
+        tracing::warn!("{sentence}");
+    }
+    Ok(report)
+}
+
+fn step_in_words(HostApplied { step, .. }: &HostApplied) -> String {
+    match step {
+        HostStep::PutBack { place, from, to } => format!("{place}: {from}, put back to {to}"),
+        _ => String::new(),
+    }
+}
+
+fn facts(
+    host: Host<'_>,
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+    cpus: &CpuSet,
+    memory: &HostMemory,
+) -> Result<crate::plan::reonline::Facts, DiscoverError> {
+    let mut others = discover::live_leases(state, boot_id);
+    others.retain(|lease| lease.vm != *vm);
+    let cgroups = CgroupTree::of(host.root);
+    reonline_facts(host.root, host.sched, &cgroups, cpus, &others, memory)
+}
+
+/// What is to be as it was when the CPU is back: interrupts, which drivers may spread anew, and the CPU's
+/// own power management.
+fn kept(root: &SysRoot, cpu: CpuId, memory: &HostMemory) -> Vec<Place> {
+    let mut places = vec![Place::CpuMask("proc/irq/default_smp_affinity".to_owned())];
+    let numbers = root.folder("proc/irq").and_then(|folder| folder.numbers()).unwrap_or_default();
+    let irq = |number| Place::CpuList(format!("proc/irq/{number}/smp_affinity_list"));
+    places.extend(numbers.into_iter().map(irq));
+    let of_cpu = format!("sys/devices/system/cpu/cpu{cpu}");
+    let names = ["scaling_governor", "scaling_min_freq", "scaling_max_freq"];
+    let names = names.into_iter().chain(["energy_performance_preference"]);
+    places.extend(names.map(|name| Place::Word(format!("{of_cpu}/cpufreq/{name}"))));
+    places.push(Place::Word(format!("{of_cpu}/power/pm_qos_resume_latency_us")));
+    let states =
+        root.path(&format!("{of_cpu}/cpuidle")).ok().and_then(|path| fs::read_dir(path).ok());
+    let states = states.into_iter().flatten().flatten();
+    let states = states.filter_map(|state| state.file_name().into_string().ok());
+    places.extend(states.map(|name| Place::Word(format!("{of_cpu}/cpuidle/{name}/disable"))));
+    places.retain(|place| memory.original(place).is_none());
+    places
+}
+
+/// What nobody can put back, but everybody should know of.
+struct Picture {
+    masks: BTreeMap<(Tid, String), CpuSet>,
+    clock: Option<String>,
+}
+
+impl Picture {
+    fn of(host: Host<'_>) -> Picture {
+        let online = online_cpus(host.root).unwrap_or_default();
+        let all = occupants(host.root, host.sched, &online, Pid(0)).unwrap_or_default();
+        let masks = all
+            .into_iter()
+            .filter(|one| one.kind == OccupantKind::User)
+            .map(|one| ((one.tid, one.comm), one.allowed))
+            .collect();
+        let clock = "sys/devices/system/clocksource/clocksource0/current_clocksource";
+        let clock = host.root.read(clock).ok().map(|text| text.trim().to_owned());
+        Picture { masks, clock }
+    }
+
+    /// What has been lost with the CPUs that were taken, in sentences. Threads are moved by others, too, so
+    /// it counts only what looks like the kernel's doing.
+    fn lost(&self, now: &Picture, taken: &CpuSet) -> Vec<String> {
+        let moved = |(who, was): (&(Tid, String), &CpuSet)| {
+            let is = now.masks.get(who).filter(|is| has_lost(was, is, taken))?;
+            Some(format!("{} ({}) from {was} to {is}", who.0, who.1.escape_debug()))
+        };
+        let moved: Vec<String> = self.masks.iter().filter_map(moved).collect();
+        let mut changed = Vec::new();
+        if !moved.is_empty() {
+            let number = counted(moved.len(), "thread");
+            let named = moved[..moved.len().min(NAMED)].join(", ");
+            changed
+                .push(format!("{RULE}: {number} may have lost CPUs of their own choice: {named}"));
+        }
+        if now.clock != self.clock {
+            let name = |clock: &Option<String>| clock.clone().unwrap_or_default();
+            let (is, was) = (name(&now.clock), name(&self.clock));
+            changed.push(format!("{RULE}: the kernel's clock is {is} now, and was {was}"));
+        }
+        changed
+    }
+}
+
+/// Whether a mask has become all that the thread may have, or lacks what was offline.
+fn has_lost(was: &CpuSet, is: &CpuSet, taken: &CpuSet) -> bool {
+    let has_grown = was.is_subset(is) && was != is;
+    was.intersects(taken) && (has_grown || *is == *was - *taken)
+}
+
+/// Brings online what a qmpin that was killed has left offline.
+///
+/// # Errors
+/// [`StartError`] where the host's journal cannot be used.
+pub(super) fn bring_back(
+    host: Host<'_>,
+    state: &StateDir,
+    boot_id: &str,
+) -> Result<(), StartError> {
+    let path = state.host_journal_path();
+    let has_one = |memory: &HostMemory| memory.originals().any(|(place, _)| is_switch(place));
+    if !has_one(&HostJournal::read(&path, boot_id)?) {
+        return Ok(());
+    }
+    // Whoever is just at it has the lock, and brings it back himself.
+    let _lock = state.lock_leases()?;
+    let mut journal = HostJournal::open(&path, boot_id)?;
+    let steps = switches_back(host, journal.memory());
+    let online = online_cpus(host.root)?;
+    for applied in apply_host(host.root, host.sched, &SystemBus, &online, &mut journal, steps)? {
+        if let Some(sentence) = host_refusal(&applied) {
+            tracing::warn!("{sentence}");
+        } else {
+            tracing::info!("{RULE}: {} was left offline: online again", place_of(&applied));
+        }
+    }
+    Ok(())
+}
+
+fn switches_back(host: Host<'_>, memory: &HostMemory) -> Vec<HostStep> {
+    let switches = memory.originals().filter(|(place, _)| is_switch(place));
+    let step = |(place, to): (&Place, &Value)| {
+        let from = read_place(host.root, host.sched, place).filter(|from| from != to)?;
+        Some(HostStep::PutBack { place: place.clone(), from, to: to.clone() })
+    };
+    switches.filter_map(step).collect()
+}
+
+fn place_of(applied: &HostApplied) -> String {
+    match &applied.step {
+        HostStep::PutBack { place, .. } => place.to_string(),
+        _ => String::new(),
+    }
+}
+
+/// What would be done, for `qmpin plan`; `None`: it is not asked for.
+#[must_use]
+pub fn reonline_finding(
+    host: Host<'_>,
+    state: &StateDir,
+    boot_id: &str,
+    plan: &Plan,
+    policy: &VmPolicy,
+    memory: &HostMemory,
+) -> Option<Finding> {
+    let knobs = policy.wanted_knobs();
+    if !knobs.contains(&Knob::Reonline) {
+        return None;
+    }
+    let (irqs, kthreads) = (knobs.contains(&Knob::Irqs), knobs.contains(&Knob::Kthreads));
+    let beforehand = Beforehand::WillMove { irqs, kthreads };
+    let choice = match facts(host, state, &plan.vm, boot_id, &plan.exclusive, memory) {
+        Ok(facts) => choose(&plan.exclusive, &facts, beforehand),
+        Err(error) => Err(Never::Unknown(error.to_string())),
+    };
+    Some(finding(&choice))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_that_the_kernel_has_dropped_is_told_from_one_that_somebody_has_set() {
+        let set = |list: &str| list.parse::<CpuSet>().expect("a cpulist");
+        let lost = |was, is| has_lost(&set(was), &set(is), &set("4-5"));
+        assert!(lost("4", "0-7") && lost("4,6", "0-7") && lost("4,6", "6"));
+        assert!(!lost("4,6", "4,6") && !lost("0-7", "0-2") && !lost("2", "0-7"));
+    }
+}
