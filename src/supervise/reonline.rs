@@ -15,7 +15,7 @@ use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::{
     self, DiscoverError, OccupantKind, is_switch, occupants, online_cpus, read_place,
-    reonline_facts,
+    reonline_facts, switch,
 };
 use crate::ids::{CpuId, Pid, Tid, VmName};
 use crate::journal::{HostJournal, HostMemory};
@@ -76,12 +76,14 @@ pub(super) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineRepo
                     cycle(root, sched, &mut journal, cpu, &kept)?;
                 match cycled {
                     Cycled::Done => taken.insert(cpu),
-                    Cycled::Refused(error) => report
-                        .failed
-                        .push(format!("{RULE}: CPU {cpu} could not be taken offline: {error}")),
-                    Cycled::Stuck(error) => report
-                        .failed
-                        .push(format!("{RULE}: CPU {cpu} DOES NOT COME BACK ONLINE: {error}")),
+                    Cycled::Refused(error) => report.failed.push(format!(
+                        "{RULE}: CPU {cpu} could not be taken offline: {}: 1 → 0 was refused: {error}",
+                        switch(cpu)
+                    )),
+                    Cycled::Stuck(error) => report.failed.push(format!(
+                        "{RULE}: CPU {cpu} DOES NOT COME BACK ONLINE: {}: 0 → 1 was refused: {error}",
+                        switch(cpu)
+                    )),
                 }
                 for applied in &put_back {
                     tracing::info!("{RULE}: CPU {cpu} took {} with it", step_in_words(applied));

@@ -23,18 +23,10 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names; all when absent; `shell` for a console")
     parser.add_argument("--shape", default="5900x", choices=shape.names(), help="the machine to be (default: 5900x)")
     parser.add_argument("--suite", default="trixie", choices=rootfs.names(), help="its Debian (default: trixie)")
-    parser.add_argument("--part", type=part, metavar="N/M", help="the Nth of M parts of them, for several machines side by side")
     parser.add_argument("--keep", action="store_true", help="keep the run's folder, with all logs, also on success")
     parser.add_argument("--results", type=Path, metavar="DIR", help="unpack what the scenarios handed back into DIR")
     parser.add_argument("--list", action="store_true", help="list scenarios, shapes and suites")
     return parser.parse_args(argv)
-
-
-def part(text: str) -> tuple[int, int]:
-    number, _, parts = text.partition("/")
-    if not (number.isdigit() and parts.isdigit() and 1 <= int(number) <= int(parts)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not N/M, such as 1/2")
-    return int(number), int(parts)
 
 
 def main(argv: list[str]) -> int:
@@ -54,9 +46,6 @@ def run_from(args: argparse.Namespace) -> int:
         print("suites:", *rootfs.names())
         return EXIT_OK
     wanted = args.scenarios or scenario_names()
-    if args.part:
-        number, parts = args.part
-        wanted = wanted[number - 1 :: parts]
     unknown = [name for name in wanted if name not in [*scenario_names(), "shell"]]
     if unknown:
         print(f"error: no scenario {', '.join(unknown)}; there are: {', '.join(scenario_names())}", file=sys.stderr)
