@@ -97,16 +97,19 @@ fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
     lines
 }
 
-/// What became of places of the host, the many that went well in one line.
+/// What became of places of the host, the many that went well in one line. What is written meanwhile for VMs
+/// that stay attached is for their own `status` to tell.
 #[must_use]
 pub fn host_lines(applied: &[HostApplied]) -> Vec<String> {
     let is_back = |one: &&HostApplied| {
         matches!((&one.step, &one.outcome), (HostStep::PutBack { .. }, HostOutcome::Done))
     };
     let put_back = applied.iter().filter(is_back).count();
+    let is_others = |one: &&HostApplied| matches!(one.step, HostStep::Write { .. });
     let sentence = |one: &HostApplied| host_refusal(one).or_else(|| left_alone(&one.step));
+    let own = applied.iter().filter(|one| !is_others(one));
     let mut lines: Vec<String> =
-        applied.iter().filter_map(sentence).map(|sentence| format!("host: {sentence}")).collect();
+        own.filter_map(sentence).map(|sentence| format!("host: {sentence}")).collect();
     if put_back > 0 {
         let s = if put_back == 1 { "" } else { "s" };
         lines.insert(0, format!("host: {put_back} setting{s} put back"));

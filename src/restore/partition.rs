@@ -11,6 +11,8 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::thread;
+use std::time::Duration;
 
 use crate::apply::partition::{Refused, drop_in_new, set_cpus, write};
 use crate::apply::slices::{files, remove};
@@ -26,6 +28,11 @@ use crate::systemd::{SystemdError, UnitState, Units};
 
 /// How often it looks again for threads born meanwhile.
 const LOOKS_MAX: usize = 8;
+/// How often it looks again for threads that are about to end: those can no longer be moved, and the group
+/// stays until they have.
+const ENDING_LOOKS_MAX: usize = 100;
+/// Between two of these.
+const ENDING_PAUSE: Duration = Duration::from_millis(20);
 
 /// What came of it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -79,7 +86,8 @@ fn shrink(cgroups: &dyn Cgroups, group: &str, to: CpuSet) -> Result<(), Refused>
 fn dissolve(cgroups: &dyn Cgroups, unit: &str, group: &str) -> Result<(), Refused> {
     let mut stuck: BTreeSet<Tid> = BTreeSet::new();
     let mut reason = None;
-    for _ in 0..LOOKS_MAX {
+    let (mut looks, mut ending_looks) = (0, 0);
+    while looks < LOOKS_MAX && ending_looks < ENDING_LOOKS_MAX {
         let threads = match cgroup::threads(cgroups, group) {
             Ok(threads) => threads,
             // It is gone, or never was a threaded one.
@@ -102,6 +110,12 @@ fn dissolve(cgroups: &dyn Cgroups, unit: &str, group: &str) -> Result<(), Refuse
             Ok(()) => return Ok(()),
             Err(error) if is_gone(&error) => return Ok(()),
             Err(error) => {
+                if stuck.is_empty() && error.kind() == io::ErrorKind::ResourceBusy {
+                    ending_looks += 1;
+                    thread::sleep(ENDING_PAUSE);
+                } else {
+                    looks += 1;
+                }
                 reason.get_or_insert(error);
             }
         }
