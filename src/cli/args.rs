@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::cpuset::CpuSet;
-use crate::discover::{PolicyFileError, VmLocation, load_policy};
-use crate::error::{Failure, Kind};
+use crate::discover::{Loaded, PolicyDirs, PolicyFileError, VmLocation};
+use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::leases::StateDir;
 use crate::policy::{
@@ -17,6 +17,9 @@ use crate::qmp::Limits;
 use crate::sysroot::SysRoot;
 
 const CONFIG_DIR: &str = "etc/qmpin";
+/// Proxmox's cluster file system, the same on every node (`pmxcfs`).
+const CLUSTER_DIR: &str = "etc/pve";
+const COPIES_DIR: &str = "var/lib/qmpin";
 const STATE_DIR: &str = "run/qmpin";
 const PROXMOX_DIR: &str = "/run/qemu-server";
 
@@ -64,6 +67,9 @@ pub(super) enum Command {
     Status(StatusArgs),
     /// Check that all that was promised holds
     Verify(VerifyArgs),
+    /// Show or check the policy
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Show the machine: nodes, caches, cores, siblings, and who has what
     Topology(TopologyArgs),
 }
@@ -167,11 +173,33 @@ impl PolicyArgs {
         &self,
         global: &Global,
         root: &SysRoot,
-        vm: &VmName,
+        vm: &VmArgs,
     ) -> Result<Policy, Failure> {
-        let mut fragments = fragments(global, root, Some(vm))?;
+        let loaded = global.policy_dirs(root, vm.place()).load(Some(&vm.vm));
+        Ok(self.over(loaded.map_err(policy_failure)?))
+    }
+
+    /// As [`policy`](PolicyArgs::policy), but of what was good the last time where the files are not.
+    ///
+    /// # Errors
+    /// As there, where nothing is remembered.
+    pub(super) fn policy_or_last_good(
+        &self,
+        global: &Global,
+        root: &SysRoot,
+        vm: &VmArgs,
+    ) -> Result<Policy, Failure> {
+        let dirs = global.policy_dirs(root, vm.place());
+        let Loaded { fragments, instead_of } =
+            dirs.load_or_last_good(&vm.vm).map_err(policy_failure)?;
+        let mut policy = self.over(fragments);
+        policy.instead_of = instead_of.map(|error| chain(&error));
+        Ok(policy)
+    }
+
+    fn over(&self, mut fragments: Vec<Fragment>) -> Policy {
         fragments.push(self.fragment());
-        Ok(Policy::merge(fragments))
+        Policy::merge(fragments)
     }
 }
 
@@ -180,29 +208,47 @@ impl PolicyArgs {
 /// # Errors
 /// A failure of usage with file, line and reason.
 pub(super) fn host_policy(global: &Global, root: &SysRoot) -> Result<Policy, Failure> {
-    Ok(Policy::merge(fragments(global, root, None)?))
+    let fragments = global.policy_dirs(root, Place::Elsewhere).load(None);
+    fragments.map(Policy::merge).map_err(policy_failure)
 }
 
-fn fragments(
-    global: &Global,
-    root: &SysRoot,
-    vm: Option<&VmName>,
-) -> Result<Vec<Fragment>, Failure> {
-    let dir = global.config_dir.clone().unwrap_or_else(|| root.root().join(CONFIG_DIR));
-    load_policy(&dir, vm).map_err(|error| {
-        let kind = match &error {
-            PolicyFileError::Read { source, .. }
-                if source.kind() == std::io::ErrorKind::PermissionDenied =>
-            {
-                Kind::Permission
-            }
-            _ => Kind::Usage,
-        };
-        Failure::from_error(kind, error).hint("nothing was changed")
-    })
+/// Why a policy cannot be used, as the end of a command.
+pub(super) fn policy_failure(error: PolicyFileError) -> Failure {
+    let kind = match &error {
+        PolicyFileError::Read { source, .. }
+            if source.kind() == std::io::ErrorKind::PermissionDenied =>
+        {
+            Kind::Permission
+        }
+        _ => Kind::Usage,
+    };
+    let hint = match &error {
+        PolicyFileError::NoCluster { .. } => {
+            "nothing was changed; `systemctl status pve-cluster` tells more"
+        }
+        _ => "nothing was changed",
+    };
+    Failure::from_error(kind, error).hint(hint)
+}
+
+/// Whether a VM is Proxmox's, so that its cluster has a say.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Place {
+    Proxmox,
+    Elsewhere,
 }
 
 impl Global {
+    /// Where policy files are.
+    pub(super) fn policy_dirs(&self, root: &SysRoot, place: Place) -> PolicyDirs {
+        let below = |path: &str| root.root().join(path);
+        PolicyDirs {
+            host: self.config_dir.clone().unwrap_or_else(|| below(CONFIG_DIR)),
+            cluster: (place == Place::Proxmox).then(|| below(CLUSTER_DIR)),
+            copies: below(COPIES_DIR),
+        }
+    }
+
     /// Where leases and journals are.
     pub(super) fn state(&self, root: &SysRoot) -> StateDir {
         let default = || root.root().join(STATE_DIR);
@@ -214,6 +260,10 @@ impl VmArgs {
     /// What QEMU is granted.
     pub(super) fn limits(&self) -> Limits {
         Limits { wait_turn_max: Duration::from_secs(self.wait_s), ..Limits::default() }
+    }
+
+    fn place(&self) -> Place {
+        if self.qmp.is_some() { Place::Elsewhere } else { Place::Proxmox }
     }
 
     /// Where the VM is found.
@@ -237,16 +287,52 @@ pub(super) struct AttachArgs {
     /// Print the steps and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
+    /// Where policy files cannot be used, take what was good the last time
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(super) last_good: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub(super) enum ConfigCommand {
+    /// Show the merged policy of a VM, and where each value is from
+    Show(Box<ConfigShowArgs>),
+    /// Check policy files: those of one VM, or all there are
+    Check(ConfigCheckArgs),
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ConfigShowArgs {
+    #[command(flatten)]
+    pub(super) vm: VmArgs,
+    #[command(flatten)]
+    pub(super) policy: PolicyArgs,
+    #[command(flatten)]
+    pub(super) root: RootArgs,
+    /// Print the document qmpin.config/1
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ConfigCheckArgs {
+    /// This one's files, and the host's
+    #[arg(value_name = "VM")]
+    pub(super) vm: Option<VmName>,
+    #[command(flatten)]
+    pub(super) root: RootArgs,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct DetachArgs {
     /// Which VM
-    #[arg(value_name = "VM", required_unless_present = "all")]
+    #[arg(value_name = "VM", required_unless_present_any = ["all", "dead"])]
     pub(super) vm: Option<VmName>,
     /// Every attached VM
     #[arg(long, conflicts_with = "vm")]
     pub(super) all: bool,
+    /// Only what nobody looks after any more: the supervisor, or QEMU itself, was killed
+    #[arg(long, conflicts_with = "all")]
+    pub(super) dead: bool,
     /// Not needed: what is put back is in the journal
     #[arg(long, value_name = "PATH", hide = true)]
     pub(super) qmp: Option<PathBuf>,

@@ -10,7 +10,11 @@ use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
-    let policy = args.policy.policy(global, &root, &args.vm.vm)?;
+    let policy = if args.last_good {
+        args.policy.policy_or_last_good(global, &root, &args.vm)?
+    } else {
+        args.policy.policy(global, &root, &args.vm)?
+    };
     let settings = Settings {
         vm: args.vm.vm.clone(),
         location: args.vm.location(global),

@@ -10,7 +10,7 @@ use crate::leases::StateDir;
 use crate::render::{host_lines, restore_lines};
 use crate::restore::Nothing;
 use crate::sched::Kernel;
-use crate::supervise::{Host, Supervised, end_supervisor, give_back, settle_host};
+use crate::supervise::{Host, Supervised, end_supervisor, give_back, is_forsaken, settle_host};
 use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure> {
@@ -18,10 +18,13 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     let host = Host { root: &root, sched: &Kernel };
     let state = global.state(&root);
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
-    let vms = match &args.vm {
+    let mut vms = match &args.vm {
         Some(vm) => vec![vm.clone()],
         None => state.vms().map_err(Failure::from)?,
     };
+    if args.dead && state.path().exists() {
+        vms.retain(|vm| is_forsaken(&root, &state, vm, &boot_id));
+    }
     let mut answer = Answer::Done;
     if vms.is_empty() && state.path().exists() {
         // A qmpin that was killed between its lease's end and the host's.

@@ -13,6 +13,7 @@
 
 mod args;
 mod attach;
+mod config;
 mod detach;
 mod log;
 mod output;
@@ -24,7 +25,7 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
 use crate::error::{Failure, Kind};
 use args::{Command, Qmpin};
@@ -37,6 +38,12 @@ pub(crate) enum Answer {
     No,
     /// Exit 6: some of it was refused, and was said.
     Partly,
+}
+
+/// The command line's own definition, for manual pages and completions.
+#[must_use]
+pub fn command() -> clap::Command {
+    Qmpin::command()
 }
 
 /// Runs the command line and returns the exit code.
@@ -77,6 +84,7 @@ fn run(args: Qmpin) -> Result<Answer, Failure> {
         Command::Plan(plan) => plan::run(global, &plan),
         Command::Status(status) => status::run(global, &status),
         Command::Verify(verify) => verify::run(global, &verify),
+        Command::Config(config) => config::run(global, &config),
         Command::Topology(topology) => topology::run(global, &topology),
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
         vm: args.vm.vm.clone(),
         location: args.vm.location(global),
         state: global.state(&root),
-        policy: args.policy.policy(global, &root, &args.vm.vm)?,
+        policy: args.policy.policy(global, &root, &args.vm)?,
         limits: args.vm.limits(),
         follow: Follow::Once,
     };

@@ -33,7 +33,7 @@ pub use host_view::{read_host_view, read_place};
 pub use interrupts::{Interrupt, interrupts};
 pub use irqbalance::irqbalances;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
-pub use policy::{PolicyFileError, load_policy};
+pub use policy::{Loaded, PolicyDirs, PolicyFileError};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use reonline::{is_switch, reonline_facts, switch};
 pub use topology::read_topology;

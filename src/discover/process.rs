@@ -103,6 +103,16 @@ impl ProcessError {
             ProcessError::NoPidFile { .. } | ProcessError::Stale { .. } | ProcessError::Gone { .. }
         )
     }
+
+    /// Whether it may be a pid file that is just being written, perhaps over a leftover.
+    #[must_use]
+    pub fn may_be_young(&self) -> bool {
+        match self {
+            ProcessError::Stale { .. } => true,
+            ProcessError::BadPidFile { source, .. } => source.kind() == io::ErrorKind::InvalidData,
+            _ => false,
+        }
+    }
 }
 
 /// Names the process with this pid for good.

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   housekeeping ─▶ which CPUs are the host's, shared, other VMs'      housekeeping.rs
+//!   needs        ─▶ which of the others it may have at all                needs.rs
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug)
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
@@ -25,6 +26,7 @@ mod helpers;
 pub mod host;
 mod housekeeping;
 mod machine;
+mod needs;
 pub mod partition;
 pub mod priority;
 pub mod reonline;
@@ -207,7 +209,8 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
     };
     let blocked = claims.reserved | claims.shared | claims.others;
     let attempt = |blocked: &CpuSet| {
-        let groups = machine::groups(request.topology, &claims.reserved, blocked, only);
+        let mut groups = machine::groups(request.topology, &claims.reserved, blocked, only);
+        needs::restrict(&mut groups, &request.policy.vm);
         let placement = place(request, &groups);
         (groups, placement)
     };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::helpers::Away;
 use super::housekeeping::{Claims, Found, Helpers, whole_cores};
 use super::machine::{Group, caches_group_cores};
+use super::needs;
 use super::report::{Finding, counted, cpus_in_words};
 use super::vcpus::{Placement, Siblings};
 use super::{Plan, Request};
@@ -44,6 +45,11 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'
             vcpus - cpus.min(vcpus),
         );
     }
+    taken.extend(
+        needs::in_force(groups, &request.policy.vm)
+            .into_iter()
+            .map(|need| format!("it is to have {need}")),
+    );
     let taken = if taken.is_empty() { "nobody else has any".to_owned() } else { taken.join(", ") };
     let next = match cpus {
         0 => "; with none free, --share does not help: detach another VM or reserve less",
@@ -66,12 +72,19 @@ pub(super) fn report(
     plan: &Plan,
     helpers: [&Helpers; 2],
 ) -> Vec<Finding> {
-    let mut report = vec![reserved(request, claims)];
+    let mut report: Vec<Finding> = request
+        .policy
+        .instead_of
+        .iter()
+        .map(|why| Finding::degraded("policy", format!("as it was good the last time: {why}")))
+        .collect();
+    report.push(reserved(request, claims));
     if let CpuChoice::Cpus(cpus) = request.policy.vm.vcpus.value {
         report.push(by_hand("vcpus", &cpus, &request.policy.vm.vcpus.origin));
     }
     let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
     let cells = cells(request, placement);
+    report.extend(needs::findings(groups, &request.policy.vm, &used));
     report.extend(caches(request, groups, placement, &cells));
     report.extend(nodes(request.topology, groups, &cells));
     report.extend(kinds(groups, &used));

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    ChannelChoice, CpuChoice, Knob, Level, Origin, Overflow, Sharing, Sourced, VcpuSched, VfioIrqs,
+    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Knob, Level, Origin, Overflow, Sharing, Sourced,
+    VcpuSched, VfioIrqs,
 };
 use crate::cpuset::CpuSet;
 
@@ -20,7 +21,9 @@ const CHECK_INTERVAL_S_MAX: u64 = 3600;
 pub enum FileKind {
     /// `qmpin.toml`: `[host]`, and defaults for all VMs.
     Host,
-    /// `<vmid>.toml`: one VM.
+    /// `<vmid>.toml` of a cluster: one VM, on whichever node it is. It names needs, and no CPUs.
+    Cluster,
+    /// `<vmid>.toml` of this host: one VM.
     Vm,
 }
 
@@ -45,6 +48,8 @@ pub struct Fragment {
     pub vcpus: Option<Sourced<CpuChoice>>,
     pub iothreads: Option<Sourced<CpuChoice>>,
     pub emulator: Option<Sourced<CpuChoice>>,
+    pub cores: Option<Sourced<CoreNeed>>,
+    pub cache: Option<Sourced<CacheNeed>>,
     pub share: Option<Sourced<Sharing>>,
     pub overflow: Option<Sourced<Overflow>>,
     pub channel: Option<Sourced<ChannelChoice>>,
@@ -62,6 +67,8 @@ struct RawFile {
     vcpus: Option<Spanned<String>>,
     iothreads: Option<Spanned<String>>,
     emulator: Option<Spanned<String>>,
+    cores: Option<Spanned<CoreNeed>>,
+    cache: Option<Spanned<CacheNeed>>,
     share: Option<Spanned<bool>>,
     overflow: Option<Spanned<Overflow>>,
     channel: Option<Spanned<ChannelChoice>>,
@@ -90,6 +97,7 @@ struct RawHost {
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,
+    kind: FileKind,
 }
 
 impl Source<'_> {
@@ -132,6 +140,13 @@ impl Source<'_> {
         let origin = self.origin(value.span().start);
         let value = if value.get_ref().trim() == "auto" {
             CpuChoice::Auto
+        } else if self.kind == FileKind::Cluster {
+            let reason = format!(
+                "{key} = \"{}\": CPU numbers mean something else on every node; say cores and cache, or put it \
+                 in the node's own /etc/qmpin",
+                value.get_ref()
+            );
+            return Err(self.error(value.span().start, reason));
         } else {
             CpuChoice::Cpus(self.cpus(key, &value)?)
         };
@@ -144,9 +159,9 @@ impl Fragment {
     ///
     /// # Errors
     /// [`PolicyError`] with the line and the reason: not TOML, an unknown key, a value of the wrong
-    /// kind, a bad cpulist, `[host]` in a VM's file.
+    /// kind, a bad cpulist, `[host]` in a VM's file, CPU numbers in a cluster's.
     pub fn parse(text: &str, path: &Path, kind: FileKind) -> Result<Fragment, PolicyError> {
-        let source = Source { path, text };
+        let source = Source { path, text, kind };
         let raw: RawFile = toml::from_str(text).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
             source.error(at, error.message().replace('\n', " "))
@@ -155,6 +170,8 @@ impl Fragment {
             vcpus: source.choice("vcpus", raw.vcpus)?,
             iothreads: source.choice("iothreads", raw.iothreads)?,
             emulator: source.choice("emulator", raw.emulator)?,
+            cores: source.keep(raw.cores, |value| value),
+            cache: source.keep(raw.cache, |value| value),
             share: source
                 .keep(raw.share, |share| if share { Sharing::Wrap } else { Sharing::Refuse }),
             overflow: source.keep(raw.overflow, |value| value),
@@ -188,7 +205,7 @@ impl Fragment {
             fragment.check_interval = source.keep(Some(seconds), Duration::from_secs);
         }
         let Some(host) = raw.host else { return Ok(fragment) };
-        if kind == FileKind::Vm {
+        if kind != FileKind::Host {
             let reason = "[host] belongs in qmpin.toml: it holds for every VM";
             return Err(source.error(host.span().start, reason));
         }
@@ -246,8 +263,25 @@ mod tests {
 
     #[test]
     fn the_host_table_is_refused_in_a_vm_file() {
-        let error = parse("share = true\n[host]\nreserved = \"0\"\n", FileKind::Vm);
-        assert_eq!(error.expect_err("refused").line, 2);
+        for kind in [FileKind::Vm, FileKind::Cluster] {
+            let error = parse("share = true\n[host]\nreserved = \"0\"\n", kind);
+            assert_eq!(error.expect_err("refused").line, 2);
+        }
+    }
+
+    #[test]
+    fn a_cluster_names_needs_and_no_cpu_numbers() {
+        let needs = "cores = \"performance\"\ncache = \"large\"\nvcpus = \"auto\"\n";
+        let policy = Policy::merge([parse(needs, FileKind::Cluster).expect("good")]);
+        assert_eq!(policy.vm.cores.value, CoreNeed::Performance);
+        assert_eq!(policy.vm.cache.value, CacheNeed::Large);
+        for key in ["vcpus", "iothreads", "emulator"] {
+            let text = format!("share = true\n{key} = \"4-7\"\n");
+            let error = parse(&text, FileKind::Cluster).expect_err("refused");
+            assert_eq!(error.line, 2);
+            assert!(error.reason.contains("on every node"), "{error}");
+            assert!(parse(&text, FileKind::Vm).is_ok());
+        }
     }
 
     #[test]

@@ -1,15 +1,17 @@
-//! What the administrator wants: defaults, then `/etc/qmpin/qmpin.toml`, then
-//! `/etc/qmpin/<vmid>.toml`, then flags. The later wins, key by key, and each value knows where it
-//! is from. A word: no I/O here, `discover::policy` reads the files.
+//! What the administrator wants. The later wins, key by key, and each value knows where it is from. A
+//! word: no I/O here, `discover::policy` reads the files.
 //!
 //! ```text
-//!   text of a file ── Fragment ─┐
-//!   text of a file ── Fragment ─┼─ merge ── Policy
-//!   flags ─────────── Fragment ─┘
+//!   defaults
+//!   /etc/qmpin/qmpin.toml          Fragment ─┐
+//!   /etc/pve/qmpin/<vmid>.toml     Fragment ─┤
+//!   /etc/qmpin/<vmid>.toml         Fragment ─┼─ merge ── Policy ── listing.rs: what it says, and where
+//!   flags                          Fragment ─┘
 //! ```
 
 mod fragment;
 mod isolation;
+mod listing;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +21,11 @@ use std::time::Duration;
 
 pub use fragment::{FileKind, Fragment, PolicyError};
 pub use isolation::{Knob, Level};
-pub use values::{ChannelChoice, CpuChoice, Overflow, RtPriority, Sharing, VcpuSched, VfioIrqs};
+pub use listing::{Entry, Table};
+pub use values::{
+    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Overflow, RtPriority, Sharing, VcpuSched,
+    VfioIrqs,
+};
 
 use crate::cpuset::CpuSet;
 
@@ -89,6 +95,10 @@ pub struct VmPolicy {
     pub iothreads: Sourced<CpuChoice>,
     /// The CPUs for emulator threads: the main loop and all that is neither vCPU nor iothread.
     pub emulator: Sourced<CpuChoice>,
+    /// Which kind of cores its vCPUs are to have.
+    pub cores: Sourced<CoreNeed>,
+    /// Which cache its vCPUs are to be behind.
+    pub cache: Sourced<CacheNeed>,
     /// Whether more vCPUs than CPUs are taken.
     pub share: Sourced<Sharing>,
     /// What becomes of a hot-added vCPU that no longer fits.
@@ -126,11 +136,14 @@ pub struct Policy {
     pub host: HostPolicy,
     /// What this VM asks for.
     pub vm: VmPolicy,
+    /// Why it is an earlier one, where the files of now cannot be used.
+    pub instead_of: Option<String>,
 }
 
 impl Default for Policy {
     fn default() -> Policy {
         Policy {
+            instead_of: None,
             host: HostPolicy {
                 reserved: Sourced::default(CpuChoice::Auto),
                 shared: Sourced::default(None),
@@ -139,6 +152,8 @@ impl Default for Policy {
                 vcpus: Sourced::default(CpuChoice::Auto),
                 iothreads: Sourced::default(CpuChoice::Auto),
                 emulator: Sourced::default(CpuChoice::Auto),
+                cores: Sourced::default(CoreNeed::Any),
+                cache: Sourced::default(CacheNeed::Any),
                 share: Sourced::default(Sharing::Refuse),
                 overflow: Sourced::default(Overflow::Shared),
                 channel: Sourced::default(ChannelChoice::Auto),
@@ -163,6 +178,8 @@ impl Policy {
             lay(&mut policy.vm.vcpus, fragment.vcpus);
             lay(&mut policy.vm.iothreads, fragment.iothreads);
             lay(&mut policy.vm.emulator, fragment.emulator);
+            lay(&mut policy.vm.cores, fragment.cores);
+            lay(&mut policy.vm.cache, fragment.cache);
             lay(&mut policy.vm.share, fragment.share);
             lay(&mut policy.vm.overflow, fragment.overflow);
             lay(&mut policy.vm.channel, fragment.channel);

@@ -17,6 +17,15 @@ pub enum CpuChoice {
     Cpus(CpuSet),
 }
 
+impl fmt::Display for CpuChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CpuChoice::Auto => f.write_str("auto"),
+            CpuChoice::Cpus(cpus) => cpus.fmt(f),
+        }
+    }
+}
+
 /// Whether a VM may have more vCPUs than CPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Sharing {
@@ -36,6 +45,56 @@ pub enum Overflow {
     Refuse,
 }
 
+/// Which kind of cores its vCPUs are to have, on a machine that has more than one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CoreNeed {
+    /// The fast ones first.
+    #[default]
+    Any,
+    /// Fast ones alone.
+    Performance,
+    /// Slow ones alone: the fast are left to other VMs.
+    Efficiency,
+}
+
+/// Which last-level cache its vCPUs are to be behind, on a machine whose caches differ much in size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheNeed {
+    /// The large one first.
+    #[default]
+    Any,
+    /// The large one alone.
+    Large,
+    /// The ordinary one alone: the large is left to other VMs.
+    Ordinary,
+}
+
+impl CoreNeed {
+    /// As it is written in a policy file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            CoreNeed::Any => "any",
+            CoreNeed::Performance => "performance",
+            CoreNeed::Efficiency => "efficiency",
+        }
+    }
+}
+
+impl CacheNeed {
+    /// As it is written in a policy file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            CacheNeed::Any => "any",
+            CacheNeed::Large => "large",
+            CacheNeed::Ordinary => "ordinary",
+        }
+    }
+}
+
 /// Where the interrupts of a VM's own passed-through devices go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -47,6 +106,29 @@ pub enum VfioIrqs {
     Vcpus,
     /// Where they are, but for the CPUs of other VMs.
     Leave,
+}
+
+impl Overflow {
+    /// As it is written in a policy file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Overflow::Shared => "shared",
+            Overflow::Refuse => "refuse",
+        }
+    }
+}
+
+impl ChannelChoice {
+    /// As it is written in a policy file.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            ChannelChoice::Auto => "auto",
+            ChannelChoice::Lease => "lease",
+            ChannelChoice::Persistent => "persistent",
+        }
+    }
 }
 
 impl VfioIrqs {

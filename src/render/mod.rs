@@ -4,6 +4,7 @@
 //! terminal or not). Each document has a face for people and one for programs, made from the same
 //! values.
 
+mod config;
 mod owners;
 mod paint;
 mod plan;
@@ -16,6 +17,7 @@ mod topology;
 mod verify;
 mod words;
 
+pub use config::{ConfigDocument, config_text};
 pub use owners::Owners;
 pub use paint::Color;
 pub use plan::{Explain, PlanDocument, host_text, plan_text};

@@ -15,6 +15,7 @@ use crate::leases::StateDir;
 use crate::plan::Neighbour;
 use crate::restore::partition::PartitionRestore;
 use crate::restore::{RestoreError, RestoreReport, restore};
+use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
 /// The journal of an earlier qmpin for this very process, to go on with. One of another process or
@@ -129,6 +130,22 @@ pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
                 }
             }
         }
+    }
+}
+
+/// Whether a VM was followed, or has left something, and nobody looks after it any more. One that was
+/// attached with `--once` is left as it was meant, for as long as its QEMU lives.
+#[must_use]
+pub fn is_forsaken(root: &SysRoot, state: &StateDir, vm: &VmName, boot_id: &str) -> bool {
+    let Ok(Some(_lock)) = state.lock_supervisor(vm) else { return false };
+    match state.lease(vm) {
+        Ok(Some(lease)) => {
+            lease.supervisor.is_some()
+                || lease.boot_id != boot_id
+                || discover::lives(root, lease.qemu).is_ok_and(|lives| !lives)
+        }
+        // A journal without a lease: somebody was killed in between.
+        Ok(None) | Err(_) => true,
     }
 }
 

@@ -18,6 +18,7 @@ use super::reports::LookReport;
 use super::settings::{Host, Settings};
 use super::sources::{BLIND_INTERVAL, Watch, at, next_of, stop_signals};
 use super::start_error::StartError;
+use super::starting::start;
 use super::state::{Effect, Ending, Event, Hint, Liveness, State};
 use super::telling::Telling;
 use crate::discover::boot_id;
@@ -85,7 +86,7 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
     let mut stop = stop_signals(host)?;
     let started = tokio::select! {
         biased;
-        started = Attachment::start(host, settings) => started?,
+        started = start(host, &settings) => started?,
         // It waits for QEMU alone: nothing is written yet, but perhaps by an earlier qmpin.
         _ = stop.next() => {
             tracing::info!("told to stop before VM {vm} was attached");

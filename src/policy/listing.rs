@@ -1,0 +1,131 @@
+//! A merged policy as a list: every key, its value as a policy file has it, and where it is from.
+
+use std::fmt;
+
+use super::{Knob, Origin, Policy, Sharing, Sourced};
+
+/// In which part of a policy file a key stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Table {
+    /// The VM's own, at the top.
+    Vm,
+    /// `[host]`.
+    Host,
+}
+
+/// One key of a policy.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// In which part.
+    pub table: Table,
+    /// Its name.
+    pub key: &'static str,
+    /// Its value, as TOML; `None`: it has none, and none can be written down.
+    pub value: Option<String>,
+    /// Where that is from.
+    pub origin: Origin,
+    /// The level that decides, where the key is silent.
+    pub by_level: bool,
+}
+
+fn entry<T>(
+    table: Table,
+    key: &'static str,
+    from: &Sourced<T>,
+    text: impl Fn(&T) -> String,
+) -> Entry {
+    let value = Some(text(&from.value));
+    Entry { table, key, value, origin: from.origin.clone(), by_level: false }
+}
+
+fn quoted(text: impl fmt::Display) -> String {
+    format!("\"{text}\"")
+}
+
+impl Policy {
+    /// Every key, in the order of the manual page.
+    #[must_use]
+    pub fn entries(&self) -> Vec<Entry> {
+        let (vm, host) = (&self.vm, &self.host);
+        let mut entries = vec![
+            entry(Table::Vm, "isolation", &vm.isolation, |value| quoted(value.name())),
+            entry(Table::Vm, "cores", &vm.cores, |value| quoted(value.name())),
+            entry(Table::Vm, "cache", &vm.cache, |value| quoted(value.name())),
+            entry(Table::Vm, "vcpus", &vm.vcpus, |value| quoted(value)),
+            entry(Table::Vm, "iothreads", &vm.iothreads, |value| quoted(value)),
+            entry(Table::Vm, "emulator", &vm.emulator, |value| quoted(value)),
+            entry(Table::Vm, "share", &vm.share, |value| (*value == Sharing::Wrap).to_string()),
+            entry(Table::Vm, "overflow", &vm.overflow, |value| quoted(value.name())),
+            entry(Table::Vm, "channel", &vm.channel, |value| quoted(value.name())),
+            entry(Table::Vm, "check_interval_s", &vm.check_interval, |value| {
+                value.as_secs().to_string()
+            }),
+            entry(Table::Vm, "sched", &vm.sched, |value| quoted(value)),
+            entry(Table::Vm, "vfio_irqs", &vm.vfio_irqs, |value| quoted(value.name())),
+        ];
+        let wanted = vm.wanted_knobs();
+        entries.extend(Knob::ALL.into_iter().map(|knob| Entry {
+            table: Table::Vm,
+            key: knob.key(),
+            value: Some(wanted.contains(&knob).to_string()),
+            origin: match vm.knobs.get(&knob) {
+                Some(own) => own.origin.clone(),
+                None => vm.isolation.origin.clone(),
+            },
+            by_level: !vm.knobs.contains_key(&knob),
+        }));
+        entries.push(entry(Table::Host, "reserved", &host.reserved, |value| quoted(value)));
+        entries.push(Entry {
+            table: Table::Host,
+            key: "shared",
+            value: host.shared.value.as_ref().map(quoted),
+            origin: host.shared.origin.clone(),
+            by_level: false,
+        });
+        entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::policy::{FileKind, Fragment};
+
+    #[test]
+    fn what_is_listed_is_a_policy_file_that_says_the_same() {
+        let text = "isolation = \"strict\"\nvcpus = \"6-11\"\nshare = true\nsched = \"fifo:2\"\nnoise = false\n\
+                    cache = \"ordinary\"\ncheck_interval_s = 7\n[host]\nshared = \"1-2\"\n";
+        let parse = |text: &str| {
+            let parsed = Fragment::parse(text, Path::new("x.toml"), FileKind::Host);
+            Policy::merge([parsed.expect("good")])
+        };
+        let policy = parse(text);
+        let mut again = String::new();
+        for table in [Table::Vm, Table::Host] {
+            if table == Table::Host {
+                again.push_str("[host]\n");
+            }
+            for entry in policy.entries().iter().filter(|entry| entry.table == table) {
+                if let Some(value) = &entry.value {
+                    again.push_str(&format!("{} = {value}\n", entry.key));
+                }
+            }
+        }
+        let values = |policy: &Policy| -> Vec<_> {
+            policy.entries().into_iter().map(|entry| (entry.key, entry.value)).collect()
+        };
+        assert_eq!(values(&parse(&again)), values(&policy), "{again}");
+    }
+
+    #[test]
+    fn a_knob_says_whether_the_level_or_a_line_has_decided() {
+        let fragment = Fragment::parse("\nirqs = false\n", Path::new("x.toml"), FileKind::Vm);
+        let entries = Policy::merge([fragment.expect("good")]).entries();
+        let found = |key: &str| entries.iter().find(|entry| entry.key == key).expect("listed");
+        assert_eq!(found("irqs").value.as_deref(), Some("false"));
+        assert_eq!(found("irqs").origin.to_string(), "x.toml:2");
+        assert!(!found("irqs").by_level && found("kthreads").by_level);
+    }
+}

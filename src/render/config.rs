@@ -1,0 +1,72 @@
+//! The merged policy: the document `qmpin.config/1`, and a policy file that says the same.
+
+use serde::Serialize;
+
+use crate::ids::VmName;
+use crate::policy::{Entry, Origin, Policy, Table};
+
+/// `config show --json`.
+#[derive(Debug, Serialize)]
+pub struct ConfigDocument<'a> {
+    schema: &'static str,
+    vm: &'a VmName,
+    values: Vec<Row>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row {
+    /// As in a file: `isolation`, `host.reserved`.
+    key: String,
+    value: Option<String>,
+    /// `default`, a flag, or `path:line`.
+    origin: String,
+    /// The level that decides, where the key is silent.
+    by_level: bool,
+}
+
+impl ConfigDocument<'_> {
+    /// Of a merged policy.
+    #[must_use]
+    pub fn of<'a>(vm: &'a VmName, policy: &Policy) -> ConfigDocument<'a> {
+        let row = |entry: Entry| Row {
+            key: match entry.table {
+                Table::Vm => entry.key.to_owned(),
+                Table::Host => format!("host.{}", entry.key),
+            },
+            value: entry.value.map(|value| value.trim_matches('"').to_owned()),
+            origin: entry.origin.to_string(),
+            by_level: entry.by_level,
+        };
+        let values = policy.entries().into_iter().map(row).collect();
+        ConfigDocument { schema: "qmpin.config/1", vm, values }
+    }
+}
+
+/// A policy file that says what was merged, each line with its origin.
+#[must_use]
+pub fn config_text(policy: &Policy) -> String {
+    let entries = policy.entries();
+    let line = |entry: &Entry| match &entry.value {
+        Some(value) => format!("{} = {value}", entry.key),
+        None => format!("# {}: none", entry.key),
+    };
+    let width = entries.iter().map(|entry| line(entry).len()).max().unwrap_or(0);
+    let mut text = String::new();
+    for table in [Table::Vm, Table::Host] {
+        if table == Table::Host {
+            text.push_str("\n[host]\n");
+        }
+        for entry in entries.iter().filter(|entry| entry.table == table) {
+            text.push_str(&format!("{:width$}  # {}\n", line(entry), origin(entry)));
+        }
+    }
+    text
+}
+
+fn origin(entry: &Entry) -> String {
+    match (&entry.origin, entry.by_level) {
+        (origin, false) => origin.to_string(),
+        (Origin::Default, true) => "default, by isolation".to_owned(),
+        (origin, true) => format!("by isolation ({origin})"),
+    }
+}

@@ -1,0 +1,59 @@
+//! The first moments of a VM. Whoever is started by its pid file is there before QEMU can be asked:
+//!
+//! ```text
+//!   QEMU   pid file made ─▶ pid written ─▶ sockets made ─▶ asked, it answers
+//!   here            └─▶ tried ─▶ tried again, while there is hope ─────▶ attached
+//! ```
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::attachment::Attachment;
+use super::reports::LookReport;
+use super::settings::{Host, Settings};
+use super::start_error::StartError;
+use crate::discover::{VmError, VmLocation};
+use crate::qmp::Channel;
+
+/// A pid is written in no time, once the file is there. A leftover stays a leftover.
+const PID_FILE_PATIENCE: Duration = Duration::from_secs(1);
+/// QEMU's sockets come before everything that takes it long, such as its memory.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// [`Attachment::start`], again for as long as the VM may be about to be there.
+///
+/// # Errors
+/// [`StartError`]; then nothing has been written to any thread.
+pub(super) async fn start<'a>(
+    host: Host<'a>,
+    settings: &Settings,
+) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
+    let begun = Instant::now();
+    loop {
+        let error = match Attachment::start(host, settings.clone()).await {
+            Err(error) => error,
+            started => return started,
+        };
+        if begun.elapsed() >= patience(&error, &settings.location) {
+            return Err(error);
+        }
+        tracing::debug!("not yet: {error}");
+        sleep(PAUSE).await;
+    }
+}
+
+fn patience(error: &StartError, location: &VmLocation) -> Duration {
+    match (error, location) {
+        (StartError::Vm(VmError::Process(process)), _) if process.may_be_young() => {
+            PID_FILE_PATIENCE
+        }
+        (StartError::Vm(VmError::Qmp(qmp)), VmLocation::Proxmox { .. })
+            if qmp.is_nobody_there() =>
+        {
+            SOCKET_PATIENCE
+        }
+        _ => Duration::ZERO,
+    }
+}

@@ -1,0 +1,87 @@
+//! One cluster's policy file, a right plan on every shape: it names needs, and each machine has its own answer.
+
+#![allow(clippy::expect_used)] // that is how a test says no
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use qmpin::cpuset::CpuSet;
+use qmpin::discover::read_topology;
+use qmpin::plan::{Plan, PlanError, Request, Stay, plan};
+use qmpin::policy::{FileKind, Fragment, Policy};
+use qmpin::sysroot::SysRoot;
+use qmpin::topology::{CoreKind, Topology};
+
+use support::{fake_host, guests, hosts};
+
+const FILE: &str = "isolation = \"exclusive\"\ncores = \"performance\"\ncache = \"large\"\n";
+
+/// Every machine that there is: those of the tests, and those that were captured on the test host.
+fn machines() -> Vec<(String, Topology)> {
+    let fake = hosts::all().into_iter().map(|(name, host)| (name.to_owned(), host.topology()));
+    let mut machines: Vec<(String, Topology)> = fake.collect();
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    for entry in fs::read_dir(tests.join("hosts")).expect("the captures") {
+        let host = entry.expect("a capture").path();
+        let tree = fake_host::empty_tree().expect("a folder");
+        let unpacked = Command::new(tests.join("capture-host"))
+            .arg("--unpack")
+            .args([&host.join("sysroot.tsv"), tree.path()])
+            .status();
+        assert!(unpacked.expect("capture-host runs").success(), "{}", host.display());
+        let topology = read_topology(&SysRoot::at(tree.path())).expect("its topology");
+        machines.push((host.display().to_string(), topology));
+    }
+    machines
+}
+
+fn planned(topology: &Topology, vcpus: u32) -> Result<Plan, PlanError> {
+    let path = Path::new("/etc/pve/qmpin/100.toml");
+    let fragment = Fragment::parse(FILE, path, FileKind::Cluster).expect("a good policy");
+    plan(&Request {
+        vm: &"100".parse().expect("a name"),
+        topology,
+        guest: &guests::guest(vcpus, 1, 0, &[]),
+        policy: &Policy::merge([fragment]),
+        neighbours: &[],
+        held: &BTreeMap::new(),
+        stay: Stay::Always,
+    })
+}
+
+#[test]
+fn one_policy_of_needs_is_right_on_every_machine() {
+    let mut planned_on = 0;
+    for (name, topology) in machines() {
+        let free = topology.cores.len() - 1;
+        for vcpus in [1, 2, 4] {
+            let plan = match planned(&topology, vcpus) {
+                Ok(plan) => plan,
+                Err(error @ PlanError::Policy { .. }) => panic!("{name}: {error}"),
+                // A machine of one core has none to give.
+                Err(PlanError::Infeasible { .. }) if free < vcpus as usize => continue,
+                Err(error) => panic!("{name}, {vcpus} vCPUs: {error}"),
+            };
+            planned_on += 1;
+            let used: CpuSet = plan.vcpus.iter().flat_map(|vcpu| vcpu.cpus.iter()).collect();
+            assert_eq!(used.len(), vcpus as usize, "{name}: a CPU for each");
+            assert!(used.is_subset(&topology.online()), "{name}");
+            let has = |kind| topology.cores.iter().any(|core| core.kind == Some(kind));
+            if has(CoreKind::Performance) && has(CoreKind::Efficiency) {
+                let mut on = topology.cores.iter().filter(|core| core.cpus.intersects(&used));
+                assert!(on.all(|core| core.kind == Some(CoreKind::Performance)), "{name}");
+            }
+            let sizes = || topology.llcs.iter().filter_map(|llc| llc.size_bytes);
+            let (small, large) = (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0));
+            if large >= 2 * small && large >= 64 << 20 {
+                let mut behind = topology.llcs.iter().filter(|llc| llc.cpus.intersects(&used));
+                assert!(behind.all(|llc| llc.size_bytes == Some(large)), "{name}");
+            }
+        }
+    }
+    assert!(planned_on >= 3 * 10, "{planned_on} plans");
+}
