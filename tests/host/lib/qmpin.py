@@ -295,6 +295,31 @@ RestartPreventExitStatus=3
         return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S).stdout
 
 
+class Service(Unit):
+    """`qmpin@VMID.service` as the package has it: enabled, started and stopped by the scenario, and left alone here."""
+
+    def __init__(self, vmid: int):
+        super().__init__(vmid)
+        self.name = f"qmpin@{vmid}.service"
+        self.path_unit = f"qmpin@{vmid}.path"
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def moved(self, now: dict[tuple[int, int], threads.Thread]) -> list[str]:
+        """Nobody counts: at its level others are moved. Where they may be is what `verify` looks at."""
+        return []
+
+    def check(self, vm, host, limit_s: float = LIMIT_S) -> dict:
+        plan = super().check(vm, host, limit_s)
+        verify = lambda: host.run("/usr/bin/qmpin", "verify", str(self.vmid), check=False)
+        wait_until(lambda: verify().returncode == 0, limit_s, f"all to hold for VM {self.vmid}", lambda: verify().stdout)
+        return plan
+
+    def __exit__(self, *_exc: object) -> None:
+        print(f"--- {self.name}\n{self.log()}---")
+
+
 def attach_once(host, vmid: int, *flags: str, check: bool = True) -> subprocess.CompletedProcess:
     """`qmpin attach --once`, patiently."""
     done = patiently(lambda: host.run("qmpin", "attach", str(vmid), "--once", *flags, check=False))

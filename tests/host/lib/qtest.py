@@ -24,6 +24,7 @@ JOB = Path("/job/job.json")
 # What a scenario writes here is handed to the machine outside (`run --results DIR`).
 RESULTS = Path("/results")
 # Lines that are shown beside the result, also when all is well.
+PACKAGE = Path("/job/qmpin.deb")
 NOTES = Path("/run/qtest/notes")
 
 
@@ -46,6 +47,8 @@ class Host:
         """Why a need of a scenario (NEEDS) is not met; None when it is."""
         if need == "qmpin":
             return None if shutil.which("qmpin") else "no qmpin binary was built"
+        if need == "package":
+            return None if PACKAGE.exists() else "no package was built (integration/debian/build)"
         if need == "kvm":
             subprocess.run(["modprobe", "kvm_amd"], capture_output=True)
             return None if Path("/dev/kvm").exists() else "no KVM on this host"

@@ -169,6 +169,11 @@ class Vm:
             os.kill(self.pid, signal.SIGKILL)
         self.wait_gone()
 
+    def leave_files(self) -> None:
+        """SIGKILL, and nobody cleans up: the pid file and the socket stay."""
+        os.kill(self.pid, signal.SIGKILL)
+        wait_until(lambda: not self.alive(), 60, f"QEMU of VM {self.vmid} to end")
+
     def quit(self) -> None:
         """`quit` over QMP, as Proxmox's event daemon does after a guest's shutdown."""
         try:

@@ -34,7 +34,7 @@ setsid -c bash -i </dev/ttyS0 >/dev/ttyS0 2>&1
 )
 
 
-def write(path: Path, run_sh: str, description: dict, binary: Path | None) -> None:
+def write(path: Path, run_sh: str, description: dict, binary: Path | None, package: Path | None) -> None:
     """Writes the job disk to PATH. DESCRIPTION becomes /job/job.json."""
     with tarfile.open(path, "w") as tar:
         _add_text(tar, "run.sh", run_sh, 0o755)
@@ -47,6 +47,8 @@ def write(path: Path, run_sh: str, description: dict, binary: Path | None) -> No
             tar.add(REPOSITORY / "integration", "integration", filter=_clean)
         if binary is not None:
             tar.add(binary, "bin/qmpin", filter=_clean)
+        if package is not None:
+            tar.add(package, "qmpin.deb", filter=_clean)
     with open(path, "ab") as tar_file:
         tar_file.truncate((path.stat().st_size + 511) // 512 * 512 + PADDING_BYTES)
 

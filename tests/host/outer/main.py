@@ -23,6 +23,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names; all when absent; `shell` for a console")
     parser.add_argument("--shape", default="5900x", choices=shape.names(), help="the machine to be (default: 5900x)")
     parser.add_argument("--suite", default="trixie", choices=rootfs.names(), help="its Debian (default: trixie)")
+    parser.add_argument("--without", action="append", default=[], metavar="SCENARIO", help="all but this; more than once for more")
     parser.add_argument("--keep", action="store_true", help="keep the run's folder, with all logs, also on success")
     parser.add_argument("--results", type=Path, metavar="DIR", help="unpack what the scenarios handed back into DIR")
     parser.add_argument("--list", action="store_true", help="list scenarios, shapes and suites")
@@ -45,8 +46,8 @@ def run_from(args: argparse.Namespace) -> int:
         print("shapes:", *shape.names())
         print("suites:", *rootfs.names())
         return EXIT_OK
-    wanted = args.scenarios or scenario_names()
-    unknown = [name for name in wanted if name not in [*scenario_names(), "shell"]]
+    wanted = [name for name in args.scenarios or scenario_names() if name not in args.without]
+    unknown = [name for name in [*wanted, *args.without] if name not in [*scenario_names(), "shell"]]
     if unknown:
         print(f"error: no scenario {', '.join(unknown)}; there are: {', '.join(scenario_names())}", file=sys.stderr)
         return EXIT_USAGE
@@ -76,12 +77,12 @@ def run_from(args: argparse.Namespace) -> int:
     keep = True
     try:
         if wanted == ["shell"]:
-            job.write(job_tar, job.RUN_SHELL, description, binary())
+            job.write(job_tar, job.RUN_SHELL, description, binary(), package())
             keep = args.keep
             return shell(folder, its_shape, suite, job_tar)
 
         def write_job(scenarios: list[str]) -> Path:
-            job.write(job_tar, job.RUN_SCENARIOS, {**description, "scenarios": scenarios}, binary())
+            job.write(job_tar, job.RUN_SCENARIOS, {**description, "scenarios": scenarios}, binary(), package())
             return job_tar
 
         report = run(folder, its_shape, suite, write_job, wanted)
@@ -108,6 +109,11 @@ def binary() -> Path | None:
     if named and not path.is_file():
         raise SystemExit(f"error: QMPIN_BIN={named}: no such file")
     return path if path.is_file() else None
+
+
+def package() -> Path | None:
+    """The Debian package under test, as integration/debian/build makes it. Scenarios that need it are skipped where there is none."""
+    return next((job.REPOSITORY / "target/debian").glob("qmpin_*.deb"), None)
 
 
 def run(folder: Path, its_shape: shape.Shape, suite: rootfs.Suite, write_job: Callable, wanted: list[str]) -> Report:
