@@ -4,7 +4,13 @@
 //! The order is what keeps the host safe: lock, look, plan, lease, journal, and only then the first
 //! write. Everything that can refuse, refuses before that.
 
+mod outside;
+mod replan;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+use outside::Outside;
+use replan::this_process;
 
 use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
@@ -15,17 +21,17 @@ use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
 use super::reonline::{ReonlineReport, bring_back, reonline};
 use super::reports::{Learnt, LookError, LookReport};
-use super::settings::{Follow, Host, Settings, channel_paths};
+use super::settings::{Host, Settings, channel_paths};
 use super::start_error::StartError;
 use super::state::Looked;
 use crate::apply::{Bench, HostApplied, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
-use crate::discover::{self, DiscoverError, Target, VmView, read_topology, read_vm};
+use crate::discover::{self, Target, VmView, read_topology, read_vm};
 use crate::error::chain;
-use crate::ids::{Pid, Tid};
+use crate::ids::Tid;
 use crate::journal::{Journal, JournalError, Record};
-use crate::leases::{Lease, StateError, SupervisorLock};
+use crate::leases::{StateError, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Plan, Request, Stay, plan};
 use crate::policy::Knob;
@@ -42,8 +48,7 @@ pub struct Attachment<'a> {
     online: CpuSet,
     guest: Guest,
     identified: Identified,
-    /// Kernel threads of the VM outside its process.
-    outside: Vec<Thread>,
+    outside: Outside,
     plan: Plan,
     /// Whether there should be a new plan, and how much staying is worth then.
     stale: Option<Stay>,
@@ -142,7 +147,7 @@ impl<'a> Attachment<'a> {
                 topology,
                 guest,
                 identified,
-                outside: Vec::new(),
+                outside: Outside::default(),
                 plan,
                 stale: None,
                 partition: Partition::resumed(&journal),
@@ -394,83 +399,6 @@ impl<'a> Attachment<'a> {
         tasks::scan(self.known.host.root, self.known.host.sched, self.known.process.pid, None)
     }
 
-    /// A CPU that went offline takes pins with it, and one that came back may be wanted.
-    fn notice_cpu_hotplug(&mut self) -> Result<(), DiscoverError> {
-        let online = discover::online_cpus(self.known.host.root)?;
-        let known = self.topology.online();
-        self.online = online;
-        let changed = (online - known) | (known - online);
-        // Another VM's are its own affair: it may be about to bring one back.
-        if changed.is_empty() || changed.is_subset(&self.others_cpus()) {
-            return Ok(());
-        }
-        tracing::info!("online CPUs are now {online}, were {known}");
-        self.topology = read_topology(self.known.host.root)?;
-        self.stale = Some(Stay::UnlessBetter);
-        Ok(())
-    }
-
-    /// The CPUs that are other VMs' alone.
-    fn others_cpus(&self) -> CpuSet {
-        let Known { settings, boot_id, .. } = &self.known;
-        let others = neighbours(&settings.state, &settings.vm, boot_id);
-        others.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
-    }
-
-    fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
-        let lock = self.known.settings.state.lock_leases()?;
-        let neighbours =
-            neighbours(&self.known.settings.state, &self.known.settings.vm, &self.known.boot_id);
-        let held = self.plan.held();
-        let request = Request {
-            vm: &self.known.settings.vm,
-            topology: &self.topology,
-            guest: &self.guest,
-            policy: &self.known.settings.policy,
-            neighbours: &neighbours,
-            held: &held,
-            stay,
-        };
-        // Stale until there is a new one; but not tried at every look: the next change will.
-        self.stale = None;
-        let plan = plan(&request)?;
-        if plan != self.plan {
-            let old = std::mem::replace(&mut self.plan, plan);
-            if let Err(error) = self.write_lease() {
-                // What others cannot read is not ours to take.
-                self.plan = old;
-                self.stale = Some(stay);
-                return Err(error.into());
-            }
-            self.partition.resize(self.known.ground(), &self.plan, &mut self.journal, &lock)?;
-        }
-        Ok(())
-    }
-
-    fn write_lease(&self) -> Result<(), StateError> {
-        let supervisor = match self.known.settings.follow {
-            Follow::Stay => this_process(self.known.host.root),
-            Follow::Once => None,
-        };
-        self.known.settings.state.write_lease(&Lease {
-            schema: crate::leases::SCHEMA.to_owned(),
-            vm: self.known.settings.vm.clone(),
-            boot_id: self.known.boot_id.clone(),
-            qemu: self.known.process,
-            supervisor,
-            since_unix_s: self.since_unix_s,
-            exclusive: self.plan.exclusive,
-            emulator: self.plan.emulator,
-            iothreads: self.plan.iothread_cpus,
-            vcpus: self.plan.held().into_iter().collect(),
-            knobs: self.known.settings.policy.vm.wanted_knobs(),
-            partition: self.partition.cgroup(),
-            slices: self.partition.slices(),
-            vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
-            sched: self.known.settings.policy.vm.sched.value,
-        })
-    }
-
     /// Compares a scan with the plan and carries out the difference.
     fn mend(&mut self, mut scan: Scan) -> Result<LookReport, JournalError> {
         let grips = scan.take_grips();
@@ -482,14 +410,13 @@ impl<'a> Attachment<'a> {
                 observed.threads.binary_search_by_key(&key.tid, |thread| thread.key.tid).is_err()
             }),
         };
-        self.refresh_outside();
         let mut threads = observed.threads;
         // Groups first: a mask holds only for CPUs that the thread's group allows.
         let (plan, journal) = (&self.plan, &mut self.journal);
         let partition =
             self.partition.converge(self.known.ground(), plan, journal, &threads, &grips)?;
         let own = threads.len();
-        threads.extend(self.outside.iter().cloned());
+        threads.extend(self.outside.now(self.known.host.sched));
         let steps = diff(&self.plan, self.known.process.pid, &threads, &self.online);
         let drifted: BTreeSet<ThreadKey> = steps
             .iter()
@@ -526,6 +453,10 @@ impl<'a> Attachment<'a> {
         })
     }
 
+    fn find_outside(&mut self) {
+        self.outside.find(&self.known, self.online, &mut self.journal);
+    }
+
     /// Before the first write, all masks as they are.
     fn first_baseline(&self, threads: &[Thread]) -> Option<Record> {
         if self.journal.memory().has_baseline() {
@@ -538,43 +469,6 @@ impl<'a> Attachment<'a> {
             Originals::of(self.known.host.root, self.known.process, threads, self.online)
                 .record(all, threads),
         )
-    }
-
-    /// Finds kernel threads of the VM. It reads a line for each of the host's, so it is done when the
-    /// VM has changed, and not at every look.
-    fn find_outside(&mut self) {
-        let found = tasks::kernel_threads(
-            self.known.host.root,
-            self.known.host.sched,
-            self.known.process.pid,
-        );
-        let new: Vec<Thread> = found
-            .iter()
-            .filter(|thread| !self.journal.memory().knows(thread.key))
-            .cloned()
-            .collect();
-        if !new.is_empty()
-            && let Err(error) = self.journal.append(vec![
-                Originals::of(self.known.host.root, self.known.process, &new, self.online)
-                    .record(self.online, &new),
-            ])
-        {
-            // Without an undo they are not touched.
-            tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
-            return;
-        }
-        self.outside = found;
-    }
-
-    fn refresh_outside(&mut self) {
-        let sched = self.known.host.sched;
-        self.outside.retain_mut(|thread| match sched.affinity(thread.key.tid) {
-            Ok(allowed) => {
-                thread.allowed = allowed;
-                true
-            }
-            Err(_) => false,
-        });
     }
 }
 
@@ -593,11 +487,6 @@ fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKe
         .filter(|thread| !moving.contains(&thread.key))
         .filter_map(|thread| Some((thread.key, desired(plan, &thread.role)?)))
         .collect()
-}
-
-fn this_process(root: &SysRoot) -> Option<ProcessKey> {
-    let pid = Pid(i32::try_from(std::process::id()).ok()?);
-    discover::process_key(root, pid).ok()
 }
 
 fn unix_now_s() -> u64 {

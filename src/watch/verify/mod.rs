@@ -16,7 +16,10 @@
 //!
 //! A check is made where the VM's policy asks for what it is about.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod host;
+mod vm;
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -27,11 +30,9 @@ use crate::journal::Memory;
 use crate::leases::Lease;
 use crate::places::{Irqbalance, Place, Value};
 use crate::plan::core_scheduling::Cookies;
-use crate::plan::partition::ISOLATED;
-use crate::plan::{counted, cpus_in_words};
 use crate::policy::Knob;
-use crate::scheduling::{Cookie, Scheduling};
-use crate::threads::{Role, Thread, ThreadKey};
+use crate::scheduling::Scheduling;
+use crate::threads::{Thread, ThreadKey};
 
 /// How many are named, of many that break one promise.
 const NAMED: usize = 4;
@@ -123,19 +124,24 @@ impl Facts<'_> {
 /// Makes all checks that the VM's policy gives cause for.
 #[must_use]
 pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
-    let mut checks = vec![vcpus(facts), helpers(facts)];
-    checks.extend(sched(facts));
+    let mut checks = vec![vm::vcpus(facts), vm::helpers(facts)];
+    checks.extend(vm::sched(facts));
     let asked = |knob: Knob| facts.lease.knobs.contains(&knob);
     if asked(Knob::CoreScheduling) && !facts.beside.is_empty() {
-        checks.push(core_scheduling(facts));
+        checks.push(vm::core_scheduling(facts));
     }
     if asked(Knob::Partition) {
-        checks.push(partition(facts));
-        checks.push(nobody("processes", "process", facts, OccupantKind::User));
+        checks.push(host::partition(facts));
+        checks.push(host::nobody("processes", "process", facts, OccupantKind::User));
     }
     if asked(Knob::Kthreads) {
-        checks.push(nobody("kthreads", "movable kernel thread", facts, OccupantKind::Movable));
-        checks.extend(bound(facts));
+        checks.push(host::nobody(
+            "kthreads",
+            "movable kernel thread",
+            facts,
+            OccupantKind::Movable,
+        ));
+        checks.extend(host::bound(facts));
     }
     for (knob, check) in [
         (Knob::Irqs, "irqs"),
@@ -145,18 +151,25 @@ pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
     ] {
         if asked(knob) {
             let is_apart = |unmet: &&Unmet| {
-                facts.is_of_own_device(&unmet.place) || is_irqbalance(&unmet.place)
+                facts.is_of_own_device(&unmet.place) || host::is_irqbalance(&unmet.place)
             };
             let of_knob = facts.unmet.iter().filter(|unmet| unmet.knob == knob && !is_apart(unmet));
-            checks.extend(places(facts, &of_knob.collect::<Vec<_>>(), check, as_it_should));
+            checks.extend(host::places(
+                facts,
+                &of_knob.collect::<Vec<_>>(),
+                check,
+                host::as_it_should,
+            ));
         }
     }
     if asked(Knob::Irqs) && !facts.irqbalances.is_empty() {
-        checks.extend(irqbalance(facts));
+        checks.extend(host::irqbalance(facts));
     }
     if asked(Knob::Irqs) && !facts.vfio.is_empty() {
         let own = facts.unmet.iter().filter(|unmet| facts.is_of_own_device(&unmet.place));
-        checks.extend(places(facts, &own.collect::<Vec<_>>(), "vfio-irqs", || seats(facts)));
+        checks.extend(host::places(facts, &own.collect::<Vec<_>>(), "vfio-irqs", || {
+            host::seats(facts)
+        }));
     }
     checks
 }
@@ -167,234 +180,6 @@ fn holds(check: &'static str, reason: String) -> Check {
 
 fn broken(check: &'static str, reason: String) -> Check {
     Check { check, verdict: CheckVerdict::Broken, reason }
-}
-
-fn vcpus(facts: &Facts<'_>) -> Check {
-    let own = &facts.lease.exclusive;
-    let mut used = CpuSet::EMPTY;
-    let mut wrong = Vec::new();
-    let mut number = 0;
-    for thread in facts.threads {
-        let Role::Vcpu(index) = thread.role else { continue };
-        number += 1;
-        let on = &thread.allowed;
-        if on.len() != 1 || !on.is_subset(own) {
-            wrong.push(format!("vCPU {index} may run on {}", cpus_in_words(on)));
-        } else if on.intersects(&used) {
-            wrong.push(format!("vCPU {index} shares {}", cpus_in_words(on)));
-        }
-        used |= *on;
-    }
-    if number == 0 {
-        return broken("vcpus", "QEMU names no vCPU".to_owned());
-    }
-    if wrong.is_empty() {
-        let vcpus = counted(number, "vCPU");
-        return holds("vcpus", format!("{vcpus}, each alone on one of {}", cpus_in_words(own)));
-    }
-    broken("vcpus", some(&wrong))
-}
-
-fn helpers(facts: &Facts<'_>) -> Check {
-    let own = &facts.lease.exclusive;
-    let is_helper = |thread: &&Thread| !matches!(thread.role, Role::Vcpu(_));
-    let there = facts.threads.iter().filter(is_helper).filter(|one| one.allowed.intersects(own));
-    let wrong: Vec<String> = there
-        .map(|one| format!("{} {} on {}", one.role.name(), one.key.tid, one.allowed))
-        .collect();
-    if wrong.is_empty() {
-        return holds("helpers", format!("no other thread of the VM on {}", cpus_in_words(own)));
-    }
-    broken("helpers", some(&wrong))
-}
-
-fn sched(facts: &Facts<'_>) -> Option<Check> {
-    let wanted = facts.lease.sched.wanted()?;
-    let helpers = facts.lease.emulator | facts.lease.iothreads;
-    let vcpus = || facts.threads.iter().filter(|one| matches!(one.role, Role::Vcpu(_)));
-    let has_its_own = |on: &CpuSet| {
-        let users = vcpus().filter(|other| other.allowed.intersects(on)).count();
-        on.len() == 1 && users == 1 && !on.intersects(&helpers)
-    };
-    let mut wrong = Vec::new();
-    let mut number = 0;
-    for one in facts.threads {
-        let Some(now) = facts.scheduling.get(&one.key) else { continue };
-        match one.role {
-            Role::Vcpu(index) if has_its_own(&one.allowed) => {
-                number += 1;
-                if *now != wanted {
-                    wrong.push(format!("vCPU {index} is {now} and not {wanted}"));
-                }
-            }
-            _ if facts.memory.scheduling().is_ours(one.key, now)
-                && *now != facts.memory.scheduling().before(one.key) =>
-            {
-                wrong.push(format!("{} {} is {now}", one.role.name(), one.key.tid));
-            }
-            _ => {}
-        }
-    }
-    Some(if number == 0 {
-        broken("sched", format!("no vCPU has a CPU to itself and {wanted}"))
-    } else if wrong.is_empty() {
-        let are = if number == 1 { "is" } else { "are" };
-        let vcpus = counted(number, "vCPU");
-        holds("sched", format!("{vcpus} {are} {wanted}, and no other thread of the VM"))
-    } else {
-        broken("sched", some(&wrong))
-    })
-}
-
-fn core_scheduling(facts: &Facts<'_>) -> Check {
-    let beside = cpus_in_words(&facts.beside);
-    if facts.memory.cookie().is_empty() {
-        let reason =
-            format!("others on {beside} are not kept apart; `qmpin plan --explain` says why");
-        return Check { check: "core-scheduling", verdict: CheckVerdict::Refused, reason };
-    }
-    let ours = |cookie: &Option<Cookie>| {
-        cookie.is_some_and(|cookie| facts.memory.cookie().is_ours(cookie))
-    };
-    let without = facts.cookies.values().filter(|cookie| !ours(cookie)).count();
-    let all: BTreeSet<&Option<Cookie>> = facts.cookies.values().collect();
-    match all.first() {
-        Some(Some(cookie)) if without == 0 && all.len() == 1 => {
-            let threads = counted(facts.cookies.len(), "thread");
-            let reason = format!("{threads} have cookie {cookie}, apart from others on {beside}");
-            holds("core-scheduling", reason)
-        }
-        _ => {
-            let threads = counted(without, "thread");
-            broken("core-scheduling", format!("{threads} without the VM's cookie, beside {beside}"))
-        }
-    }
-}
-
-fn partition(facts: &Facts<'_>) -> Check {
-    let own = &facts.lease.exclusive;
-    let Some(PartitionFile { group, state, cpus }) = facts.partition else {
-        let reason = match &facts.lease.slices {
-            Some(cgroup) => {
-                format!("the VM has none; systemd is to keep units beside {cgroup} off")
-            }
-            None => "the VM has none; `qmpin plan --explain` says why".to_owned(),
-        };
-        return Check { check: "partition", verdict: CheckVerdict::Refused, reason };
-    };
-    if state != ISOLATED {
-        return broken("partition", format!("{group}/cpuset.cpus.partition is `{state}`"));
-    }
-    if cpus != own {
-        let (is, wanted) = (cpus_in_words(cpus), cpus_in_words(own));
-        return broken("partition", format!("{group} is isolated with {is} and not with {wanted}"));
-    }
-    holds("partition", format!("{} are isolated in {group}", cpus_in_words(own)))
-}
-
-fn nobody(check: &'static str, what: &str, facts: &Facts<'_>, kind: OccupantKind) -> Check {
-    let there: Vec<String> = facts
-        .occupants
-        .iter()
-        .filter(|occupant| occupant.kind == kind)
-        .map(|one| format!("{} ({}) on {}", one.comm.escape_debug(), one.tid, one.allowed))
-        .collect();
-    if there.is_empty() {
-        return holds(check, format!("no {what} on {}", cpus_in_words(&facts.lease.exclusive)));
-    }
-    broken(check, some(&there))
-}
-
-/// What the kernel binds to each CPU: `ksoftirqd/12` is one of the ksoftirqd.
-fn bound(facts: &Facts<'_>) -> Option<Check> {
-    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
-    for one in facts.occupants.iter().filter(|one| one.kind == OccupantKind::Bound) {
-        *names.entry(one.comm.split(['/', ':']).next().unwrap_or(&one.comm)).or_default() += 1;
-    }
-    let names: Vec<String> =
-        names.iter().map(|(name, number)| format!("{number} {name}")).collect();
-    let reason = format!("the kernel binds them to their CPUs: {}", names.join(", "));
-    (!names.is_empty()).then_some(Check {
-        check: "bound-kthreads",
-        verdict: CheckVerdict::Refused,
-        reason,
-    })
-}
-
-fn is_irqbalance(place: &Place) -> bool {
-    matches!(place, Place::Irqbalance(_))
-}
-
-/// One that cannot be told is not qmpin's to mend.
-fn irqbalance(facts: &Facts<'_>) -> Vec<Check> {
-    let unmet: Vec<&Unmet> =
-        facts.unmet.iter().filter(|unmet| is_irqbalance(&unmet.place)).collect();
-    let cannot = facts.irqbalances.iter().filter_map(|one| match &one.banned {
-        Err(why) => Some(format!("process {} cannot be told: {why}", one.process.pid)),
-        // It has no CPU left for interrupts with these as well.
-        Ok(banned) if unmet.is_empty() && !facts.lease.exclusive.is_subset(banned) => {
-            Some(format!("process {} keeps off {} already", one.process.pid, cpus_in_words(banned)))
-        }
-        Ok(_) => None,
-    });
-    let cannot: Vec<String> = cannot.collect();
-    if !cannot.is_empty() {
-        let (check, verdict) = ("irqbalance", CheckVerdict::Refused);
-        return vec![Check { check, verdict, reason: some(&cannot) }];
-    }
-    places(facts, &unmet, "irqbalance", || {
-        format!("it keeps interrupts off {}", cpus_in_words(&facts.lease.exclusive))
-    })
-}
-
-fn as_it_should() -> String {
-    "as it should be".to_owned()
-}
-
-/// Where the interrupts of the VM's devices are: `0000:0a:00.0 on CPUs 4-5 (40, 41)`.
-fn seats(facts: &Facts<'_>) -> String {
-    let mut seats: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
-    for VfioSeat { place, device, on } in facts.vfio {
-        let numbers = seats.entry((device, cpus_in_words(on))).or_default();
-        numbers.extend(place.irq().map(|number| number.to_string()));
-    }
-    let seat = |((device, on), numbers): ((&str, String), Vec<String>)| {
-        format!("{device} on {on} ({})", some_of(&numbers, ", "))
-    };
-    let seats: Vec<String> = seats.into_iter().map(seat).collect();
-    format!("vfio_irqs = \"{}\": {}", facts.lease.vfio_irqs.name(), some(&seats))
-}
-
-fn places(
-    facts: &Facts<'_>,
-    unmet: &[&Unmet],
-    check: &'static str,
-    all_is_well: impl Fn() -> String,
-) -> Vec<Check> {
-    let in_words = |unmet: &&Unmet| {
-        let irq = unmet.place.irq().and_then(|number| facts.interrupts.get(&number));
-        let irq = irq.map_or(String::new(), |irq| {
-            let devices = if irq.devices.is_empty() { "no device" } else { irq.devices.as_str() };
-            format!(", {devices}, fired there {} times", irq.fired)
-        });
-        let later = match unmet.place {
-            Place::Irqbalance(_) if unmet.refused => "; it was told, and takes it at its next turn",
-            _ => "",
-        };
-        format!("{} is {} and not {}{irq}{later}", unmet.place, unmet.found, unmet.wanted)
-    };
-    let mut checks = Vec::new();
-    for (refused, verdict) in [(false, CheckVerdict::Broken), (true, CheckVerdict::Refused)] {
-        let list: Vec<String> =
-            unmet.iter().filter(|unmet| unmet.refused == refused).map(in_words).collect();
-        if !list.is_empty() {
-            checks.push(Check { check, verdict, reason: some(&list) });
-        }
-    }
-    if unmet.is_empty() {
-        checks.push(holds(check, all_is_well()));
-    }
-    checks
 }
 
 /// The first few, and how many more there are.
@@ -418,7 +203,8 @@ mod tests {
 
     use crate::journal::{CookieRecord, PriorityIntent, Record};
     use crate::policy::{Level, VcpuSched, VfioIrqs};
-    use crate::threads::{ProcessKey, ThreadKey};
+    use crate::scheduling::Cookie;
+    use crate::threads::{ProcessKey, Role};
 
     fn cpus(list: &str) -> CpuSet {
         list.parse().expect("a cpulist")
@@ -547,7 +333,7 @@ mod tests {
                 irqbalances: &[],
                 interrupts: &BTreeMap::new(),
             };
-            sched(&facts).map(|check| check.verdict)
+            vm::sched(&facts).map(|check| check.verdict)
         };
         assert_eq!(verdict(fifo, other), Some(CheckVerdict::Holds));
         assert_eq!(verdict(other, other), Some(CheckVerdict::Broken));
@@ -575,7 +361,7 @@ mod tests {
                 irqbalances: &[],
                 interrupts: &BTreeMap::new(),
             };
-            core_scheduling(&facts).verdict
+            vm::core_scheduling(&facts).verdict
         };
         let made = cookie(7).map(|made| Record::Cookie(CookieRecord::Made(made)));
         let made = made.as_slice();
@@ -661,7 +447,7 @@ mod tests {
                 irqbalances: &[],
                 interrupts: &interrupts,
             };
-            partition(&facts).verdict
+            host::partition(&facts).verdict
         };
         assert_eq!(verdict(None), CheckVerdict::Refused);
         assert_eq!(verdict(Some(&isolated("isolated", "4-5"))), CheckVerdict::Holds);

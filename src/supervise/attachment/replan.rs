@@ -1,0 +1,97 @@
+//! A new plan for a VM that has one, and the lease that tells others of it.
+
+use super::{Attachment, Known};
+use crate::cpuset::CpuSet;
+use crate::discover::{self, DiscoverError, read_topology};
+use crate::ids::Pid;
+use crate::leases::{Lease, StateError};
+use crate::plan::{Request, Stay, plan};
+use crate::supervise::leasing::neighbours;
+use crate::supervise::reports::LookError;
+use crate::supervise::settings::Follow;
+use crate::sysroot::SysRoot;
+use crate::threads::ProcessKey;
+
+impl Attachment<'_> {
+    /// A CPU that went offline takes pins with it, and one that came back may be wanted.
+    pub(super) fn notice_cpu_hotplug(&mut self) -> Result<(), DiscoverError> {
+        let online = discover::online_cpus(self.known.host.root)?;
+        let known = self.topology.online();
+        self.online = online;
+        let changed = (online - known) | (known - online);
+        // Another VM's are its own affair: it may be about to bring one back.
+        if changed.is_empty() || changed.is_subset(&self.others_cpus()) {
+            return Ok(());
+        }
+        tracing::info!("online CPUs are now {online}, were {known}");
+        self.topology = read_topology(self.known.host.root)?;
+        self.stale = Some(Stay::UnlessBetter);
+        Ok(())
+    }
+
+    /// The CPUs that are other VMs' alone.
+    fn others_cpus(&self) -> CpuSet {
+        let Known { settings, boot_id, .. } = &self.known;
+        let others = neighbours(&settings.state, &settings.vm, boot_id);
+        others.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
+    }
+
+    pub(super) fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
+        let lock = self.known.settings.state.lock_leases()?;
+        let neighbours =
+            neighbours(&self.known.settings.state, &self.known.settings.vm, &self.known.boot_id);
+        let held = self.plan.held();
+        let request = Request {
+            vm: &self.known.settings.vm,
+            topology: &self.topology,
+            guest: &self.guest,
+            policy: &self.known.settings.policy,
+            neighbours: &neighbours,
+            held: &held,
+            stay,
+        };
+        // Stale until there is a new one; but not tried at every look: the next change will.
+        self.stale = None;
+        let plan = plan(&request)?;
+        if plan != self.plan {
+            let old = std::mem::replace(&mut self.plan, plan);
+            if let Err(error) = self.write_lease() {
+                // What others cannot read is not ours to take.
+                self.plan = old;
+                self.stale = Some(stay);
+                return Err(error.into());
+            }
+            self.partition.resize(self.known.ground(), &self.plan, &mut self.journal, &lock)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn write_lease(&self) -> Result<(), StateError> {
+        let supervisor = match self.known.settings.follow {
+            Follow::Stay => this_process(self.known.host.root),
+            Follow::Once => None,
+        };
+        self.known.settings.state.write_lease(&Lease {
+            schema: crate::leases::SCHEMA.to_owned(),
+            vm: self.known.settings.vm.clone(),
+            boot_id: self.known.boot_id.clone(),
+            qemu: self.known.process,
+            supervisor,
+            since_unix_s: self.since_unix_s,
+            exclusive: self.plan.exclusive,
+            emulator: self.plan.emulator,
+            iothreads: self.plan.iothread_cpus,
+            vcpus: self.plan.held().into_iter().collect(),
+            knobs: self.known.settings.policy.vm.wanted_knobs(),
+            partition: self.partition.cgroup(),
+            slices: self.partition.slices(),
+            vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
+            sched: self.known.settings.policy.vm.sched.value,
+        })
+    }
+}
+
+pub(super) fn this_process(root: &SysRoot) -> Option<ProcessKey> {
+    let pid = Pid(i32::try_from(std::process::id()).ok()?);
+    discover::process_key(root, pid).ok()
+}
