@@ -1,6 +1,7 @@
 """`tests/host/run`: builds what is missing, boots, runs scenarios, tells the result."""
 
 import argparse
+import fnmatch
 import os
 import shutil
 import signal
@@ -20,10 +21,11 @@ EXIT_USAGE = 2
 
 def arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/host/run", description="Run scenarios in the test host")
-    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="names; all when absent; `shell` for a console")
+    parser.add_argument(
+        "scenarios", nargs="*", metavar="SCENARIO", help="names, or patterns such as 'attach*'; all when absent; `shell` for a console"
+    )
     parser.add_argument("--shape", default="5900x", choices=shape.names(), help="the machine to be (default: 5900x)")
     parser.add_argument("--suite", default="trixie", choices=rootfs.names(), help="its Debian (default: trixie)")
-    parser.add_argument("--without", action="append", default=[], metavar="SCENARIO", help="all but this; more than once for more")
     parser.add_argument("--keep", action="store_true", help="keep the run's folder, with all logs, also on success")
     parser.add_argument("--results", type=Path, metavar="DIR", help="unpack what the scenarios handed back into DIR")
     parser.add_argument("--list", action="store_true", help="list scenarios, shapes and suites")
@@ -46,11 +48,13 @@ def run_from(args: argparse.Namespace) -> int:
         print("shapes:", *shape.names())
         print("suites:", *rootfs.names())
         return EXIT_OK
-    wanted = [name for name in args.scenarios or scenario_names() if name not in args.without]
-    unknown = [name for name in [*wanted, *args.without] if name not in [*scenario_names(), "shell"]]
+    known = [*scenario_names(), "shell"]
+    unknown = [pattern for pattern in args.scenarios if not fnmatch.filter(known, pattern)]
     if unknown:
         print(f"error: no scenario {', '.join(unknown)}; there are: {', '.join(scenario_names())}", file=sys.stderr)
         return EXIT_USAGE
+    wanted = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in args.scenarios)]
+    wanted = wanted or scenario_names()
     its_shape = shape.Shape.load(args.shape)
     suite = rootfs.Suite.load(args.suite)
     try:
