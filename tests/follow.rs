@@ -40,6 +40,25 @@ fn ready_is_said_when_all_is_in_place() {
 }
 
 #[test]
+fn a_vm_that_is_just_starting_is_waited_for() {
+    needs_two_cpus!("a_vm_that_is_just_starting_is_waited_for");
+    let stage = Stage::new(&options());
+    let path = |name: &str| stage.qemu.dir().join(name);
+    // As it is while QEMU starts: a pid file without a pid, and no socket yet.
+    let pid = fs::read_to_string(path("100.pid")).unwrap();
+    fs::write(path("100.pid"), "").unwrap();
+    fs::rename(path("100.qmp"), path("100.later")).unwrap();
+    let mut attached = stage.attach_unready(&["-vv"]);
+    let said = |text: &str| attached.lines_with("not yet") > 0 && attached.lines_with(text) > 0;
+    wait_until("it has seen no pid", || said("the pid file"));
+    fs::write(path("100.pid"), pid).unwrap();
+    wait_until("it has found no socket", || said("could not connect to"));
+    fs::rename(path("100.later"), path("100.qmp")).unwrap();
+    attached.wait_ready();
+    attached.end();
+}
+
+#[test]
 fn every_signal_that_means_stop_puts_everything_back() {
     needs_two_cpus!("every_signal_that_means_stop_puts_everything_back");
     let stage = Stage::new(&options());
