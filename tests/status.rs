@@ -44,6 +44,34 @@ fn status_follows_a_vm_from_its_attach_to_its_end() {
 }
 
 #[test]
+fn doctor_names_what_a_vm_costs_and_the_line_that_mends_it() {
+    let stage = Stage::new(&QemuOptions::default());
+    let advice = |words: &[&str]| {
+        let done = stage.run(&[&["doctor"], words, &["--json"]].concat());
+        let document: Value = serde_json::from_str(&done.out).expect("a document");
+        assert_eq!(document["schema"], "qmpin.doctor/1");
+        let advice = document["advice"].as_array().expect("advice").clone();
+        let costs = advice.iter().any(|one| one["health"] == "costs");
+        assert_eq!(done.code, Some(i32::from(costs)), "{done:?}");
+        advice
+    };
+    let checks = |advice: &[Value]| -> Vec<String> {
+        advice.iter().map(|one| one["check"].as_str().expect("a name").to_owned()).collect()
+    };
+    let of_host = ["partition", "irqbalance", "rt-throttling"];
+    assert_eq!(checks(&advice(&[])), of_host);
+    let of_vm = advice(&["100"]);
+    assert_eq!(checks(&of_vm), [&of_host[..], &["guest-cores", "channel"]].concat());
+    assert_eq!(of_vm[4]["health"], "costs", "Proxmox's socket is visited");
+    assert!(of_vm[4]["mend"].as_str().expect("a line").contains("100.qmpin,server=on"));
+    // With a socket of its own there is nothing to say.
+    std::fs::write(stage.qemu.dir().join("100.qmpin"), "").expect("made");
+    assert_eq!(advice(&["100"])[4]["health"], "fine");
+    stage.run(&["doctor", "101"]).says(3, &["not running"]);
+    stage.run(&["doctor", "--qmp", "/x"]).says(2, &["VM"]);
+}
+
+#[test]
 fn drift_is_counted_for_all_to_see() {
     needs_two_cpus!("drift_is_counted_for_all_to_see");
     let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");

@@ -67,6 +67,8 @@ pub(super) enum Command {
     Status(StatusArgs),
     /// Check that all that was promised holds
     Verify(VerifyArgs),
+    /// Show what the host, and a VM, still cost, and the line that mends it
+    Doctor(DoctorArgs),
     /// Show or check the policy
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -355,6 +357,31 @@ pub(super) struct VerifyArgs {
     /// Print the document qmpin.verify/1
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct DoctorArgs {
+    /// This one as well
+    #[arg(value_name = "VM")]
+    pub(super) vm: Option<VmName>,
+    /// The QMP socket of a VM that is not Proxmox's
+    #[arg(long, value_name = "PATH", requires = "vm")]
+    qmp: Option<PathBuf>,
+    /// How long to wait for one's turn at a monitor that another client has
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    wait_s: u64,
+    /// Print the document qmpin.doctor/1
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+impl DoctorArgs {
+    /// The VM that is looked at, where one is.
+    pub(super) fn target(&self) -> Option<VmArgs> {
+        let (qmp, wait_s) = (self.qmp.clone(), self.wait_s);
+        self.vm.clone().map(|vm| VmArgs { vm, qmp, wait_s })
+    }
 }
 
 #[derive(Args, Debug)]

@@ -15,6 +15,7 @@ mod args;
 mod attach;
 mod config;
 mod detach;
+mod doctor;
 mod log;
 mod output;
 mod plan;
@@ -84,6 +85,7 @@ fn run(args: Qmpin) -> Result<Answer, Failure> {
         Command::Plan(plan) => plan::run(global, &plan),
         Command::Status(status) => status::run(global, &status),
         Command::Verify(verify) => verify::run(global, &verify),
+        Command::Doctor(doctor) => doctor::run(global, &doctor),
         Command::Config(config) => config::run(global, &config),
         Command::Topology(topology) => topology::run(global, &topology),
     }

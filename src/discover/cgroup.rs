@@ -38,6 +38,15 @@ pub fn partition_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Re
     Ok(site)
 }
 
+/// Whether a VM in a unit of its own could have a partition on this host.
+///
+/// # Errors
+/// Why not, in a sentence.
+pub fn can_partition(root: &SysRoot, cgroups: &dyn Cgroups) -> Result<(), String> {
+    has_systemd_cpusets(root, cgroups)?;
+    if lacks_exclusive(cgroups) { Err(NO_EXCLUSIVE.to_owned()) } else { Ok(()) }
+}
+
 /// The cgroup of a process, where systemd can keep the units beside it off its CPUs: of scopes and
 /// services a user's own systemd has made, the part above that.
 ///
@@ -91,6 +100,12 @@ pub fn limit(cgroups: &dyn Cgroups, cgroup: &str, online: &CpuSet) -> Option<Cpu
 
 /// The `/proc/PID/cgroup` of a process on a host where systemd has the cpuset controller.
 fn systemd_cgroup(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Result<String, String> {
+    has_systemd_cpusets(root, cgroups)?;
+    root.read(&format!("proc/{process}/cgroup"))
+        .map_err(|error| format!("{error}: {}", error.source))
+}
+
+fn has_systemd_cpusets(root: &SysRoot, cgroups: &dyn Cgroups) -> Result<(), String> {
     let controllers = cgroups
         .read("cgroup.controllers")
         .map_err(|_| "there is no cgroup v2 tree at /sys/fs/cgroup".to_owned())?;
@@ -100,8 +115,7 @@ fn systemd_cgroup(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Result
     if !root.path("run/systemd/system").is_ok_and(|path| path.is_dir()) {
         return Err("the host is not run by systemd".to_owned());
     }
-    root.read(&format!("proc/{process}/cgroup"))
-        .map_err(|error| format!("{error}: {}", error.source))
+    Ok(())
 }
 
 fn path_of(text: &str) -> Result<&str, String> {

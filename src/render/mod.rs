@@ -5,6 +5,7 @@
 //! values.
 
 mod config;
+mod doctor;
 mod owners;
 mod paint;
 mod plan;
@@ -18,6 +19,7 @@ mod verify;
 mod words;
 
 pub use config::{ConfigDocument, config_text};
+pub use doctor::DoctorDocument;
 pub use owners::Owners;
 pub use paint::Color;
 pub use plan::{Explain, PlanDocument, host_text, plan_text};

@@ -6,10 +6,12 @@
 //!   exit.rs     QEMU has ended                   pidfd
 //!   leases.rs   another VM came or went          inotify on the state folder
 //!   verify.rs   does what was promised hold?    all of the above, once
+//!   doctor.rs   what does it cost all the same?     the host's files, QEMU's answer
 //!   slow_timer.rs  nothing else has said so      timerfd
 //! ```
 
 mod births;
+pub mod doctor;
 mod exit;
 mod leases;
 mod readable;

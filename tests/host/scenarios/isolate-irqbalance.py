@@ -115,6 +115,8 @@ def hung(host, irqbalance, was, alone):
     with attached() as follower:
         mine = cpulist.parse(follower.plan()["exclusive"])
         assert "cannot be told" in follower.log(), follower.log()
+        doctor = host.run("qmpin", "doctor", check=False)
+        assert doctor.returncode == 1 and "cannot be told" in doctor.stdout, doctor
         default = int(host.read("/proc/irq/default_smp_affinity").replace(",", ""), 16)
         assert not any(default >> cpu & 1 for cpu in mine), f"{default:x}"
         verify = host.run("qmpin", "verify", "100").stdout

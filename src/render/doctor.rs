@@ -1,0 +1,48 @@
+//! What still costs something: the document `qmpin.doctor/1`, and a table with the lines that mend it.
+
+use serde::Serialize;
+
+use super::table::table;
+use crate::ids::VmName;
+use crate::watch::doctor::{Advice, Health};
+
+/// `doctor --json`.
+#[derive(Debug, Serialize)]
+pub struct DoctorDocument<'a> {
+    schema: &'static str,
+    vm: Option<&'a VmName>,
+    advice: Vec<Advice>,
+}
+
+impl DoctorDocument<'_> {
+    /// Of what was looked at.
+    #[must_use]
+    pub fn new(vm: Option<&VmName>, advice: Vec<Advice>) -> DoctorDocument<'_> {
+        DoctorDocument { schema: "qmpin.doctor/1", vm, advice }
+    }
+
+    /// Whether there is nothing to mend.
+    #[must_use]
+    pub fn is_fine(&self) -> bool {
+        self.advice.iter().all(|one| one.health == Health::Fine)
+    }
+
+    /// The table for a terminal, and below it a line for each thing that can be mended.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        let mut rows = vec![["CHECK", "", ""].map(str::to_owned)];
+        rows.extend(self.advice.iter().map(|one| {
+            let health = match one.health {
+                Health::Fine => "fine",
+                Health::Costs => "COSTS",
+            };
+            [one.check.to_owned(), health.to_owned(), one.reason.clone()]
+        }));
+        let mut text = table(&rows);
+        let mends = self.advice.iter().filter_map(|one| Some((one.check, one.mend.as_ref()?)));
+        for (check, mend) in mends {
+            text.push_str(&format!("\n{check}:\n    {mend}\n"));
+        }
+        text
+    }
+}

@@ -1,0 +1,278 @@
+//! What a host and a VM still cost, whatever qmpin does, and the line that mends it. Pure: the facts are read
+//! elsewhere.
+//!
+//! | check | costs where |
+//! |---|---|
+//! | `partition` | no isolated partition is to be had |
+//! | `irqbalance` | one runs that cannot be told to keep off the VMs' CPUs |
+//! | `rt-throttling` | nothing keeps real-time threads from starving the kernel's own |
+//! | `guest-cores` | the guest does not know which of its vCPUs share a core of the host |
+//! | `channel` | QEMU is asked by visits of the socket that Proxmox needs, too |
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use crate::ids::VmName;
+use crate::places::Irqbalance;
+use crate::plan::priority::Throttling;
+use crate::plan::{Guest, counted};
+use crate::topology::Topology;
+
+/// Whether something is as it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// There is nothing to mend.
+    Fine,
+    /// It costs something.
+    Costs,
+}
+
+/// One look, and what it has come to.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Advice {
+    /// Its short name.
+    pub check: &'static str,
+    /// How it is.
+    pub health: Health,
+    /// A sentence.
+    pub reason: String,
+    /// The line that mends it: a command, or what belongs in the VM's configuration. Where there is none, it
+    /// is how the machine is.
+    pub mend: Option<String>,
+}
+
+/// How QEMU is asked, as far as that is known.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Asked {
+    /// Over a socket that is qmpin's alone.
+    Alone,
+    /// By visits of `<vmid>.qmp`.
+    Visits,
+}
+
+/// What is known of the host.
+#[derive(Debug)]
+pub struct HostFacts<'a> {
+    /// The machine.
+    pub topology: &'a Topology,
+    /// Whether a partition is to be had; why not.
+    pub partition: Result<(), String>,
+    /// Every irqbalance that runs.
+    pub irqbalances: &'a [Irqbalance],
+    /// Whether the kernel keeps some time for its own threads.
+    pub throttling: Throttling,
+}
+
+/// What is known of a VM.
+#[derive(Debug)]
+pub struct VmFacts<'a> {
+    /// Which.
+    pub vm: &'a VmName,
+    /// What it has.
+    pub guest: &'a Guest,
+    /// How it is asked; `None`: it is not Proxmox's, and nobody else needs its socket.
+    pub asked: Option<Asked>,
+}
+
+/// All advice, on the host first.
+#[must_use]
+pub fn advise(host: &HostFacts<'_>, vm: Option<&VmFacts<'_>>) -> Vec<Advice> {
+    let mut advice = vec![partition(host), irqbalance(host), rt_throttling(host)];
+    if let Some(vm) = vm {
+        advice.push(guest_cores(host, vm));
+        advice.extend(vm.asked.map(|asked| channel(vm, asked)));
+    }
+    advice
+}
+
+fn fine(check: &'static str, reason: impl Into<String>) -> Advice {
+    Advice { check, health: Health::Fine, reason: reason.into(), mend: None }
+}
+
+fn costs(check: &'static str, reason: impl Into<String>, mend: Option<String>) -> Advice {
+    Advice { check, health: Health::Costs, reason: reason.into(), mend }
+}
+
+fn partition(host: &HostFacts<'_>) -> Advice {
+    match &host.partition {
+        Ok(()) => fine("partition", "an isolated partition keeps everybody off a VM's CPUs"),
+        Err(why) => costs("partition", format!("none is to be had: {why}"), None),
+    }
+}
+
+fn irqbalance(host: &HostFacts<'_>) -> Advice {
+    let deaf = host.irqbalances.iter().filter_map(|one| {
+        let why = one.banned.as_ref().err()?;
+        Some(format!("process {} cannot be told: {why}", one.process.pid))
+    });
+    let deaf: Vec<String> = deaf.collect();
+    if !deaf.is_empty() {
+        let reason = format!("it may put interrupts on VMs' CPUs: {}", deaf.join("; "));
+        return costs("irqbalance", reason, Some("systemctl restart irqbalance".to_owned()));
+    }
+    match host.irqbalances.len() {
+        0 => fine("irqbalance", "none runs"),
+        _ => fine("irqbalance", "it can be told to keep off VMs' CPUs"),
+    }
+}
+
+fn rt_throttling(host: &HostFacts<'_>) -> Advice {
+    match host.throttling {
+        Throttling::On => fine("rt-throttling", "the kernel's own threads get their share"),
+        Throttling::Off => costs(
+            "rt-throttling",
+            "kernel.sched_rt_runtime_us = -1: with sched = \"fifo:N\" a guest that computes starves the \
+             kernel's own threads on its CPUs",
+            Some("sysctl kernel.sched_rt_runtime_us=950000".to_owned()),
+        ),
+    }
+}
+
+fn guest_cores(host: &HostFacts<'_>, vm: &VmFacts<'_>) -> Advice {
+    let check = "guest-cores";
+    let number = vm.guest.vcpus.len();
+    let has_smt = host.topology.cores.iter().any(|core| core.cpus.len() > 1);
+    let threads: BTreeSet<u32> = vm.guest.vcpus.iter().filter_map(|vcpu| vcpu.thread).collect();
+    if threads.len() > 1 {
+        return fine(check, "the guest knows which of its vCPUs share a core");
+    }
+    if !has_smt || number < 2 {
+        return fine(check, "no two of its vCPUs share a core");
+    }
+    let reason = format!(
+        "the guest takes its {} for as many cores, and the host has two to a core",
+        counted(number, "vCPU")
+    );
+    let sockets = vm.guest.vcpus.iter().filter_map(|vcpu| vcpu.socket);
+    let sockets = sockets.collect::<BTreeSet<u32>>().len().max(1);
+    if !number.is_multiple_of(2 * sockets) {
+        return costs(check, format!("{reason}; an even number could be paired"), None);
+    }
+    let cores = number / (2 * sockets);
+    let smp = format!("-smp {number},sockets={sockets},cores={cores},threads=2,maxcpus={number}");
+    let mend = match vm.asked {
+        Some(_) => format!("args: {smp}    (in the VM's configuration, without hotplug: cpu)"),
+        None => smp,
+    };
+    costs(check, reason, Some(mend))
+}
+
+fn channel(vm: &VmFacts<'_>, asked: Asked) -> Advice {
+    let name = vm.vm;
+    match asked {
+        Asked::Alone => fine("channel", "QEMU is asked over a socket that nobody else needs"),
+        Asked::Visits => costs(
+            "channel",
+            format!(
+                "QEMU is asked by visits of {name}.qmp, a few ms each, which Proxmox needs, too (from QEMU \
+                 11.1 on there is another way, once it is attached)"
+            ),
+            Some(format!(
+                "args: -qmp unix:/run/qemu-server/{name}.qmpin,server=on,wait=off    (in the VM's \
+                 configuration)"
+            )),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{CoreId, CpuId, Pid, StartTicks, VcpuIndex};
+    use crate::plan::GuestVcpu;
+    use crate::threads::ProcessKey;
+    use crate::topology::Core;
+
+    fn machine(threads: usize) -> Topology {
+        let cpus = (0..threads).filter_map(CpuId::from_index).collect();
+        let (llc, node, package, die, kind) = (None, None, None, None, None);
+        let core = Core { id: CoreId(0), cpus, llc, node, package, die, kind };
+        Topology { cores: vec![core], ..Topology::default() }
+    }
+
+    fn guest(number: u32, threads: u32, sockets: u32) -> Guest {
+        let vcpu = |index: u32| GuestVcpu {
+            index: VcpuIndex(index),
+            node: None,
+            socket: Some(index * sockets / number),
+            die: None,
+            cluster: None,
+            core: Some(index / threads),
+            thread: Some(index % threads),
+        };
+        Guest { vcpus: (0..number).map(vcpu).collect(), iothreads: Vec::new() }
+    }
+
+    fn advice(host_threads: usize, guest: &Guest, asked: Option<Asked>) -> Vec<Advice> {
+        let topology = machine(host_threads);
+        let host = HostFacts {
+            topology: &topology,
+            partition: Ok(()),
+            irqbalances: &[],
+            throttling: Throttling::On,
+        };
+        advise(&host, Some(&VmFacts { vm: &"100".parse().expect("a name"), guest, asked }))
+    }
+
+    fn found<'a>(advice: &'a [Advice], check: &str) -> &'a Advice {
+        advice.iter().find(|one| one.check == check).expect("looked at")
+    }
+
+    #[test]
+    fn a_guest_without_smt_is_told_the_line_that_gives_it() {
+        for (number, sockets, line) in [
+            (8, 1, "args: -smp 8,sockets=1,cores=4,threads=2,maxcpus=8"),
+            (8, 2, "args: -smp 8,sockets=2,cores=2,threads=2,maxcpus=8"),
+        ] {
+            let all = advice(2, &guest(number, 1, sockets), Some(Asked::Visits));
+            let cores = found(&all, "guest-cores");
+            assert!(cores.mend.as_deref().is_some_and(|mend| mend.starts_with(line)), "{cores:?}");
+        }
+        let odd = advice(2, &guest(3, 1, 1), None);
+        assert_eq!(found(&odd, "guest-cores").mend, None);
+        assert_eq!(found(&odd, "guest-cores").health, Health::Costs);
+        for (host_threads, guest) in [(1, guest(8, 1, 1)), (2, guest(8, 2, 1)), (2, guest(1, 1, 1))]
+        {
+            let all = advice(host_threads, &guest, None);
+            assert_eq!(found(&all, "guest-cores").health, Health::Fine);
+        }
+    }
+
+    #[test]
+    fn only_proxmox_needs_the_socket_that_is_visited() {
+        let guest = guest(2, 2, 1);
+        assert!(advice(2, &guest, None).iter().all(|one| one.check != "channel"));
+        assert_eq!(found(&advice(2, &guest, Some(Asked::Alone)), "channel").health, Health::Fine);
+        let visits = advice(2, &guest, Some(Asked::Visits));
+        let mend = found(&visits, "channel").mend.as_deref().expect("a line");
+        assert!(mend.contains("/run/qemu-server/100.qmpin,server=on"), "{mend}");
+    }
+
+    #[test]
+    fn what_the_host_lacks_is_named_with_its_reason() {
+        let topology = machine(2);
+        let process = ProcessKey { pid: Pid(7), start: StartTicks(1) };
+        let deaf = [Irqbalance { process, banned: Err("it is stopped".to_owned()) }];
+        let host = HostFacts {
+            topology: &topology,
+            partition: Err("there is no cgroup v2 tree".to_owned()),
+            irqbalances: &deaf,
+            throttling: Throttling::Off,
+        };
+        let all = advise(&host, None);
+        assert_eq!(all.len(), 3);
+        assert!(all.iter().all(|one| one.health == Health::Costs), "{all:?}");
+        assert!(found(&all, "partition").reason.contains("cgroup v2"));
+        let irqbalance = found(&all, "irqbalance");
+        assert!(irqbalance.reason.contains("process 7 cannot be told: it is stopped"));
+        assert_eq!(irqbalance.mend.as_deref(), Some("systemctl restart irqbalance"));
+        assert!(
+            found(&all, "rt-throttling")
+                .mend
+                .as_deref()
+                .is_some_and(|mend| mend.contains("950000"))
+        );
+    }
+}
