@@ -59,6 +59,31 @@ fn a_vm_that_is_just_starting_is_waited_for() {
 }
 
 #[test]
+fn only_what_nobody_looks_after_is_dead() {
+    needs_two_cpus!("only_what_nobody_looks_after_is_dead");
+    let stage = Stage::new(&options());
+    let before = stage.masks();
+    stage.run(&["detach", "--dead"]).says(0, &[]);
+    let attached = stage.attach(&[]);
+    for words in [&["detach", "--dead"][..], &["detach", "100", "--dead"]] {
+        stage.run(words).says(0, &[]);
+        assert_ne!(stage.masks(), before, "it is followed");
+    }
+    attached.kill();
+    assert_ne!(stage.masks(), before);
+    stage.run(&["detach", "--dead"]).says(0, &["put back"]);
+    stage.assert_untouched(&before);
+    // Nobody follows this one, as it was meant.
+    stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
+    stage.run(&["detach", "100", "--dead"]).says(0, &[]);
+    assert_ne!(stage.masks(), before, "it was attached once");
+    stage.qemu.kill();
+    stage.run(&["detach", "--dead"]).says(0, &[]);
+    assert_eq!(stage.place.left_behind(), [""; 0]);
+    stage.run(&["detach", "--dead", "--all"]).says(2, &[]);
+}
+
+#[test]
 fn every_signal_that_means_stop_puts_everything_back() {
     needs_two_cpus!("every_signal_that_means_stop_puts_everything_back");
     let stage = Stage::new(&options());
