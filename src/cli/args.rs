@@ -82,9 +82,16 @@ pub(super) struct VmArgs {
     /// A Proxmox vmid, or any name with --qmp
     #[arg(value_name = "VM")]
     pub(super) vm: VmName,
+    #[command(flatten)]
+    pub(super) ask: AskArgs,
+}
+
+/// How QEMU is found and asked.
+#[derive(Args, Debug)]
+pub(super) struct AskArgs {
     /// The QMP socket of a VM that is not Proxmox's
-    #[arg(long, value_name = "PATH")]
-    pub(super) qmp: Option<PathBuf>,
+    #[arg(long, value_name = "PATH", requires = "vm")]
+    qmp: Option<PathBuf>,
     /// How long to wait for one's turn at a monitor that another client has
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
@@ -96,7 +103,7 @@ pub(super) struct VmArgs {
 pub(super) struct RootArgs {
     /// Read the host (sys, etc/qmpin, run/qmpin) below DIR; a running VM is always asked live
     #[arg(long, value_name = "DIR")]
-    pub(super) sysroot: Option<PathBuf>,
+    sysroot: Option<PathBuf>,
 }
 
 impl RootArgs {
@@ -177,7 +184,7 @@ impl PolicyArgs {
         root: &SysRoot,
         vm: &VmArgs,
     ) -> Result<Policy, Failure> {
-        let loaded = global.policy_dirs(root, vm.place()).load(Some(&vm.vm));
+        let loaded = global.policy_dirs(root, vm.ask.place()).load(Some(&vm.vm));
         Ok(self.over(loaded.map_err(policy_failure)?))
     }
 
@@ -191,7 +198,7 @@ impl PolicyArgs {
         root: &SysRoot,
         vm: &VmArgs,
     ) -> Result<Policy, Failure> {
-        let dirs = global.policy_dirs(root, vm.place());
+        let dirs = global.policy_dirs(root, vm.ask.place());
         let Loaded { fragments, instead_of } =
             dirs.load_or_last_good(&vm.vm).map_err(policy_failure)?;
         let mut policy = self.over(fragments);
@@ -258,7 +265,7 @@ impl Global {
     }
 }
 
-impl VmArgs {
+impl AskArgs {
     /// What QEMU is granted.
     pub(super) fn limits(&self) -> Limits {
         Limits { wait_turn_max: Duration::from_secs(self.wait_s), ..Limits::default() }
@@ -302,14 +309,21 @@ pub(super) enum ConfigCommand {
     Check(ConfigCheckArgs),
 }
 
+/// What follows from a VM's policy, on this host or another.
 #[derive(Args, Debug)]
-pub(super) struct ConfigShowArgs {
+pub(super) struct PolicyOfVmArgs {
     #[command(flatten)]
     pub(super) vm: VmArgs,
     #[command(flatten)]
     pub(super) policy: PolicyArgs,
     #[command(flatten)]
     pub(super) root: RootArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ConfigShowArgs {
+    #[command(flatten)]
+    pub(super) of: PolicyOfVmArgs,
     /// Print the document qmpin.config/1
     #[arg(long)]
     pub(super) json: bool,
@@ -364,24 +378,11 @@ pub(super) struct DoctorArgs {
     /// This one as well
     #[arg(value_name = "VM")]
     pub(super) vm: Option<VmName>,
-    /// The QMP socket of a VM that is not Proxmox's
-    #[arg(long, value_name = "PATH", requires = "vm")]
-    qmp: Option<PathBuf>,
-    /// How long to wait for one's turn at a monitor that another client has
-    #[arg(long, value_name = "SECONDS", default_value_t = 60,
-        value_parser = clap::value_parser!(u64).range(1..=3600))]
-    wait_s: u64,
+    #[command(flatten)]
+    pub(super) ask: AskArgs,
     /// Print the document qmpin.doctor/1
     #[arg(long)]
     pub(super) json: bool,
-}
-
-impl DoctorArgs {
-    /// The VM that is looked at, where one is.
-    pub(super) fn target(&self) -> Option<VmArgs> {
-        let (qmp, wait_s) = (self.qmp.clone(), self.wait_s);
-        self.vm.clone().map(|vm| VmArgs { vm, qmp, wait_s })
-    }
 }
 
 #[derive(Args, Debug)]
@@ -398,11 +399,7 @@ pub(super) struct ThreadsArgs {
 #[derive(Args, Debug)]
 pub(super) struct PlanArgs {
     #[command(flatten)]
-    pub(super) vm: VmArgs,
-    #[command(flatten)]
-    pub(super) policy: PolicyArgs,
-    #[command(flatten)]
-    pub(super) root: RootArgs,
+    pub(super) of: PolicyOfVmArgs,
     /// Print the document qmpin.plan/1
     #[arg(long)]
     pub(super) json: bool,

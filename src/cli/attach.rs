@@ -17,10 +17,10 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     };
     let settings = Settings {
         vm: args.vm.vm.clone(),
-        location: args.vm.location(global),
+        location: args.vm.ask.location(global),
         state: global.state(&root),
         policy,
-        limits: args.vm.limits(),
+        limits: args.vm.ask.limits(),
         follow: if args.once { Follow::Once } else { Follow::Stay },
     };
     if args.dry_run {

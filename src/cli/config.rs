@@ -1,6 +1,8 @@
 //! `qmpin config show` and `qmpin config check`.
 
-use super::args::{ConfigCheckArgs, ConfigCommand, ConfigShowArgs, Global, Place, policy_failure};
+use super::args::{
+    ConfigCheckArgs, ConfigCommand, ConfigShowArgs, Global, Place, PolicyOfVmArgs, policy_failure,
+};
 use super::{Answer, output};
 use crate::discover::{PolicyDirs, PolicyFileError};
 use crate::error::{Failure, chain};
@@ -15,9 +17,10 @@ pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<Answer, Fa
 }
 
 fn show(global: &Global, args: &ConfigShowArgs) -> Result<Answer, Failure> {
-    let policy = args.policy.policy(global, &args.root.root()?, &args.vm)?;
+    let PolicyOfVmArgs { vm, policy, root } = &args.of;
+    let policy = policy.policy(global, &root.root()?, vm)?;
     if args.json {
-        output::json(&ConfigDocument::of(&args.vm.vm, &policy))?;
+        output::json(&ConfigDocument::of(&vm.vm, &policy))?;
     } else {
         output::text(&config_text(&policy))?;
     }

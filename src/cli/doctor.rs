@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::args::{DoctorArgs, Global, VmArgs};
-use super::{Answer, block_on, output};
+use super::args::{DoctorArgs, Global};
+use super::look::Look;
+use super::{Answer, output};
 use crate::cgroups::CgroupTree;
 use crate::discover::{
-    Target, VmError, VmLocation, VmView, cgroup, channel_paths, guest, irqbalances, read_topology,
-    read_vm, rt_throttling, way_beside_supervisor,
+    VmLocation, VmView, cgroup, channel_paths, guest, irqbalances, read_topology, rt_throttling,
 };
 use crate::error::Failure;
 use crate::ids::VmName;
@@ -15,7 +15,6 @@ use crate::leases::StateDir;
 use crate::plan::Guest;
 use crate::qmp::ChannelKind;
 use crate::render::DoctorDocument;
-use crate::sched::Kernel;
 use crate::standing::read_standing;
 use crate::sysroot::SysRoot;
 use crate::watch::doctor::{Asked, HostFacts, VmFacts, advise};
@@ -24,8 +23,7 @@ pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure>
     let root = SysRoot::live();
     let topology = read_topology(&root)?;
     let cgroups = CgroupTree::of(&root);
-    let target = args.target();
-    let vm = target.as_ref().map(|target| look(global, target, &root)).transpose()?;
+    let vm = args.vm.as_ref().map(|vm| look(global, args, vm, &root)).transpose()?;
     let partition = match &vm {
         Some((view, ..)) => cgroup::partition_site(&root, &cgroups, view.process.pid).map(|_| ()),
         None => cgroup::can_partition(&root, &cgroups),
@@ -46,20 +44,18 @@ pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure>
 
 fn look(
     global: &Global,
-    args: &VmArgs,
+    args: &DoctorArgs,
+    vm: &VmName,
     root: &SysRoot,
 ) -> Result<(VmView, Guest, Option<Asked>), Failure> {
-    let (vm, state) = (&args.vm, global.state(root));
-    let location = args.location(global);
-    let paths = channel_paths(vm, &location);
-    let limits = args.limits();
-    let first = way_beside_supervisor(&state, vm);
-    let target = Target { vm, location: &location, paths: &paths, first, limits: &limits };
-    let nothing = |_| Ok::<_, VmError>(());
-    let (view, ()) = block_on(read_vm(root, &Kernel, target, nothing))??;
+    let (location, limits) = (args.ask.location(global), args.ask.limits());
+    let state = global.state(root);
+    let look = Look { vm, location: &location, limits: &limits, state: &state };
+    let (view, ()) = look.at_it(|| Ok(()))?;
     let guest = guest(&view.roles);
+    let has_own_socket = || channel_paths(vm, &location).own.exists();
     let asked = match location {
-        VmLocation::Proxmox { .. } if paths.own.exists() => Some(Asked::Alone),
+        VmLocation::Proxmox { .. } if has_own_socket() => Some(Asked::Alone),
         VmLocation::Proxmox { .. } => Some(asked_by_supervisor(&state, vm)),
         VmLocation::Socket { .. } => None,
     };

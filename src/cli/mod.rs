@@ -17,6 +17,7 @@ mod config;
 mod detach;
 mod doctor;
 mod log;
+mod look;
 mod output;
 mod plan;
 mod status;

@@ -2,22 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use super::args::{Global, PlanArgs};
-use super::{Answer, block_on, output};
-use crate::discover::{self, Target, channel_paths, read_topology, read_vm, tasks};
+use super::args::{Global, PlanArgs, PolicyOfVmArgs};
+use super::look::Look;
+use super::{Answer, output};
+use crate::discover::{self, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal::{self, HostJournal, Memory};
 use crate::places::HostView;
 use crate::plan::diff::diff;
 use crate::plan::host::diff::HostStep;
 use crate::plan::host::{VfioWant, Wants};
-use crate::plan::{Plan, PlanError, Request, Stay};
+use crate::plan::{Plan, PlanError, Stay};
 use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{
-    self, Follow, Host, Settings, core_scheduling_finding, neighbours, partition_finding,
-    priority_finding, reonline_finding,
+    self, Follow, Host, Settings, core_scheduling_finding, partition_finding, priority_finding,
+    reonline_finding,
 };
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -30,13 +31,14 @@ pub(super) enum Shape {
 }
 
 pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
-    let root = args.root.root()?;
+    let PolicyOfVmArgs { vm, policy, root } = &args.of;
+    let root = root.root()?;
     let settings = Settings {
-        vm: args.vm.vm.clone(),
-        location: args.vm.location(global),
+        vm: vm.vm.clone(),
+        location: vm.ask.location(global),
         state: global.state(&root),
-        policy: args.policy.policy(global, &root, &args.vm)?,
-        limits: args.vm.limits(),
+        policy: policy.policy(global, &root, vm)?,
+        limits: vm.ask.limits(),
         follow: Follow::Once,
     };
     let shape = match (args.json, args.explain) {
@@ -50,32 +52,18 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
 /// Plans for the host below `root` and prints. Nothing is locked and nothing is written.
 pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<Answer, Failure> {
     let live = SysRoot::live();
-    let vm = &settings.vm;
-    let paths = channel_paths(vm, &settings.location);
-    let first = discover::way_beside_supervisor(&settings.state, vm);
-    let (location, limits) = (&settings.location, &settings.limits);
-    let target = Target { vm, location, paths: &paths, first, limits };
-    let meanwhile = |_| read_topology(root).map_err(Failure::from);
-    let (view, topology) = block_on(read_vm(&live, &Kernel, target, meanwhile))??;
+    let Settings { vm, location, state, limits, .. } = settings;
+    let look = Look { vm, location, limits, state };
+    let (view, topology) = look.at_it(|| Ok(read_topology(root)?))?;
     let boot_id = discover::boot_id(&live).map_err(|error| Failure::from_error(Kind::No, error))?;
     let guest = discover::guest(&view.roles);
-    let neighbours = neighbours(&settings.state, vm, &boot_id);
     // An attached VM stays where it is, where it may.
-    let lease = settings.state.lease(vm).ok().flatten();
+    let lease = state.lease(vm).ok().flatten();
     let held: BTreeMap<_, _> = lease
         .filter(|lease| lease.boot_id == boot_id && lease.qemu == view.process)
         .map(|lease| lease.vcpus.into_iter().collect())
         .unwrap_or_default();
-    let request = Request {
-        vm,
-        topology: &topology,
-        guest: &guest,
-        policy: &settings.policy,
-        neighbours: &neighbours,
-        held: &held,
-        stay: Stay::Always,
-    };
-    let mut plan = match crate::plan::plan(&request) {
+    let mut plan = match settings.plan(&topology, &guest, &boot_id, &held, Stay::Always) {
         Ok(plan) => plan,
         Err(error) => {
             if let (PlanError::Infeasible { reason, nearest }, Shape::Json) = (&error, shape) {
@@ -86,20 +74,18 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     };
     if root.is_live() && settings.policy.vm.wanted_knobs().contains(&Knob::Partition) {
         let host = Host { root: &live, sched: &Kernel };
-        let state = &settings.state;
         plan.report.push(partition_finding(host, state, view.process, &plan, &boot_id));
     }
     plan.report.extend(priority_finding(root, &plan, settings.policy.vm.sched.value));
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
-    let journal = journal::read(&settings.state.journal_path(vm));
+    let journal = journal::read(&state.journal_path(vm));
     let memory = journal.map(|content| Memory::of(&content.records)).unwrap_or_default();
     let host = Host { root: &live, sched: &Kernel };
     let policy = &settings.policy.vm;
     let core = core_scheduling_finding(host, &topology, &plan, policy, &threads, &memory);
     plan.report.extend(core);
     if root.is_live() && held.is_empty() {
-        let memory = HostJournal::read(&settings.state.host_journal_path(), &boot_id)?;
-        let state = &settings.state;
+        let memory = HostJournal::read(&state.host_journal_path(), &boot_id)?;
         let found = reonline_finding(host, state, &boot_id, &plan, policy, &memory);
         plan.report.extend(found);
     }

@@ -1,13 +1,10 @@
 //! `qmpin verify`: does all hold? By the kernel's own files and QEMU's own answer.
 
 use super::args::{Global, VerifyArgs};
-use super::{Answer, block_on, output};
+use super::look::Look;
+use super::{Answer, output};
 use crate::cgroups::CgroupTree;
-use crate::discover::tasks::{self};
-use crate::discover::{
-    Target, boot_id, cgroup, channel_paths, interrupts, live_leases, occupants, read_topology,
-    read_vm, way_beside_supervisor,
-};
+use crate::discover::{boot_id, cgroup, interrupts, live_leases, occupants, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal::{self, HostJournal, HostMemory, Memory};
 use crate::leases::Lease;
@@ -24,14 +21,10 @@ use crate::watch::verify::{Facts, Unmet, VfioSeat, verify};
 
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
-    let (vm, state) = (&args.vm.vm, global.state(&root));
-    let location = args.vm.location(global);
-    let paths = channel_paths(vm, &location);
-    let limits = args.vm.limits();
-    let first = way_beside_supervisor(&state, vm);
-    let target = Target { vm, location: &location, paths: &paths, first, limits: &limits };
-    let meanwhile = |_| read_topology(&root).map_err(Failure::from);
-    let (view, topology) = block_on(read_vm(&root, &Kernel, target, meanwhile))??;
+    let (vm, ask, state) = (&args.vm.vm, &args.vm.ask, global.state(&root));
+    let (location, limits) = (ask.location(global), ask.limits());
+    let look = Look { vm, location: &location, limits: &limits, state: &state };
+    let (view, topology) = look.at_it(|| Ok(read_topology(&root)?))?;
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
     let lease = state.lease(vm).map_err(Failure::from)?;
     let Some(lease) = lease.filter(|lease| lease.qemu == view.process && lease.boot_id == boot_id)

@@ -1,12 +1,17 @@
 //! What to attach, and how.
 
+use std::collections::BTreeMap;
+
+use super::leasing::neighbours;
 use crate::discover::{self, FirstWay, VmLocation};
-use crate::ids::VmName;
+use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::leases::StateDir;
+use crate::plan::{Guest, Plan, PlanError, Request, Stay, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::qmp::{ChannelPaths, Limits};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
+use crate::topology::Topology;
 
 /// The machine, by its two seams.
 #[derive(Clone, Copy)]
@@ -41,6 +46,31 @@ pub enum Follow {
     Stay,
     /// It applies once and leaves the rest to `detach`.
     Once,
+}
+
+impl Settings {
+    /// Plans beside those who are attached now; `held` is where the VM's vCPUs are already.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn plan(
+        &self,
+        topology: &Topology,
+        guest: &Guest,
+        boot_id: &str,
+        held: &BTreeMap<VcpuIndex, CpuId>,
+        stay: Stay,
+    ) -> Result<Plan, PlanError> {
+        plan(&Request {
+            vm: &self.vm,
+            topology,
+            guest,
+            policy: &self.policy,
+            neighbours: &neighbours(&self.state, &self.vm, boot_id),
+            held,
+            stay,
+        })
+    }
 }
 
 pub(super) fn channel_paths(settings: &Settings) -> (ChannelPaths, FirstWay) {

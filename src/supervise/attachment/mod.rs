@@ -15,7 +15,7 @@ use replan::this_process;
 use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
-use super::leasing::{held, let_go, neighbours, new_journal, resume, sweep};
+use super::leasing::{held, let_go, new_journal, resume, sweep};
 use super::originals::Originals;
 use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
@@ -33,7 +33,7 @@ use crate::ids::Tid;
 use crate::journal::{Journal, JournalError, Record};
 use crate::leases::{StateError, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
-use crate::plan::{Guest, Plan, Request, Stay, plan};
+use crate::plan::{Guest, Plan, Stay};
 use crate::policy::Knob;
 use crate::qmp::{Channel, Roles};
 use crate::restore::{RestoreReport, restore_process};
@@ -125,17 +125,7 @@ impl<'a> Attachment<'a> {
         let (mut attachment, is_new) = {
             let _lock = settings.state.lock_leases()?;
             sweep(host, &settings, &boot_id);
-            let neighbours = neighbours(&settings.state, &settings.vm, &boot_id);
-            let request = Request {
-                vm: &settings.vm,
-                topology: &topology,
-                guest: &guest,
-                policy: &settings.policy,
-                neighbours: &neighbours,
-                held: &held,
-                stay: Stay::Always,
-            };
-            let plan = plan(&request)?;
+            let plan = settings.plan(&topology, &guest, &boot_id, &held, Stay::Always)?;
             let is_new = resumed.is_none();
             let journal = match resumed {
                 Some(journal) => journal,

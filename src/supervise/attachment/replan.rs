@@ -5,7 +5,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::{self, DiscoverError, read_topology};
 use crate::ids::Pid;
 use crate::leases::{Lease, StateError};
-use crate::plan::{Request, Stay, plan};
+use crate::plan::Stay;
 use crate::supervise::leasing::neighbours;
 use crate::supervise::reports::LookError;
 use crate::supervise::settings::Follow;
@@ -38,21 +38,11 @@ impl Attachment<'_> {
 
     pub(super) fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
         let lock = self.known.settings.state.lock_leases()?;
-        let neighbours =
-            neighbours(&self.known.settings.state, &self.known.settings.vm, &self.known.boot_id);
         let held = self.plan.held();
-        let request = Request {
-            vm: &self.known.settings.vm,
-            topology: &self.topology,
-            guest: &self.guest,
-            policy: &self.known.settings.policy,
-            neighbours: &neighbours,
-            held: &held,
-            stay,
-        };
         // Stale until there is a new one; but not tried at every look: the next change will.
         self.stale = None;
-        let plan = plan(&request)?;
+        let Known { settings, boot_id, .. } = &self.known;
+        let plan = settings.plan(&self.topology, &self.guest, boot_id, &held, stay)?;
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
             if let Err(error) = self.write_lease() {
