@@ -149,6 +149,8 @@ pub struct HostView {
     pub online: CpuSet,
     /// All that could be read.
     pub values: BTreeMap<Place, Value>,
+    /// What is there and could not be read, with what the kernel said.
+    pub unreadable: BTreeMap<Place, String>,
     /// Where interrupts that are yet to come will go; then those that there are.
     pub irqs: Vec<Place>,
     /// Those among them that are of a VM's own devices.

@@ -3,10 +3,10 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a test may end
 
-use std::cell::RefCell;
+mod support;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -16,13 +16,16 @@ use qmpin::apply::HostApplied;
 use qmpin::cpuset::CpuSet;
 use qmpin::discover;
 use qmpin::ids::{Pid, Tid};
-use qmpin::leases::{Lease, SCHEMA, StateDir};
-use qmpin::policy::{Knob, Level, VcpuSched, VfioIrqs};
-use qmpin::sched::Sched;
-use qmpin::supervise::{Host, HostKnobs, HostReport};
+use qmpin::journal::HostJournal;
+use qmpin::leases::Lease;
+use qmpin::places::{Place, Value};
+use qmpin::policy::{Knob, Level, VfioIrqs};
+use qmpin::render::host_refusal;
+use qmpin::sched::Sched as _;
+use qmpin::supervise::{HostKnobs, HostReport};
 use qmpin::sysroot::SysRoot;
+use support::made_up::{BOOT, BOUND, MOVABLE, World, set};
 
-const BOOT: &str = "this-boot";
 const ONLINE: &str = "0-7";
 const KTHREADS: [(i32, &str, &str); 4] = [
     (KTHREADD, "kthreadd", "0-7"),
@@ -35,44 +38,10 @@ const CHILDREN: &str = "proc/2/task/2/children";
 const CHILDREN_BEFORE: &str = "20 21 30 ";
 /// The pid of one that comes later.
 const PSIMON: i32 = 40;
-/// `PF_KTHREAD`, and that with `PF_NO_SETAFFINITY`.
-const MOVABLE: u32 = 0x20_0000;
-const BOUND: u32 = 0x420_0000;
-
-fn set(list: &str) -> CpuSet {
-    list.parse().expect("a cpulist")
-}
-
-/// Kernel threads' masks.
-struct Masks(RefCell<BTreeMap<i32, CpuSet>>);
-
-impl Sched for Masks {
-    fn affinity(&self, tid: Tid) -> io::Result<CpuSet> {
-        let gone = || io::Error::from_raw_os_error(3);
-        self.0.borrow().get(&tid.0).copied().ok_or_else(gone)
-    }
-
-    fn set_affinity(&self, tid: Tid, cpus: &CpuSet) -> io::Result<()> {
-        self.0.borrow_mut().insert(tid.0, *cpus);
-        Ok(())
-    }
-}
-
-struct World {
-    dir: tempfile::TempDir,
-    masks: Masks,
-    state: StateDir,
-}
 
 impl World {
     fn new() -> World {
-        let dir = tempfile::tempdir().expect("a folder");
-        let world = World {
-            state: StateDir::at(dir.path().join("run/qmpin")),
-            masks: Masks(RefCell::default()),
-            dir,
-        };
-        world.state.create().expect("made");
+        let world = World::empty();
         for (path, text) in [
             ("sys/devices/system/cpu/online", "0-7\n"),
             ("proc/irq/default_smp_affinity", "ff\n"),
@@ -106,11 +75,7 @@ impl World {
 
     fn kernel_thread(&self, pid: i32, comm: &str, mask: &str) {
         let flags = if comm.contains('/') { BOUND } else { MOVABLE };
-        // Fields 4 to 8, flags, 10 to 21, start.
-        let (to_flags, to_start) = ("0 ".repeat(5), "0 ".repeat(12));
-        let stat = format!("{pid} ({comm}) S {to_flags}{flags} {to_start}77 0\n");
-        self.write(&format!("proc/{pid}/stat"), &stat);
-        self.masks.0.borrow_mut().insert(pid, set(mask));
+        self.thread(pid, comm, flags, mask);
     }
 
     /// A kernel thread that was not there before: it has its parent's mask.
@@ -119,27 +84,13 @@ impl World {
         self.write(CHILDREN, &format!("{CHILDREN_BEFORE}{PSIMON} "));
     }
 
-    fn write(&self, path: &str, text: &str) {
-        let path = self.dir.path().join(path);
-        fs::create_dir_all(path.parent().expect("in a folder")).expect("made");
-        fs::write(path, text).expect("written");
-    }
-
-    fn read(&self, path: &str) -> String {
-        fs::read_to_string(self.dir.path().join(path)).expect("there").trim().to_owned()
-    }
-
-    fn mask(&self, pid: i32) -> CpuSet {
-        self.masks.0.borrow()[&pid]
-    }
-
     /// All that may change, by what it means.
     fn picture(&self) -> BTreeMap<String, String> {
         let mut picture = BTreeMap::new();
         for top in ["proc/irq", "proc/sys", "sys"] {
-            picture_of(&self.dir.path().join(top), &mut picture);
+            picture_of(&self.path(top), &mut picture);
         }
-        for (pid, mask) in self.masks.0.borrow().iter() {
+        for (pid, mask) in self.masks.of.borrow().iter() {
             picture.insert(format!("thread {pid}"), mask.to_string());
         }
         picture
@@ -164,25 +115,7 @@ impl World {
         knobs: impl IntoIterator<Item = Knob>,
         change: impl FnOnce(&mut Lease),
     ) {
-        let us = Pid(i32::try_from(std::process::id()).expect("a pid"));
-        let mut lease = Lease {
-            schema: SCHEMA.to_owned(),
-            vm: vm.parse().expect("a name"),
-            boot_id: BOOT.to_owned(),
-            // A process that lives.
-            qemu: discover::process_key(&SysRoot::live(), us).expect("we live"),
-            supervisor: None,
-            since_unix_s: 0,
-            exclusive: set(exclusive),
-            emulator: set("0"),
-            iothreads: set("0"),
-            vcpus: Vec::new(),
-            knobs: knobs.into_iter().collect(),
-            partition: None,
-            slices: None,
-            vfio_irqs: VfioIrqs::default(),
-            sched: VcpuSched::default(),
-        };
+        let mut lease = World::lease_of(vm, exclusive, knobs);
         change(&mut lease);
         self.state.write_lease(&lease).expect("written");
     }
@@ -200,16 +133,14 @@ impl World {
     }
 
     fn reconcile_with(&self, knobs: &mut HostKnobs) -> HostReport {
-        let root = SysRoot::at(self.dir.path());
-        let host = Host { root: &root, sched: &self.masks };
+        let host = self.host();
         let lock = self.state.lock_leases().expect("locked");
         knobs.remember(host, &self.state, BOOT, &lock).expect("remembered");
         knobs.reconcile(host, &self.state, BOOT, &lock).expect("reconciled")
     }
 
     fn remember(&self) {
-        let root = SysRoot::at(self.dir.path());
-        let host = Host { root: &root, sched: &self.masks };
+        let host = self.host();
         let lock = self.state.lock_leases().expect("locked");
         HostKnobs::default().remember(host, &self.state, BOOT, &lock).expect("remembered");
     }
@@ -282,7 +213,7 @@ fn the_level_decides_what_is_touched() {
         let before = world.picture();
         world.lease("100", "4-5", knobs.clone());
         world.reconcile();
-        let full = world.dir.path().join(path).display().to_string();
+        let full = world.path(path).display().to_string();
         let changed: Vec<String> = world
             .picture()
             .into_iter()
@@ -395,14 +326,73 @@ fn masks_that_the_kernel_has_changed_for_a_partition_come_back() {
 }
 
 #[test]
+fn what_the_kernel_would_not_do_is_remembered_until_it_does() {
+    let world = World::new();
+    let before = world.picture();
+    world.strict("100", "4-7");
+    world.masks.stubborn.borrow_mut().insert(21);
+    let report = world.reconcile();
+    assert!(report.fell_short());
+    let was_refused = |pid: i32| {
+        let journal = world.state.host_journal_path();
+        let memory = HostJournal::read(&journal, BOOT).expect("a journal");
+        let others = Value::Cpus(set("0-3"));
+        memory.originals().any(|(place, _)| {
+            matches!(place, Place::Thread(key) if key.tid == Tid(pid))
+                && memory.was_tried(place, &others)
+                && memory.was_refused(place, &others)
+        })
+    };
+    assert!(was_refused(21) && !was_refused(KTHREADD));
+    world.masks.stubborn.borrow_mut().clear();
+    // It was there all the time: nobody has asked again.
+    assert!(was_refused(21));
+    world.reconcile();
+    assert!(!was_refused(21));
+    world.forget("100");
+    world.reconcile();
+    assert_eq!(world.changed_since(&before), Vec::<String>::new());
+}
+
+#[test]
+fn what_cannot_be_read_for_a_while_is_not_forgotten() {
+    let world = World::new();
+    let before = world.picture();
+    let mut knobs = HostKnobs::default();
+    world.strict("100", "4-7");
+    world.reconcile_with(&mut knobs);
+    // As that of an offline CPU, which answers EBUSY; a folder answers EISDIR.
+    let governor = world.path("sys/devices/system/cpu/cpu7/cpufreq/scaling_governor");
+    fs::remove_file(&governor).expect("removed");
+    fs::create_dir(&governor).expect("made");
+    world.strict("100", "4-6");
+    let report = world.reconcile_with(&mut knobs);
+    assert!(!report.fell_short() && report.refusals().is_empty(), "{report:?}");
+    world.forget("100");
+    let left = world.reconcile_with(&mut knobs).applied;
+    let left: Vec<String> =
+        left.iter().filter(|one| one.is_left_changed()).filter_map(host_refusal).collect();
+    assert!(
+        left.len() == 1 && left[0].contains("cpu7/cpufreq/scaling_governor cannot be put back"),
+        "{left:?}"
+    );
+    assert!(world.journal().is_some());
+    fs::remove_dir(&governor).expect("removed");
+    fs::write(&governor, "performance\n").expect("written");
+    world.reconcile();
+    assert_eq!(world.changed_since(&before), Vec::<String>::new());
+    assert_eq!(world.journal(), None);
+}
+
+#[test]
 fn an_interrupt_or_thread_that_comes_later_is_moved_too_and_one_that_goes_is_forgotten() {
     let world = World::new();
     world.strict("100", "4-5");
     world.reconcile();
     world.write("proc/irq/60/smp_affinity_list", "0-7\n");
-    fs::remove_dir_all(world.dir.path().join("proc/irq/25")).expect("removed");
-    fs::remove_dir_all(world.dir.path().join("proc/21")).expect("removed");
-    world.masks.0.borrow_mut().remove(&21);
+    fs::remove_dir_all(world.path("proc/irq/25")).expect("removed");
+    fs::remove_dir_all(world.path("proc/21")).expect("removed");
+    world.masks.of.borrow_mut().remove(&21);
     world.reconcile();
     assert_eq!(world.read("proc/irq/60/smp_affinity_list"), "0-3,6-7");
     world.forget("100");
@@ -554,7 +544,7 @@ fn a_journal_of_another_boot_is_nobodys() {
 /// This process as a QEMU that has the device 0000:0a:00.0, on node 0 (CPUs 0-3), and the device's
 /// interrupts. `/dev/null` stands for the device file: it is a character device on every machine.
 fn pass_through(world: &World, irqs: &[(u32, &str)]) {
-    let root = world.dir.path();
+    let root = world.root.root();
     let us = std::process::id();
     let stat = fs::read_to_string(format!("/proc/{us}/stat")).expect("we live");
     world.write(&format!("proc/{us}/stat"), &stat);
@@ -585,10 +575,10 @@ fn turn_on(world: &World, number: u32, cpus: &str) {
 
 fn turn_off(world: &World, number: u32) {
     for path in [format!("proc/irq/{number}"), format!("sys/kernel/irq/{number}")] {
-        fs::remove_dir_all(world.dir.path().join(path)).expect("removed");
+        fs::remove_dir_all(world.path(&path)).expect("removed");
     }
     let msi = format!("sys/bus/pci/devices/0000:0a:00.0/msi_irqs/{number}");
-    fs::remove_file(world.dir.path().join(msi)).expect("removed");
+    fs::remove_file(world.path(&msi)).expect("removed");
 }
 
 #[test]
@@ -698,7 +688,7 @@ impl FakeIrqbalance {
         let (open, close) = (stat.find('(').expect("a name"), stat.rfind(')').expect("a name"));
         let stat = format!("{}(irqbalance{}", &stat[..open], &stat[close..]);
         world.write(&format!("proc/{us}/stat"), &stat);
-        let folder = world.dir.path().join("run/irqbalance");
+        let folder = world.path("run/irqbalance");
         fs::create_dir_all(&folder).expect("made");
         let path = folder.join(format!("irqbalance{us}.sock"));
         let listener = UnixListener::bind(path).expect("bound");
@@ -752,14 +742,13 @@ impl FakeIrqbalance {
 /// Restarted, or stopped: the socket of a process that is not there any more.
 fn stop_irqbalance(world: &World) {
     let us = std::process::id();
-    fs::remove_file(world.dir.path().join(format!("proc/{us}/stat"))).expect("removed");
+    fs::remove_file(world.path(&format!("proc/{us}/stat"))).expect("removed");
 }
 
 impl World {
     /// As a `detach` does it: reconciles until irqbalance has taken what it was told.
     fn detach(&self, knobs: &mut HostKnobs) -> Vec<HostApplied> {
-        let root = SysRoot::at(self.dir.path());
-        let host = Host { root: &root, sched: &self.masks };
+        let host = self.host();
         let mut applied = self.reconcile_with(knobs).applied;
         knobs.await_irqbalance(host, &self.state, BOOT, &mut applied);
         applied

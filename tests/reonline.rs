@@ -3,67 +3,31 @@
 
 #![allow(clippy::expect_used)] // a test may end
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+mod support;
+
 use std::fs;
-use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 
 use qmpin::apply::{Cycled, cycle};
 use qmpin::cgroups::CgroupTree;
-use qmpin::cpuset::CpuSet;
-use qmpin::discover::{self, reonline_facts, switch};
-use qmpin::ids::{CpuId, Pid, StartTicks, Tid};
+use qmpin::discover::{reonline_facts, switch};
+use qmpin::ids::{CpuId, StartTicks, Tid};
 use qmpin::journal::{HostJournal, HostMemory, HostRecord};
-use qmpin::leases::{Lease, SCHEMA, StateDir};
+use qmpin::leases::Lease;
 use qmpin::places::{Place, Value};
 use qmpin::plan::reonline::{Beforehand, Facts, Never, choose};
-use qmpin::policy::{Knob, VcpuSched, VfioIrqs};
-use qmpin::sched::Sched;
-use qmpin::supervise::{Host, HostKnobs};
-use qmpin::sysroot::SysRoot;
+use qmpin::policy::Knob;
+use qmpin::supervise::HostKnobs;
 use qmpin::threads::ThreadKey;
-
-const BOOT: &str = "this-boot";
-/// `PF_KTHREAD`, and that with `PF_NO_SETAFFINITY`.
-const MOVABLE: u32 = 0x20_0000;
-const BOUND: u32 = 0x420_0000;
-
-fn set(list: &str) -> CpuSet {
-    list.parse().expect("a cpulist")
-}
+use support::made_up::{BOOT, BOUND, MOVABLE, World, set};
 
 fn cpu(number: usize) -> CpuId {
     CpuId::from_index(number).expect("a CPU")
 }
 
-#[derive(Default)]
-struct Masks(RefCell<BTreeMap<i32, CpuSet>>);
-
-impl Sched for Masks {
-    fn affinity(&self, tid: Tid) -> io::Result<CpuSet> {
-        let gone = || io::Error::from_raw_os_error(nix::libc::ESRCH);
-        self.0.borrow().get(&tid.0).copied().ok_or_else(gone)
-    }
-
-    fn set_affinity(&self, tid: Tid, cpus: &CpuSet) -> io::Result<()> {
-        self.0.borrow_mut().insert(tid.0, *cpus);
-        Ok(())
-    }
-}
-
-struct World {
-    dir: tempfile::TempDir,
-    masks: Masks,
-    state: StateDir,
-}
-
 impl World {
     fn new() -> World {
-        let dir = tempfile::tempdir().expect("a folder");
-        let state = StateDir::at(dir.path().join("run/qmpin"));
-        let world = World { dir, masks: Masks::default(), state };
-        world.state.create().expect("made");
+        let world = World::empty();
         world.write("sys/devices/system/cpu/online", "0-7\n");
         for cpu in 1..8 {
             world.write(&format!("sys/devices/system/cpu/cpu{cpu}/online"), "1\n");
@@ -91,63 +55,21 @@ impl World {
         world
     }
 
-    fn write(&self, path: &str, text: &str) {
-        let path = self.dir.path().join(path);
-        fs::create_dir_all(path.parent().expect("in a folder")).expect("made");
-        fs::write(path, text).expect("written");
-    }
-
-    fn read(&self, path: &str) -> String {
-        fs::read_to_string(self.dir.path().join(path)).expect("there").trim().to_owned()
-    }
-
     fn irq(&self, number: u32, cpus: &str, mode: u32) {
         let path = format!("proc/irq/{number}/smp_affinity_list");
         self.write(&path, cpus);
-        let path = self.dir.path().join(path);
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("a mode");
-    }
-
-    fn thread(&self, tid: i32, comm: &str, flags: u32, cpus: &str) {
-        let (to_flags, to_start) = ("0 ".repeat(5), "0 ".repeat(12));
-        let stat = format!("{tid} ({comm}) S {to_flags}{flags} {to_start}77 0\n");
-        self.write(&format!("proc/{tid}/stat"), &stat);
-        self.write(&format!("proc/{tid}/task/{tid}/stat"), &stat);
-        self.masks.0.borrow_mut().insert(tid, set(cpus));
-    }
-
-    fn root(&self) -> SysRoot {
-        SysRoot::at(self.dir.path())
+        fs::set_permissions(self.path(&path), fs::Permissions::from_mode(mode)).expect("a mode");
     }
 
     fn lease(&self, vm: &str, exclusive: &str) -> Lease {
-        let us = Pid(i32::try_from(std::process::id()).expect("a pid"));
-        let lease = Lease {
-            schema: SCHEMA.to_owned(),
-            vm: vm.parse().expect("a name"),
-            boot_id: BOOT.to_owned(),
-            // A process that lives.
-            qemu: discover::process_key(&SysRoot::live(), us).expect("we live"),
-            supervisor: None,
-            since_unix_s: 0,
-            exclusive: set(exclusive),
-            emulator: set("0"),
-            iothreads: set("0"),
-            vcpus: Vec::new(),
-            knobs: [Knob::Reonline].into(),
-            partition: None,
-            sched: VcpuSched::default(),
-            slices: None,
-            vfio_irqs: VfioIrqs::default(),
-        };
+        let lease = World::lease_of(vm, exclusive, [Knob::Reonline]);
         self.state.write_lease(&lease).expect("written");
         lease
     }
 
     fn facts_with(&self, others: &[Lease], memory: &HostMemory) -> Facts {
-        let root = self.root();
-        let tree = CgroupTree::of(&root);
-        reonline_facts(&root, &self.masks, &tree, &set("4-7"), others, memory).expect("facts")
+        let tree = CgroupTree::of(&self.root);
+        reonline_facts(&self.root, &self.masks, &tree, &set("4-7"), others, memory).expect("facts")
     }
 
     fn facts(&self) -> Facts {
@@ -167,15 +89,13 @@ impl World {
 
     fn cycle(&self, at: usize) -> Cycled {
         let kept = [Place::CpuList("proc/irq/24/smp_affinity_list".to_owned())];
-        let done = cycle(&self.root(), &self.masks, &mut self.open(), cpu(at), &kept);
+        let done = cycle(&self.root, &self.masks, &mut self.open(), cpu(at), &kept);
         done.expect("a journal").cycled
     }
 
     fn reconcile(&self) {
-        let root = self.root();
-        let host = Host { root: &root, sched: &self.masks };
         let lock = self.state.lock_leases().expect("locked");
-        HostKnobs::default().reconcile(host, &self.state, BOOT, &lock).expect("reconciled");
+        HostKnobs::default().reconcile(self.host(), &self.state, BOOT, &lock).expect("reconciled");
     }
 }
 
@@ -205,12 +125,12 @@ fn each_that_would_lose_something_stands_against_it() {
     assert_eq!(world.left_out(&[]), [""; 0], "the kernel looks after it");
     let other = world.lease("101", "6");
     assert_eq!(world.left_out(&[other]), ["6: VM 101 has it"]);
-    fs::remove_file(world.dir.path().join("sys/devices/system/cpu/cpu4/online")).expect("gone");
+    fs::remove_file(world.path("sys/devices/system/cpu/cpu4/online")).expect("gone");
     assert_eq!(world.left_out(&[]), ["4: the kernel has no switch for it"]);
     let facts = world.facts();
     let first = choose(&set("0"), &facts, Beforehand::Done).expect("a choice");
     assert_eq!(first.taken, [cpu(0)], "of CPUs that were not asked about nothing is known");
-    let root = world.root();
+    let root = world.root.clone();
     let tree = CgroupTree::of(&root);
     let facts = reonline_facts(&root, &world.masks, &tree, &set("0"), &[], &HostMemory::default());
     let first = choose(&set("0"), &facts.expect("facts"), Beforehand::Done).expect("a choice");
@@ -247,7 +167,7 @@ fn a_kernel_that_forgets_is_known_by_its_files() {
     world.write("proc/self/cgroup", "3:cpu,cpuset:/x\n0::/\n");
     assert_eq!(world.facts().never, Some(Never::CpusetV1));
     world.write("proc/self/cgroup", "0::/\n");
-    let slice = world.dir.path().join("sys/fs/cgroup/qemu.slice/cpuset.cpus.exclusive");
+    let slice = world.path("sys/fs/cgroup/qemu.slice/cpuset.cpus.exclusive");
     fs::remove_file(slice).expect("gone");
     assert_eq!(world.facts().never, Some(Never::OldKernel));
     world.write("sys/fs/cgroup/qemu.slice/cpuset.cpus.exclusive", "");

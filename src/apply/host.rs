@@ -54,8 +54,13 @@ impl HostApplied {
     /// Whether it was to be put back and was not.
     #[must_use]
     pub fn is_left_changed(&self) -> bool {
-        matches!(self.step, HostStep::PutBack { .. })
-            && !matches!(self.outcome, HostOutcome::Done | HostOutcome::Gone)
+        match self.step {
+            HostStep::PutBack { .. } => {
+                !matches!(self.outcome, HostOutcome::Done | HostOutcome::Gone)
+            }
+            HostStep::Later { .. } => true,
+            HostStep::Write { .. } | HostStep::Settle { .. } | HostStep::LeaveAlone { .. } => false,
+        }
     }
 }
 
@@ -118,7 +123,14 @@ pub fn apply_host(
         ) => Some(HostRecord::Settled(place.clone())),
         _ => None,
     });
-    journal.append(settled.collect())?;
+    let refused = applied.iter().filter_map(|applied| match (&applied.step, &applied.outcome) {
+        (
+            HostStep::Write { place, to, .. },
+            HostOutcome::Refused { .. } | HostOutcome::Narrowed { .. },
+        ) => Some(HostRecord::Refused { place: place.clone(), value: to.clone() }),
+        _ => None,
+    });
+    journal.append(settled.chain(refused).collect())?;
     Ok(applied)
 }
 
@@ -133,7 +145,9 @@ fn carry_out(
         HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. } => {
             write(root, sched, online, limits, place, to)
         }
-        HostStep::Settle { .. } | HostStep::LeaveAlone { .. } => HostOutcome::Done,
+        HostStep::Settle { .. } | HostStep::LeaveAlone { .. } | HostStep::Later { .. } => {
+            HostOutcome::Done
+        }
     };
     HostApplied { step, outcome }
 }
@@ -150,8 +164,10 @@ fn write(
         return irqbalance::write(root, online, *process, banned);
     }
     // The number of a thread that has ended may be another's by now, and a file may have gone.
-    if read_place(root, sched, place).is_none() {
-        return HostOutcome::Gone;
+    match read_place(root, sched, place) {
+        Ok(Some(_)) => {}
+        Ok(None) => return HostOutcome::Gone,
+        Err(error) => return HostOutcome::Refused { error },
     }
     let written = match (place, to) {
         (Place::CpuList(path), Value::Cpus(cpus)) => {
@@ -174,9 +190,10 @@ fn write(
         Err(error) if is_gone(&error) => HostOutcome::Gone,
         Err(error) => HostOutcome::Refused { error },
         Ok(()) => match read_place(root, sched, place) {
-            None => HostOutcome::Gone,
-            Some(now) if now.same(to, online) => HostOutcome::Done,
-            Some(now) => HostOutcome::Narrowed { to: now },
+            Ok(None) => HostOutcome::Gone,
+            Ok(Some(now)) if now.same(to, online) => HostOutcome::Done,
+            Ok(Some(now)) => HostOutcome::Narrowed { to: now },
+            Err(error) => HostOutcome::Refused { error },
         },
     }
 }

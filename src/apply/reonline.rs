@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub enum Cycled {
     /// It was offline, and is online.
     Done,
-    /// The kernel would not take it offline.
+    /// The kernel would not take it offline, or it was not tried: something that is to be kept cannot be read.
     Refused(io::Error),
     /// It does not come back. The journal has it: it is tried again at every look.
     Stuck(io::Error),
@@ -62,8 +62,16 @@ pub fn cycle(
     cpu: CpuId,
     kept: &[Place],
 ) -> Result<CycleReport, JournalError> {
-    let value = |place: &Place| Some((place.clone(), read_place(root, sched, place)?));
-    let before: Vec<(Place, Value)> = kept.iter().filter_map(value).collect();
+    let value = |place: &Place| match read_place(root, sched, place) {
+        Ok(value) => value.map(|value| Ok((place.clone(), value))),
+        Err(error) => Some(Err(io::Error::new(error.kind(), format!("{place}: {error}")))),
+    };
+    let before: Vec<(Place, Value)> = match kept.iter().filter_map(value).collect() {
+        Ok(before) => before,
+        Err(error) => {
+            return Ok(CycleReport { cycled: Cycled::Refused(error), put_back: Vec::new() });
+        }
+    };
     let original = |(place, value): &(Place, Value)| HostRecord::Original {
         place: place.clone(),
         value: value.clone(),
@@ -80,7 +88,7 @@ pub fn cycle(
         Err(error) => Cycled::Refused(error),
     };
     // Whatever was said: if it is offline, it comes back.
-    if read_place(root, sched, &place) == Some(on.clone()) {
+    if read_place(root, sched, &place).is_ok_and(|now| now.as_ref() == Some(&on)) {
         carry_out(vec![HostStep::Settle { place }])?;
     } else {
         for left in (0..TRIES).rev() {
@@ -94,11 +102,14 @@ pub fn cycle(
         }
     }
     let steps = before.into_iter().map(|(place, to)| match read_place(root, sched, &place) {
-        Some(from) if from != to => HostStep::PutBack { place, from, to },
-        _ => HostStep::Settle { place },
+        Ok(Some(from)) if from != to => HostStep::PutBack { place, from, to },
+        Ok(_) => HostStep::Settle { place },
+        Err(error) => HostStep::Later { place, before: to, reason: error.to_string() },
     });
     let mut put_back = carry_out(steps.collect())?;
-    put_back.retain(|applied| matches!(applied.step, HostStep::PutBack { .. }));
+    put_back.retain(|applied| {
+        matches!(applied.step, HostStep::PutBack { .. } | HostStep::Later { .. })
+    });
     Ok(CycleReport { cycled, put_back })
 }
 

@@ -17,7 +17,7 @@ use crate::sched::{Kernel, Sched as _};
 use crate::supervise::{Host, cookies, host_steps};
 use crate::sysroot::SysRoot;
 use crate::threads::Thread;
-use crate::watch::verify::{Facts, Unmet, VfioSeat, verify};
+use crate::watch::verify::{Facts, Unmet, UnmetCause, VfioSeat, verify};
 
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
@@ -98,8 +98,12 @@ fn outlook(
     };
     let unmet = steps.into_iter().filter_map(|step| match step {
         HostStep::Write { knob, place, from, to } if concerns(&place, &from) => {
-            let refused = memory.was_tried(&place, &to);
-            Some(Unmet { knob, place, found: from, wanted: to, refused })
+            let cause = match place {
+                _ if memory.was_refused(&place, &to) => UnmetCause::Refused,
+                Place::Irqbalance(_) if memory.was_tried(&place, &to) => UnmetCause::Told,
+                _ => UnmetCause::Changed,
+            };
+            Some(Unmet { knob, place, found: from, wanted: to, cause })
         }
         _ => None,
     });

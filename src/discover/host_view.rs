@@ -1,6 +1,8 @@
 //! Reads the places of the host that knobs change: interrupts, kernel threads, workqueues, power,
 //! kernel settings. What is not there is left out.
 
+use std::io;
+
 use super::DiscoverError;
 use super::cgroup;
 use super::host::online_cpus;
@@ -75,24 +77,43 @@ pub fn read_host_view(
     Ok(reader.view)
 }
 
-/// What a place holds now; `None`: it is not there, or holds nothing that makes sense there.
-#[must_use]
-pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> Option<Value> {
-    let text = |path: &str| root.read(path).ok();
+/// What a place holds now; `None`: it is gone.
+///
+/// # Errors
+/// What the kernel said, or `InvalidData` where what is there makes no sense: it is not gone then. The governor
+/// of an offline CPU answers `EBUSY` (`drivers/cpufreq/cpufreq.c: show`), and is as it was when the CPU comes back.
+pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> io::Result<Option<Value>> {
+    let text = |path: &str| match root.read(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.is_gone() => Ok(None),
+        Err(error) => Err(error.source),
+    };
+    let cpus = |path: &str, parse: &dyn Fn(&str) -> Option<CpuSet>| {
+        let Some(text) = text(path)? else { return Ok(None) };
+        let strange =
+            || io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} are no CPUs"));
+        parse(&text).map(|cpus| Some(Value::Cpus(cpus))).ok_or_else(strange)
+    };
     match place {
-        Place::CpuList(path) => CpuSet::parse_cpulist(&text(path)?).ok().map(Value::Cpus),
-        Place::CpuMask(path) => CpuSet::parse_cpumask(&text(path)?).map(Value::Cpus),
-        Place::Word(path) => Some(Value::Word(text(path)?.trim().to_owned())),
+        Place::CpuList(path) => cpus(path, &|text| CpuSet::parse_cpulist(text).ok()),
+        Place::CpuMask(path) => cpus(path, &CpuSet::parse_cpumask),
+        Place::Word(path) => Ok(text(path)?.map(|text| Value::Word(text.trim().to_owned()))),
         Place::AllowedCpus { cgroup, .. } => {
-            let online = online_cpus(root).ok()?;
-            cgroup::limit(&CgroupTree::of(root), cgroup, &online).map(Value::Cpus)
+            let online = online_cpus(root).map_err(io::Error::other)?;
+            Ok(cgroup::limit(&CgroupTree::of(root), cgroup, &online).map(Value::Cpus))
         }
         Place::Thread(key) => {
-            tasks::is_thread(root, *key).ok().filter(|is| *is)?;
-            sched.affinity(key.tid).ok().map(Value::Cpus)
+            if !tasks::is_thread(root, *key).map_err(|error| error.source)? {
+                return Ok(None);
+            }
+            match sched.affinity(key.tid) {
+                Ok(cpus) => Ok(Some(Value::Cpus(cpus))),
+                Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => Ok(None),
+                Err(error) => Err(error),
+            }
         }
         // One that does not answer is not gone: `irqbalances` tells the two apart.
-        Place::Irqbalance(_) => None,
+        Place::Irqbalance(_) => Ok(None),
     }
 }
 
@@ -105,9 +126,16 @@ struct Reader<'a> {
 impl Reader<'_> {
     /// Reads a place; `None`: there is nothing to be read.
     fn take(&mut self, place: Place) -> Option<Place> {
-        let value = read_place(self.root, self.sched, &place)?;
-        self.view.values.insert(place.clone(), value);
-        Some(place)
+        match read_place(self.root, self.sched, &place) {
+            Ok(value) => {
+                self.view.values.insert(place.clone(), value?);
+                Some(place)
+            }
+            Err(error) => {
+                self.view.unreadable.insert(place, error.to_string());
+                None
+            }
+        }
     }
 
     fn irqs(&mut self, wants: &Wants) {

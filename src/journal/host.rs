@@ -6,6 +6,7 @@
 //!   {"original":{"place":…,"value":…}}           seen before anything could have changed it
 //!   {"off":"12-19"}                              CPUs that are about to be taken away from the host
 //!   {"intent":{"place":…,"from":…,"to":…}}       a write about to happen
+//!   {"refused":{"place":…,"value":…}}            it was tried, and the kernel would not
 //!   {"settled":…}                                as before again: forgotten
 //! ```
 //!
@@ -54,6 +55,13 @@ pub enum HostRecord {
         /// What is to be there.
         to: Value,
     },
+    /// The kernel would not take it, or made something else of it. Nothing to undo: it is for who asks later.
+    Refused {
+        /// Where.
+        place: Place,
+        /// What was to be there.
+        value: Value,
+    },
     /// The place is as before again, or gone, or somebody else's.
     Settled(Place),
 }
@@ -69,6 +77,8 @@ pub struct HostMemory {
 struct Known {
     original: Value,
     ours: Vec<Value>,
+    /// What of `ours` the kernel would not take the last time.
+    refused: Vec<Value>,
 }
 
 impl HostMemory {
@@ -97,6 +107,14 @@ impl HostMemory {
                 if !known.ours.contains(to) {
                     known.ours.push(to.clone());
                 }
+                known.refused.retain(|value| value != to);
+            }
+            HostRecord::Refused { place, value } => {
+                if let Some(known) = self.places.get_mut(place)
+                    && !known.refused.contains(value)
+                {
+                    known.refused.push(value.clone());
+                }
             }
             HostRecord::Settled(place) => {
                 self.places.remove(place);
@@ -104,13 +122,17 @@ impl HostMemory {
         }
     }
 
-    /// Whether restoring would come out right without this record.
+    /// Whether it is known already.
     fn covers(&self, record: &HostRecord) -> bool {
         match record {
             HostRecord::Original { place, .. } => self.places.contains_key(place),
             HostRecord::Off(cpus) => self.off.contains(cpus),
-            HostRecord::Intent { place, to, .. } => {
-                self.places.get(place).is_some_and(|known| known.ours.contains(to))
+            HostRecord::Intent { place, to, .. } => self
+                .places
+                .get(place)
+                .is_some_and(|known| known.ours.contains(to) && !known.refused.contains(to)),
+            HostRecord::Refused { place, value } => {
+                self.places.get(place).is_none_or(|known| known.refused.contains(value))
             }
             HostRecord::Settled(place) => !self.places.contains_key(place),
         }
@@ -125,7 +147,7 @@ impl HostMemory {
     /// The records that come to this.
     fn records(&self) -> Vec<HostRecord> {
         let mut records: Vec<HostRecord> = self.off.iter().copied().map(HostRecord::Off).collect();
-        for (place, Known { original, ours }) in &self.places {
+        for (place, Known { original, ours, refused }) in &self.places {
             let (place, from) = (place.clone(), original.clone());
             records.push(HostRecord::Original { place: place.clone(), value: from.clone() });
             records.extend(ours.iter().map(|to| HostRecord::Intent {
@@ -133,6 +155,12 @@ impl HostMemory {
                 from: from.clone(),
                 to: to.clone(),
             }));
+            records.extend(
+                refused.iter().map(|value| HostRecord::Refused {
+                    place: place.clone(),
+                    value: value.clone(),
+                }),
+            );
         }
         records
     }
@@ -178,6 +206,12 @@ impl HostMemory {
         self.places.get(place).is_some_and(|known| known.ours.contains(value))
     }
 
+    /// Whether a place was to hold this value, and the kernel would not take it.
+    #[must_use]
+    pub fn was_refused(&self, place: &Place, value: &Value) -> bool {
+        self.places.get(place).is_some_and(|known| known.refused.contains(value))
+    }
+
     /// Whether what is there now is qmpin's doing: written by it, or by the kernel as it took CPUs away
     /// or got them back. A kernel thread is then on all others, or on all.
     #[must_use]
@@ -199,7 +233,7 @@ impl HostMemory {
 
 impl Known {
     fn of(original: &Value) -> Known {
-        Known { original: original.clone(), ours: Vec::new() }
+        Known { original: original.clone(), ours: Vec::new(), refused: Vec::new() }
     }
 }
 
@@ -282,8 +316,7 @@ impl HostJournal {
         self.lines.is_some()
     }
 
-    /// Adds records, all or none, and returns once they are durable. Those that restoring can do
-    /// without are left out.
+    /// Adds records, all or none, and returns once they are durable. What is known already is left out.
     ///
     /// # Errors
     /// [`JournalError::Io`]; then nothing may be written anywhere.

@@ -59,6 +59,9 @@ pub fn host_refusal(HostApplied { step, outcome }: &HostApplied) -> Option<Strin
         (HostStep::PutBack { place, to, .. }, HostOutcome::Narrowed { to: now }) => {
             Some(format!("{place} was put back to {to}, and the kernel made it {now}"))
         }
+        (HostStep::Later { place, before, reason }, _) => Some(format!(
+            "{place} cannot be put back to {before} now: {reason}; `qmpin detach --all` does it once it can be read"
+        )),
         _ => None,
     }
 }

@@ -134,6 +134,11 @@ impl HostKnobs {
             let is_done = !more.iter().any(|applied| {
                 applied.has_limited_unit() || matches!(applied.step, HostStep::PutBack { .. })
             });
+            // Tried again: what has come of it now counts.
+            applied.retain(|one| {
+                let place = one.step.place();
+                !one.is_left_changed() || !more.iter().any(|again| again.step.place() == place)
+            });
             applied.extend(more);
             if is_done {
                 break;
@@ -153,6 +158,10 @@ impl HostKnobs {
             {
                 self.refused.insert(place.clone(), to.clone());
             }
+        }
+        // Whoever is attached looks again; the last one has to say what he leaves.
+        if !wants.is_empty() {
+            applied.retain(|one| !matches!(one.step, HostStep::Later { .. }));
         }
         let numbers: BTreeSet<u32> = applied.iter().filter_map(managed_irq).collect();
         let mut managed = BTreeMap::new();

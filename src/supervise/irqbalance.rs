@@ -133,7 +133,9 @@ impl Irqbalances {
             let (place, to, purpose) = match step {
                 HostStep::Write { place, to, .. } => (place, to, Purpose::Keep),
                 HostStep::PutBack { place, to, .. } => (place, to, Purpose::PutBack),
-                HostStep::Settle { .. } | HostStep::LeaveAlone { .. } => continue,
+                HostStep::Settle { .. } | HostStep::LeaveAlone { .. } | HostStep::Later { .. } => {
+                    continue;
+                }
             };
             match outcome {
                 HostOutcome::Told { within_s } => {

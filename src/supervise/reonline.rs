@@ -106,7 +106,7 @@ pub(super) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineRepo
 fn step_in_words(HostApplied { step, .. }: &HostApplied) -> String {
     match step {
         HostStep::PutBack { place, from, to } => format!("{place}: {from}, put back to {to}"),
-        _ => String::new(),
+        step => step.place().to_string(),
     }
 }
 
@@ -218,7 +218,7 @@ pub(super) fn bring_back(
         if let Some(sentence) = host_refusal(&applied) {
             tracing::warn!("{sentence}");
         } else {
-            tracing::info!("{RULE}: {} was left offline: online again", place_of(&applied));
+            tracing::info!("{RULE}: {} was left offline: online again", applied.step.place());
         }
     }
     Ok(())
@@ -227,17 +227,15 @@ pub(super) fn bring_back(
 fn switches_back(host: Host<'_>, memory: &HostMemory) -> Vec<HostStep> {
     let switches = memory.originals().filter(|(place, _)| is_switch(place));
     let step = |(place, to): (&Place, &Value)| {
-        let from = read_place(host.root, host.sched, place).filter(|from| from != to)?;
-        Some(HostStep::PutBack { place: place.clone(), from, to: to.clone() })
+        let (place, to) = (place.clone(), to.clone());
+        match read_place(host.root, host.sched, &place) {
+            Ok(now) => {
+                now.filter(|from| *from != to).map(|from| HostStep::PutBack { place, from, to })
+            }
+            Err(error) => Some(HostStep::Later { place, before: to, reason: error.to_string() }),
+        }
     };
     switches.filter_map(step).collect()
-}
-
-fn place_of(applied: &HostApplied) -> String {
-    match &applied.step {
-        HostStep::PutBack { place, .. } => place.to_string(),
-        _ => String::new(),
-    }
 }
 
 /// What would be done, for `qmpin plan`; `None`: it is not asked for.

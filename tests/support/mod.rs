@@ -7,6 +7,7 @@ pub(crate) mod fake_host;
 pub(crate) mod fake_qemu;
 pub(crate) mod guests;
 pub(crate) mod hosts;
+pub(crate) mod made_up;
 pub(crate) mod ordered;
 pub(crate) mod qemu;
 pub(crate) mod qmp_peer;

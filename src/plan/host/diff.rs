@@ -6,6 +6,7 @@
 //!                                it is as we left  ─▶ PutBack
 //!                                it is otherwise   ─▶ LeaveAlone: somebody else's
 //!                                it is gone        ─▶ Settle
+//!                                it cannot be read ─▶ Later: it stays in mind
 //! ```
 //!
 //! irqbalance takes what it is told later. So it is told what was before even where it still says so, and it
@@ -56,6 +57,15 @@ pub enum HostStep {
         /// What was there.
         before: Value,
     },
+    /// It cannot be read now: it is left, and put back when it can.
+    Later {
+        /// Where.
+        place: Place,
+        /// What was there.
+        before: Value,
+        /// What the kernel said.
+        reason: String,
+    },
 }
 
 impl HostStep {
@@ -66,7 +76,8 @@ impl HostStep {
             HostStep::Write { place, .. }
             | HostStep::PutBack { place, .. }
             | HostStep::Settle { place }
-            | HostStep::LeaveAlone { place, .. } => place,
+            | HostStep::LeaveAlone { place, .. }
+            | HostStep::Later { place, .. } => place,
         }
     }
 }
@@ -87,7 +98,10 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
         let place = place.clone();
         let before = before.clone();
         steps.push(match view.values.get(&place).cloned() {
-            None => HostStep::Settle { place },
+            None => match view.unreadable.get(&place).cloned() {
+                Some(reason) => HostStep::Later { place, before, reason },
+                None => HostStep::Settle { place },
+            },
             // Not forgotten before the file goes: what it has may look like a fence of another day.
             Some(now) if is_thread(&place) && now.same(&before, &view.online) => continue,
             Some(now) if now.same(&before, &view.online) => HostStep::Settle { place },

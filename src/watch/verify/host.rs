@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::{Check, CheckVerdict, Facts, Unmet, VfioSeat, broken, holds, some, some_of};
+use super::{
+    Check, CheckVerdict, Facts, Unmet, UnmetCause, VfioSeat, broken, holds, some, some_of,
+};
 use crate::discover::OccupantKind;
 use crate::discover::cgroup::PartitionFile;
 use crate::places::Place;
@@ -120,16 +122,17 @@ pub(super) fn places(
             let devices = if irq.devices.is_empty() { "no device" } else { irq.devices.as_str() };
             format!(", {devices}, fired there {} times", irq.fired)
         });
-        let later = match unmet.place {
-            Place::Irqbalance(_) if unmet.refused => "; it was told, and takes it at its next turn",
-            _ => "",
+        let later = match unmet.cause {
+            UnmetCause::Told => "; it was told, and takes it at its next turn",
+            UnmetCause::Changed | UnmetCause::Refused => "",
         };
         format!("{} is {} and not {}{irq}{later}", unmet.place, unmet.found, unmet.wanted)
     };
     let mut checks = Vec::new();
-    for (refused, verdict) in [(false, CheckVerdict::Broken), (true, CheckVerdict::Refused)] {
-        let list: Vec<String> =
-            unmet.iter().filter(|unmet| unmet.refused == refused).map(in_words).collect();
+    let (changed, refused): (Vec<&Unmet>, Vec<&Unmet>) =
+        unmet.iter().copied().partition(|unmet| unmet.cause == UnmetCause::Changed);
+    for (of, verdict) in [(changed, CheckVerdict::Broken), (refused, CheckVerdict::Refused)] {
+        let list: Vec<String> = of.iter().map(in_words).collect();
         if !list.is_empty() {
             checks.push(Check { check, verdict, reason: some(&list) });
         }

@@ -71,8 +71,19 @@ pub struct Unmet {
     pub found: Value,
     /// What should be.
     pub wanted: Value,
-    /// Whether it was tried, and the kernel would not.
-    pub refused: bool,
+    /// Why that is so, as far as is known.
+    pub cause: UnmetCause,
+}
+
+/// Why a place does not hold what it should.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum UnmetCause {
+    /// Somebody has changed it, or it is new: a promise that is not kept.
+    Changed,
+    /// It was tried, and the kernel would not.
+    Refused,
+    /// irqbalance was told, and takes it later.
+    Told,
 }
 
 /// Where an interrupt of one of the VM's own devices is.
@@ -197,10 +208,11 @@ fn some_of(list: &[String], separator: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::ids::{Pid, StartTicks, Tid, VcpuIndex};
-    use std::num::NonZeroU64;
-
     use crate::journal::{CookieRecord, PriorityIntent, Record};
     use crate::policy::{Level, VcpuSched, VfioIrqs};
     use crate::scheduling::Cookie;
@@ -239,6 +251,28 @@ mod tests {
         }
     }
 
+    /// Nothing is there to see.
+    fn nothing(lease: &Lease) -> Facts<'_> {
+        static SCHEDULING: BTreeMap<ThreadKey, Scheduling> = BTreeMap::new();
+        static COOKIES: Cookies = Cookies::new();
+        static INTERRUPTS: BTreeMap<u32, Interrupt> = BTreeMap::new();
+        static MEMORY: LazyLock<Memory> = LazyLock::new(Memory::default);
+        Facts {
+            lease,
+            threads: &[],
+            scheduling: &SCHEDULING,
+            cookies: &COOKIES,
+            beside: CpuSet::EMPTY,
+            memory: &MEMORY,
+            partition: None,
+            occupants: &[],
+            unmet: &[],
+            vfio: &[],
+            irqbalances: &[],
+            interrupts: &INTERRUPTS,
+        }
+    }
+
     fn isolated(state: &str, list: &str) -> PartitionFile {
         let group = "qemu.slice/100.scope/vcpus".to_owned();
         PartitionFile { group, state: state.to_owned(), cpus: cpus(list) }
@@ -251,22 +285,9 @@ mod tests {
         level: Level,
     ) -> BTreeMap<&'static str, CheckVerdict> {
         let lease = lease(level);
-        let interrupts = BTreeMap::new();
         let partition = isolated("isolated", "4-5");
-        let facts = Facts {
-            lease: &lease,
-            threads,
-            scheduling: &BTreeMap::new(),
-            cookies: &Cookies::new(),
-            beside: CpuSet::EMPTY,
-            memory: &Memory::default(),
-            partition: Some(&partition),
-            occupants,
-            unmet,
-            vfio: &[],
-            irqbalances: &[],
-            interrupts: &interrupts,
-        };
+        let partition = Some(&partition);
+        let facts = Facts { threads, partition, occupants, unmet, ..nothing(&lease) };
         verify(&facts).into_iter().map(|check| (check.check, check.verdict)).collect()
     }
 
@@ -295,15 +316,21 @@ mod tests {
             assert_eq!((found[check], other), (verdict, 1), "{found:?}");
             assert!(!verdicts(&good, &[occupant(kind)], &[], Level::Pinned).contains_key(check));
         }
-        let unmet = |refused| Unmet {
+        let unmet = |cause| Unmet {
             knob: Knob::Irqs,
             place: Place::CpuList("proc/irq/24/smp_affinity_list".to_owned()),
             found: Value::Cpus(cpus("4")),
             wanted: Value::Cpus(cpus("0-3")),
-            refused,
+            cause,
         };
-        assert_eq!(verdicts(&good, &[], &[unmet(false)], Level::Exclusive)["irqs"], Broken);
-        assert_eq!(verdicts(&good, &[], &[unmet(true)], Level::Exclusive)["irqs"], Refused);
+        assert_eq!(
+            verdicts(&good, &[], &[unmet(UnmetCause::Changed)], Level::Exclusive)["irqs"],
+            Broken
+        );
+        assert_eq!(
+            verdicts(&good, &[], &[unmet(UnmetCause::Refused)], Level::Exclusive)["irqs"],
+            Refused
+        );
     }
 
     #[test]
@@ -320,18 +347,10 @@ mod tests {
         ];
         let verdict = |of_vcpu, of_worker| {
             let facts = Facts {
-                lease: &lease,
                 threads: &threads,
                 scheduling: &BTreeMap::from([(key(1), of_vcpu), (key(2), of_worker)]),
-                cookies: &Cookies::new(),
-                beside: CpuSet::EMPTY,
                 memory: &memory,
-                partition: None,
-                occupants: &[],
-                unmet: &[],
-                vfio: &[],
-                irqbalances: &[],
-                interrupts: &BTreeMap::new(),
+                ..nothing(&lease)
             };
             vm::sched(&facts).map(|check| check.verdict)
         };
@@ -348,18 +367,10 @@ mod tests {
         let verdict = |list: &[u64], records: &[Record]| {
             let cookies = (1..).map(key).zip(list.iter().map(|one| cookie(*one))).collect();
             let facts = Facts {
-                lease: &lease,
-                threads: &[],
-                scheduling: &BTreeMap::new(),
                 cookies: &cookies,
                 beside: cpus("6"),
                 memory: &Memory::of(records),
-                partition: None,
-                occupants: &[],
-                unmet: &[],
-                vfio: &[],
-                irqbalances: &[],
-                interrupts: &BTreeMap::new(),
+                ..nothing(&lease)
             };
             vm::core_scheduling(&facts).verdict
         };
@@ -377,7 +388,6 @@ mod tests {
         use CheckVerdict::{Broken, Holds, Refused};
         let lease = Lease { vfio_irqs: VfioIrqs::Vcpus, ..lease(Level::Exclusive) };
         let process = ProcessKey { pid: Pid(812), start: StartTicks(1) };
-        let interrupts = BTreeMap::new();
         let seat = |irq: u32, on: &str| VfioSeat {
             place: Place::CpuList(format!("proc/irq/{irq}/smp_affinity_list")),
             device: "0000:0a:00.0".to_owned(),
@@ -385,20 +395,8 @@ mod tests {
         };
         let seats = [seat(40, "4-5"), seat(41, "4-5")];
         let check = |unmet: &[Unmet], banned: Result<CpuSet, String>| {
-            let facts = Facts {
-                lease: &lease,
-                threads: &[],
-                scheduling: &BTreeMap::new(),
-                cookies: &Cookies::new(),
-                beside: CpuSet::EMPTY,
-                memory: &Memory::default(),
-                partition: None,
-                occupants: &[],
-                unmet,
-                vfio: &seats,
-                irqbalances: &[Irqbalance { process, banned }],
-                interrupts: &interrupts,
-            };
+            let irqbalances = [Irqbalance { process, banned }];
+            let facts = Facts { unmet, vfio: &seats, irqbalances: &irqbalances, ..nothing(&lease) };
             let checks = verify(&facts).into_iter().map(|check| (check.check, check));
             let mut checks: BTreeMap<_, Check> = checks.collect();
             ["irqs", "irqbalance", "vfio-irqs"].map(|name| {
@@ -411,15 +409,15 @@ mod tests {
         assert_eq!(irqbalance, (Holds, "it keeps interrupts off CPUs 4-5".to_owned()));
         let on = "vfio_irqs = \"vcpus\": 0000:0a:00.0 on CPUs 4-5 (40, 41)";
         assert_eq!(vfio, (Holds, on.to_owned()));
-        let unmet = |place, found, wanted, refused| Unmet {
+        let unmet = |place, found, wanted, cause| Unmet {
             knob: Knob::Irqs,
             place,
             found: Value::Cpus(cpus(found)),
             wanted: Value::Cpus(cpus(wanted)),
-            refused,
+            cause,
         };
-        let astray = unmet(seats[0].place.clone(), "0", "4-5", false);
-        let told = unmet(Place::Irqbalance(process), "", "4-5", true);
+        let astray = unmet(seats[0].place.clone(), "0", "4-5", UnmetCause::Changed);
+        let told = unmet(Place::Irqbalance(process), "", "4-5", UnmetCause::Told);
         let [irqs, irqbalance, vfio] = check(&[astray, told], Ok(CpuSet::EMPTY));
         assert_eq!((irqs.0, irqbalance.0, vfio.0), (Holds, Refused, Broken));
         assert!(irqbalance.1.contains("is none and not 4-5; it was told"), "{}", irqbalance.1);
@@ -431,23 +429,8 @@ mod tests {
     #[test]
     fn a_partition_is_there_in_force_and_of_these_cpus() {
         let lease = lease(Level::Exclusive);
-        let interrupts = BTreeMap::new();
         let verdict = |file: Option<&PartitionFile>| {
-            let facts = Facts {
-                lease: &lease,
-                threads: &[],
-                scheduling: &BTreeMap::new(),
-                cookies: &Cookies::new(),
-                beside: CpuSet::EMPTY,
-                memory: &Memory::default(),
-                partition: file,
-                occupants: &[],
-                unmet: &[],
-                vfio: &[],
-                irqbalances: &[],
-                interrupts: &interrupts,
-            };
-            host::partition(&facts).verdict
+            host::partition(&Facts { partition: file, ..nothing(&lease) }).verdict
         };
         assert_eq!(verdict(None), CheckVerdict::Refused);
         assert_eq!(verdict(Some(&isolated("isolated", "4-5"))), CheckVerdict::Holds);

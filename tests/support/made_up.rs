@@ -1,0 +1,123 @@
+//! A made-up host: files in a folder, and threads whose masks are kept in memory. What the kernel itself does is seen on
+//! the test host.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use qmpin::cpuset::CpuSet;
+use qmpin::discover;
+use qmpin::ids::{Pid, Tid};
+use qmpin::leases::{Lease, SCHEMA, StateDir};
+use qmpin::policy::{Knob, VcpuSched, VfioIrqs};
+use qmpin::sched::Sched;
+use qmpin::supervise::Host;
+use qmpin::sysroot::SysRoot;
+
+pub(crate) const BOOT: &str = "this-boot";
+/// `PF_KTHREAD`, and that with `PF_NO_SETAFFINITY`.
+pub(crate) const MOVABLE: u32 = 0x20_0000;
+pub(crate) const BOUND: u32 = 0x420_0000;
+
+pub(crate) fn set(list: &str) -> CpuSet {
+    list.parse().expect("a cpulist")
+}
+
+/// Threads' masks.
+#[derive(Default)]
+pub(crate) struct Masks {
+    pub(crate) of: RefCell<BTreeMap<i32, CpuSet>>,
+    /// Who cannot be moved although nothing about them says so.
+    pub(crate) stubborn: RefCell<BTreeSet<i32>>,
+}
+
+impl Sched for Masks {
+    fn affinity(&self, tid: Tid) -> io::Result<CpuSet> {
+        let gone = || io::Error::from_raw_os_error(nix::libc::ESRCH);
+        self.of.borrow().get(&tid.0).copied().ok_or_else(gone)
+    }
+
+    fn set_affinity(&self, tid: Tid, cpus: &CpuSet) -> io::Result<()> {
+        if self.stubborn.borrow().contains(&tid.0) {
+            return Err(io::Error::from_raw_os_error(nix::libc::EINVAL));
+        }
+        self.of.borrow_mut().insert(tid.0, *cpus);
+        Ok(())
+    }
+}
+
+pub(crate) struct World {
+    dir: tempfile::TempDir,
+    pub(crate) root: SysRoot,
+    pub(crate) masks: Masks,
+    pub(crate) state: StateDir,
+}
+
+impl World {
+    /// With nothing in it.
+    pub(crate) fn empty() -> World {
+        let dir = tempfile::tempdir().expect("a folder");
+        let state = StateDir::at(dir.path().join("run/qmpin"));
+        state.create().expect("made");
+        World { root: SysRoot::at(dir.path()), masks: Masks::default(), state, dir }
+    }
+
+    pub(crate) fn host(&self) -> Host<'_> {
+        Host { root: &self.root, sched: &self.masks }
+    }
+
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    pub(crate) fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        fs::create_dir_all(path.parent().expect("in a folder")).expect("made");
+        fs::write(path, text).expect("written");
+    }
+
+    pub(crate) fn read(&self, path: &str) -> String {
+        fs::read_to_string(self.path(path)).expect("there").trim().to_owned()
+    }
+
+    pub(crate) fn thread(&self, tid: i32, comm: &str, flags: u32, cpus: &str) {
+        // Fields 4 to 8, flags, 10 to 21, start (`man 5 proc_pid_stat`).
+        let (to_flags, to_start) = ("0 ".repeat(5), "0 ".repeat(12));
+        let stat = format!("{tid} ({comm}) S {to_flags}{flags} {to_start}77 0\n");
+        self.write(&format!("proc/{tid}/stat"), &stat);
+        self.write(&format!("proc/{tid}/task/{tid}/stat"), &stat);
+        self.masks.of.borrow_mut().insert(tid, set(cpus));
+    }
+
+    pub(crate) fn mask(&self, tid: i32) -> CpuSet {
+        self.masks.of.borrow()[&tid]
+    }
+
+    /// The lease of a VM that lives.
+    pub(crate) fn lease_of(
+        vm: &str,
+        exclusive: &str,
+        knobs: impl IntoIterator<Item = Knob>,
+    ) -> Lease {
+        let us = Pid(i32::try_from(std::process::id()).expect("a pid"));
+        Lease {
+            schema: SCHEMA.to_owned(),
+            vm: vm.parse().expect("a name"),
+            boot_id: BOOT.to_owned(),
+            qemu: discover::process_key(&SysRoot::live(), us).expect("we live"),
+            supervisor: None,
+            since_unix_s: 0,
+            exclusive: set(exclusive),
+            emulator: set("0"),
+            iothreads: set("0"),
+            vcpus: Vec::new(),
+            knobs: knobs.into_iter().collect(),
+            partition: None,
+            slices: None,
+            vfio_irqs: VfioIrqs::default(),
+            sched: VcpuSched::default(),
+        }
+    }
+}
