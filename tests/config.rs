@@ -55,18 +55,15 @@ fn each_value_is_shown_with_its_origin_and_the_later_file_wins() {
     let row = |key: &str| {
         let rows = document["values"].as_array().expect("rows");
         let row = rows.iter().find(|row| row["key"] == key).expect("listed");
-        (
-            row["value"].as_str().map(str::to_owned),
-            row["origin"].as_str().expect("an origin").to_owned(),
-        )
+        (row["value"].clone(), row["origin"].as_str().expect("an origin").to_owned())
     };
-    let said = |value: &str, origin: String| (Some(value.to_owned()), origin);
+    let said = |value: &str, origin: String| (Value::from(value), origin);
     assert_eq!(row("isolation"), said("pinned", "--isolation".to_owned()));
     assert_eq!(row("overflow"), said("shared", world.file("etc/pve/qmpin/100.toml:2")));
     assert_eq!(row("vcpus"), said("4-7", world.file("etc/qmpin/100.toml:2")));
     assert_eq!(row("host.reserved"), said("0-1", world.file("etc/qmpin/qmpin.toml:4")));
-    assert_eq!(row("share"), said("false", "default".to_owned()));
-    assert_eq!(row("host.shared"), (None, "default".to_owned()));
+    assert_eq!(row("share"), (Value::Bool(false), "default".to_owned()));
+    assert_eq!(row("host.shared"), (Value::Null, "default".to_owned()));
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! `qmpin config show` and `qmpin config check`.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use super::args::{
     ConfigCheckArgs, ConfigCommand, ConfigShowArgs, Global, Place, PolicyOfVmArgs, policy_failure,
 };
 use super::{Answer, output};
-use crate::discover::{PolicyDirs, PolicyFileError};
 use crate::error::{Failure, chain};
-use crate::ids::VmName;
+use crate::policy::FileKind;
 use crate::render::{ConfigDocument, config_text};
 
 pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<Answer, Failure> {
@@ -30,18 +32,20 @@ fn show(global: &Global, args: &ConfigShowArgs) -> Result<Answer, Failure> {
 /// Every bad file is named, not the first alone.
 fn check(global: &Global, args: &ConfigCheckArgs) -> Result<Answer, Failure> {
     let dirs = global.policy_dirs(&args.root.root()?, Place::Proxmox);
-    let mut lines = Vec::new();
-    let mut vms: Vec<VmName> = args.vm.iter().cloned().collect();
-    if vms.is_empty() {
-        let (all, nobodys) = dirs.all().map_err(policy_failure)?;
-        vms = all;
-        lines.extend(nobodys.into_iter().map(|path| {
-            format!("{}: no VM can have that name: the file says nothing", path.display())
-        }));
-    }
-    lines.extend(bad(&dirs, &vms));
+    let (vms, nobodys) = match &args.vm {
+        Some(vm) => (vec![vm.clone()], Vec::new()),
+        None => dirs.all().map_err(policy_failure)?,
+    };
+    // The host's file is a part of every VM's policy.
+    let whose = std::iter::once(None).chain(vms.iter().map(Some));
+    let files: BTreeMap<PathBuf, FileKind> = whose.flat_map(|vm| dirs.files(vm)).collect();
+    let bad = files.iter().filter_map(|(path, kind)| dirs.check(path, *kind).err());
+    let nobodys = nobodys
+        .into_iter()
+        .map(|path| format!("{}: no VM can have that name: the file says nothing", path.display()));
+    let lines: Vec<String> = nobodys.chain(bad.map(|error| chain(&error))).collect();
     if lines.is_empty() {
-        output::text(&format!("{}\n", good(&dirs, &vms)))?;
+        output::text(&format!("{}\n", good(files.keys())))?;
         return Ok(Answer::Done);
     }
     for line in lines {
@@ -50,27 +54,11 @@ fn check(global: &Global, args: &ConfigCheckArgs) -> Result<Answer, Failure> {
     Ok(Answer::No)
 }
 
-/// A sentence for each file that cannot be used. The host's file is a part of every VM's policy.
-fn bad(dirs: &PolicyDirs, vms: &[VmName]) -> Vec<String> {
-    let whose = std::iter::once(None).chain(vms.iter().map(Some));
-    let mut lines: Vec<String> =
-        whose.flat_map(|vm| dirs.check(vm)).map(|error: PolicyFileError| chain(&error)).collect();
-    lines.sort();
-    lines.dedup();
-    lines
-}
-
-fn good(dirs: &PolicyDirs, vms: &[VmName]) -> String {
-    let whose = std::iter::once(None).chain(vms.iter().map(Some));
-    let mut paths: Vec<String> = whose
-        .flat_map(|vm| dirs.files(vm))
-        .filter(|(path, _)| path.exists())
-        .map(|(path, _)| path.display().to_string())
-        .collect();
-    paths.sort();
-    paths.dedup();
-    if paths.is_empty() {
+fn good<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> String {
+    let there = paths.filter(|path| path.exists()).map(|path| path.display().to_string());
+    let there: Vec<String> = there.collect();
+    if there.is_empty() {
         return "no policy file: every VM has the defaults".to_owned();
     }
-    format!("good: {}", paths.join(", "))
+    format!("good: {}", there.join(", "))
 }

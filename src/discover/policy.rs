@@ -127,16 +127,15 @@ impl PolicyDirs {
         files
     }
 
-    /// What is wrong with each of the files.
-    #[must_use]
-    pub fn check(&self, vm: Option<&VmName>) -> Vec<PolicyFileError> {
-        let file = |(path, kind): (PathBuf, FileKind)| -> Result<(), PolicyFileError> {
-            if let Some(text) = self.read_file(&path, kind)? {
-                Fragment::parse(&text, &path, kind)?;
-            }
-            Ok(())
-        };
-        self.files(vm).into_iter().filter_map(|named| file(named).err()).collect()
+    /// Whether one of the files can be used; one that is not there can.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, path: &Path, kind: FileKind) -> Result<(), PolicyFileError> {
+        if let Some(text) = self.read_file(path, kind)? {
+            Fragment::parse(&text, path, kind)?;
+        }
+        Ok(())
     }
 
     /// Every VM that has a file, and every file whose name is none, in order.
@@ -292,7 +291,8 @@ mod tests {
             ("etc/pve/qmpin/100.toml", Level::Strict),
             ("etc/qmpin/100.toml", Level::Pinned),
         ] {
-            world.write(path, format!("isolation = \"{}\"\n", level.name()));
+            let word = serde_json::to_string(&level).expect("a word");
+            world.write(path, format!("isolation = {word}\n"));
             assert_eq!(world.level(), Ok((level, None)), "{path}");
         }
     }

@@ -93,17 +93,6 @@ impl fmt::Display for Knob {
 }
 
 impl Level {
-    /// As it is written in a policy file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Level::None => "none",
-            Level::Pinned => "pinned",
-            Level::Exclusive => "exclusive",
-            Level::Strict => "strict",
-        }
-    }
-
     /// The knobs that this level turns.
     #[must_use]
     pub fn knobs(self) -> BTreeSet<Knob> {

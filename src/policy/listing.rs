@@ -1,6 +1,9 @@
 //! A merged policy as a list: every key, its value as a policy file has it, and where it is from.
 
-use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{Knob, Origin, Policy, Sharing, Sourced};
 
@@ -20,26 +23,18 @@ pub struct Entry {
     pub table: Table,
     /// Its name.
     pub key: &'static str,
-    /// Its value, as TOML; `None`: it has none, and none can be written down.
-    pub value: Option<String>,
+    /// Its value, which reads the same in TOML; null: it has none, and none can be written down.
+    pub value: Value,
     /// Where that is from.
     pub origin: Origin,
     /// The level that decides, where the key is silent.
     pub by_level: bool,
 }
 
-fn entry<T>(
-    table: Table,
-    key: &'static str,
-    from: &Sourced<T>,
-    text: impl Fn(&T) -> String,
-) -> Entry {
-    let value = Some(text(&from.value));
+fn entry<T: Serialize>(table: Table, key: &'static str, from: &Sourced<T>) -> Entry {
+    // Words, numbers and CPUs: none of them can fail.
+    let value = serde_json::to_value(&from.value).unwrap_or_default();
     Entry { table, key, value, origin: from.origin.clone(), by_level: false }
-}
-
-fn quoted(text: impl fmt::Display) -> String {
-    format!("\"{text}\"")
 }
 
 impl Policy {
@@ -48,40 +43,32 @@ impl Policy {
     pub fn entries(&self) -> Vec<Entry> {
         let (vm, host) = (&self.vm, &self.host);
         let mut entries = vec![
-            entry(Table::Vm, "isolation", &vm.isolation, |value| quoted(value.name())),
-            entry(Table::Vm, "cores", &vm.cores, |value| quoted(value.name())),
-            entry(Table::Vm, "cache", &vm.cache, |value| quoted(value.name())),
-            entry(Table::Vm, "vcpus", &vm.vcpus, |value| quoted(value)),
-            entry(Table::Vm, "iothreads", &vm.iothreads, |value| quoted(value)),
-            entry(Table::Vm, "emulator", &vm.emulator, |value| quoted(value)),
-            entry(Table::Vm, "share", &vm.share, |value| (*value == Sharing::Wrap).to_string()),
-            entry(Table::Vm, "overflow", &vm.overflow, |value| quoted(value.name())),
-            entry(Table::Vm, "channel", &vm.channel, |value| quoted(value.name())),
-            entry(Table::Vm, "check_interval_s", &vm.check_interval, |value| {
-                value.as_secs().to_string()
-            }),
-            entry(Table::Vm, "sched", &vm.sched, |value| quoted(value)),
-            entry(Table::Vm, "vfio_irqs", &vm.vfio_irqs, |value| quoted(value.name())),
+            entry(Table::Vm, "isolation", &vm.isolation),
+            entry(Table::Vm, "cores", &vm.cores),
+            entry(Table::Vm, "cache", &vm.cache),
+            entry(Table::Vm, "vcpus", &vm.vcpus),
+            entry(Table::Vm, "iothreads", &vm.iothreads),
+            entry(Table::Vm, "emulator", &vm.emulator),
+            entry(Table::Vm, "share", &vm.share.map(|share| *share == Sharing::Wrap)),
+            entry(Table::Vm, "overflow", &vm.overflow),
+            entry(Table::Vm, "channel", &vm.channel),
+            entry(Table::Vm, "check_interval_s", &vm.check_interval.map(Duration::as_secs)),
+            entry(Table::Vm, "sched", &vm.sched),
+            entry(Table::Vm, "vfio_irqs", &vm.vfio_irqs),
         ];
         let wanted = vm.wanted_knobs();
         entries.extend(Knob::ALL.into_iter().map(|knob| Entry {
             table: Table::Vm,
             key: knob.key(),
-            value: Some(wanted.contains(&knob).to_string()),
+            value: wanted.contains(&knob).into(),
             origin: match vm.knobs.get(&knob) {
                 Some(own) => own.origin.clone(),
                 None => vm.isolation.origin.clone(),
             },
             by_level: !vm.knobs.contains_key(&knob),
         }));
-        entries.push(entry(Table::Host, "reserved", &host.reserved, |value| quoted(value)));
-        entries.push(Entry {
-            table: Table::Host,
-            key: "shared",
-            value: host.shared.value.as_ref().map(quoted),
-            origin: host.shared.origin.clone(),
-            by_level: false,
-        });
+        entries.push(entry(Table::Host, "reserved", &host.reserved));
+        entries.push(entry(Table::Host, "shared", &host.shared));
         entries
     }
 }
@@ -108,8 +95,8 @@ mod tests {
                 again.push_str("[host]\n");
             }
             for entry in policy.entries().iter().filter(|entry| entry.table == table) {
-                if let Some(value) = &entry.value {
-                    again.push_str(&format!("{} = {value}\n", entry.key));
+                if !entry.value.is_null() {
+                    again.push_str(&format!("{} = {}\n", entry.key, entry.value));
                 }
             }
         }
@@ -124,7 +111,7 @@ mod tests {
         let fragment = Fragment::parse("\nirqs = false\n", Path::new("x.toml"), FileKind::Vm);
         let entries = Policy::merge([fragment.expect("good")]).entries();
         let found = |key: &str| entries.iter().find(|entry| entry.key == key).expect("listed");
-        assert_eq!(found("irqs").value.as_deref(), Some("false"));
+        assert_eq!(found("irqs").value, Value::Bool(false));
         assert_eq!(found("irqs").origin.to_string(), "x.toml:2");
         assert!(!found("irqs").by_level && found("kthreads").by_level);
     }

@@ -75,6 +75,11 @@ impl<T> Sourced<T> {
     pub fn default(value: T) -> Sourced<T> {
         Sourced { value, origin: Origin::Default }
     }
+
+    /// The same in other terms.
+    fn map<U>(&self, terms: impl Fn(&T) -> U) -> Sourced<U> {
+        Sourced { value: terms(&self.value), origin: self.origin.clone() }
+    }
 }
 
 /// What holds for the host, whichever VM is attached (`[host]`, in `qmpin.toml` alone).

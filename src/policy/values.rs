@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::cpuset::CpuSet;
 use crate::scheduling::{Class, OnFork, Scheduling};
@@ -15,6 +15,12 @@ pub enum CpuChoice {
     Auto,
     /// These CPUs, by hand.
     Cpus(CpuSet),
+}
+
+impl Serialize for CpuChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 impl fmt::Display for CpuChoice {
@@ -106,29 +112,6 @@ pub enum VfioIrqs {
     Vcpus,
     /// Where they are, but for the CPUs of other VMs.
     Leave,
-}
-
-impl Overflow {
-    /// As it is written in a policy file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Overflow::Shared => "shared",
-            Overflow::Refuse => "refuse",
-        }
-    }
-}
-
-impl ChannelChoice {
-    /// As it is written in a policy file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            ChannelChoice::Auto => "auto",
-            ChannelChoice::Lease => "lease",
-            ChannelChoice::Persistent => "persistent",
-        }
-    }
 }
 
 impl VfioIrqs {

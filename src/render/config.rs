@@ -1,6 +1,7 @@
 //! The merged policy: the document `qmpin.config/1`, and a policy file that says the same.
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::ids::VmName;
 use crate::policy::{Entry, Origin, Policy, Table};
@@ -17,7 +18,7 @@ pub struct ConfigDocument<'a> {
 struct Row {
     /// As in a file: `isolation`, `host.reserved`.
     key: String,
-    value: Option<String>,
+    value: Value,
     /// `default`, a flag, or `path:line`.
     origin: String,
     /// The level that decides, where the key is silent.
@@ -33,7 +34,7 @@ impl ConfigDocument<'_> {
                 Table::Vm => entry.key.to_owned(),
                 Table::Host => format!("host.{}", entry.key),
             },
-            value: entry.value.map(|value| value.trim_matches('"').to_owned()),
+            value: entry.value,
             origin: entry.origin.to_string(),
             by_level: entry.by_level,
         };
@@ -47,8 +48,8 @@ impl ConfigDocument<'_> {
 pub fn config_text(policy: &Policy) -> String {
     let entries = policy.entries();
     let line = |entry: &Entry| match &entry.value {
-        Some(value) => format!("{} = {value}", entry.key),
-        None => format!("# {}: none", entry.key),
+        Value::Null => format!("# {}: none", entry.key),
+        value => format!("{} = {value}", entry.key),
     };
     let width = entries.iter().map(|entry| line(entry).len()).max().unwrap_or(0);
     let mut text = String::new();

@@ -104,15 +104,11 @@ pub fn host_lines(applied: &[HostApplied]) -> Vec<String> {
     let is_back = |one: &&HostApplied| {
         matches!((&one.step, &one.outcome), (HostStep::PutBack { .. }, HostOutcome::Done))
     };
-    let put_back = applied.iter().filter(is_back).count();
-    let is_others = |one: &&HostApplied| matches!(one.step, HostStep::Write { .. });
-    let sentence = |one: &HostApplied| host_refusal(one).or_else(|| left_alone(&one.step));
-    let own = applied.iter().filter(|one| !is_others(one));
-    let mut lines: Vec<String> =
-        own.filter_map(sentence).map(|sentence| format!("host: {sentence}")).collect();
-    if put_back > 0 {
-        let s = if put_back == 1 { "" } else { "s" };
-        lines.insert(0, format!("host: {put_back} setting{s} put back"));
-    }
-    lines
+    let put_back = match applied.iter().filter(is_back).count() {
+        0 => None,
+        number => Some(format!("{} put back", counted(number, "setting"))),
+    };
+    let own = applied.iter().filter(|one| !matches!(one.step, HostStep::Write { .. }));
+    let sentences = own.filter_map(|one| host_refusal(one).or_else(|| left_alone(&one.step)));
+    put_back.into_iter().chain(sentences).map(|sentence| format!("host: {sentence}")).collect()
 }
