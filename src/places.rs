@@ -36,6 +36,18 @@ pub enum Place {
 }
 
 impl Place {
+    /// The CPUs of an interrupt (`Documentation/core-api/irq/irq-affinity.rst`).
+    #[must_use]
+    pub fn of_irq(number: i32) -> Place {
+        Place::CpuList(format!("proc/irq/{number}/smp_affinity_list"))
+    }
+
+    /// The CPUs of interrupts that are yet to come.
+    #[must_use]
+    pub fn of_new_irqs() -> Place {
+        Place::CpuMask("proc/irq/default_smp_affinity".to_owned())
+    }
+
     /// The number of the interrupt whose CPUs these are.
     #[must_use]
     pub fn irq(&self) -> Option<u32> {

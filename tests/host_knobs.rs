@@ -425,6 +425,21 @@ fn a_kernel_thread_born_behind_the_fence_is_let_out() {
 
 /// It has its parent's mask, and nobody has seen it before the last VM went.
 #[test]
+fn kernel_threads_are_found_where_the_kernel_has_no_list_of_them() {
+    let world = World::new();
+    fs::remove_file(world.path(CHILDREN)).expect("removed");
+    // Not one of the kernel's, whatever its name.
+    world.thread(600, "kswapd9", 0, "0-7");
+    let before = world.picture();
+    world.strict("100", "4-7");
+    world.reconcile();
+    assert_eq!((world.mask(21), world.mask(600)), (set("0-3"), set("0-7")));
+    world.forget("100");
+    world.reconcile();
+    assert_eq!(world.changed_since(&before), Vec::<String>::new());
+}
+
+#[test]
 fn a_kernel_thread_born_at_the_very_end_is_let_out() {
     let world = World::new();
     world.strict("100", "4-5");

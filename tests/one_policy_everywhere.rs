@@ -5,38 +5,22 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use qmpin::cpuset::CpuSet;
-use qmpin::discover::read_topology;
 use qmpin::plan::{Plan, PlanError, Request, Stay, plan};
 use qmpin::policy::{FileKind, Fragment, Policy};
-use qmpin::sysroot::SysRoot;
 use qmpin::topology::{CoreKind, Topology};
 
-use support::{fake_host, guests, hosts};
+use support::{captured, guests, hosts};
 
 const FILE: &str = "isolation = \"exclusive\"\ncores = \"performance\"\ncache = \"large\"\n";
 
 /// Every machine that there is: those of the tests, and those that were captured on the test host.
 fn machines() -> Vec<(String, Topology)> {
     let fake = hosts::all().into_iter().map(|(name, host)| (name.to_owned(), host.topology()));
-    let mut machines: Vec<(String, Topology)> = fake.collect();
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    for entry in fs::read_dir(tests.join("hosts")).expect("the captures") {
-        let host = entry.expect("a capture").path();
-        let tree = fake_host::empty_tree().expect("a folder");
-        let unpacked = Command::new(tests.join("capture-host"))
-            .arg("--unpack")
-            .args([&host.join("sysroot.tsv"), tree.path()])
-            .status();
-        assert!(unpacked.expect("capture-host runs").success(), "{}", host.display());
-        let topology = read_topology(&SysRoot::at(tree.path())).expect("its topology");
-        machines.push((host.display().to_string(), topology));
-    }
-    machines
+    let captured = captured::machines().into_iter();
+    fake.chain(captured.map(|(host, topology)| (host.display().to_string(), topology))).collect()
 }
 
 fn planned(topology: &Topology, vcpus: u32) -> Result<Plan, PlanError> {

@@ -6,7 +6,6 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use proptest::prelude::*;
@@ -17,7 +16,7 @@ use qmpin::sysroot::SysRoot;
 use qmpin::topology::{CoreKind, Topology};
 
 use support::spoilt::{cpu, read_at, set};
-use support::{fake_host, hosts};
+use support::{captured, hosts};
 
 /// The topology without what could not be learnt, to compare with a fake host's.
 fn known(topology: Topology) -> Topology {
@@ -89,22 +88,12 @@ fn this_machine_agrees_with_lscpu() {
 
 #[test]
 fn captured_machines_agree_with_the_lscpu_that_ran_on_them() {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
-    let mut seen = 0;
-    for entry in fs::read_dir(tests.join("hosts")).expect("the captures") {
-        let host = entry.expect("a capture").path();
-        let tree = fake_host::empty_tree().expect("a folder");
-        let unpacked = Command::new(tests.join("capture-host"))
-            .arg("--unpack")
-            .args([&host.join("sysroot.tsv"), tree.path()])
-            .status();
-        assert!(unpacked.expect("capture-host runs").success(), "{}", host.display());
-        let topology = read_topology(&SysRoot::at(tree.path())).expect("its topology");
+    let machines = captured::machines();
+    assert!(machines.len() >= 5, "{} captures", machines.len());
+    for (host, topology) in machines {
         let lscpu = fs::read_to_string(host.join("lscpu-p.txt")).expect("its lscpu");
         agrees_with_lscpu(&host.display().to_string(), &topology, &lscpu);
-        seen += 1;
     }
-    assert!(seen >= 5, "{seen} captures");
 }
 
 /// The same cores, packages, nodes and LLC groups as `lscpu -p=CPU,CORE,SOCKET,NODE,CACHE` has them.

@@ -6,11 +6,12 @@ use std::io;
 use super::DiscoverError;
 use super::cgroup;
 use super::host::online_cpus;
+use super::interrupts::irq_places;
 use super::vfio::vfio_irqs;
 use super::{stat, tasks};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
-use crate::ids::{CpuId, Tid};
+use crate::ids::CpuId;
 use crate::journal::HostMemory;
 use crate::places::{CpuPower, HostView, Place, Value};
 use crate::plan::host::Wants;
@@ -22,9 +23,6 @@ use crate::threads::ThreadKey;
 const CPU: &str = "sys/devices/system/cpu";
 const SYSCTLS: [&str; 2] = ["vm/stat_interval", "kernel/numa_balancing"];
 const WATCHDOG: &str = "kernel/watchdog_cpumask";
-
-/// The parent of all kernel threads (`kernel/kthread.c`). New ones have its mask.
-const KTHREADD: i32 = 2;
 
 /// Reads the places of the knobs that are wanted, and those that are remembered.
 ///
@@ -139,12 +137,7 @@ impl Reader<'_> {
     }
 
     fn irqs(&mut self, wants: &Wants) {
-        let default = Place::CpuMask("proc/irq/default_smp_affinity".to_owned());
-        let default = self.take(default);
-        self.view.irqs.extend(default);
-        let numbers = self.root.folder("proc/irq").and_then(|folder| folder.numbers());
-        for number in numbers.unwrap_or_default() {
-            let place = Place::CpuList(format!("proc/irq/{number}/smp_affinity_list"));
+        for place in irq_places(self.root) {
             let place = self.take(place);
             self.view.irqs.extend(place);
         }
@@ -160,16 +153,12 @@ impl Reader<'_> {
     }
 
     fn kernel_threads(&mut self, wants: &Wants) {
-        let children = self.root.read(&format!("proc/{KTHREADD}/task/{KTHREADD}/children"));
-        let children = children.unwrap_or_default();
-        let numbers = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-        for pid in std::iter::once(KTHREADD).chain(numbers) {
-            let Ok(stat) = stat::read(self.root, &format!("proc/{pid}/stat")) else { continue };
+        for tid in std::iter::once(tasks::KTHREADD).chain(tasks::all_kernel_threads(self.root)) {
+            let Ok(stat) = stat::read(self.root, &format!("proc/{tid}/stat")) else { continue };
             // Those of an attached VM go with the VM.
             if !stat.is_kernel_thread() || serves_attached(&stat.comm, wants) {
                 continue;
             }
-            let tid = Tid(pid);
             let Ok(allowed) = self.sched.affinity(tid) else { continue };
             if stat.is_bound() {
                 self.view.bound.push((stat.comm, allowed));

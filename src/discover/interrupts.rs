@@ -1,10 +1,11 @@
-//! `/proc/interrupts`: who an interrupt is for, and where it has fired. A line for each interrupt with a
-//! column for each CPU, so it is read only when there is something to tell about one.
+//! Which interrupts there are; and `/proc/interrupts`: who one is for, and where it has fired. That has a line
+//! for each interrupt with a column for each CPU, so it is read only when there is something to tell about one.
 
 use std::collections::BTreeMap;
 
 use crate::cpuset::CpuSet;
 use crate::ids::CpuId;
+use crate::places::Place;
 use crate::sysroot::SysRoot;
 
 /// One interrupt.
@@ -21,6 +22,13 @@ pub struct Interrupt {
 #[must_use]
 pub fn interrupts(root: &SysRoot, on: &CpuSet) -> BTreeMap<u32, Interrupt> {
     parse(&root.read_lossy("proc/interrupts").unwrap_or_default(), on)
+}
+
+/// The places that say where interrupts go: those yet to come, and each that there is.
+#[must_use]
+pub fn irq_places(root: &SysRoot) -> Vec<Place> {
+    let numbers = root.folder("proc/irq").and_then(|folder| folder.numbers()).unwrap_or_default();
+    std::iter::once(Place::of_new_irqs()).chain(numbers.into_iter().map(Place::of_irq)).collect()
 }
 
 fn parse(text: &str, on: &CpuSet) -> BTreeMap<u32, Interrupt> {

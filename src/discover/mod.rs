@@ -30,7 +30,7 @@ pub use host::{
     way_beside_supervisor,
 };
 pub use host_view::{read_host_view, read_place};
-pub use interrupts::{Interrupt, interrupts};
+pub use interrupts::{Interrupt, interrupts, irq_places};
 pub use irqbalance::irqbalances;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use policy::{Loaded, PolicyDirs, PolicyFileError};

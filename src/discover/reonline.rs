@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
+use super::cgroup::set;
 use super::host::online_cpus;
+use super::interrupts::irq_places;
+use super::tasks::all_kernel_threads;
 use super::{DiscoverError, Occupant, OccupantKind, occupants};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
-use crate::ids::{CpuId, Pid, Tid};
+use crate::ids::{CpuId, Pid};
 use crate::journal::HostMemory;
 use crate::leases::Lease;
 use crate::places::{Place, Value};
@@ -140,12 +143,12 @@ fn never(root: &SysRoot, sched: &dyn Sched, memory: &HostMemory, online: &CpuSet
     if own.lines().any(|line| controllers(line).split(',').any(|one| one == "cpuset")) {
         return Some(Never::CpusetV1);
     }
-    let children = root.read("proc/2/task/2/children").unwrap_or_default();
-    let mut pids = children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok());
-    pids.find_map(|pid| {
-        let stat = super::stat::read(root, &format!("proc/{pid}/stat")).ok()?;
+    all_kernel_threads(root).into_iter().find_map(|tid| {
+        let stat = super::stat::read(root, &format!("proc/{tid}/stat")).ok()?;
         let node: u32 = stat.comm.strip_prefix("kcompactd")?.parse().ok()?;
-        let tid = Tid(pid);
+        if !stat.is_kernel_thread() {
+            return None;
+        }
         let key = ThreadKey { tid, start: stat.start };
         // With a VM that has it moved away, what it had before counts: that is what it goes back to.
         let has = match memory.original(&Place::Thread(key)).and_then(Value::cpus) {
@@ -161,15 +164,14 @@ fn never(root: &SysRoot, sched: &dyn Sched, memory: &HostMemory, online: &CpuSet
 /// Movable interrupts that may fire on one CPU alone. Where the kernel keeps one where it is, nobody may
 /// write its file (`kernel/irq/proc.c: register_irq_proc`), and the kernel looks after it.
 fn alone_irqs(root: &SysRoot, online: &CpuSet) -> BTreeMap<u32, CpuSet> {
-    let numbers = root.folder("proc/irq").and_then(|folder| folder.numbers()).unwrap_or_default();
-    let alone = |number: i32| {
-        let path = format!("proc/irq/{number}/smp_affinity_list");
+    let alone = |place: Place| {
+        let (number, Place::CpuList(path)) = (place.irq()?, place) else { return None };
         let file = root.path(&path).ok()?;
         let can_be_written = fs::metadata(file).ok()?.permissions().mode() & 0o200 != 0;
         let on = CpuSet::parse_cpulist(&root.read(&path).ok()?).ok()? & *online;
-        (can_be_written && on.len() == 1).then_some((u32::try_from(number).ok()?, on))
+        (can_be_written && on.len() == 1).then_some((number, on))
     };
-    numbers.into_iter().filter_map(alone).collect()
+    irq_places(root).into_iter().filter_map(alone).collect()
 }
 
 /// What the cgroup tree says.
@@ -202,17 +204,16 @@ impl Tree {
     }
 
     fn look(&mut self, cgroups: &dyn Cgroups, group: &str) {
-        let Ok(cpus) = cgroups.read(&format!("{group}/cpuset.cpus")) else { return };
-        let set = |text: &str| CpuSet::parse_cpulist(text).unwrap_or_default();
-        let exclusive = cgroups.read(&format!("{group}/cpuset.cpus.exclusive"));
-        self.lacks_exclusive |= exclusive.is_err();
-        let state = cgroups.read(&format!("{group}/cpuset.cpus.partition")).unwrap_or_default();
+        let read = |file: &str| cgroups.read(&format!("{group}/{file}"));
+        if read("cpuset.cpus").is_err() {
+            return;
+        }
+        self.lacks_exclusive |= read("cpuset.cpus.exclusive").is_err();
+        let state = read("cpuset.cpus.partition").unwrap_or_default();
         // Also one that is not in force: it may come back to be.
         if !state.is_empty() && state != "member" {
-            let effective = cgroups.read(&format!("{group}/cpuset.cpus.exclusive.effective"));
-            let has = set(&cpus)
-                | set(&exclusive.unwrap_or_default())
-                | set(&effective.unwrap_or_default());
+            let files = ["cpuset.cpus", "cpuset.cpus.exclusive", "cpuset.cpus.exclusive.effective"];
+            let has = files.iter().fold(CpuSet::EMPTY, |has, file| has | set(cgroups, group, file));
             self.partitions.push((group.to_owned(), has));
         }
     }
@@ -220,25 +221,18 @@ impl Tree {
 
 /// The CPUs of resctrl's groups but its first, which takes whatever comes.
 fn resctrl(root: &SysRoot) -> Vec<(String, CpuSet)> {
-    let mut found = Vec::new();
-    for folder in folders(root, RESCTRL) {
-        let group = format!("{RESCTRL}/{folder}");
-        let monitored = folders(root, &format!("{group}/mon_groups"));
-        let monitored = monitored.into_iter().map(|name| format!("{group}/mon_groups/{name}"));
-        found.extend(monitored.chain([group.clone()]));
-    }
-    // Those of the first group.
-    let monitored = folders(root, &format!("{RESCTRL}/mon_groups"));
-    found.extend(monitored.into_iter().map(|name| format!("{RESCTRL}/mon_groups/{name}")));
+    let inside = |group: &str| {
+        let names = root.folder(group).and_then(|folder| folder.names()).unwrap_or_default();
+        names.into_iter().map(|name| format!("{group}/{name}")).collect::<Vec<String>>()
+    };
+    let groups = inside(RESCTRL);
+    let monitored = groups.iter().map(String::as_str).chain([RESCTRL]);
+    let monitored: Vec<String> =
+        monitored.flat_map(|group| inside(&format!("{group}/mon_groups"))).collect();
+    // What is no group has no such file.
     let cpus = |group: String| {
         let cpus = CpuSet::parse_cpulist(&root.read(&format!("{group}/cpus_list")).ok()?).ok()?;
         Some((group, cpus))
     };
-    found.into_iter().filter_map(cpus).collect()
-}
-
-fn folders(root: &SysRoot, path: &str) -> Vec<String> {
-    let entries = root.path(path).ok().and_then(|path| fs::read_dir(path).ok());
-    let folders = entries.into_iter().flatten().flatten().filter(|entry| entry.path().is_dir());
-    folders.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    groups.into_iter().chain(monitored).filter_map(cpus).collect()
 }

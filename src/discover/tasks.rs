@@ -306,6 +306,22 @@ pub fn observe(process: ProcessKey, scan: Scan, identified: &Identified) -> Obse
     observed
 }
 
+/// The parent of all kernel threads (`kernel/kthread.c`). New ones have its mask.
+pub(super) const KTHREADD: Tid = Tid(2);
+
+/// Every kernel thread but their parent. On a kernel without `CONFIG_PROC_CHILDREN`, all processes: whoever reads one's
+/// `stat` sees what it is.
+pub(super) fn all_kernel_threads(root: &SysRoot) -> Vec<Tid> {
+    if let Ok(children) = root.read(&format!("proc/{KTHREADD}/task/{KTHREADD}/children")) {
+        return children
+            .split_ascii_whitespace()
+            .filter_map(|tid| tid.parse().ok().map(Tid))
+            .collect();
+    }
+    let numbers = root.folder("proc").and_then(|folder| folder.numbers()).unwrap_or_default();
+    numbers.into_iter().map(Tid).filter(|tid| *tid != KTHREADD).collect()
+}
+
 /// Finds kernel threads that work for this VM outside its process: `kvm-pit/PID`, and on older
 /// kernels `vhost-PID` and `kvm-nx-lpage-recovery-PID`. Their names are the kernel's, and
 /// `PF_KTHREAD` cannot be forged. This reads a line per kernel thread of the host, so it is not for
@@ -313,12 +329,9 @@ pub fn observe(process: ProcessKey, scan: Scan, identified: &Identified) -> Obse
 #[must_use]
 pub fn kernel_threads(root: &SysRoot, sched: &dyn Sched, process: Pid) -> Vec<Thread> {
     let mut found = Vec::new();
-    // All kernel threads are children of kthreadd (pid 2, `kernel/kthread.c`).
-    let children = root.read("proc/2/task/2/children").unwrap_or_default();
-    for pid in children.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok()) {
-        let Ok(stat) = stat::read(root, &format!("proc/{pid}/stat")) else { continue };
+    for tid in all_kernel_threads(root) {
+        let Ok(stat) = stat::read(root, &format!("proc/{tid}/stat")) else { continue };
         let Some(role) = kernel_role(&stat, process) else { continue };
-        let tid = Tid(pid);
         let Ok(allowed) = sched.affinity(tid) else { continue };
         found.push(thread(ThreadKey { tid, start: stat.start }, role, stat, allowed));
     }

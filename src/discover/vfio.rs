@@ -38,10 +38,11 @@ pub fn vfio_irqs(root: &SysRoot, vm: ProcessKey) -> BTreeMap<Place, VfioIrq> {
         numbers.retain(|number| is_vfios_alone(root, *number, &device));
         let local = root.read_attribute(&format!("{of_device}/local_cpulist")).ok();
         let local = local.and_then(|text| CpuSet::parse_cpulist(&text).ok()).unwrap_or_default();
-        irqs.extend(numbers.into_iter().map(|number| {
-            let place = Place::CpuList(format!("proc/irq/{number}/smp_affinity_list"));
-            (place, VfioIrq { vm, device: device.clone(), local })
-        }));
+        irqs.extend(
+            numbers.into_iter().map(|number| {
+                (Place::of_irq(number), VfioIrq { vm, device: device.clone(), local })
+            }),
+        );
     }
     irqs
 }

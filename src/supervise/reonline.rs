@@ -5,7 +5,6 @@
 //! CPU in it that is about to come back, and nobody waits for long.
 
 use std::collections::BTreeMap;
-use std::fs;
 
 use super::partition::Ground;
 use super::settings::Host;
@@ -14,7 +13,7 @@ use crate::apply::{CycleReport, Cycled, HostApplied, apply_host, cycle};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::{
-    self, DiscoverError, OccupantKind, is_switch, occupants, online_cpus, read_place,
+    self, DiscoverError, OccupantKind, irq_places, is_switch, occupants, online_cpus, read_place,
     reonline_facts, switch,
 };
 use crate::ids::{CpuId, Pid, Tid, VmName};
@@ -127,19 +126,14 @@ fn facts(
 /// What is to be as it was when the CPU is back: interrupts, which drivers may spread anew, and the CPU's
 /// own power management.
 fn kept(root: &SysRoot, cpu: CpuId, memory: &HostMemory) -> Vec<Place> {
-    let mut places = vec![Place::CpuMask("proc/irq/default_smp_affinity".to_owned())];
-    let numbers = root.folder("proc/irq").and_then(|folder| folder.numbers()).unwrap_or_default();
-    let irq = |number| Place::CpuList(format!("proc/irq/{number}/smp_affinity_list"));
-    places.extend(numbers.into_iter().map(irq));
+    let mut places = irq_places(root);
     let of_cpu = format!("sys/devices/system/cpu/cpu{cpu}");
     let names = ["scaling_governor", "scaling_min_freq", "scaling_max_freq"];
     let names = names.into_iter().chain(["energy_performance_preference"]);
     places.extend(names.map(|name| Place::Word(format!("{of_cpu}/cpufreq/{name}"))));
     places.push(Place::Word(format!("{of_cpu}/power/pm_qos_resume_latency_us")));
-    let states =
-        root.path(&format!("{of_cpu}/cpuidle")).ok().and_then(|path| fs::read_dir(path).ok());
-    let states = states.into_iter().flatten().flatten();
-    let states = states.filter_map(|state| state.file_name().into_string().ok());
+    let states = root.folder(&format!("{of_cpu}/cpuidle")).and_then(|folder| folder.names());
+    let states = states.unwrap_or_default().into_iter();
     places.extend(states.map(|name| Place::Word(format!("{of_cpu}/cpuidle/{name}/disable"))));
     places.retain(|place| memory.original(place).is_none());
     places

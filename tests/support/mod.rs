@@ -3,6 +3,7 @@
 #![allow(dead_code)] // each test is a crate of its own and uses a part of this
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests say no as tests do
 
+pub(crate) mod captured;
 pub(crate) mod fake_host;
 pub(crate) mod fake_qemu;
 pub(crate) mod guests;

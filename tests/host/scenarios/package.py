@@ -37,7 +37,7 @@ def run(host):
             again(host, vm, service)
             alone = stays_stopped(host, vm, service)
             strict(host, vm, service, installed)
-            upgraded(host, vm, service, installed)
+            upgraded(host, vm, service)
             purged(host, vm, service, installed, alone)
         finally:
             vm.kill()
@@ -127,7 +127,7 @@ def strict(host, vm, service, installed):
     assert os.strerror(errno.EPERM) not in said and os.strerror(errno.EROFS) not in said, said
 
 
-def upgraded(host, vm, service, installed):
+def upgraded(host, vm, service):
     """An upgrade leaves the VM to the qmpin that has it: no thread moves, not for a moment."""
     pid = service.main_pid()
     process = subprocess.Popen(["dpkg", "-i", str(package.PACKAGE)], stdout=subprocess.DEVNULL)
