@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import image, rootfs, shape
+from . import firmware, image, rootfs, shape
 
 # The suite whose QEMU carries the test host. Its version is part of what was measured to work.
 CARRIER = "trixie"
@@ -103,7 +103,7 @@ class Machine:
         process that we started *is* QEMU.
         """
         home = rootfs.root(rootfs.Suite.load(CARRIER))
-        vmlinuz, initrd = rootfs.kernel(self.suite)
+        vmlinuz, initrd = rootfs.boots_with(self.suite)
         inside = "/mnt"
         mounts = [
             f"mount --bind /dev {home}/dev",
@@ -111,13 +111,16 @@ class Machine:
             f"mount -t tmpfs tmpfs {home}/run",
             f"mount -t tmpfs -o size=64k tmpfs {home}{inside}",
         ]
-        for name, source in {
+        sources = {
             "run": self.folder,
             "job": self.job,
             "disk": image.disk(self.suite),
             "vmlinuz": vmlinuz,
-            "initrd": initrd,
-        }.items():
+            "power": firmware.power_table(self.shape.data["cpus"]),
+        }
+        if initrd is not None:
+            sources["initrd"] = initrd
+        for name, source in sources.items():
             make = "mkdir" if source.is_dir() else "touch"
             mounts += [f"{make} {home}{inside}/{name}", f"mount --bind '{source}' {home}{inside}/{name}"]
         # snapshot=on writes to TMPDIR: the run's own folder, which is on a disk and is removed with it.
@@ -133,7 +136,9 @@ class Machine:
             *["unshare", "--mount", "--propagation=private", "sh", "-c", script, "sh"],
             *["qemu-system-x86_64", "-name", "qmpin-test-host", "-accel", "tcg,thread=multi,tb-size=512"],
             *self.shape.qemu_args(),
-            *["-kernel", f"{inside}/vmlinuz", "-initrd", f"{inside}/initrd", "-append", append],
+            *["-acpitable", f"file={inside}/power"],
+            *["-kernel", f"{inside}/vmlinuz", "-append", append],
+            *(["-initrd", f"{inside}/initrd"] if initrd is not None else []),
             *["-drive", f"file={inside}/disk,if=virtio,format=raw,snapshot=on"],
             *["-drive", f"file={inside}/job,if=virtio,format=raw,readonly=on"],
             *["-drive", f"file={inside}/run/results.tar,if=virtio,format=raw,cache=unsafe"],

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from . import boot, cache, image, job, preflight, rootfs, shape
+from . import boot, cache, image, job, kernel, preflight, rootfs, shape
 from .report import Report
 
 EXIT_OK = 0
@@ -61,7 +61,7 @@ def run_from(args: argparse.Namespace) -> int:
         preflight.check()
         start = time.monotonic()
         rootfs.root(rootfs.Suite.load(boot.CARRIER))
-        rootfs.kernel(suite)
+        rootfs.boots_with(suite)
         image.disk(suite)
         built_s = time.monotonic() - start
         if built_s > 1:
@@ -69,7 +69,7 @@ def run_from(args: argparse.Namespace) -> int:
     except (preflight.CannotRun, LookupError) as why:
         print(f"skipped: the test host cannot run here: {why}")
         return preflight.EXIT_SKIPPED
-    except rootfs.BuildFailed as why:
+    except (rootfs.BuildFailed, kernel.BuildFailed) as why:
         print(f"error: {why}", file=sys.stderr)
         return EXIT_FAILED
 

@@ -9,7 +9,14 @@ from pathlib import Path
 EXIT_SKIPPED = 77
 
 # Command -> Debian package.
-TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "tar": "tar", "unshare": "util-linux", "mount": "mount"}
+TOOLS = {
+    "iasl": "acpica-tools",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "tar": "tar",
+    "unshare": "util-linux",
+    "mount": "mount",
+}
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 
 

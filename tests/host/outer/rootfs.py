@@ -7,7 +7,7 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import cache, mirror
+from . import cache, kernel, mirror
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -77,7 +77,9 @@ class BuildFailed(Exception):
 class Suite:
     name: str
     release: str
+    # Another suite, or a kernel of `kernels/`; neither: its own.
     kernel_from: str | None
+    kernel_built: str | None
 
     @staticmethod
     def load(name: str) -> "Suite":
@@ -85,7 +87,7 @@ class Suite:
         if not path.exists():
             raise LookupError(f"no suite {name!r}; there are: {', '.join(names())}")
         data = tomllib.loads(path.read_text())
-        return Suite(name, data["release"], data.get("kernel_from"))
+        return Suite(name, data["release"], data.get("kernel_from"), data.get("kernel_built"))
 
     def key(self) -> str:
         """Changes when anything that goes into the root file system changes."""
@@ -94,6 +96,8 @@ class Suite:
         parts.append(Path(__file__).read_text())
         if self.kernel_from:
             parts.append(Suite.load(self.kernel_from).key())
+        if self.kernel_built:
+            parts.append(kernel.key(self.kernel_built))
         return cache.key(*parts)
 
 
@@ -106,12 +110,21 @@ def root(suite: Suite) -> Path:
     return cache.built(f"root-{suite.name}-{suite.key()}", lambda path: _build(suite, path))
 
 
-def kernel(suite: Suite) -> tuple[Path, Path]:
-    """Kernel and initramfs that boot the suite."""
-    home = root(Suite.load(suite.kernel_from) if suite.kernel_from else suite)
+def boots_with(suite: Suite) -> tuple[Path, Path | None]:
+    """Kernel and initramfs that boot the suite; one that was built by us needs none."""
+    home = _kernel_donor(suite) or root(suite)
     [vmlinuz] = home.glob("boot/vmlinuz-*")
-    [initrd] = home.glob("boot/initrd.img-*")
-    return vmlinuz, initrd
+    return vmlinuz, next(home.glob("boot/initrd.img-*"), None)
+
+
+def built_kernel(name: str) -> Path:
+    return kernel.home(name, lambda release, path, packages: bootstrap(release, path, packages, [], "essential"))
+
+
+def _kernel_donor(suite: Suite) -> Path | None:
+    if suite.kernel_from is not None:
+        return root(Suite.load(suite.kernel_from))
+    return built_kernel(suite.kernel_built) if suite.kernel_built is not None else None
 
 
 def qemu_root(suite: Suite) -> Path:
@@ -142,7 +155,8 @@ def bootstrap(release: str, target: Path, packages: list[str], extra: list[str],
 def _build(suite: Suite, target: Path) -> None:
     extra = []
     packages = list(PACKAGES)
-    if suite.kernel_from is None:
+    donor = _kernel_donor(suite)
+    if donor is None:
         packages += KERNEL_PACKAGES
         # Before the packages are configured, so that the one initramfs that is made is already ours.
         extra = [
@@ -152,8 +166,7 @@ def _build(suite: Suite, target: Path) -> None:
             " > \"$1/usr/share/initramfs-tools/modules.d/qtest\"",
         ]
     bootstrap(suite.release, target, packages, extra)
-    if suite.kernel_from is not None:
-        donor = root(Suite.load(suite.kernel_from))
+    if donor is not None:
         shutil.copytree(donor / "usr/lib/modules", target / "usr/lib/modules", symlinks=True, dirs_exist_ok=True)
     _install_job(target)
 
