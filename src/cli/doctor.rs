@@ -7,7 +7,8 @@ use super::look::Look;
 use super::{Answer, output};
 use crate::cgroups::CgroupTree;
 use crate::discover::{
-    VmLocation, VmView, cgroup, channel_paths, guest, irqbalances, read_topology, rt_throttling,
+    VmLocation, VmView, cgroup, channel_paths, guest, irqbalances, proxmox_config, read_topology,
+    rt_throttling,
 };
 use crate::error::Failure;
 use crate::ids::VmName;
@@ -32,7 +33,10 @@ pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure>
     let throttling = rt_throttling(&root);
     let host = HostFacts { topology: &topology, partition, irqbalances: &irqbalances, throttling };
     let facts = args.vm.as_ref().zip(vm.as_ref());
-    let facts = facts.map(|(vm, (_, guest, asked))| VmFacts { vm, guest, asked: *asked });
+    let facts = facts.map(|(vm, (_, guest, asked))| {
+        let config = asked.is_some().then(|| proxmox_config(&root, vm));
+        VmFacts { vm, guest, asked: *asked, config }
+    });
     let document = DoctorDocument::new(args.vm.as_ref(), advise(&host, facts.as_ref()));
     if args.json {
         output::json(&document)?;

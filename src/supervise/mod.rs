@@ -7,6 +7,7 @@
 //! `sources` has what can wake it; `run` makes events of that and carries out effects; `state` decides;
 //! `attachment` works; `line` is the way to QEMU; `telling` tells.
 
+mod aside;
 mod attachment;
 mod cookie;
 mod end;

@@ -136,6 +136,7 @@ struct Runner<'a> {
 impl Runner<'_> {
     async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
         log_plan(self.attachment.plan(), &[]);
+        self.telling.policy(self.attachment.plan());
         self.telling.look(first);
         self.remember_host();
         self.isolate();

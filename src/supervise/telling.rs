@@ -16,6 +16,7 @@ use super::start_error::StartError;
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::leases::StateDir;
+use crate::plan::Plan;
 use crate::qmp::ChannelKind;
 use crate::standing::{STANDING_SCHEMA, Standing, write_standing};
 use crate::threads::ThreadKey;
@@ -56,6 +57,12 @@ impl Telling {
         log_look(report, &mut self.lines);
         log_priority(&report.priority, &mut self.priority_lines);
         self.refuse(refusals(report));
+    }
+
+    /// What holds although the policy files say otherwise, or nothing that can be understood.
+    pub(super) fn policy(&mut self, plan: &Plan) {
+        let of_policy = plan.report.iter().filter(|finding| finding.rule == "policy");
+        self.refuse(of_policy.map(|one| format!("{}: {}", one.rule, one.reason)).collect());
     }
 
     /// Why a look was not whole. A full /run stays full for a while: once is enough.

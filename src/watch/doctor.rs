@@ -7,12 +7,14 @@
 //! | `irqbalance` | one runs that cannot be told to keep off the VMs' CPUs |
 //! | `rt-throttling` | nothing keeps real-time threads from starving the kernel's own |
 //! | `guest-cores` | the guest does not know which of its vCPUs share a core of the host |
+//! | `config` | Proxmox's own configuration moves or throttles the VM |
 //! | `channel` | QEMU is asked by visits of the socket that Proxmox needs, too |
 
 use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use crate::discover::ProxmoxConfig;
 use crate::ids::VmName;
 use crate::places::Irqbalance;
 use crate::plan::priority::Throttling;
@@ -74,6 +76,8 @@ pub struct VmFacts<'a> {
     pub guest: &'a Guest,
     /// How it is asked; `None`: it is not Proxmox's, and nobody else needs its socket.
     pub asked: Option<Asked>,
+    /// Its configuration, or why that cannot be read; `None`: it is not Proxmox's.
+    pub config: Option<Result<ProxmoxConfig, String>>,
 }
 
 /// All advice, on the host first.
@@ -82,6 +86,7 @@ pub fn advise(host: &HostFacts<'_>, vm: Option<&VmFacts<'_>>) -> Vec<Advice> {
     let mut advice = vec![partition(host), irqbalance(host), rt_throttling(host)];
     if let Some(vm) = vm {
         advice.push(guest_cores(host, vm));
+        advice.extend(vm.config.iter().flat_map(|read| config(vm.vm, read)));
         advice.extend(vm.asked.map(|asked| channel(vm, asked)));
     }
     advice
@@ -159,6 +164,28 @@ fn guest_cores(host: &HostFacts<'_>, vm: &VmFacts<'_>) -> Advice {
     costs(check, reason, Some(mend))
 }
 
+fn config(vm: &VmName, read: &Result<ProxmoxConfig, String>) -> Vec<Advice> {
+    let check = "config";
+    let ProxmoxConfig { affinity, cpulimit } = match read {
+        Ok(config) => config,
+        Err(why) => return vec![fine(check, format!("not looked at: {why}"))],
+    };
+    let affinity = affinity.as_ref().map(|cpus| {
+        let reason = format!("affinity: {cpus} has Proxmox start QEMU there; qmpin moves it then");
+        costs(check, reason, Some(format!("qm set {vm} --delete affinity")))
+    });
+    let cpulimit = cpulimit.as_ref().map(|limit| {
+        let reason =
+            format!("cpulimit: {limit} stops vCPUs for a part of each 100 ms that they use more");
+        costs(check, reason, Some(format!("qm set {vm} --delete cpulimit")))
+    });
+    let found: Vec<Advice> = affinity.into_iter().chain(cpulimit).collect();
+    if found.is_empty() {
+        return vec![fine(check, "neither affinity nor cpulimit is set")];
+    }
+    found
+}
+
 fn channel(vm: &VmFacts<'_>, asked: Asked) -> Advice {
     let name = vm.vm;
     match asked {
@@ -213,7 +240,8 @@ mod tests {
             irqbalances: &[],
             throttling: Throttling::On,
         };
-        advise(&host, Some(&VmFacts { vm: &"100".parse().expect("a name"), guest, asked }))
+        let vm = &"100".parse().expect("a name");
+        advise(&host, Some(&VmFacts { vm, guest, asked, config: None }))
     }
 
     fn found<'a>(advice: &'a [Advice], check: &str) -> &'a Advice {
@@ -237,6 +265,21 @@ mod tests {
         {
             let all = advice(host_threads, &guest, None);
             assert_eq!(found(&all, "guest-cores").health, Health::Fine);
+        }
+    }
+
+    #[test]
+    fn what_proxmox_does_to_the_same_cpus_is_named() {
+        let vm = &"100".parse().expect("a name");
+        let of = |affinity: Option<&str>, cpulimit: Option<&str>| {
+            let [affinity, cpulimit] = [affinity, cpulimit].map(|one| one.map(str::to_owned));
+            config(vm, &Ok(ProxmoxConfig { affinity, cpulimit }))
+        };
+        let both = of(Some("0-5"), Some("2"));
+        let mends: Vec<_> = both.iter().filter_map(|one| one.mend.as_deref()).collect();
+        assert_eq!(mends, ["qm set 100 --delete affinity", "qm set 100 --delete cpulimit"]);
+        for none in [of(None, None), config(vm, &Err("it is not there".to_owned()))] {
+            assert!(none.len() == 1 && none[0].health == Health::Fine, "{none:?}");
         }
     }
 

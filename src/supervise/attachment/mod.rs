@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use outside::Outside;
 use replan::this_process;
 
+use super::aside::step_aside;
 use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
@@ -61,6 +62,8 @@ pub struct Attachment<'a> {
     host_knobs: HostKnobs,
     /// What was done about the host before the first pin.
     early_host: Option<HostReport>,
+    /// Where this process itself runs; none: wherever it was started.
+    own_cpus: CpuSet,
     drift_total: u64,
     since_unix_s: u64,
     // Dropped last: until then nobody else may become this VM's supervisor.
@@ -147,6 +150,7 @@ impl<'a> Attachment<'a> {
                 settled: BTreeMap::new(),
                 host_knobs: HostKnobs::default(),
                 early_host: None,
+                own_cpus: CpuSet::EMPTY,
                 drift_total: 0,
                 since_unix_s: unix_now_s(),
                 lock,
@@ -318,6 +322,7 @@ impl<'a> Attachment<'a> {
             return Ok(HostReport::default());
         }
         let leases = state.lock_leases()?;
+        step_aside(*host, state, boot_id, self.online, &mut self.own_cpus);
         let report = self.host_knobs.reconcile(*host, state, boot_id, &leases)?;
         if report.applied.iter().any(HostApplied::has_limited_unit) {
             // What it did to our masks is nobody's drift.
