@@ -5,7 +5,7 @@
 //! LLC groups and nodes; an offline CPU is listed in `cpus` alone, because the kernel removes its
 //! topology files.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{CoreId, CpuId, LlcId, NodeId};
@@ -82,8 +82,13 @@ pub struct Node {
     pub cpus: CpuSet,
     /// How much memory it has.
     pub memory_bytes: Option<u64>,
-    /// The distance to each online node, in the order of their numbers; 10 is itself.
+    /// The distance to each online node, in the order of their numbers; 10 is itself. None: the kernel does not say.
+    #[serde(serialize_with = "null_if_empty")]
     pub distances: Vec<u32>,
+}
+
+fn null_if_empty<S: Serializer>(distances: &[u32], serializer: S) -> Result<S::Ok, S::Error> {
+    Some(distances).filter(|distances| !distances.is_empty()).serialize(serializer)
 }
 
 /// Something the kernel did not say, and why.

@@ -106,6 +106,12 @@ fn every_bad_file_is_named_and_not_the_first_alone() {
         assert!(done.out.lines().any(|line| named(&line)), "{path}: {done:?}");
     }
     assert_eq!(done.out.lines().count(), 4, "{done:?}");
+    let json = world.config(&["check", "--json"]);
+    let document: Value = serde_json::from_str(&json.out).expect("a document");
+    let files = document["files"].as_array().expect("files");
+    let bad = files.iter().filter(|file| file["reason"].is_string()).count();
+    // The good one is listed, too.
+    assert_eq!((json.code, bad, files.len()), (Some(1), 4, 5), "{json:?}");
     let one = world.config(&["check", "100"]);
     assert!(one.code == Some(1) && one.out.lines().count() == 1, "{one:?}");
     assert_eq!(world.config(&["show", "101"]).code, Some(2));

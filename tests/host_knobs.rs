@@ -425,6 +425,21 @@ fn a_kernel_thread_born_behind_the_fence_is_let_out() {
 
 /// It has its parent's mask, and nobody has seen it before the last VM went.
 #[test]
+fn a_worker_that_was_seen_before_the_kernel_had_bound_it_is_the_kernels() {
+    let world = World::new();
+    world.kernel_thread(PSIMON, "kworker-new", "0-7");
+    world.write(CHILDREN, &format!("{CHILDREN_BEFORE}{PSIMON} "));
+    world.strict("100", "4-7");
+    world.reconcile();
+    world.thread(PSIMON, "kworker/5:1", BOUND, "0-3");
+    world.masks.stubborn.borrow_mut().insert(PSIMON);
+    world.forget("100");
+    let report = world.reconcile();
+    assert!(!report.applied.iter().any(HostApplied::is_left_changed), "{report:?}");
+    assert_eq!(world.journal(), None);
+}
+
+#[test]
 fn kernel_threads_are_found_where_the_kernel_has_no_list_of_them() {
     let world = World::new();
     fs::remove_file(world.path(CHILDREN)).expect("removed");

@@ -9,7 +9,7 @@ use std::io;
 use super::irqbalance;
 use super::slices::Limits;
 use crate::cpuset::CpuSet;
-use crate::discover::{present_cpus, read_place};
+use crate::discover::{present_cpus, read_place, tasks};
 use crate::journal::{HostJournal, HostRecord, JournalError};
 use crate::places::{Place, Value};
 use crate::plan::host::diff::HostStep;
@@ -187,7 +187,7 @@ fn write(
         ) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a word where CPUs belong")),
     };
     match written {
-        Err(error) if is_gone(&error) => HostOutcome::Gone,
+        Err(error) if is_gone(&error) || is_bound(root, place) => HostOutcome::Gone,
         Err(error) => HostOutcome::Refused { error },
         Ok(()) => match read_place(root, sched, place) {
             Ok(None) => HostOutcome::Gone,
@@ -196,6 +196,12 @@ fn write(
             Err(error) => HostOutcome::Refused { error },
         },
     }
+}
+
+/// Whether it is a thread that the kernel has bound since: a worker is made like any other kernel thread, and is its
+/// pool's a moment later (`kernel/workqueue.c: create_worker`).
+fn is_bound(root: &SysRoot, place: &Place) -> bool {
+    matches!(place, Place::Thread(key) if tasks::is_bound_kernel_thread(root, *key).is_ok_and(|is| is))
 }
 
 fn is_gone(error: &io::Error) -> bool {

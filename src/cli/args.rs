@@ -336,6 +336,9 @@ pub(super) struct ConfigCheckArgs {
     pub(super) vm: Option<VmName>,
     #[command(flatten)]
     pub(super) root: RootArgs,
+    /// Print the document qmpin.config-check/1
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -359,6 +362,8 @@ pub(super) struct StatusArgs {
     /// This one alone
     #[arg(value_name = "VM")]
     pub(super) vm: Option<VmName>,
+    #[command(flatten)]
+    pub(super) root: RootArgs,
     /// Print the document qmpin.status/1
     #[arg(long)]
     pub(super) json: bool,
@@ -368,6 +373,8 @@ pub(super) struct StatusArgs {
 pub(super) struct VerifyArgs {
     #[command(flatten)]
     pub(super) vm: VmArgs,
+    #[command(flatten)]
+    pub(super) root: RootArgs,
     /// Print the document qmpin.verify/1
     #[arg(long)]
     pub(super) json: bool,
@@ -380,6 +387,8 @@ pub(super) struct DoctorArgs {
     pub(super) vm: Option<VmName>,
     #[command(flatten)]
     pub(super) ask: AskArgs,
+    #[command(flatten)]
+    pub(super) root: RootArgs,
     /// Print the document qmpin.doctor/1
     #[arg(long)]
     pub(super) json: bool,

@@ -9,7 +9,7 @@ use super::args::{
 use super::{Answer, output};
 use crate::error::{Failure, chain};
 use crate::policy::FileKind;
-use crate::render::{ConfigDocument, config_text};
+use crate::render::{ConfigCheckDocument, ConfigDocument, config_text};
 
 pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<Answer, Failure> {
     match command {
@@ -39,26 +39,19 @@ fn check(global: &Global, args: &ConfigCheckArgs) -> Result<Answer, Failure> {
     // The host's file is a part of every VM's policy.
     let whose = std::iter::once(None).chain(vms.iter().map(Some));
     let files: BTreeMap<PathBuf, FileKind> = whose.flat_map(|vm| dirs.files(vm)).collect();
-    let bad = files.iter().filter_map(|(path, kind)| dirs.check(path, *kind).err());
-    let nobodys = nobodys
-        .into_iter()
-        .map(|path| format!("{}: no VM can have that name: the file says nothing", path.display()));
-    let lines: Vec<String> = nobodys.chain(bad.map(|error| chain(&error))).collect();
-    if lines.is_empty() {
-        output::text(&format!("{}\n", good(files.keys())))?;
-        return Ok(Answer::Done);
+    let checked = files.into_iter().filter_map(|(path, kind)| match dirs.check(&path, kind) {
+        Ok(()) => path.exists().then_some((path, None)),
+        Err(error) => Some((path, Some(chain(&error)))),
+    });
+    let nobodys = nobodys.into_iter().map(|path| {
+        let reason = format!("{}: no VM can have that name: the file says nothing", path.display());
+        (path, Some(reason))
+    });
+    let document = ConfigCheckDocument::of(nobodys.chain(checked));
+    if args.json {
+        output::json(&document)?;
+    } else {
+        output::text(&document.to_text())?;
     }
-    for line in lines {
-        output::text(&format!("{line}\n"))?;
-    }
-    Ok(Answer::No)
-}
-
-fn good<'a>(paths: impl Iterator<Item = &'a PathBuf>) -> String {
-    let there = paths.filter(|path| path.exists()).map(|path| path.display().to_string());
-    let there: Vec<String> = there.collect();
-    if there.is_empty() {
-        return "no policy file: every VM has the defaults".to_owned();
-    }
-    format!("good: {}", there.join(", "))
+    Ok(if document.is_good() { Answer::Done } else { Answer::No })
 }

@@ -21,7 +21,7 @@ use crate::sysroot::SysRoot;
 use crate::watch::doctor::{Asked, HostFacts, VmFacts, advise};
 
 pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure> {
-    let root = SysRoot::live();
+    let root = args.root.root()?;
     let topology = read_topology(&root)?;
     let cgroups = CgroupTree::of(&root);
     let vm = args.vm.as_ref().map(|vm| look(global, args, vm, &root)).transpose()?;

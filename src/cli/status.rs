@@ -7,10 +7,9 @@ use crate::error::{Failure, Kind};
 use crate::leases::Lease;
 use crate::render::{StatusDocument, VmState, VmStatus};
 use crate::standing::read_standing;
-use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure> {
-    let root = SysRoot::live();
+    let root = args.root.root()?;
     let state = global.state(&root);
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
     let mut leases = all_leases(&state);

@@ -20,7 +20,7 @@ use crate::threads::Thread;
 use crate::watch::verify::{Facts, Unmet, UnmetCause, VfioSeat, verify};
 
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
-    let root = SysRoot::live();
+    let root = args.root.root()?;
     let (vm, ask, state) = (&args.vm.vm, &args.vm.ask, global.state(&root));
     let (location, limits) = (ask.location(global), ask.limits());
     let look = Look { vm, location: &location, limits: &limits, state: &state };

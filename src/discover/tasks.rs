@@ -373,6 +373,15 @@ pub fn is_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
     or_gone(stat.map(|stat| !stat.is_dead() && stat.start == key.start))
 }
 
+/// Whether it is a kernel thread that nobody may move.
+///
+/// # Errors
+/// [`ReadError`] where that could not be learnt.
+pub fn is_bound_kernel_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
+    let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
+    or_gone(stat.map(|stat| stat.is_kernel_thread() && stat.is_bound() && stat.start == key.start))
+}
+
 /// Whether the kernel thread is still the one it was.
 ///
 /// # Errors

@@ -26,6 +26,7 @@ mod helpers;
 pub mod host;
 mod housekeeping;
 mod machine;
+mod nearest;
 mod needs;
 pub mod partition;
 pub mod priority;
@@ -190,7 +191,7 @@ pub enum PlanError {
 /// A plan that would do, and what it takes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Nearest {
-    /// What the user has to change, such as `--share`.
+    /// What the user has to change, such as `--share` or `vcpus = "auto"`.
     pub takes: String,
     /// The plan with that.
     pub plan: Plan,
@@ -202,6 +203,11 @@ pub struct Nearest {
 /// [`PlanError::Policy`] where the policy itself is wrong for this machine, [`PlanError::Infeasible`]
 /// where the machine cannot hold the VM.
 pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
+    plan_strictly(request).map_err(|error| nearest::with_nearest(error, request))
+}
+
+/// As [`plan`], without looking for what else would do.
+fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
     let claims = Claims::gather(request)?;
     let only = match &request.policy.vm.vcpus.value {
         CpuChoice::Auto => None,
@@ -221,7 +227,10 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
     };
     let beside = if spared.is_empty() { None } else { Some(attempt(&(blocked | spared))) };
     let (groups, placement) = beside.filter(roomy).unwrap_or_else(|| attempt(&blocked));
-    let placement = placement.ok_or_else(|| infeasible(request, &claims, &groups))?;
+    let placement = placement.ok_or_else(|| PlanError::Infeasible {
+        reason: verdicts::shortage(request, &claims, &groups),
+        nearest: None,
+    })?;
     finish(request, &claims, &groups, &placement, only)
 }
 
@@ -239,19 +248,6 @@ fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
             Sharing::Refuse => None,
         }),
     }
-}
-
-fn infeasible(request: &Request<'_>, claims: &Claims, groups: &[Group<'_>]) -> PlanError {
-    let reason = verdicts::shortage(request, claims, groups);
-    let mut policy = request.policy.clone();
-    let nearest = if policy.vm.share.value == Sharing::Wrap {
-        None
-    } else {
-        policy.vm.share.value = Sharing::Wrap;
-        let relaxed = Request { policy: &policy, ..*request };
-        plan(&relaxed).ok().map(|plan| Box::new(Nearest { takes: "--share".to_owned(), plan }))
-    };
-    PlanError::Infeasible { reason, nearest }
 }
 
 fn finish(

@@ -12,6 +12,7 @@
 //! Plain QEMU whose one socket nobody else needs: give that path as both `shared` and `own`; it is
 //! then held for good.
 
+use std::fmt;
 use std::future::pending;
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -39,6 +40,16 @@ pub enum ChannelKind {
     Socket,
     /// A live session on a monitor that we had QEMU make.
     RuntimeMonitor,
+}
+
+impl fmt::Display for ChannelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ChannelKind::Lease => "lease",
+            ChannelKind::Socket => "socket",
+            ChannelKind::RuntimeMonitor => "runtime-monitor",
+        })
+    }
 }
 
 /// The sockets of a VM.
@@ -103,8 +114,8 @@ pub struct Channel {
     tolerated: Tolerated,
 }
 
-impl std::fmt::Debug for Channel {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Channel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
             .field("paths", &self.paths)
             .field("kind", &self.kind())

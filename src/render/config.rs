@@ -1,5 +1,7 @@
 //! The merged policy: the document `qmpin.config/1`, and a policy file that says the same.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -40,6 +42,48 @@ impl ConfigDocument<'_> {
         };
         let values = policy.entries().into_iter().map(row).collect();
         ConfigDocument { schema: "qmpin.config/1", vm, values }
+    }
+}
+
+/// `config check --json`.
+#[derive(Debug, Serialize)]
+pub struct ConfigCheckDocument {
+    schema: &'static str,
+    files: Vec<CheckedFile>,
+}
+
+#[derive(Debug, Serialize)]
+struct CheckedFile {
+    path: PathBuf,
+    /// Why it cannot be used; null where it can.
+    reason: Option<String>,
+}
+
+impl ConfigCheckDocument {
+    /// Of files, and why those that cannot be used cannot.
+    pub fn of(files: impl Iterator<Item = (PathBuf, Option<String>)>) -> ConfigCheckDocument {
+        let files = files.map(|(path, reason)| CheckedFile { path, reason }).collect();
+        ConfigCheckDocument { schema: "qmpin.config-check/1", files }
+    }
+
+    /// Whether all of them can be used.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.files.iter().all(|file| file.reason.is_none())
+    }
+
+    /// A line for each bad one; where there is none, a line for all.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        if !self.is_good() {
+            let bad = self.files.iter().filter_map(|file| file.reason.as_ref());
+            return bad.flat_map(|reason| [reason.as_str(), "\n"]).collect();
+        }
+        if self.files.is_empty() {
+            return "no policy file: every VM has the defaults\n".to_owned();
+        }
+        let paths = self.files.iter().map(|file| file.path.display().to_string());
+        format!("good: {}\n", paths.collect::<Vec<String>>().join(", "))
     }
 }
 

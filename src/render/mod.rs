@@ -18,7 +18,7 @@ mod topology;
 mod verify;
 mod words;
 
-pub use config::{ConfigDocument, config_text};
+pub use config::{ConfigCheckDocument, ConfigDocument, config_text};
 pub use doctor::DoctorDocument;
 pub use owners::Owners;
 pub use paint::Color;

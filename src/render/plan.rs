@@ -151,6 +151,20 @@ pub fn plan_text(plan: &Plan, threads: usize, steps: &[Step], explain: Explain) 
         text.push('\n');
         text.push_str(&table(&rows));
     }
+    if explain == Explain::All {
+        let is_told = |index: VcpuIndex| {
+            steps.iter().any(|step| matches!(step.role, Role::Vcpu(moved) if moved == index))
+        };
+        let rows = plan.vcpus.iter().filter(|planned| !is_told(planned.vcpu)).map(|planned| {
+            let who = format!("= {}", who(&Role::Vcpu(planned.vcpu)));
+            [who, format!("on {}", planned.cpus), why(plan, planned.vcpu)]
+        });
+        let rows: Vec<[String; 3]> = rows.collect();
+        if !rows.is_empty() {
+            text.push('\n');
+            text.push_str(&table(&rows));
+        }
+    }
     let shown = plan
         .report
         .iter()

@@ -98,7 +98,17 @@ impl StatusDocument {
         if self.vms.is_empty() {
             return "no VM is attached\n".to_owned();
         }
-        let head = ["VM", "STATE", "VCPUS", "IOTHREADS", "EMULATOR", "KNOBS", "DRIFT", "REFUSED"];
+        let head = [
+            "VM",
+            "STATE",
+            "VCPUS",
+            "IOTHREADS",
+            "EMULATOR",
+            "KNOBS",
+            "CHANNEL",
+            "DRIFT",
+            "REFUSED",
+        ];
         let mut rows = vec![head.map(str::to_owned)];
         rows.extend(self.vms.iter().map(|vm| {
             let state = match vm.state {
@@ -117,6 +127,7 @@ impl StatusDocument {
                 vm.iothreads.to_string(),
                 vm.emulator.to_string(),
                 knobs.join(" "),
+                vm.channel.map_or(String::new(), |channel| channel.to_string()),
                 vm.drift_total.map_or(String::new(), |drift| drift.to_string()),
                 vm.refused.len().to_string(),
             ]

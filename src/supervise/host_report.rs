@@ -64,10 +64,14 @@ impl HostReport {
 }
 
 /// Interrupts whose CPUs the kernel manages answer so, since Linux 6.10 with the second
-/// (`kernel/irq/proc.c: write_irq_affinity`).
+/// (`kernel/irq/proc.c: write_irq_affinity`); with the third whoever may not write files that nobody may write
+/// (`register_irq_proc`), as a unit without `CAP_DAC_OVERRIDE`.
 pub(super) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
     matches!(step, HostStep::Write { knob: Knob::Irqs, place, .. } if place.irq().is_some())
-        && matches!(error.raw_os_error(), Some(nix::libc::EIO | nix::libc::EPERM))
+        && matches!(
+            error.raw_os_error(),
+            Some(nix::libc::EIO | nix::libc::EPERM | nix::libc::EACCES)
+        )
 }
 
 /// One line for each knob that was turned, and one for each thing that was refused.

@@ -22,7 +22,7 @@ use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
 use super::reonline::{ReonlineReport, bring_back, reonline};
 use super::reports::{Learnt, LookError, LookReport};
-use super::settings::{Host, Settings, channel_paths};
+use super::settings::{Follow, Host, Settings, channel_paths};
 use super::start_error::StartError;
 use super::state::Looked;
 use crate::apply::{Bench, HostApplied, apply};
@@ -316,13 +316,16 @@ impl<'a> Attachment<'a> {
     /// # Errors
     /// [`StartError`]. The VM's own threads stay where they are.
     pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
-        let Known { host, settings: Settings { state, .. }, boot_id, process } = &self.known;
+        let Known { host, settings, boot_id, process } = &self.known;
+        let Settings { state, follow, .. } = settings;
         // The end of the VM is seen in a moment, and its partition goes first.
         if discover::lives(host.root, *process).is_ok_and(|lives| !lives) {
             return Ok(HostReport::default());
         }
         let leases = state.lock_leases()?;
-        step_aside(*host, state, boot_id, self.online, &mut self.own_cpus);
+        if *follow == Follow::Stay {
+            step_aside(*host, state, boot_id, self.online, &mut self.own_cpus);
+        }
         let report = self.host_knobs.reconcile(*host, state, boot_id, &leases)?;
         if report.applied.iter().any(HostApplied::has_limited_unit) {
             // What it did to our masks is nobody's drift.

@@ -1,6 +1,6 @@
 """qmpin's Debian package, installed as an administrator installs it and purged at the end of the block.
 
-    with Package(host) as package:
+    with Package(host) as package:      # `install=False`: by hand, in the block
         package.write_policy(100, 'isolation = "exclusive"')
         ...
         package.purge()             # before the end of the block, where the scenario wants to look at what is left
@@ -8,6 +8,7 @@
 
 import contextlib
 import fcntl
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -23,16 +24,18 @@ CLUSTER = Path("/etc/pve/qmpin")
 HOOK = Path("/var/lib/vz/snippets/qmpin-hook")
 # Held by Proxmox for as long as `qm start` or `qm stop` takes.
 LOCKS = Path("/run/lock/qemu-server")
-# systemd keeps the slice of a template after its last instance, and its links for as long as nobody reloads.
-IGNORE = ["sys/fs/cgroup/system.slice/system-qmpin.slice/*", "sys/fs/cgroup/system.slice/cgroup.subtree_control"]
+# systemd keeps the slice of a template after its last instance, and what that needs of the one above.
+IGNORE = ["sys/fs/cgroup/system.slice/cgroup.subtree_control"]
 
 
 class Package:
-    def __init__(self, host):
+    def __init__(self, host, install: bool = True):
         self.host = host
+        self.wanted = install
 
     def __enter__(self) -> "Package":
-        self.install()
+        if self.wanted:
+            self.install()
         return self
 
     def __exit__(self, *_exc: object) -> None:
@@ -79,19 +82,43 @@ def hook(vmid: int, phase: str) -> str:
 
 
 def start(vm: Vm) -> None:
-    """As `qm start`: the phases in their order, with the lock held all the while."""
+    """As `qm start`: the phases of a hook script, where the VM has one, in their order, with the lock held all the while."""
     with locked(vm.vmid):
-        hook(vm.vmid, "pre-start")
+        phase(vm, "pre-start")
         vm.start()
-        hook(vm.vmid, "post-start")
+        phase(vm, "post-start")
 
 
 def stop(vm: Vm) -> None:
     """As `qm stop`."""
     with locked(vm.vmid):
-        hook(vm.vmid, "pre-stop")
+        phase(vm, "pre-stop")
         vm.quit()
-        hook(vm.vmid, "post-stop")
+        phase(vm, "post-stop")
+
+
+def phase(vm: Vm, name: str) -> None:
+    if HOOK.exists():
+        hook(vm.vmid, name)
+
+
+def readme(folder: Path) -> list[str]:
+    """The commands under "Install it" in the README that the package has, without what is said of them."""
+    subprocess.run(["dpkg-deb", "-x", PACKAGE, folder], check=True)
+    text = (folder / "usr/share/doc/qmpin/README.md").read_text()
+    block = text.split("## Install it", 1)[1].split("\n## ", 1)[0]
+    return [line.split("  #", 1)[0].strip() for line in block.splitlines() if line.startswith("    ")]
+
+
+def newer(folder: Path, version: str) -> Path:
+    """The same package as a later version of itself."""
+    tree = folder / "tree"
+    subprocess.run(["dpkg-deb", "-R", PACKAGE, tree], check=True)
+    control = tree / "DEBIAN/control"
+    control.write_text(re.sub(r"^Version: .*$", f"Version: {version}", control.read_text(), flags=re.MULTILINE))
+    made = folder / "newer.deb"
+    subprocess.run(["dpkg-deb", "-b", tree, made], check=True, stdout=subprocess.DEVNULL)
+    return made
 
 
 def is_enabled(unit: str) -> str:

@@ -23,6 +23,7 @@ What is sound to compare:
   (kernel/workqueue.c: unbind_worker): one that ends in a moment is no difference.
 - Cgroups, unit files and IRQs that come or go are differences. So capture `before` with the same units running as `after`;
   `diff(..., ignore=[...])` takes glob patterns for what a scenario means to leave.
+- The slice that systemd keeps for all instances of qmpin@.service comes with the first and goes sometime after the last.
 - The `cpu` controller is not in the value of a subtree_control: each VM's own scope asks for it (CPUWeight=), and systemd
   leaves it on in the root after the scope until something else makes it look at the root again, whenever that is. qmpin
   asks for `cpuset` alone.
@@ -59,6 +60,7 @@ FILES = [
 # Folders of which every file is an entry; a symlink's value is its target.
 TREES = ["run/systemd/system", "run/systemd/system.control", "run/systemd/transient", "etc/systemd/system", "run/qmpin"]
 CGROUPS = "sys/fs/cgroup"
+UNITS_SLICE = "system-qmpin.slice"
 CGROUP_FILES = ["cpuset.*", "cgroup.type", "cgroup.subtree_control"]
 # How big a file of a tree may be to be worth its text.
 TEXT_BYTES = 4096
@@ -103,7 +105,8 @@ def capture(root: Path = ROOT) -> State:
     for tree in TREES:
         for path in _walk(root / tree):
             files[str(path.relative_to(root))] = _read(path)
-    for folder, _names, members in os.walk(root / CGROUPS):
+    for folder, names, members in os.walk(root / CGROUPS):
+        names[:] = [name for name in names if name != UNITS_SLICE]
         for name in members:
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in CGROUP_FILES):
                 path = Path(folder) / name

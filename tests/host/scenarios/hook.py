@@ -1,5 +1,12 @@
 """Proxmox's hook phases start and stop qmpin, hold nobody up, and never keep a VM from starting."""
 
+import json
+import os
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
 import package
 import qmpin
 import state
@@ -8,6 +15,8 @@ from wait import wait_until
 
 LIMIT_S = 400
 NEEDS = ("kvm", "qmpin", "package")
+# Its own limit for each of two calls is 5 s.
+HOOK_LIMIT_S = 40
 
 
 def run(host):
@@ -18,6 +27,7 @@ def run(host):
         try:
             phases(host, vm, service)
             bad_policy(host, vm, service, installed)
+            hangs(vm)
             uninstalled(host, vm, service, installed)
         finally:
             vm.kill()
@@ -48,10 +58,27 @@ def bad_policy(host, vm, service, installed):
     vm.wait_guest()
     service.wait_state("active")
     assert "as it was good the last time" in service.log(), service.log()
-    installed.write_policy(100, 'isolation = "pinned"')
-    service.settle(vm)
+    # The last good one is no file: the default level, which holds in full.
+    verify = lambda: host.run("/usr/bin/qmpin", "verify", "100", check=False)
+    wait_until(lambda: verify().returncode == 0, 60, "all to hold", lambda: verify().stdout)
+    assert "irqs" in json.loads(Path("/run/qmpin/100.lease").read_text())["knobs"]
+    assert "as it was good the last time" in host.run("/usr/bin/qmpin", "status", "100").stdout
+    assert host.run("/usr/bin/qmpin", "plan", "100", check=False).returncode == 2, "what would be done now cannot be said"
     package.stop(vm)
     service.wait_state("inactive")
+
+
+def hangs(vm):
+    """systemd does not answer, and neither does qmpin: the VM waits for some seconds, and starts."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("systemctl", "qmpin"):
+            program = Path(folder, name)
+            program.write_text("#!/bin/sh\nexec sleep 600\n")
+            program.chmod(0o755)
+        for phase in ("pre-start", "post-start", "pre-stop", "post-stop"):
+            start = time.monotonic()
+            done = subprocess.run([package.HOOK, str(vm.vmid), phase], env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"})
+            assert done.returncode == 0 and time.monotonic() - start < HOOK_LIMIT_S, f"{phase}: {done}, {time.monotonic() - start:.0f} s"
 
 
 def uninstalled(host, vm, service, installed):

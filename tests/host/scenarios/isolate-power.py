@@ -39,12 +39,12 @@ def of_every_cpu(host):
             mine = exclusive(first)
             awake(host, mine, usual)
             told(host, mine)
-            mended(host, first, mine, usual)
+            mine = mended(host, first, mine, usual)
             if host.shape["name"] != "tiny":
                 beside(host, mine, usual)
         assert first.code == 0
         state.check_same(alone, state.capture())
-        killed(host, mine, usual)
+        killed(host, usual)
         state.check_same(alone, state.capture())
         ended_offline(host, alone)
         changed_by_others(host, usual)
@@ -53,7 +53,7 @@ def of_every_cpu(host):
         refused(host, alone)
         reonlined(host, alone)
         with attached(100) as last:
-            awake(host, mine, usual)
+            awake(host, exclusive(last), usual)
             one.kill()
             assert last.wait() == 0, "its QEMU was killed"
     assert {cpu: governor(cpu).read_text().strip() for cpu in usual} == usual
@@ -119,7 +119,11 @@ def mended(host, follower, mine, usual):
     awake(host, mine, usual)
     with offline(max(mine)):
         seen_offline(follower, 1)
+    # Where a vCPU has moved away it may stay there.
+    wait_until(lambda: follower.log().count("online CPUs are now") >= 2, 30, "the CPU's return to be seen", follower.log)
+    mine = exclusive(follower)
     awake(host, mine, usual)
+    return mine
 
 
 @contextlib.contextmanager
@@ -149,8 +153,9 @@ def beside(host, mine, usual):
         assert not asleep(mine, usual), asleep(mine, usual)
 
 
-def killed(host, mine, usual):
+def killed(host, usual):
     with attached(100) as follower:
+        mine = exclusive(follower)
         awake(host, mine, usual)
         follower.stop(signal.SIGKILL)
     assert not asleep(mine, usual)

@@ -1,0 +1,59 @@
+//! What would do, where a VM cannot have what its policy wants: the first of these that can be had.
+//!
+//! ```text
+//!   CPUs by hand left to the planner, one key at a time, then all ─▶ any cores, any cache ─▶ shared CPUs ─▶ all of it
+//! ```
+
+use super::{Nearest, PlanError, Request, plan_strictly};
+use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Policy, Sharing};
+
+type Change = (&'static str, fn(&mut Policy));
+
+const BY_HAND: [Change; 3] = [
+    ("vcpus = \"auto\"", |policy| policy.vm.vcpus.value = CpuChoice::Auto),
+    ("iothreads = \"auto\"", |policy| policy.vm.iothreads.value = CpuChoice::Auto),
+    ("emulator = \"auto\"", |policy| policy.vm.emulator.value = CpuChoice::Auto),
+];
+const NEEDS: [Change; 2] = [
+    ("cores = \"any\"", |policy| policy.vm.cores.value = CoreNeed::Any),
+    ("cache = \"any\"", |policy| policy.vm.cache.value = CacheNeed::Any),
+];
+const SHARED: Change = ("--share", |policy| policy.vm.share.value = Sharing::Wrap);
+
+/// The nearest plan that would do, and what it takes.
+pub(super) fn nearest(request: &Request<'_>) -> Option<Box<Nearest>> {
+    let one = |change: Change| vec![change];
+    let some = |changes: &[Change]| changes.to_vec();
+    let attempts = BY_HAND
+        .map(one)
+        .into_iter()
+        .chain([some(&BY_HAND)])
+        .chain(NEEDS.map(one))
+        .chain([some(&NEEDS), one(SHARED), [&BY_HAND[..], &NEEDS, &[SHARED]].concat()]);
+    attempts.into_iter().find_map(|changes| {
+        let mut policy = request.policy.clone();
+        let mut takes = Vec::new();
+        for (words, change) in changes {
+            let before = policy.clone();
+            change(&mut policy);
+            if policy != before {
+                takes.push(words);
+            }
+        }
+        if takes.is_empty() {
+            return None;
+        }
+        let plan = plan_strictly(&Request { policy: &policy, ..*request }).ok()?;
+        Some(Box::new(Nearest { takes: takes.join(" and "), plan }))
+    })
+}
+
+/// With the nearest plan, where the machine cannot hold the VM.
+pub(super) fn with_nearest(error: PlanError, request: &Request<'_>) -> PlanError {
+    match error {
+        PlanError::Infeasible { reason, nearest: None } => {
+            PlanError::Infeasible { reason, nearest: nearest(request) }
+        }
+        other => other,
+    }
+}
