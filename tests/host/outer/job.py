@@ -42,6 +42,7 @@ def write(path: Path, run_sh: str, description: dict, binary: Path | None, packa
         for folder in ("lib", "scenarios"):
             tar.add(HERE / folder, folder, filter=_clean)
         tar.add(REPOSITORY / "tests/capture-host", "bin/capture-host", filter=_clean)
+        tar.add(REPOSITORY / "tests/hosts", "hosts", filter=_clean)
         # Unit files and hook scripts, for scenarios that install qmpin as a package would.
         if (REPOSITORY / "integration").is_dir():
             tar.add(REPOSITORY / "integration", "integration", filter=_clean)

@@ -5,6 +5,7 @@ import fnmatch
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -107,17 +108,25 @@ def scenario_names() -> list[str]:
 
 
 def binary() -> Path | None:
-    """The qmpin under test. Scenarios that need it are skipped when there is none."""
+    """The qmpin under test, built where it is missing. Scenarios that need it are skipped when there is none."""
     named = os.environ.get("QMPIN_BIN")
     path = Path(named) if named else job.REPOSITORY / "target/release/qmpin"
     if named and not path.is_file():
         raise SystemExit(f"error: QMPIN_BIN={named}: no such file")
+    if not path.is_file() and shutil.which("cargo"):
+        print("building qmpin", flush=True)
+        subprocess.run(["cargo", "build", "--quiet", "--release", "--locked"], cwd=job.REPOSITORY)
     return path if path.is_file() else None
 
 
 def package() -> Path | None:
     """The Debian package under test, as integration/debian/build makes it. Scenarios that need it are skipped where there is none."""
-    return next((job.REPOSITORY / "target/debian").glob("qmpin_*.deb"), None)
+    package = next((job.REPOSITORY / "target/debian").glob("qmpin_*.deb"), None)
+    its_binary = job.REPOSITORY / "target/release/qmpin"
+    if package and its_binary.is_file() and package.stat().st_mtime < its_binary.stat().st_mtime:
+        print(f"{package.name} is older than the binary, and not used: integration/debian/build makes it anew", flush=True)
+        return None
+    return package
 
 
 def run(folder: Path, its_shape: shape.Shape, suite: rootfs.Suite, write_job: Callable, wanted: list[str]) -> Report:

@@ -17,7 +17,7 @@ def run(host):
     before = host.before()
     # Room for a vCPU to move to: the smallest shape has none, and says so.
     tiny = host.shape["name"] == "tiny"
-    with host.vm(100, **(host.fitting() if tiny else {"cpus": 3}), guest="spin") as vm:
+    with host.vm(100, **(host.fitting() if tiny else room(host)), guest="spin") as vm:
         vm.wait_guest()
         alone = state.capture()
         with PvePoller(vm) as poller:
@@ -28,7 +28,8 @@ def run(host):
                 with offline(host, cpu):
                     if not tiny:
                         wait_until(lambda: attached.plan()["vcpus"][1]["cpus"] != str(cpu), 60, "a plan without the CPU")
-                        attached.settle(vm)
+                        # All that holds otherwise, and the two of its core on another, together.
+                        attached.check(vm, host)
                 # What its absence has parted is together again.
                 wait_until(lambda: not attached.parted(vm, attached.plan()), 60, "siblings on siblings", attached.plan)
                 attached.check(vm, host)
@@ -43,6 +44,12 @@ def run(host):
             state.check_same(alone, state.capture())
         poller.report.check()
     state.check_same(before, state.capture())
+
+
+def room(host):
+    """Two cores of the host's, as the guest sees them, where a third is free behind the same cache."""
+    threads = host.shape["threads_per_core"]
+    return {"smp": f"{2 * threads},sockets=1,cores=2,threads={threads}"}
 
 
 @contextlib.contextmanager

@@ -42,8 +42,7 @@ def phases(host, vm, service):
         service.wait_state("active")
         service.check(vm, host)
         package.stop(vm)
-        service.wait_state("inactive")
-        assert service.show("Result") == "success", service.states()
+        service.wait_over()
     # What no Proxmox of today has, and words that are none.
     for words in ((100, "post-migrate"), ("", "pre-start"), ("100; reboot", "post-start")):
         package.hook(*words)

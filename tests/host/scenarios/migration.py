@@ -20,41 +20,48 @@ POLICY = 'isolation = "exclusive"\ncores = "performance"\ncache = "large"'
 def run(host):
     before = host.before()
     with package.Package(host) as installed, qmpin.Service(100) as source_unit, qmpin.Service(101) as target_unit:
-        installed.install_hook()
         for vmid in (100, 101):
             installed.write_policy(vmid, POLICY, package.CLUSTER)
-        source = Vm(100, cpus=4)
-        target = Vm(101, cpus=4, extra=["-incoming", f"unix:{SOCKET}"])
-        try:
-            package.start(source)
-            source.wait_guest()
-            source_unit.wait_state("active")
-            source_plan = source_unit.check(source, host)
-            package.start(target)
-            target_unit.wait_state("active")
-            assert target.status() == "inmigrate", target.status()
-            target_plan = target_unit.check(target, host)
-            mine, its = (cpulist.parse(plan["exclusive"]) for plan in (source_plan, target_plan))
-            assert not mine & its, f"both on {mine & its}"
-            migrate(source, target)
-            # Threads of the migration have come and gone on both sides.
-            assert target_unit.check(target, host) == target_plan
-            # As Proxmox ends a source: without its hooks.
-            source.quit()
-            source_unit.wait_state("inactive")
-            assert source_unit.show("Result") == "success", source_unit.states()
-            wait_until(lambda: not Path("/run/qmpin/100.lease").exists(), 30, "the source's lease to be gone")
-            # It may use what the source had; its vCPUs stay where they are.
-            assert target_unit.check(target, host)["vcpus"] == target_plan["vcpus"]
-            package.stop(target)
-            target_unit.wait_state("inactive")
-            left = list(Path("/run/qmpin").iterdir())
-            assert not left, left
-        finally:
-            source.kill()
-            target.kill()
-            SOCKET.unlink(missing_ok=True)
-    state.check_same(before, state.capture(), ignore=package.IGNORE)
+        moved(host, source_unit, target_unit, lambda: installed.install_hook())
+        package.HOOK.unlink()
+        # Without a hook script: the pid file is all that the path unit needs to see.
+        moved(host, source_unit, target_unit, lambda: qmpin.systemctl("enable", "--now", source_unit.path_unit, target_unit.path_unit))
+    state.check_same(before, state.capture(), ignore=[*package.IGNORE, "etc/systemd/system/*"])
+
+
+def moved(host, source_unit, target_unit, prepare):
+    """One migration, there by whatever PREPARE has set up."""
+    prepare()
+    source = Vm(100, cpus=4)
+    target = Vm(101, cpus=4, extra=["-incoming", f"unix:{SOCKET}"])
+    try:
+        package.start(source)
+        source.wait_guest()
+        source_unit.wait_state("active")
+        source_plan = source_unit.check(source, host)
+        package.start(target)
+        target_unit.wait_state("active")
+        assert target.status() == "inmigrate", target.status()
+        target_plan = target_unit.check(target, host)
+        mine, its = (cpulist.parse(plan["exclusive"]) for plan in (source_plan, target_plan))
+        assert not mine & its, f"both on {mine & its}"
+        migrate(source, target)
+        # Threads of the migration have come and gone on both sides.
+        assert target_unit.check(target, host) == target_plan
+        # As Proxmox ends a source: without its hooks.
+        source.quit()
+        source_unit.wait_over()
+        wait_until(lambda: not Path("/run/qmpin/100.lease").exists(), 30, "the source's lease to be gone")
+        # It may use what the source had; its vCPUs stay where they are.
+        assert target_unit.check(target, host)["vcpus"] == target_plan["vcpus"]
+        package.stop(target)
+        target_unit.wait_state("inactive")
+        left = list(Path("/run/qmpin").iterdir())
+        assert not left, left
+    finally:
+        source.kill()
+        target.kill()
+        SOCKET.unlink(missing_ok=True)
 
 
 def migrate(source, target):

@@ -175,8 +175,7 @@ def again(host, vm, service, installed):
     other's end is still put right. With the hook script as well, which does no harm."""
     for end in (package.stop, Vm.kill):
         end(vm)
-        service.wait_state("inactive")
-        assert service.show("Result") == "success", service.states()
+        service.wait_over()
         left = list(Path("/run/qmpin").iterdir())
         assert not left, left
         package.start(vm)
