@@ -10,7 +10,7 @@ use std::path::Path;
 use qmpin::cpuset::CpuSet;
 use qmpin::plan::{Plan, PlanError, Request, Stay, plan};
 use qmpin::policy::{FileKind, Fragment, Policy};
-use qmpin::topology::{CoreKind, Topology};
+use qmpin::topology::{CoreKind, Llc, Topology};
 
 use support::{captured, guests, hosts};
 
@@ -54,6 +54,24 @@ fn one_policy_of_needs_is_right_on_every_machine() {
             let used: CpuSet = plan.vcpus.iter().flat_map(|vcpu| vcpu.cpus.iter()).collect();
             assert_eq!(used.len(), vcpus as usize, "{name}: a CPU for each");
             assert!(used.is_subset(&topology.online()), "{name}");
+            assert!(!plan.emulator.intersects(&plan.exclusive), "{name}: helpers are elsewhere");
+            // Behind one cache where they fit, and the helpers behind another where there is one beside.
+            let behind: Vec<_> =
+                topology.llcs.iter().filter(|llc| llc.cpus.intersects(&used)).collect();
+            let room = |llc: &Llc| {
+                topology.cores.iter().skip(1).filter(|core| core.cpus.is_subset(&llc.cpus)).count()
+            };
+            let fits = topology.llcs.iter().any(|llc| room(llc) >= vcpus as usize);
+            assert!(!fits || behind.len() == 1, "{name}: {vcpus} vCPUs behind {}", behind.len());
+            let node =
+                |cpus: &CpuSet| topology.nodes.iter().find(|node| cpus.is_subset(&node.cpus));
+            let beside = topology.llcs.iter().any(|llc| {
+                behind.len() == 1
+                    && llc.llc != behind[0].llc
+                    && node(&llc.cpus).is_some()
+                    && node(&llc.cpus) == node(&used)
+            });
+            assert!(!beside || !plan.emulator.intersects(&behind[0].cpus), "{name}: {plan:?}");
             let has = |kind| topology.cores.iter().any(|core| core.kind == Some(kind));
             if has(CoreKind::Performance) && has(CoreKind::Efficiency) {
                 let mut on = topology.cores.iter().filter(|core| core.cpus.intersects(&used));

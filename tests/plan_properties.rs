@@ -305,8 +305,18 @@ proptest! {
             Err(PlanError::Infeasible { nearest, .. }) => {
                 if let Some(nearest) = nearest {
                     let mut relaxed = question.clone();
-                    relaxed.policy.vm.share = sourced(Sharing::Wrap);
+                    let vm = &mut relaxed.policy.vm;
+                    for change in nearest.takes.split(" and ") {
+                        match change {
+                            "--share" => vm.share = sourced(Sharing::Wrap),
+                            "vcpus = \"auto\"" => vm.vcpus = sourced(CpuChoice::Auto),
+                            "emulator = \"auto\"" => vm.emulator = sourced(CpuChoice::Auto),
+                            "iothreads = \"auto\"" => vm.iothreads = sourced(CpuChoice::Auto),
+                            other => prop_assert!(false, "{other} would change nothing here"),
+                        }
+                    }
                     check(&relaxed, &nearest.plan)?;
+                    prop_assert_eq!(relaxed.ask(), Ok(nearest.plan), "what is said is what would be done");
                 }
             }
         }
@@ -558,6 +568,16 @@ proptest! {
                 None => prop_assert!(plan.left_alone.iter().any(|vcpu| thread.role == Role::Vcpu(*vcpu))),
             }
         }
+        let rank = |role: &Role| match role {
+            Role::Emulator | Role::Worker | Role::Vhost => 0,
+            Role::Iothread(_) => 1,
+            Role::Vcpu(_) => 2,
+            Role::Kernel => 3,
+        };
+        // But for the main thread, which is looked at below.
+        let ranks: Vec<u8> =
+            steps.iter().filter(|step| step.thread.tid != Tid(1)).map(|step| rank(&step.role)).collect();
+        prop_assert!(ranks.is_sorted(), "emulator, iothreads, vCPUs, in this order: {ranks:?}");
         if let Some(at) = steps.iter().position(|step| step.thread.tid == Tid(1)) {
             prop_assert_eq!(at, 0, "the main thread comes first: the others are born of it");
         }

@@ -5,6 +5,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
@@ -93,6 +94,17 @@ fn captured_machines_agree_with_the_lscpu_that_ran_on_them() {
     for (host, topology) in machines {
         let lscpu = fs::read_to_string(host.join("lscpu-p.txt")).expect("its lscpu");
         agrees_with_lscpu(&host.display().to_string(), &topology, &lscpu);
+        // Each die of these machines has a last-level cache of its own.
+        let dies: BTreeSet<_> =
+            topology.cores.iter().map(|core| (core.package, core.die)).collect();
+        assert_eq!(dies.len(), topology.llcs.len(), "{}", host.display());
+        for core in &topology.cores {
+            let first = core.cpus.first().expect("a CPU");
+            let path = format!("sys/devices/system/cpu/cpu{first}/topology/die_id\t");
+            let tsv = fs::read_to_string(host.join("sysroot.tsv")).expect("its files");
+            let said = tsv.lines().find_map(|line| line.strip_prefix(&path)).expect("its die");
+            assert_eq!(core.die.map(|die| format!("{die}\\n")).as_deref(), Some(said));
+        }
     }
 }
 

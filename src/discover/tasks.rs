@@ -437,3 +437,85 @@ fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: CpuSet) -> Thread {
 pub fn means_gone(error: &TasksError) -> bool {
     matches!(error, TasksError::List { source, .. } if source.is_gone())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::StartTicks;
+
+    const QEMU: Pid = Pid(529);
+    /// `PF_KTHREAD`, `PF_IO_WORKER`, `PF_USER_WORKER` (`include/linux/sched.h`).
+    const KTHREAD: u32 = 0x0020_0000;
+    const IO_WORKER: u32 = 0x0000_0010;
+    const USER_WORKER: u32 = 0x0000_4000;
+
+    fn stat(comm: &str, flags: u32) -> Stat {
+        let (comm, start) = (comm.to_owned(), StartTicks(1));
+        Stat { comm, state: 'S', flags, start, last_cpu: None }
+    }
+
+    #[test]
+    fn a_thread_of_the_process_is_what_the_kernel_says_and_else_what_its_name_says() {
+        for (comm, flags, role) in [
+            ("qemu-system-x86", 0, Role::Emulator),
+            ("kvm", 0, Role::Emulator),
+            ("call_rcu", 0, Role::Emulator),
+            // Only QMP says who is a vCPU or an iothread.
+            ("CPU 0/KVM", 0, Role::Emulator),
+            ("IO iothread0", 0, Role::Emulator),
+            // QEMU's own pool of threads.
+            ("worker", 0, Role::Worker),
+            ("workers", 0, Role::Emulator),
+            ("my worker", 0, Role::Emulator),
+            // io_uring: by the kernel's flag, whatever the name, or by the name.
+            ("iou-wrk-529", 0, Role::Worker),
+            ("iou-wrk-530", IO_WORKER, Role::Worker),
+            ("vhost-529", IO_WORKER, Role::Worker),
+            ("iou-sqp-529", IO_WORKER, Role::Worker),
+            // vhost since Linux 6.4 is such a thread, KVM's page recovery since 6.13.
+            ("vhost-529", USER_WORKER, Role::Vhost),
+            ("vhost-7", USER_WORKER, Role::Vhost),
+            ("kvm-nx-lpage-re", USER_WORKER, Role::Worker),
+            ("anything", USER_WORKER, Role::Worker),
+            ("vhost-529", 0, Role::Vhost),
+            ("kvm-nx-lpage-re", 0, Role::Worker),
+            ("kvm-nx-lpage-recovery-529", 0, Role::Emulator), // no thread's name is that long
+            // A name of the kernel's that a thread has given itself is nothing.
+            ("kvm-pit/7", 0, Role::Emulator),
+            ("kvm-pit/529", 0, Role::Emulator),
+            ("", 0, Role::Emulator),
+        ] {
+            assert_eq!(role_by_proc(&stat(comm, flags), QEMU, Tid(530)), role, "{comm} {flags:#x}");
+            // The first thread of a process is QEMU's main loop, whatever it is called.
+            let main = role_by_proc(&stat(comm, flags), QEMU, QEMU.main_thread());
+            assert_eq!(main, Role::Emulator, "{comm} {flags:#x}");
+        }
+    }
+
+    #[test]
+    fn a_kernel_thread_works_for_the_process_in_its_name_and_only_if_it_is_one() {
+        for (comm, role) in [
+            ("vhost-529", Some(Role::Vhost)),
+            ("kvm-pit/529", Some(Role::Kernel)),
+            ("kvm-nx-lpage-recovery-529", Some(Role::Kernel)),
+            // Another VM's, or nobody's.
+            ("vhost-52", None),
+            ("vhost-5290", None),
+            ("kvm-pit/7", None),
+            ("vhost-", None),
+            ("vhost-529x", None),
+            ("vhost-99999999999999999999", None),
+            ("kvm-pit-529", None),
+            ("kvm-nx-lpage-re", None),
+            ("kthreadd", None),
+        ] {
+            assert_eq!(kernel_role(&stat(comm, KTHREAD), QEMU), role, "{comm}");
+            // Any process may call itself so.
+            for flags in [0, IO_WORKER, USER_WORKER] {
+                assert_eq!(kernel_role(&stat(comm, flags), QEMU), None, "{comm} {flags:#x}");
+            }
+        }
+        assert_eq!(serves("vhost-7"), Some((Role::Vhost, Pid(7))));
+        assert_eq!(serves("kvm-pit/8"), Some((Role::Kernel, Pid(8))));
+    }
+}

@@ -417,3 +417,33 @@ fn hint_of(event: &str) -> Option<Hint> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_qemus_is_a_hint_where_threads_may_have_moved_or_come_or_gone() {
+        for (event, hint) in [
+            ("RESET", Some(Hint::GuestState)),
+            ("STOP", Some(Hint::GuestState)),
+            ("RESUME", Some(Hint::GuestState)),
+            ("SUSPEND", Some(Hint::GuestState)),
+            ("WAKEUP", Some(Hint::GuestState)),
+            ("ACPI_DEVICE_OST", Some(Hint::Device)),
+            ("DEVICE_DELETED", Some(Hint::Device)),
+            ("DEVICE_UNPLUG_GUEST_ERROR", Some(Hint::Device)),
+            // The guest is off; that QEMU itself has ended is learnt from its pidfd.
+            ("SHUTDOWN", None),
+            ("POWERDOWN", None),
+            ("RTC_CHANGE", None),
+            // Whatever a later QEMU says, and what only looks like one of them.
+            ("SOMETHING_OF_QEMU_99", None),
+            ("reset", None),
+            ("RESET ", None),
+            ("", None),
+        ] {
+            assert_eq!(hint_of(event), hint, "{event}");
+        }
+    }
+}

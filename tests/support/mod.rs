@@ -18,9 +18,11 @@ pub(crate) mod transcript;
 
 use std::io::Write;
 
-/// Says that a test was skipped, past the capture of the test harness, so that it can be counted.
+/// Says that a test was skipped, past the capture of the test harness, so that it can be counted: on a line of its own, since
+/// `cargo test --quiet` is in the middle of one, of dots. `tests/run` counts those that begin so.
 pub(crate) fn skipped(test: &str, reason: &str) {
-    let _ = writeln!(std::io::stderr(), "skipped: {test}: {reason}");
+    // One write: lines of tests that run side by side must not get into each other.
+    let _ = std::io::stderr().write_all(format!("\nskipped: {test}: {reason}\n").as_bytes());
 }
 
 /// Asserts that a result is an error of a pattern, and shows it where it is not.

@@ -29,7 +29,7 @@ def run(host):
                     if not tiny:
                         wait_until(lambda: attached.plan()["vcpus"][1]["cpus"] != str(cpu), 60, "a plan without the CPU")
                         # All that holds otherwise, and the two of its core on another, together.
-                        attached.check(vm, host)
+                        attached.check(vm, host, kernel=False)
                 # What its absence has parted is together again.
                 wait_until(lambda: not attached.parted(vm, attached.plan()), 60, "siblings on siblings", attached.plan)
                 attached.check(vm, host)
@@ -38,7 +38,7 @@ def run(host):
                 # One of the helpers' CPUs. The smallest shape has but one that can go, and the kernel's interrupts on it.
                 if not tiny:
                     with offline(host, max(cpulist.parse(attached.plan()["emulator"]))):
-                        attached.settle(vm)
+                        attached.check(vm, host, kernel=False)
                     attached.check(vm, host)
             assert attached.code == 0
             state.check_same(alone, state.capture())
