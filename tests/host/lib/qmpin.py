@@ -86,8 +86,7 @@ class Follower:
         wrong += [f"vCPU {index} is in the plan and not in the VM" for index in planned if index not in roles.vcpus]
         want.update({tid: planned[index] for index, tid in roles.vcpus.items() if index in planned})
         # The kernel shows a mask with the offline CPUs in it that it was given before.
-        with open("/sys/devices/system/cpu/online") as file:
-            online = cpulist.parse(file.read())
+        online = online_cpus()
         for tid, mask in masks.items():
             thread = threads.read(vm.pid, tid)
             if cpulist.parse(mask) & online != cpulist.parse(want[tid]) and thread is not None:
@@ -108,8 +107,7 @@ class Follower:
         """
         attached = leased()
         # The kernel takes an offline CPU out of some masks by itself.
-        with open("/sys/devices/system/cpu/online") as file:
-            online = cpulist.parse(file.read())
+        online = online_cpus()
         same = lambda one, other: cpulist.parse(one.allowed) & online == cpulist.parse(other.allowed) & online
         return [
             f"tid {then.tid} ({then.comm}): was on {then.allowed}, is on {now[key].allowed}"
@@ -146,7 +144,8 @@ class Follower:
         now = by_key()
         for thread in now.values():
             if thread.kernel and vm_of(thread) == vm.pid:
-                assert thread.allowed == plan["emulator"], f"{thread.comm} is on {thread.allowed}: {plan}"
+                on = cpulist.parse(thread.allowed) & online_cpus()
+                assert on == cpulist.parse(plan["emulator"]), f"{thread.comm} is on {thread.allowed}: {plan}"
         moved = self.moved(now, kernel)
         assert not moved, f"threads that are none of VM {self.vmid}'s were moved: {moved}"
         return plan
@@ -364,6 +363,10 @@ def systemctl(*words: str, check: bool = True) -> subprocess.CompletedProcess:
     done = subprocess.run(["systemctl", *words], capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0 or not check, f"systemctl {' '.join(words)}: {done.stderr.strip()}"
     return done
+
+
+def online_cpus() -> set[int]:
+    return cpulist.parse(Path("/sys/devices/system/cpu/online").read_text())
 
 
 def leased() -> set[int]:
