@@ -63,7 +63,10 @@ fn doctor_names_what_a_vm_costs_and_the_line_that_mends_it() {
     let of_vm = advice(&["100"]);
     assert_eq!(checks(&of_vm), [&of_host[..], &["guest-cores", "config", "channel"]].concat());
     let read = of_vm[4]["reason"].as_str().expect("a sentence");
-    assert!(read.contains("/etc/pve/qemu-server/100.conf"), "there is none on this machine: {read}");
+    assert!(
+        read.contains("/etc/pve/qemu-server/100.conf"),
+        "there is none on this machine: {read}"
+    );
     assert_eq!(of_vm[5]["health"], "costs", "Proxmox's socket is visited");
     assert!(of_vm[5]["mend"].as_str().expect("a line").contains("100.qmpin,server=on"));
     // With a socket of its own there is nothing to say.

@@ -99,5 +99,7 @@ pub(super) fn refusals(report: &LookReport) -> Vec<String> {
     let priorities = report.priority.applied.iter().filter_map(priority_refusal);
     let ReonlineReport { left_out, failed } = &report.reonline;
     let reonline = left_out.iter().chain(failed).cloned();
+    let partition = report.partition.iter().map(ToString::to_string);
+    let threads = threads.chain(partition);
     threads.chain(priorities).chain(report.cookie.refused.clone()).chain(reonline).collect()
 }

@@ -47,6 +47,8 @@ pub(super) struct Partition {
     stuck: BTreeSet<ThreadKey>,
     /// What was logged already.
     said: BTreeSet<Refused>,
+    /// What has sent it down a rung.
+    fell: Option<Refused>,
     target: Option<Target>,
 }
 
@@ -130,7 +132,11 @@ impl Partition {
         let all = discover::present_cpus(ground.host.root);
         match prepare_unit(root, &cgroups, &SystemBus, site, &needs, &all) {
             Ok(()) => Ok(()),
-            Err(refused) => self.fall_back(ground, plan, journal, &refused.to_string()),
+            Err(refused) => {
+                let reason = refused.to_string();
+                self.fell = Some(refused);
+                self.fall_back(ground, plan, journal, &reason)
+            }
         }
     }
 
@@ -185,7 +191,7 @@ impl Partition {
         threads: &[Thread],
         grips: &Grips,
     ) -> Result<Vec<Refused>, JournalError> {
-        let Some(site) = self.site.clone() else { return Ok(Vec::new()) };
+        let Some(site) = self.site.clone() else { return Ok(self.fell.iter().cloned().collect()) };
         let Host { root, sched } = ground.host;
         let cgroups = CgroupTree::of(root);
         let shares = ground.shares();

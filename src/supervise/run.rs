@@ -55,7 +55,11 @@ pub async fn attach_once(
     log_look(&report, &mut BTreeSet::new());
     // Anything that fails from here on leaves the VM pinned, with its undo.
     let remembered = attachment.remember_host();
-    let isolated = attachment.isolate();
+    // The kernel does not put back what it changes as a partition is built.
+    let isolated = match &remembered {
+        Ok(()) => attachment.isolate(),
+        Err(_) => Ok(LookReport::default()),
+    };
     let kept = attachment.keep_host();
     let raised = attachment.prioritise();
     let second = attachment.look();
@@ -138,8 +142,9 @@ impl Runner<'_> {
         log_plan(self.attachment.plan(), &[]);
         self.telling.policy(self.attachment.plan());
         self.telling.look(first);
-        self.remember_host();
-        self.isolate();
+        if self.remember_host() {
+            self.isolate();
+        }
         self.keep_host();
         self.prioritise();
         self.telling.ready(self.status());
@@ -348,10 +353,13 @@ impl Runner<'_> {
         }
     }
 
-    fn remember_host(&mut self) {
-        if let Err(error) = self.attachment.remember_host() {
-            tracing::warn!("the rest of the host: {}", chain(&error));
+    /// Whether the undo of what the kernel is about to change is durable. Else there is no partition.
+    fn remember_host(&mut self) -> bool {
+        let remembered = self.attachment.remember_host();
+        if let Err(error) = &remembered {
+            tracing::warn!("the VM's CPUs are not its alone: {}", chain(error));
         }
+        remembered.is_ok()
     }
 
     /// Keeps the rest of the host in line. That it cannot be done is said, and tried again.

@@ -21,6 +21,7 @@ What is sound to compare:
   helped last, whatever that is by now, and nobody but the kernel can set it: they are left out.
 - A worker of a CPU (`kworker/4:1`) that has had nothing to do for long may run anywhere just before it ends
   (kernel/workqueue.c: unbind_worker): one that ends in a moment is no difference.
+- qmpin itself, where one runs, is no part of the host.
 - Cgroups, unit files and IRQs that come or go are differences. So capture `before` with the same units running as `after`;
   `diff(..., ignore=[...])` takes glob patterns for what a scenario means to leave.
 - The slice that systemd keeps for all instances of qmpin@.service comes with the first and goes sometime after the last.
@@ -61,6 +62,8 @@ FILES = [
 TREES = ["run/systemd/system", "run/systemd/system.control", "run/systemd/transient", "etc/systemd/system", "run/qmpin"]
 CGROUPS = "sys/fs/cgroup"
 UNITS_SLICE = "system-qmpin.slice"
+# It keeps itself off the CPUs of every VM.
+OWN_NAME = "qmpin"
 CGROUP_FILES = ["cpuset.*", "cgroup.type", "cgroup.subtree_control"]
 # How big a file of a tree may be to be worth its text.
 TEXT_BYTES = 4096
@@ -120,7 +123,7 @@ def capture(root: Path = ROOT) -> State:
     names: dict[str, str] = {}
     effective: dict[int, str] = {}
     for thread in threads.of_host():
-        if threads.is_rescuer(thread):
+        if threads.is_rescuer(thread) or thread.comm == OWN_NAME:
             continue
         if thread.pid not in effective:
             group = "" if thread.kernel else threads.cgroup(thread.pid)
