@@ -252,9 +252,12 @@ fn again(question: &Question, plan: &Plan) -> Question {
 
 fn threads_of(plan: &Plan, at: &[Index], online: &CpuSet) -> Vec<Thread> {
     let cpus: Vec<CpuId> = online.iter().collect();
-    let mut roles: Vec<Role> = vec![Role::Emulator, Role::Worker, Role::Vhost, Role::Kernel];
+    // The main thread, and then against the order in which they are moved.
+    let mut roles: Vec<Role> = vec![Role::Emulator, Role::Kernel];
     roles.extend(plan.vcpus.iter().map(|vcpu| Role::Vcpu(vcpu.vcpu)));
     roles.extend(plan.left_alone.iter().map(|vcpu| Role::Vcpu(*vcpu)));
+    roles.extend(plan.iothreads.iter().cloned().map(Role::Iothread));
+    roles.extend([Role::Vhost, Role::Worker]);
     (1..)
         .zip(at.iter().cycle())
         .zip(roles)
