@@ -3,6 +3,7 @@
 use std::io;
 
 use super::{Bench, StepOutcome};
+use crate::discover::kernel_threads;
 use crate::discover::tasks;
 use crate::plan::diff::Step;
 use crate::sysroot::ReadError;
@@ -46,5 +47,5 @@ pub(super) fn is_still_there(
     }
     Ok(tasks::is_thread_of(bench.root, bench.process.pid, key)?
         || (matches!(role, Role::Kernel | Role::Vhost)
-            && tasks::is_kernel_thread(bench.root, key)?))
+            && kernel_threads::is_kernel_thread(bench.root, key)?))
 }

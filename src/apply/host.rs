@@ -9,7 +9,7 @@ use std::io;
 use super::irqbalance;
 use super::slices::Limits;
 use crate::cpuset::CpuSet;
-use crate::discover::{present_cpus, read_place, tasks};
+use crate::discover::{kernel_threads, present_cpus, read_place};
 use crate::journal::{HostJournal, HostRecord, JournalError};
 use crate::places::{Place, Value};
 use crate::plan::host::diff::HostStep;
@@ -201,7 +201,7 @@ fn write(
 /// Whether it is a thread that the kernel has bound since: a worker is made like any other kernel thread, and is its
 /// pool's a moment later (`kernel/workqueue.c: create_worker`).
 fn is_bound(root: &SysRoot, place: &Place) -> bool {
-    matches!(place, Place::Thread(key) if tasks::is_bound_kernel_thread(root, *key).is_ok_and(|is| is))
+    matches!(place, Place::Thread(key) if kernel_threads::is_bound_kernel_thread(root, *key).is_ok_and(|is| is))
 }
 
 fn is_gone(error: &io::Error) -> bool {

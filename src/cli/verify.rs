@@ -4,6 +4,7 @@ use super::args::{Global, VerifyArgs};
 use super::look::Look;
 use super::{Answer, output};
 use crate::cgroups::CgroupTree;
+use crate::discover::kernel_threads;
 use crate::discover::{boot_id, cgroup, interrupts, live_leases, occupants, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal::{self, HostJournal, HostMemory, Memory};
@@ -35,7 +36,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let pid = view.process.pid;
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
     let cookies = cookies(&Kernel, &threads).unwrap_or_default();
-    threads.extend(tasks::kernel_threads(&root, &Kernel, pid));
+    threads.extend(kernel_threads::kernel_threads(&root, &Kernel, pid));
     let others = occupants(&root, &Kernel, &lease.exclusive, pid)
         .map_err(|error| Failure::from_error(Kind::No, error))?;
     let leases = live_leases(&state, &boot_id);

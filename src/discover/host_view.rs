@@ -7,6 +7,7 @@ use super::DiscoverError;
 use super::cgroup;
 use super::host::online_cpus;
 use super::interrupts::irq_places;
+use super::kernel_threads;
 use super::vfio::vfio_irqs;
 use super::{stat, tasks};
 use crate::cgroups::CgroupTree;
@@ -153,7 +154,9 @@ impl Reader<'_> {
     }
 
     fn kernel_threads(&mut self, wants: &Wants) {
-        for tid in std::iter::once(tasks::KTHREADD).chain(tasks::all_kernel_threads(self.root)) {
+        for tid in std::iter::once(kernel_threads::KTHREADD)
+            .chain(kernel_threads::all_kernel_threads(self.root))
+        {
             let Ok(stat) = stat::read(self.root, &format!("proc/{tid}/stat")) else { continue };
             // Those of an attached VM go with the VM.
             if !stat.is_kernel_thread() || serves_attached(&stat.comm, wants) {
@@ -212,5 +215,5 @@ impl Reader<'_> {
 
 /// Whether a kernel thread of this name works for a VM that is attached.
 fn serves_attached(comm: &str, wants: &Wants) -> bool {
-    tasks::serves(comm).is_some_and(|(_, process)| wants.is_attached(process))
+    kernel_threads::serves(comm).is_some_and(|(_, process)| wants.is_attached(process))
 }

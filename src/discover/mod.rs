@@ -9,6 +9,7 @@ mod host;
 mod host_view;
 mod interrupts;
 mod irqbalance;
+pub mod kernel_threads;
 mod occupants;
 mod policy;
 mod process;

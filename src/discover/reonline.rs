@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::cgroup::set;
 use super::host::online_cpus;
 use super::interrupts::irq_places;
-use super::tasks::all_kernel_threads;
+use super::kernel_threads::all_kernel_threads;
 use super::{DiscoverError, Occupant, OccupantKind, occupants};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;

@@ -306,56 +306,6 @@ pub fn observe(process: ProcessKey, scan: Scan, identified: &Identified) -> Obse
     observed
 }
 
-/// The parent of all kernel threads (`kernel/kthread.c`). New ones have its mask.
-pub(super) const KTHREADD: Tid = Tid(2);
-
-/// Every kernel thread but their parent. On a kernel without `CONFIG_PROC_CHILDREN`, all processes: whoever reads one's
-/// `stat` sees what it is.
-pub(super) fn all_kernel_threads(root: &SysRoot) -> Vec<Tid> {
-    if let Ok(children) = root.read(&format!("proc/{KTHREADD}/task/{KTHREADD}/children")) {
-        return children
-            .split_ascii_whitespace()
-            .filter_map(|tid| tid.parse().ok().map(Tid))
-            .collect();
-    }
-    let numbers = root.folder("proc").and_then(|folder| folder.numbers()).unwrap_or_default();
-    numbers.into_iter().map(Tid).filter(|tid| *tid != KTHREADD).collect()
-}
-
-/// Finds kernel threads that work for this VM outside its process: `kvm-pit/PID`, and on older
-/// kernels `vhost-PID` and `kvm-nx-lpage-recovery-PID`. Their names are the kernel's, and
-/// `PF_KTHREAD` cannot be forged. This reads a line per kernel thread of the host, so it is not for
-/// the hot path.
-#[must_use]
-pub fn kernel_threads(root: &SysRoot, sched: &dyn Sched, process: Pid) -> Vec<Thread> {
-    let mut found = Vec::new();
-    for tid in all_kernel_threads(root) {
-        let Ok(stat) = stat::read(root, &format!("proc/{tid}/stat")) else { continue };
-        let Some(role) = kernel_role(&stat, process) else { continue };
-        let Ok(allowed) = sched.affinity(tid) else { continue };
-        found.push(thread(ThreadKey { tid, start: stat.start }, role, stat, allowed));
-    }
-    found
-}
-
-fn kernel_role(stat: &Stat, process: Pid) -> Option<Role> {
-    let (role, served) = stat.is_kernel_thread().then(|| serves(&stat.comm))??;
-    (served == process).then_some(role)
-}
-
-/// The process that a kernel thread works for, by the name that the kernel gave it.
-pub(super) fn serves(comm: &str) -> Option<(Role, Pid)> {
-    let names = [
-        ("vhost-", Role::Vhost),
-        ("kvm-pit/", Role::Kernel),
-        ("kvm-nx-lpage-recovery-", Role::Kernel),
-    ];
-    names.into_iter().find_map(|(prefix, role)| {
-        let pid = comm.strip_prefix(prefix)?.parse().ok()?;
-        Some((role, Pid(pid)))
-    })
-}
-
 /// Whether the thread is still the one it was, and still of this process.
 ///
 /// # Errors
@@ -373,25 +323,7 @@ pub fn is_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
     or_gone(stat.map(|stat| !stat.is_dead() && stat.start == key.start))
 }
 
-/// Whether it is a kernel thread that nobody may move.
-///
-/// # Errors
-/// [`ReadError`] where that could not be learnt.
-pub fn is_bound_kernel_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
-    let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
-    or_gone(stat.map(|stat| stat.is_kernel_thread() && stat.is_bound() && stat.start == key.start))
-}
-
-/// Whether the kernel thread is still the one it was.
-///
-/// # Errors
-/// [`ReadError`] where that could not be learnt.
-pub fn is_kernel_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
-    let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
-    or_gone(stat.map(|stat| stat.is_kernel_thread() && stat.start == key.start))
-}
-
-fn or_gone(holds: Result<bool, ReadError>) -> Result<bool, ReadError> {
+pub(super) fn or_gone(holds: Result<bool, ReadError>) -> Result<bool, ReadError> {
     match holds {
         Err(error) if error.is_gone() => Ok(false),
         holds => holds,
@@ -428,7 +360,7 @@ fn role_by_proc(stat: &Stat, pid: Pid, tid: Tid) -> Role {
     }
 }
 
-fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: CpuSet) -> Thread {
+pub(super) fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: CpuSet) -> Thread {
     Thread { key, role, comm: stat.comm, allowed, last_cpu: stat.last_cpu }
 }
 
@@ -444,8 +376,7 @@ mod tests {
     use crate::ids::StartTicks;
 
     const QEMU: Pid = Pid(529);
-    /// `PF_KTHREAD`, `PF_IO_WORKER`, `PF_USER_WORKER` (`include/linux/sched.h`).
-    const KTHREAD: u32 = 0x0020_0000;
+    /// `PF_IO_WORKER`, `PF_USER_WORKER` (`include/linux/sched.h`).
     const IO_WORKER: u32 = 0x0000_0010;
     const USER_WORKER: u32 = 0x0000_4000;
 
@@ -490,32 +421,5 @@ mod tests {
             let main = role_by_proc(&stat(comm, flags), QEMU, QEMU.main_thread());
             assert_eq!(main, Role::Emulator, "{comm} {flags:#x}");
         }
-    }
-
-    #[test]
-    fn a_kernel_thread_works_for_the_process_in_its_name_and_only_if_it_is_one() {
-        for (comm, role) in [
-            ("vhost-529", Some(Role::Vhost)),
-            ("kvm-pit/529", Some(Role::Kernel)),
-            ("kvm-nx-lpage-recovery-529", Some(Role::Kernel)),
-            // Another VM's, or nobody's.
-            ("vhost-52", None),
-            ("vhost-5290", None),
-            ("kvm-pit/7", None),
-            ("vhost-", None),
-            ("vhost-529x", None),
-            ("vhost-99999999999999999999", None),
-            ("kvm-pit-529", None),
-            ("kvm-nx-lpage-re", None),
-            ("kthreadd", None),
-        ] {
-            assert_eq!(kernel_role(&stat(comm, KTHREAD), QEMU), role, "{comm}");
-            // Any process may call itself so.
-            for flags in [0, IO_WORKER, USER_WORKER] {
-                assert_eq!(kernel_role(&stat(comm, flags), QEMU), None, "{comm} {flags:#x}");
-            }
-        }
-        assert_eq!(serves("vhost-7"), Some((Role::Vhost, Pid(7))));
-        assert_eq!(serves("kvm-pit/8"), Some((Role::Kernel, Pid(8))));
     }
 }

@@ -26,6 +26,7 @@ pub use priority::{FailedPriority, ForeignPriority, PriorityRestore};
 use crate::apply::HostApplied;
 use crate::cgroups::CgroupTree;
 use crate::cpuset::{CPUS_MAX, CpuSet};
+use crate::discover::kernel_threads;
 use crate::discover::{self, cgroup, lives, tasks};
 use crate::ids::CpuId;
 use crate::journal::{self, JournalError, Memory};
@@ -237,7 +238,8 @@ fn living(
 ) -> Result<Vec<ThreadKey>, ReadError> {
     let mut threads = tasks::keys(root, process.pid)?;
     for key in memory.written() {
-        if threads.iter().all(|thread| thread.tid != key.tid) && tasks::is_kernel_thread(root, key)?
+        if threads.iter().all(|thread| thread.tid != key.tid)
+            && kernel_threads::is_kernel_thread(root, key)?
         {
             threads.push(key);
         }
@@ -268,7 +270,7 @@ fn write(
     to: &CpuSet,
 ) -> io::Result<bool> {
     let is_ours = tasks::is_thread_of(root, process.pid, key)
-        .and_then(|is| Ok(is || tasks::is_kernel_thread(root, key)?));
+        .and_then(|is| Ok(is || kernel_threads::is_kernel_thread(root, key)?));
     if !is_ours.map_err(|error| error.source)? {
         return Ok(false);
     }

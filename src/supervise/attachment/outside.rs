@@ -2,7 +2,7 @@
 
 use super::Known;
 use crate::cpuset::CpuSet;
-use crate::discover::tasks;
+use crate::discover::kernel_threads;
 use crate::error::chain;
 use crate::journal::Journal;
 use crate::sched::Sched;
@@ -18,7 +18,7 @@ impl Outside {
     /// at every look.
     pub(super) fn find(&mut self, known: &Known<'_>, online: CpuSet, journal: &mut Journal) {
         let (host, process) = (known.host, known.process);
-        let found = tasks::kernel_threads(host.root, host.sched, process.pid);
+        let found = kernel_threads::kernel_threads(host.root, host.sched, process.pid);
         let is_new = |thread: &&Thread| !journal.memory().knows(thread.key);
         let new: Vec<Thread> = found.iter().filter(is_new).cloned().collect();
         if !new.is_empty()
