@@ -75,7 +75,7 @@ fn poll(path: &Path, stop: &AtomicBool) -> Vec<Result<Duration, String>> {
     visits
 }
 
-fn a_vms_life(stage: &Stage, accel: Accel, way: &str) {
+fn a_vms_life(stage: &Stage, way: &str) {
     let socket = stage.qemu.paths().shared.display().to_string();
     let by_socket = ["--qmp", &socket];
     let args: &[&str] = if way == "asked over leases" { &[] } else { &by_socket };
@@ -93,7 +93,7 @@ fn a_vms_life(stage: &Stage, accel: Accel, way: &str) {
             stage.qemu.client().must("object-del", &json!({"id": id}));
         }
         // The last, since a VM that no longer fits is not attached anew.
-        if accel == Accel::Kvm && life == 2 {
+        if life == 2 {
             stage.qemu.client().plug_vcpu(1);
         }
         let mut words = vec!["threads", "100", "--json"];
@@ -126,7 +126,7 @@ fn proxmox_never_fails_beside_us() {
         let visits = thread::scope(|scope| {
             let poller = scope.spawn(|| poll(&path, &stop));
             let life = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                a_vms_life(&stage, accel, way);
+                a_vms_life(&stage, way);
             }));
             stop.store(true, Ordering::Relaxed);
             let visits = poller.join().unwrap();

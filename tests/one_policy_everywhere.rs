@@ -1,6 +1,6 @@
 //! One cluster's policy file, a right plan on every shape: it names needs, and each machine has its own answer.
 
-#![allow(clippy::expect_used)] // that is how a test says no
+#![allow(clippy::expect_used, clippy::panic)] // that is how a test says no
 
 mod support;
 
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use qmpin::cpuset::CpuSet;
-use qmpin::plan::{Plan, PlanError, Request, Stay, plan};
+use qmpin::plan::{Plan, PlanError, PlannedVcpu, Request, Stay, plan};
 use qmpin::policy::{FileKind, Fragment, Policy};
 use qmpin::topology::{CoreKind, Llc, Topology};
 
@@ -24,12 +24,17 @@ fn machines() -> Vec<(String, Topology)> {
 }
 
 fn planned(topology: &Topology, vcpus: u32) -> Result<Plan, PlanError> {
+    planned_with(topology, vcpus, 1)
+}
+
+/// Of a guest with so many threads in each of its cores.
+fn planned_with(topology: &Topology, vcpus: u32, threads: u32) -> Result<Plan, PlanError> {
     let path = Path::new("/etc/pve/qmpin/100.toml");
     let fragment = Fragment::parse(FILE, path, FileKind::Cluster).expect("a good policy");
     plan(&Request {
         vm: &"100".parse().expect("a name"),
         topology,
-        guest: &guests::guest(vcpus, 1, 0, &[]),
+        guest: &guests::guest(vcpus, threads, 0, &[]),
         policy: &Policy::merge([fragment]),
         neighbours: &[],
         held: &BTreeMap::new(),
@@ -86,4 +91,59 @@ fn one_policy_of_needs_is_right_on_every_machine() {
         }
     }
     assert!(planned_on >= 3 * 10, "{planned_on} plans");
+}
+
+/// The host core that each of a guest's cores is on, whose siblings are vCPUs next to each other.
+fn cores_of_pairs(name: &str, topology: &Topology, plan: &Plan) -> Vec<CpuSet> {
+    let pair = |pair: &[PlannedVcpu]| {
+        let cpus: CpuSet = pair.iter().flat_map(|vcpu| vcpu.cpus.iter()).collect();
+        assert_eq!(cpus.len(), 2, "{name}: {plan:?}");
+        let core = topology.cores.iter().find(|core| cpus.is_subset(&core.cpus));
+        core.unwrap_or_else(|| panic!("{name}: siblings on {cpus}, which is no core")).cpus
+    };
+    plan.vcpus.chunks(2).map(pair).collect()
+}
+
+#[test]
+fn siblings_of_the_guest_are_siblings_on_every_machine_that_has_them() {
+    let (mut planned_on, mut filled) = (0, 0);
+    for (name, topology) in machines() {
+        let has_siblings = |cpus: &CpuSet| cpus.len() == 2;
+        let pairs = topology.cores.iter().skip(1).filter(|core| has_siblings(&core.cpus)).count();
+        for cores in [1, 2] {
+            if pairs < cores {
+                continue;
+            }
+            let vcpus = 2 * u32::try_from(cores).expect("a small number");
+            let plan = planned_with(&topology, vcpus, 2);
+            let plan = plan.unwrap_or_else(|error| panic!("{name}, {vcpus} vCPUs: {error}"));
+            let mut on = cores_of_pairs(&name, &topology, &plan);
+            on.dedup();
+            assert_eq!(on.len(), cores, "{name}: a core for each");
+            planned_on += 1;
+        }
+        // As many as a whole group behind one cache has, where that is none of the host's own.
+        let first = topology.cores[0].cpus;
+        let within = |llc: &Llc| {
+            let mut cores =
+                topology.cores.iter().filter(|core| core.cpus.is_subset(&llc.cpus)).peekable();
+            cores.peek().is_some() && cores.all(|core| has_siblings(&core.cpus))
+        };
+        let largest = topology.llcs.iter().map(|llc| llc.size_bytes).max().flatten();
+        let is_free = |llc: &&Llc| !llc.cpus.intersects(&first) && llc.size_bytes == largest;
+        let whole = topology.llcs.iter().filter(is_free);
+        let Some(size) = whole.filter(|llc| within(llc)).map(|llc| llc.cpus.len()).max() else {
+            continue;
+        };
+        let vcpus = u32::try_from(size).expect("a small number");
+        let plan = planned_with(&topology, vcpus, 2);
+        let plan = plan.unwrap_or_else(|error| panic!("{name}, {vcpus} vCPUs: {error}"));
+        let used = cores_of_pairs(&name, &topology, &plan)
+            .into_iter()
+            .fold(CpuSet::EMPTY, |all, core| all | core);
+        assert!(topology.llcs.iter().any(|llc| llc.cpus == used), "{name}: {used} is no group");
+        assert!(!plan.emulator.intersects(&used), "{name}");
+        filled += 1;
+    }
+    assert!(planned_on >= 10 && filled >= 5, "{planned_on} plans, {filled} of whole groups");
 }

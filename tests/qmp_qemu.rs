@@ -14,8 +14,8 @@ use qmpin::qmp::{
     PeerCheck, QmpError, Roles, Session, Upgrade, lease,
 };
 use serde_json::json;
-use support::qemu::{Accel, Client, Qemu, QemuOptions, has_kvm, newer_qemu_root, wait_until};
-use support::skipped;
+use support::qemu::{Client, Qemu, QemuOptions, newer_qemu_root, wait_until};
+use support::{accels, skipped};
 
 /// The bound on anything real here; a hang ends a test.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,15 +58,6 @@ async fn await_events(channel: &mut Channel, names: &[&str]) {
     while !missing.is_empty() {
         let name = next_event(channel).await;
         missing.retain(|wanted| *wanted != name);
-    }
-}
-
-fn accels(test: &str) -> Vec<Accel> {
-    if has_kvm() {
-        vec![Accel::Tcg, Accel::Kvm]
-    } else {
-        skipped(test, "half of it, for there is no KVM");
-        vec![Accel::Tcg]
     }
 }
 
@@ -124,20 +115,18 @@ async fn roles_are_the_threads_of_a_real_vm() {
 
 #[tokio::test]
 async fn roles_stay_sorted_after_a_hotplug() {
-    if !has_kvm() {
-        return skipped("roles_stay_sorted_after_a_hotplug", "no KVM");
+    for accel in accels("roles_stay_sorted_after_a_hotplug") {
+        let options = QemuOptions { accel, vcpus: 2, vcpus_max: 6, ..QemuOptions::default() };
+        let qemu = Qemu::start(&options);
+        for index in [5, 2, 4] {
+            qemu.client().plug_vcpu(index);
+        }
+        let raw = qemu.client().must("query-cpus-fast", &json!({}));
+        let order: Vec<i64> =
+            raw.as_array().unwrap().iter().map(|row| row["cpu-index"].as_i64().unwrap()).collect();
+        assert_eq!(order, [0, 1, 5, 2, 4]);
+        assert_eq!(indices(&roles(&qemu).await), [0, 1, 2, 4, 5]);
     }
-    let options =
-        QemuOptions { accel: Accel::Kvm, vcpus: 2, vcpus_max: 6, ..QemuOptions::default() };
-    let qemu = Qemu::start(&options);
-    for index in [5, 2, 4] {
-        qemu.client().plug_vcpu(index);
-    }
-    let raw = qemu.client().must("query-cpus-fast", &json!({}));
-    let order: Vec<i64> =
-        raw.as_array().unwrap().iter().map(|row| row["cpu-index"].as_i64().unwrap()).collect();
-    assert_eq!(order, [0, 1, 5, 2, 4]);
-    assert_eq!(indices(&roles(&qemu).await), [0, 1, 2, 4, 5]);
 }
 
 #[tokio::test]

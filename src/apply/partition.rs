@@ -144,6 +144,15 @@ pub fn prepare_unit(
     }
 }
 
+/// Whether the text says no more and no less than what is written there: comments may differ from one version to
+/// the next.
+#[must_use]
+pub fn is_our_drop_in(text: &str) -> bool {
+    let is_said = |line: &&str| !line.is_empty() && !line.starts_with(['#', ';']);
+    let said: Vec<&str> = text.lines().map(str::trim).filter(is_said).collect();
+    matches!(said[..], ["[Scope]" | "[Service]", "Delegate=cpuset"])
+}
+
 fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
     let path = root.path(relative).map_err(|error| error.source)?;
     let section = match unit.rsplit_once('.') {

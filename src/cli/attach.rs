@@ -52,6 +52,9 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         for sentence in sentences.chain(isolated.refusals()) {
             output::text(&format!("  refused: {sentence}\n"))?;
         }
+        for sentence in isolated.kept_by_the_kernel() {
+            output::text(&format!("  stays: {sentence}\n"))?;
+        }
         return Ok(if is_whole { Answer::Done } else { Answer::Partly });
     }
     let vm = settings.vm.clone();

@@ -16,6 +16,7 @@ mod attach;
 mod config;
 mod detach;
 mod doctor;
+mod host_look;
 mod log;
 mod look;
 mod output;

@@ -1,9 +1,11 @@
 //! `qmpin status`: which VMs are attached, what they have, and what is not as it should be.
 
 use super::args::{Global, StatusArgs};
+use super::host_look::HostLook;
 use super::{Answer, output};
 use crate::discover::{all_leases, boot_id, is_alive, lives};
 use crate::error::{Failure, Kind};
+use crate::journal::{self, Memory};
 use crate::leases::Lease;
 use crate::render::{StatusDocument, VmState, VmStatus};
 use crate::standing::read_standing;
@@ -30,12 +32,24 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
             _ => VmState::Left,
         }
     };
-    let statuses = leases.into_iter().map(|lease| VmStatus {
-        state: vm_state(&lease),
-        standing: read_standing(&state, &lease.vm),
-        lease,
-    });
-    let document = StatusDocument::new(statuses);
+    let status = |lease: Lease| -> Result<VmStatus, Failure> {
+        let vm_state = vm_state(&lease);
+        let standing = read_standing(&state, &lease.vm);
+        let mut status =
+            VmStatus { state: vm_state, standing, partition: None, checks: Vec::new(), lease };
+        // Of one that has gone nothing holds any more, and nothing should.
+        if vm_state != VmState::Dead {
+            let lease = &status.lease;
+            let memory = journal::read(&state.journal_path(&lease.vm));
+            let memory = memory.map(|content| Memory::of(&content.records)).unwrap_or_default();
+            let look = HostLook::at(&root, &state, &boot_id, lease, &memory)?;
+            status.checks = look.checks(lease);
+            status.partition = look.partition;
+        }
+        Ok(status)
+    };
+    let statuses: Vec<VmStatus> = leases.into_iter().map(status).collect::<Result<_, _>>()?;
+    let document = StatusDocument::new(statuses.into_iter());
     if args.json {
         output::json(&document)?;
     } else {

@@ -90,12 +90,30 @@ pub fn units_beside(cgroups: &dyn Cgroups, cgroup: &str) -> Vec<Place> {
 }
 
 /// What systemd limits a cgroup to; no CPU at all: it does not. `None`: there is no such cgroup.
-#[must_use]
-pub fn limit(cgroups: &dyn Cgroups, cgroup: &str, online: &CpuSet) -> Option<CpuSet> {
-    cgroups.read(&format!("{cgroup}/cgroup.procs")).ok()?;
-    let cpus = set(cgroups, cgroup, "cpuset.cpus");
+///
+/// # Errors
+/// What the kernel said, or `InvalidData` where what is there makes no sense.
+pub fn limit(cgroups: &dyn Cgroups, cgroup: &str, online: &CpuSet) -> io::Result<Option<CpuSet>> {
+    let there = |read: io::Result<String>| match read {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    };
+    if there(cgroups.read(&format!("{cgroup}/cgroup.type")))?.is_none() {
+        return Ok(None);
+    }
+    // Without the controller there is no limit.
+    let text = there(cgroups.read(&format!("{cgroup}/cpuset.cpus")))?.unwrap_or_default();
+    let cpus = CpuSet::parse_cpulist(&text).map_err(io::Error::other)?;
     // What it leaves behind when a limit is lifted.
-    Some(if online.is_subset(&cpus) { CpuSet::EMPTY } else { cpus })
+    Ok(Some(if online.is_subset(&cpus) { CpuSet::EMPTY } else { cpus }))
+}
+
+/// Whether an error says that a group or a file of it is gone: removed before it was opened, or since
+/// (`fs/kernfs`).
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENODEV))
 }
 
 /// The `/proc/PID/cgroup` of a process on a host where systemd has the cpuset controller.
@@ -232,16 +250,25 @@ pub struct PartitionFile {
     pub state: String,
     /// `cpuset.cpus.exclusive.effective`.
     pub cpus: CpuSet,
+    /// The drop-in that makes the groups ours (`Delegate=`), where it is gone.
+    pub lost_drop_in: Option<String>,
 }
 
-/// What the kernel says of the vCPUs' group in this cgroup, for `qmpin verify`.
+/// What the kernel says of the vCPUs' group in this cgroup, and whether what was written to keep it is there.
 #[must_use]
-pub fn partition_file(cgroups: &dyn Cgroups, cgroup: &str) -> PartitionFile {
+pub fn partition_file(
+    root: &SysRoot,
+    cgroups: &dyn Cgroups,
+    cgroup: &str,
+    drop_in: Option<&str>,
+) -> PartitionFile {
     let group = Group::Vcpus.below(cgroup);
     let state = cgroups.read(&format!("{group}/cpuset.cpus.partition"));
     let state = state.map_or_else(|error| error.to_string(), |state| state.trim().to_owned());
     let cpus = set(cgroups, &group, "cpuset.cpus.exclusive.effective");
-    PartitionFile { group, state, cpus }
+    let is_gone = |path: &&str| root.read(path).is_err_and(|error| error.is_gone());
+    let lost_drop_in = drop_in.filter(is_gone).map(str::to_owned);
+    PartitionFile { group, state, cpus, lost_drop_in }
 }
 
 /// The partition as it is now: a dozen small files.

@@ -99,7 +99,7 @@ pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> io::Resul
         Place::Word(path) => Ok(text(path)?.map(|text| Value::Word(text.trim().to_owned()))),
         Place::AllowedCpus { cgroup, .. } => {
             let online = online_cpus(root).map_err(io::Error::other)?;
-            Ok(cgroup::limit(&CgroupTree::of(root), cgroup, &online).map(Value::Cpus))
+            Ok(cgroup::limit(&CgroupTree::of(root), cgroup, &online)?.map(Value::Cpus))
         }
         Place::Thread(key) => {
             if !tasks::is_thread(root, *key).map_err(|error| error.source)? {

@@ -9,7 +9,7 @@ use crate::places::Place;
 use crate::sysroot::SysRoot;
 
 /// One interrupt.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Interrupt {
     /// The devices it is for, such as `nvme0q3`; empty where nobody has asked for it.
     pub devices: String,

@@ -1,5 +1,7 @@
 //! The kernel's own threads: which there are, which may be moved, and which work for a VM.
 
+use std::collections::BTreeMap;
+
 use super::stat::{self, Stat};
 use super::tasks::{or_gone, thread};
 use crate::ids::{Pid, Tid};
@@ -55,6 +57,16 @@ pub(super) fn serves(comm: &str) -> Option<(Role, Pid)> {
         let pid = comm.strip_prefix(prefix)?.parse().ok()?;
         Some((role, Pid(pid)))
     })
+}
+
+/// How many there are of each name: `ksoftirqd/12` is one of the ksoftirqd.
+#[must_use]
+pub fn by_name<'a>(comms: impl Iterator<Item = &'a str>) -> BTreeMap<String, usize> {
+    let mut names = BTreeMap::new();
+    for comm in comms {
+        *names.entry(comm.split(['/', ':']).next().unwrap_or(comm).to_owned()).or_default() += 1;
+    }
+    names
 }
 
 /// Whether it is a kernel thread that nobody may move.

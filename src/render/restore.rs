@@ -23,7 +23,8 @@ fn partition_lines(vm: &VmName, partition: &PartitionRestore) -> Vec<String> {
     let taken = partition.taken_back.iter();
     let taken = taken.map(|cgroup| format!("VM {vm}: its partition in {cgroup} is taken back"));
     let refused = partition.refused.iter().map(|refused| format!("VM {vm}: {refused}"));
-    taken.chain(refused).collect()
+    let foreign = partition.foreign.iter().map(|one| format!("VM {vm}: {one}"));
+    taken.chain(refused).chain(foreign).collect()
 }
 
 fn priority_lines(vm: &VmName, priority: &PriorityRestore) -> Vec<String> {

@@ -5,11 +5,13 @@ use serde::Serialize;
 use super::table::table;
 use super::words::printable;
 use crate::cpuset::CpuSet;
+use crate::discover::cgroup::PartitionFile;
 use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
 use crate::leases::Lease;
 use crate::policy::{Knob, VcpuSched};
 use crate::qmp::ChannelKind;
 use crate::standing::Standing;
+use crate::watch::verify::{Check, CheckVerdict};
 
 /// Whether somebody follows a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -32,6 +34,10 @@ pub struct VmStatus {
     pub lease: Lease,
     /// What its supervisor tells.
     pub standing: Option<Standing>,
+    /// The group of its vCPUs, where it has a partition.
+    pub partition: Option<PartitionFile>,
+    /// What of the host holds for it.
+    pub checks: Vec<Check>,
 }
 
 /// `status --json`.
@@ -54,9 +60,21 @@ struct VmRow {
     vcpus: Vec<VcpuRow>,
     knobs: Vec<Knob>,
     sched: VcpuSched,
+    partition: Option<PartitionRow>,
+    slices: Option<String>,
     channel: Option<ChannelKind>,
     drift_total: Option<u64>,
     refused: Vec<String>,
+    /// Checks of the host that do not hold, as `qmpin verify` makes them.
+    unmet: Vec<Check>,
+}
+
+/// What the kernel says of it.
+#[derive(Debug, Serialize)]
+struct PartitionRow {
+    group: String,
+    state: String,
+    cpus: CpuSet,
 }
 
 #[derive(Debug, Serialize)]
@@ -65,11 +83,22 @@ struct VcpuRow {
     cpus: CpuSet,
 }
 
+impl VmRow {
+    /// What keeps others off its CPUs, as it is.
+    fn rung(&self) -> String {
+        match (&self.partition, &self.slices) {
+            (Some(partition), _) => partition.state.clone(),
+            (None, Some(_)) => "AllowedCPUs".to_owned(),
+            (None, None) => "none".to_owned(),
+        }
+    }
+}
+
 impl StatusDocument {
     /// In the order in which they are given.
     #[must_use]
     pub fn new(vms: impl Iterator<Item = VmStatus>) -> StatusDocument {
-        let row = |VmStatus { state, lease, standing }| {
+        let row = |VmStatus { state, lease, standing, partition, checks }| {
             let vcpu =
                 |(vcpu, cpu): (VcpuIndex, CpuId)| VcpuRow { vcpu, cpus: CpuSet::single(cpu) };
             VmRow {
@@ -84,9 +113,19 @@ impl StatusDocument {
                 vcpus: lease.vcpus.into_iter().map(vcpu).collect(),
                 knobs: lease.knobs.into_iter().collect(),
                 sched: lease.sched,
+                partition: partition.map(|file| PartitionRow {
+                    group: file.group,
+                    state: file.state,
+                    cpus: file.cpus,
+                }),
+                slices: lease.slices,
                 channel: standing.as_ref().map(|standing| standing.channel),
                 drift_total: standing.as_ref().map(|standing| standing.drift_total),
                 refused: standing.map(|standing| standing.refused).unwrap_or_default(),
+                unmet: checks
+                    .into_iter()
+                    .filter(|check| check.verdict != CheckVerdict::Holds)
+                    .collect(),
             }
         };
         StatusDocument { schema: "qmpin.status/1", vms: vms.map(row).collect() }
@@ -104,6 +143,7 @@ impl StatusDocument {
             "VCPUS",
             "IOTHREADS",
             "EMULATOR",
+            "PARTITION",
             "KNOBS",
             "CHANNEL",
             "DRIFT",
@@ -126,16 +166,21 @@ impl StatusDocument {
                 vm.exclusive.to_string(),
                 vm.iothreads.to_string(),
                 vm.emulator.to_string(),
+                vm.rung(),
                 knobs.join(" "),
                 vm.channel.map_or(String::new(), |channel| channel.to_string()),
                 vm.drift_total.map_or(String::new(), |drift| drift.to_string()),
-                vm.refused.len().to_string(),
+                (vm.refused.len() + vm.unmet.len()).to_string(),
             ]
         }));
         let mut text = table(&rows);
         for vm in &self.vms {
             for refused in &vm.refused {
                 text.push_str(&format!("VM {}: {}\n", vm.vm, printable(refused)));
+            }
+            for Check { check, verdict, reason } in &vm.unmet {
+                let broken = if *verdict == CheckVerdict::Broken { "BROKEN: " } else { "" };
+                text.push_str(&format!("VM {}: {check}: {broken}{reason}\n", vm.vm));
             }
         }
         text

@@ -2,6 +2,7 @@
 //! only the levels above, and the drop-in, are left.
 //!
 //! ```text
+//!   VM gone: systemd goes first                                           let_systemd_prune
 //!   member ─▶ exclusive: vcpus, unit, slices ─▶ threads to the unit ─▶ groups go ─▶ -cpuset
 //!     └────────────── take_down, under the leases' lock ──────────────┘
 //!   drop-ins ─▶ reload ─▶ systemd takes the controller back               hand_back
@@ -12,13 +13,13 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::apply::partition::{Refused, drop_in_new, set_cpus, write};
+use crate::apply::partition::{Refused, drop_in_new, is_our_drop_in, set_cpus, write};
 use crate::apply::slices::{files, remove};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
-use crate::discover::cgroup;
+use crate::discover::cgroup::{self, is_gone};
 use crate::error::chain;
 use crate::ids::Tid;
 use crate::journal::PartitionUndo;
@@ -34,6 +35,11 @@ const ENDING_LOOKS_MAX: usize = 100;
 /// Between two of these.
 const ENDING_PAUSE: Duration = Duration::from_millis(20);
 
+/// How long systemd has to take down the unit of a VM that has ended. It takes milliseconds.
+const PRUNING_LIMIT: Duration = Duration::from_secs(2);
+/// Between two looks whether it has.
+const PRUNING_PAUSE: Duration = Duration::from_millis(10);
+
 /// What came of it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct PartitionRestore {
@@ -41,6 +47,29 @@ pub struct PartitionRestore {
     pub taken_back: Option<String>,
     /// What could not be put back.
     pub refused: Vec<Refused>,
+    /// What somebody else has changed since and is left so, in sentences.
+    pub foreign: Vec<String>,
+}
+
+/// Lets systemd take down the unit of a VM that has ended, where it is about to. It removes the groups in it
+/// first, gives up where one of them goes beneath its feet, and then leaves the unit's own for good
+/// (`cg_trim`, `src/basic/cgroup-util.c`); nobody else can remove that one safely, since the VM may be
+/// started anew at any moment.
+pub fn let_systemd_prune(cgroups: &dyn Cgroups, undo: &PartitionUndo) {
+    wait_for_pruning(cgroups, &undo.cgroup, PRUNING_LIMIT);
+}
+
+/// Whether it is gone within the limit, or lived in again.
+fn wait_for_pruning(cgroups: &dyn Cgroups, unit: &str, limit: Duration) -> bool {
+    let events = format!("{unit}/cgroup.events");
+    let started = Instant::now();
+    while cgroups.read(&events).is_ok_and(|now| now.lines().any(|line| line == "populated 0")) {
+        if started.elapsed() >= limit {
+            return false;
+        }
+        thread::sleep(PRUNING_PAUSE);
+    }
+    true
 }
 
 /// Takes down what is in the cgroup tree. `shares` are the other VMs' partitions.
@@ -128,16 +157,12 @@ fn dissolve(cgroups: &dyn Cgroups, unit: &str, group: &str) -> Result<(), Refuse
     Err(Refused::new(group, "gone", who))
 }
 
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(nix::libc::ENOENT | nix::libc::ENODEV))
-}
-
 /// Gives the unit back to systemd as it was. One reload, where the unit is still there.
 ///
 /// Its `cpuset.cpus` says all CPUs for as long as systemd keeps the controller for another unit's sake:
 /// the kernel lets nobody empty it while there are threads (`ENOSPC`), and it limits nothing.
-pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Vec<Refused> {
-    let mut refused = Vec::new();
+pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> PartitionRestore {
+    let PartitionRestore { mut refused, mut foreign, .. } = PartitionRestore::default();
     let unit = undo.unit.as_str();
     let said = |what: &str, error: SystemdError| Refused::new(unit, what, chain(&error));
     let (state, is_there) = match units.state(unit) {
@@ -150,9 +175,22 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Vec
     };
     // Killed between its text and its name, the drop-in is still under the other one.
     let mut paths: Vec<String> = undo.drop_in.iter().map(|path| drop_in_new(path)).collect();
-    paths.extend(undo.drop_in.clone());
+    if let Some(path) = &undo.drop_in {
+        match root.read(path) {
+            Ok(text) if !is_our_drop_in(&text) => {
+                foreign.push(format!("/{path} was changed by somebody else and is left so"));
+            }
+            _ => paths.push(path.clone()),
+        }
+    }
     if let Some(ours) = undo.allowed_set {
         let is_ours = |text: &str| state.allowed_cpus == ours || lifts(text);
+        if !state.allowed_cpus.is_empty() && state.allowed_cpus != ours {
+            foreign.push(format!(
+                "AllowedCPUs of {unit} was made {} by somebody else and is left so",
+                state.allowed_cpus
+            ));
+        }
         let written = files(unit).into_iter();
         paths.extend(written.filter(|path| root.read(path).is_ok_and(|text| is_ours(&text))));
     }
@@ -178,7 +216,7 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Vec
         Ok(()) | Err(SystemdError::NoSuchUnit { .. }) => {}
         Err(error) => tracing::debug!("the cpuset controller stays for a while: {}", chain(&error)),
     }
-    refused
+    PartitionRestore { taken_back: None, refused, foreign }
 }
 
 /// Whether the file only says that there is no limit.
@@ -429,7 +467,7 @@ mod tests {
             units.log.borrow_mut().clear();
         }
         for wanted in [vec!["reload", "realize qemu.slice"], vec!["realize qemu.slice"]] {
-            assert_eq!(hand_back(&root, &units, &undo("12-19")), []);
+            assert_eq!(hand_back(&root, &units, &undo("12-19")), PartitionRestore::default());
             assert_eq!(*units.log.borrow(), wanted);
             units.log.borrow_mut().clear();
         }
@@ -451,20 +489,56 @@ mod tests {
     }
 
     #[test]
+    fn what_somebody_else_has_changed_meanwhile_is_left_and_named() {
+        let (cgroups, dir) = (tree(), machine());
+        let root = SysRoot::at(dir.path());
+        let units = units(&root);
+        let needs = survey_unit(&root, &cgroups, &units, &site(), None).expect("needs");
+        prepare_unit(&root, &cgroups, &units, &site(), &needs, &set("0-23")).expect("ready");
+        let path = dir.path().join(drop_in("100.scope"));
+        let theirs = "[Scope]\nDelegate=cpuset memory\n";
+        fs::write(&path, theirs).expect("a file");
+        units.set_allowed_cpus("100.scope", &set("0-15")).expect("set");
+        let restored = hand_back(&root, &units, &undo("12-19"));
+        assert_eq!(restored.refused, []);
+        let named = [
+            "/run/systemd/system/100.scope.d/50-qmpin.conf was changed by somebody else and is left so",
+            "AllowedCPUs of 100.scope was made 0-15 by somebody else and is left so",
+        ];
+        assert_eq!(restored.foreign, named);
+        assert_eq!(fs::read_to_string(&path).expect("there"), theirs);
+        assert_eq!(units.state("100.scope").expect("a state").allowed_cpus, set("0-15"));
+    }
+
+    #[test]
+    fn systemd_is_waited_for_where_the_vm_has_ended() {
+        let cgroups = tree();
+        assert!(wait_for_pruning(&cgroups, SCOPE, PRUNING_LIMIT), "nothing to wait for");
+        let events = format!("{SCOPE}/cgroup.events");
+        cgroups.put(&events, "populated 1\nfrozen 0");
+        assert!(wait_for_pruning(&cgroups, SCOPE, PRUNING_LIMIT), "it is lived in again");
+        cgroups.put(&events, "populated 0\nfrozen 0");
+        assert!(!wait_for_pruning(&cgroups, SCOPE, PRUNING_PAUSE), "systemd has let go of it");
+    }
+
+    #[test]
     fn without_its_unit_only_files_are_left_to_take_back() {
         let dir = machine();
         let root = SysRoot::at(dir.path());
         let path = dir.path().join(drop_in("100.scope"));
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        fs::write(&path, "x").expect("a file");
+        fs::write(&path, "[Scope]\nDelegate=cpuset\n").expect("a file");
         let units = FakeUnits::default();
-        assert_eq!(hand_back(&root, &units, &undo("12-19")), []);
+        assert_eq!(hand_back(&root, &units, &undo("12-19")), PartitionRestore::default());
         let folder = path.parent().expect("a folder");
         assert!(!folder.exists());
         // Killed before it had its name.
         fs::create_dir_all(folder).expect("a folder");
         fs::write(folder.join("50-qmpin.new"), "x").expect("a file");
-        assert_eq!(hand_back(&root, &FakeUnits::default(), &undo("12-19")), []);
+        assert_eq!(
+            hand_back(&root, &FakeUnits::default(), &undo("12-19")),
+            PartitionRestore::default()
+        );
         assert!(!folder.exists());
         assert_eq!(*units.log.borrow(), ["realize qemu.slice"], "nothing is reloaded");
     }

@@ -20,7 +20,8 @@ use super::start_error::StartError;
 use crate::apply::{HostApplied, HostOutcome, apply_host};
 use crate::cpuset::CpuSet;
 use crate::discover::{
-    DiscoverError, interrupts, irqbalances, live_leases, read_host_view, with_own_masks,
+    DiscoverError, interrupts, irqbalances, kernel_threads, live_leases, read_host_view,
+    with_own_masks,
 };
 use crate::error::chain;
 use crate::ids::Pid;
@@ -65,6 +66,8 @@ fn managed_irq(applied: &HostApplied) -> Option<u32> {
 #[derive(Debug, Default)]
 pub struct HostKnobs {
     refused: BTreeMap<Place, Value>,
+    /// What places were to hold the last time.
+    wished: BTreeMap<Place, Value>,
     /// What the journal remembered the last time: somebody may remove the file.
     known: HostMemory,
     unreadable_lines: Vec<usize>,
@@ -121,6 +124,7 @@ impl HostKnobs {
             journal.append(own_masks(host, &vms))?;
         }
         let mut untold = Vec::new();
+        let wished = std::mem::take(&mut self.wished);
         let (view, mut applied) = self.pass(host, &wants, &mut journal, &mut untold)?;
         for _ in 1..PASSES_MAX {
             // Whatever was born meanwhile was born as its parent was.
@@ -166,11 +170,20 @@ impl HostKnobs {
         let numbers: BTreeSet<u32> = applied.iter().filter_map(managed_irq).collect();
         let mut managed = BTreeMap::new();
         if !numbers.is_empty() {
-            managed = interrupts(host.root, &wants.cpus(Knob::Irqs));
-            managed.retain(|number, _| numbers.contains(number));
+            let mut known = interrupts(host.root, &wants.cpus(Knob::Irqs));
+            let of = |number| (number, known.remove(&number).unwrap_or_default());
+            managed = numbers.into_iter().map(of).collect();
         }
         let bound = bound(&view, &wants.all_cpus());
-        let report = HostReport { applied, managed, bound, vfio: view.vfio, untold };
+        // By the leases it is to be as it was to be before, and no qmpin has made it what it was found to be.
+        let is_drift = |one: &&HostApplied| match &one.step {
+            HostStep::Write { place, from, to, .. } => {
+                wished.get(place) == Some(to) && !journal.memory().was_tried(place, from)
+            }
+            _ => false,
+        };
+        let drifted = applied.iter().filter(is_drift).map(|one| one.step.place().clone()).collect();
+        let report = HostReport { applied, drifted, managed, bound, vfio: view.vfio, untold };
         let is_settled = !report.applied.iter().any(HostApplied::is_left_changed)
             && !journal.memory().has_irqbalance();
         if wants.is_empty() && is_settled {
@@ -252,6 +265,9 @@ impl HostKnobs {
         journal.append(new_kernel_threads(&view, journal.memory(), wants))?;
         let wishes = wishes(&view, wants, journal.memory());
         let mut steps = diff(&view, &wishes, journal.memory());
+        // irqbalance takes what it is told later, so it is told more than once.
+        let of_ours = wishes.iter().filter(|wish| !matches!(wish.place, Place::Irqbalance(_)));
+        self.wished = of_ours.map(|wish| (wish.place.clone(), wish.value.clone())).collect();
         steps.extend(self.irqbalances.to_tell_anew(&view, &wishes));
         steps.retain(|step| match step {
             HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
@@ -367,11 +383,6 @@ pub fn settle_host(
 }
 
 fn bound(view: &HostView, off: &CpuSet) -> BTreeMap<String, usize> {
-    let mut names = BTreeMap::new();
-    for (comm, _) in view.bound.iter().filter(|(_, cpus)| cpus.intersects(off)) {
-        // `ksoftirqd/12` is one of the ksoftirqd.
-        let name = comm.split(['/', ':']).next().unwrap_or(comm);
-        *names.entry(name.to_owned()).or_default() += 1;
-    }
-    names
+    let there = view.bound.iter().filter(|(_, cpus)| cpus.intersects(off));
+    kernel_threads::by_name(there.map(|(comm, _)| comm.as_str()))
 }

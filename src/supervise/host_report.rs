@@ -1,19 +1,21 @@
 //! What has become of the rest of the host, and what the log says of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::apply::{HostApplied, HostOutcome};
 use crate::discover::Interrupt;
 use crate::places::{Place, VfioIrq};
 use crate::plan::host::diff::HostStep;
 use crate::policy::Knob;
-use crate::render::{host_refusal, knob_in_words, left_alone};
+use crate::render::{bound_in_words, host_refusal, kept_irqs_in_words, knob_in_words, left_alone};
 
 /// What has come of it.
 #[derive(Debug, Default)]
 pub struct HostReport {
     /// Every step and what became of it.
     pub applied: Vec<HostApplied>,
+    /// Places that were as they are to be, and that somebody else had changed.
+    pub drifted: BTreeSet<Place>,
     /// Interrupts that stay on CPUs kept for VMs, because the kernel manages where they go.
     pub managed: BTreeMap<u32, Interrupt>,
     /// Kernel threads that are bound to CPUs kept for VMs, by name without numbers.
@@ -54,18 +56,26 @@ impl HostReport {
         };
         let mut sentences: Vec<String> =
             self.applied.iter().filter(|one| !is_expected(one)).filter_map(host_refusal).collect();
-        let managed = self.managed.iter().map(|(number, irq)| {
-            format!("interrupt {number} ({}): the kernel keeps it where it is", irq.devices)
-        });
-        sentences.extend(managed);
         sentences.extend(self.untold.iter().cloned());
         sentences
+    }
+
+    /// What the kernel itself keeps on CPUs of VMs, and nobody can move: interrupts with how often they have
+    /// fired there, and threads. In sentences.
+    #[must_use]
+    pub fn kept_by_the_kernel(&self) -> Vec<String> {
+        let irqs = (!self.managed.is_empty())
+            .then(|| format!("irqs: {}", kept_irqs_in_words(self.managed.iter())));
+        let threads = (!self.bound.is_empty())
+            .then(|| format!("kthreads: {}", bound_in_words(self.bound.iter())));
+        irqs.into_iter().chain(threads).collect()
     }
 }
 
 /// Interrupts whose CPUs the kernel manages answer so, since Linux 6.10 with the second
 /// (`kernel/irq/proc.c: write_irq_affinity`); with the third whoever may not write files that nobody may write
-/// (`register_irq_proc`), as a unit without `CAP_DAC_OVERRIDE`.
+/// (`register_irq_proc`, since Linux 6.12), as a unit without `CAP_DAC_OVERRIDE`. Before that nothing but the answer
+/// tells them.
 pub(super) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
     matches!(step, HostStep::Write { knob: Knob::Irqs, place, .. } if place.irq().is_some())
         && matches!(
@@ -74,13 +84,29 @@ pub(super) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
         )
 }
 
+/// What the log has of the host already: each is said once.
+#[derive(Debug, Default)]
+pub struct HostLines {
+    drifted: BTreeSet<Place>,
+    bound: BTreeSet<String>,
+}
+
 /// One line for each knob that was turned, and one for each thing that was refused.
-pub fn log_host(report: &HostReport) {
+pub fn log_host(report: &HostReport, lines: &mut HostLines) {
     let mut written: BTreeMap<(Knob, String), (usize, String)> = BTreeMap::new();
     let mut put_back = 0;
     for one in &report.applied {
         match (&one.step, &one.outcome) {
             (_, HostOutcome::Gone) | (HostStep::Settle { .. }, _) => {}
+            (HostStep::Write { place, from, to, .. }, HostOutcome::Done)
+                if report.drifted.contains(place) =>
+            {
+                if lines.drifted.insert(place.clone()) {
+                    tracing::warn!(
+                        "{place}: somebody else changed it to {from}; back to {to} (further times are counted, not logged)"
+                    );
+                }
+            }
             (HostStep::Write { knob, place, from, to }, HostOutcome::Done) => {
                 let first = || (0, format!("{place}: {from} → {to}"));
                 let what = knob_in_words(*knob, place, &report.vfio);
@@ -105,7 +131,13 @@ pub fn log_host(report: &HostReport) {
         tracing::warn!("{sentence}");
     }
     if !report.managed.is_empty() {
-        tracing::info!("{}", managed_in_words(&report.managed));
+        tracing::info!("irqs: {}", kept_irqs_in_words(report.managed.iter()));
+    }
+    // How many workers there are changes all the time.
+    let is_new = |(name, _): &(&String, &usize)| !lines.bound.contains(*name);
+    if report.bound.iter().any(|one| is_new(&one)) {
+        tracing::info!("kthreads: {}", bound_in_words(report.bound.iter()));
+        lines.bound.extend(report.bound.keys().cloned());
     }
     for ((_, what), (number, first)) in written {
         match number {
@@ -116,23 +148,4 @@ pub fn log_host(report: &HostReport) {
     if put_back > 0 {
         tracing::info!("{put_back} settings of the host put back");
     }
-}
-
-/// The interrupts that stay, those first that have fired most.
-fn managed_in_words(managed: &BTreeMap<u32, Interrupt>) -> String {
-    /// How many are named.
-    const NAMED: usize = 4;
-    let mut by_count: Vec<(&u32, &Interrupt)> = managed.iter().collect();
-    by_count.sort_by_key(|(number, irq)| (std::cmp::Reverse(irq.fired), **number));
-    let name = |(number, irq): &(&u32, &Interrupt)| match irq.devices.as_str() {
-        "" => format!("{number}: {}", irq.fired),
-        devices => format!("{number} ({devices}): {}", irq.fired),
-    };
-    let named: Vec<String> = by_count.iter().take(NAMED).map(name).collect();
-    let more = if by_count.len() > NAMED { ", …" } else { "" };
-    format!(
-        "irqs: {} stay on CPUs of VMs, where the kernel itself keeps them; fired there so far: {}{more}",
-        by_count.len(),
-        named.join(", ")
-    )
 }

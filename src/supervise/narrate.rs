@@ -20,6 +20,11 @@ pub(super) fn log_plan(plan: &Plan, before: &[Finding]) {
         plan.iothread_cpus,
         plan.emulator
     );
+    log_shortfalls(plan, before);
+}
+
+/// Each that was not there before.
+pub(super) fn log_shortfalls(plan: &Plan, before: &[Finding]) {
     let new = |finding: &&Finding| finding.verdict != Verdict::Met && !before.contains(finding);
     for finding in plan.report.iter().filter(new) {
         tracing::warn!("{}: {}", finding.rule, finding.reason);

@@ -22,9 +22,13 @@ use crate::plan::partition::{
     target,
 };
 use crate::plan::{Finding, Plan};
-use crate::restore::partition::{PartitionRestore, hand_back, take_down};
+use crate::policy::Knob;
+use crate::restore::partition::{PartitionRestore, hand_back, let_systemd_prune, take_down};
 use crate::systemd::SystemBus;
 use crate::threads::{ProcessKey, Thread, ThreadKey};
+
+/// Why a VM that is attached has none, where it looks as if it could have one.
+const NOT_MADE: &str = "it could not be made when the VM was attached, and `qmpin status` says why";
 
 /// What there is about one VM's partition, beside the plan.
 #[derive(Clone, Copy)]
@@ -176,8 +180,12 @@ impl Partition {
     pub(super) fn give_up(&mut self, ground: Ground<'_>, memory: &Memory) {
         self.site = None;
         self.slices = None;
-        for refused in take_back(ground, memory).refused {
+        let restored = take_back(ground, memory);
+        for refused in restored.refused {
             tracing::warn!("{refused}");
+        }
+        for foreign in restored.foreign {
+            tracing::warn!("{foreign}");
         }
     }
 
@@ -362,8 +370,12 @@ pub(super) fn take_back_locked(ground: Ground<'_>, memory: &Memory) -> Partition
 
 fn take_down_of(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
     let Some(undo) = memory.partition() else { return PartitionRestore::default() };
-    let refused = take_down(&CgroupTree::of(ground.host.root), undo, &ground.shares());
-    PartitionRestore { taken_back: Some(undo.cgroup.clone()), refused }
+    let cgroups = CgroupTree::of(ground.host.root);
+    if !discover::is_alive(ground.host.root, ground.process) {
+        let_systemd_prune(&cgroups, undo);
+    }
+    let refused = take_down(&cgroups, undo, &ground.shares());
+    PartitionRestore { taken_back: Some(undo.cgroup.clone()), refused, foreign: Vec::new() }
 }
 
 fn hand_back_of(
@@ -373,7 +385,9 @@ fn hand_back_of(
 ) -> PartitionRestore {
     if let Some(undo) = memory.partition() {
         let root = ground.host.root;
-        restored.refused.extend(hand_back(root, &SystemBus, undo));
+        let handed = hand_back(root, &SystemBus, undo);
+        restored.refused.extend(handed.refused);
+        restored.foreign.extend(handed.foreign);
     }
     restored
 }
@@ -406,5 +420,17 @@ pub fn partition_finding(
     let site = cgroup::partition_site(host.root, &cgroups, process.pid);
     let shares = shares(host, state, &plan.vm, boot_id);
     let beside = cgroup::slices_site(host.root, &cgroups, process.pid);
-    choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares).1
+    let chosen = choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares);
+    let lease = state.lease(&plan.vm).ok().flatten();
+    let has_none = lease.is_some_and(|lease| {
+        lease.qemu == process
+            && lease.boot_id == boot_id
+            && lease.knobs.contains(&Knob::Partition)
+            && lease.partition.is_none()
+    });
+    match chosen {
+        // What it has tells more than what could be.
+        (Rung::Partition(_), _) if has_none => lower(plan, as_strs(&beside), NOT_MADE).1,
+        (_, finding) => finding,
+    }
 }

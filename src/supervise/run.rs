@@ -8,10 +8,10 @@ use tokio_stream::StreamExt as _;
 
 use super::attachment::Attachment;
 use super::end::end_supervisor;
-use super::host_report::{HostReport, log_host};
+use super::host_report::{HostLines, HostReport, log_host};
 use super::leasing::give_back;
 use super::line::{Done, Line, Said};
-use super::narrate::{log_learnt, log_look, log_plan, log_priority};
+use super::narrate::{log_learnt, log_look, log_plan, log_priority, log_shortfalls};
 use super::notify;
 use super::pace::Pace;
 use super::reports::LookReport;
@@ -53,6 +53,7 @@ pub async fn attach_once(
 ) -> Result<(Plan, LookReport, HostReport), StartError> {
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
     log_look(&report, &mut BTreeSet::new());
+    log_shortfalls(attachment.plan(), &[]);
     // Anything that fails from here on leaves the VM pinned, with its undo.
     let remembered = attachment.remember_host();
     // The kernel does not put back what it changes as a partition is built.
@@ -75,7 +76,7 @@ pub async fn attach_once(
     log_priority(&report.priority, &mut BTreeSet::new());
     remembered?;
     let kept = kept?;
-    log_host(&kept);
+    log_host(&kept, &mut HostLines::default());
     Ok((plan, report, kept))
 }
 
@@ -114,7 +115,7 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         attachment,
     };
     match watch {
-        Ok(watch) => runner.run(watch, &first).await,
+        Ok(watch) => Box::pin(runner.run(watch, &first)).await,
         Err(error) => {
             // It cannot be followed, so it is not left pinned.
             let _ = runner.attachment.finish();

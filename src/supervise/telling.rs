@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use super::host_report::{HostReport, log_host};
+use super::host_report::{HostLines, HostReport, log_host};
 use super::narrate::{log_look, log_priority, refusals};
 use super::notify;
 use super::reports::LookReport;
@@ -31,6 +31,8 @@ const LINES_MAX: usize = 10_000;
 pub(super) struct Telling {
     /// Why the last look failed, if it did.
     look_failed: Option<String>,
+    /// What the log has of the host.
+    host_lines: HostLines,
     /// Why the host could not be kept in line the last time, if it could not.
     host_failed: Option<String>,
     /// What the kernel would not do.
@@ -80,7 +82,7 @@ impl Telling {
         match kept {
             Ok(report) => {
                 self.host_failed = None;
-                log_host(&report);
+                log_host(&report, &mut self.host_lines);
                 self.refuse(report.refusals());
             }
             Err(error) => {

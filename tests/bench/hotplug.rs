@@ -15,8 +15,8 @@ use serde_json::json;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::figures::{Samples, Table};
-use crate::qemu::{Accel, Client, QemuOptions};
-use crate::vm::{PATIENCE, Vm, accel, await_placed, emulator_cpu, stop, vcpu_cpu};
+use crate::qemu::{Client, QemuOptions};
+use crate::vm::{PATIENCE, Vm, await_placed, emulator_cpu, stop, vcpu_cpu};
 
 const IOTHREADS: usize = 100;
 const VCPUS: u32 = 16;
@@ -54,18 +54,14 @@ pub(crate) fn measure(table: &mut Table) {
     let what = format!("{IOTHREADS} hotplugged iothreads, birth to place");
     table.alone(&what, &iothreads, "median and worst");
 
-    if accel() == Accel::Kvm {
-        let mut vcpus = Samples::default();
-        for index in 1..=VCPUS {
-            client.plug_vcpu(index);
-            vcpus.add(next(&placements));
-            sleep(PAUSE);
-        }
-        let what = format!("{VCPUS} hotplugged vCPUs, birth to place");
-        table.alone(&what, &vcpus, "median and worst");
-    } else {
-        table.skipped("hotplugged vCPUs", "QEMU unplugs and replugs them under KVM only");
+    let mut vcpus = Samples::default();
+    for index in 1..=VCPUS {
+        client.plug_vcpu(index);
+        vcpus.add(next(&placements));
+        sleep(PAUSE);
     }
+    let what = format!("{VCPUS} hotplugged vCPUs, birth to place");
+    table.alone(&what, &vcpus, "median and worst");
     stop(qmpin);
 }
 

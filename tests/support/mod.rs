@@ -25,6 +25,16 @@ pub(crate) fn skipped(test: &str, reason: &str) {
     let _ = std::io::stderr().write_all(format!("\nskipped: {test}: {reason}\n").as_bytes());
 }
 
+/// What a test of both is run with; where there is no KVM, it says so.
+pub(crate) fn accels(test: &str) -> Vec<qemu::Accel> {
+    if qemu::has_kvm() {
+        vec![qemu::Accel::Tcg, qemu::Accel::Kvm]
+    } else {
+        skipped(test, "half of it, for there is no KVM");
+        vec![qemu::Accel::Tcg]
+    }
+}
+
 /// Asserts that a result is an error of a pattern, and shows it where it is not.
 #[macro_export]
 macro_rules! assert_error {

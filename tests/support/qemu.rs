@@ -263,12 +263,16 @@ impl Client {
         answer["return"].take()
     }
 
-    /// Plugs the vCPU of that index into a VM started with `-accel kvm`.
+    /// Plugs the vCPU of that index, as Proxmox does: what it takes is asked of QEMU.
     pub(crate) fn plug_vcpu(&mut self, index: u32) {
-        self.must(
-            "device_add",
-            &json!({"driver": "host-x86_64-cpu", "id": format!("cpu{}", index + 1),
-                "socket-id": 0, "core-id": index, "thread-id": 0}),
-        );
+        let slots = self.must("query-hotpluggable-cpus", &json!({}));
+        let is_free =
+            |slot: &&Value| slot["props"]["core-id"] == index && slot.get("qom-path").is_none();
+        let slot = slots.as_array().and_then(|slots| slots.iter().find(is_free));
+        let slot = slot.unwrap_or_else(|| panic!("no slot for vCPU {index}: {slots}"));
+        let mut arguments = slot["props"].clone();
+        arguments["driver"] = slot["type"].clone();
+        arguments["id"] = json!(format!("cpu{}", index + 1));
+        self.must("device_add", &arguments);
     }
 }

@@ -327,6 +327,7 @@ impl<'a> Attachment<'a> {
             step_aside(*host, state, boot_id, self.online, &mut self.own_cpus);
         }
         let report = self.host_knobs.reconcile(*host, state, boot_id, &leases)?;
+        self.drift_total += report.drifted.len() as u64;
         if report.applied.iter().any(HostApplied::has_limited_unit) {
             // What it did to our masks is nobody's drift.
             self.settled.clear();

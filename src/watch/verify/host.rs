@@ -3,25 +3,23 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Check, CheckVerdict, Facts, Unmet, UnmetCause, VfioSeat, broken, holds, some, some_of,
+    Check, CheckVerdict, HostFacts, Unmet, UnmetCause, VfioSeat, broken, holds, some, some_of,
 };
-use crate::discover::OccupantKind;
 use crate::discover::cgroup::PartitionFile;
+use crate::discover::{Interrupt, OccupantKind, kernel_threads};
 use crate::places::Place;
 use crate::plan::cpus_in_words;
 use crate::plan::partition::ISOLATED;
+use crate::render::{bound_in_words, kept_irqs_in_words};
 
-pub(super) fn partition(facts: &Facts<'_>) -> Check {
+pub(super) fn partition(facts: &HostFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
-    let Some(PartitionFile { group, state, cpus }) = facts.partition else {
-        let reason = match &facts.lease.slices {
-            Some(cgroup) => {
-                format!("the VM has none; systemd is to keep units beside {cgroup} off")
-            }
-            None => "the VM has none; `qmpin plan --explain` says why".to_owned(),
-        };
-        return Check { check: "partition", verdict: CheckVerdict::Refused, reason };
+    let Some(PartitionFile { group, state, cpus, lost_drop_in }) = facts.partition else {
+        return rung_below(facts);
     };
+    if let Some(path) = lost_drop_in {
+        return broken("partition", format!("/{path} is gone: systemd may take {group} away"));
+    }
     if state != ISOLATED {
         return broken("partition", format!("{group}/cpuset.cpus.partition is `{state}`"));
     }
@@ -32,10 +30,29 @@ pub(super) fn partition(facts: &Facts<'_>) -> Check {
     holds("partition", format!("{} are isolated in {group}", cpus_in_words(own)))
 }
 
+/// Without a partition: whether systemd keeps the units beside the VM off its CPUs, where that is the rung.
+fn rung_below(facts: &HostFacts<'_>) -> Check {
+    let Some(cgroup) = &facts.lease.slices else {
+        let reason = "the VM has none; `qmpin plan --explain` says why".to_owned();
+        return Check { check: "partition", verdict: CheckVerdict::Refused, reason };
+    };
+    let is_limit = |unmet: &&Unmet| matches!(unmet.place, Place::AllowedCpus { .. });
+    let limits = facts.unmet.iter().filter(is_limit);
+    let wrong: Vec<String> = limits
+        .map(|unmet| format!("{} is {} and not {}", unmet.place, unmet.found, unmet.wanted))
+        .collect();
+    if !wrong.is_empty() {
+        return broken("partition", some(&wrong));
+    }
+    let reason =
+        format!("the VM has none; systemd keeps the units beside {cgroup} off by AllowedCPUs=");
+    Check { check: "partition", verdict: CheckVerdict::Refused, reason }
+}
+
 pub(super) fn nobody(
     check: &'static str,
     what: &str,
-    facts: &Facts<'_>,
+    facts: &HostFacts<'_>,
     kind: OccupantKind,
 ) -> Check {
     let there: Vec<String> = facts
@@ -50,19 +67,15 @@ pub(super) fn nobody(
     broken(check, some(&there))
 }
 
-/// What the kernel binds to each CPU: `ksoftirqd/12` is one of the ksoftirqd.
-pub(super) fn bound(facts: &Facts<'_>) -> Option<Check> {
-    let mut names: BTreeMap<&str, usize> = BTreeMap::new();
-    for one in facts.occupants.iter().filter(|one| one.kind == OccupantKind::Bound) {
-        *names.entry(one.comm.split(['/', ':']).next().unwrap_or(&one.comm)).or_default() += 1;
-    }
-    let names: Vec<String> =
-        names.iter().map(|(name, number)| format!("{number} {name}")).collect();
-    let reason = format!("the kernel binds them to their CPUs: {}", names.join(", "));
-    (!names.is_empty()).then_some(Check {
+/// What the kernel binds to each CPU.
+pub(super) fn bound(facts: &HostFacts<'_>) -> Option<Check> {
+    let bound = facts.occupants.iter().filter(|one| one.kind == OccupantKind::Bound);
+    let names = kernel_threads::by_name(bound.map(|one| one.comm.as_str()));
+    let refused = CheckVerdict::Refused;
+    (!names.is_empty()).then(|| Check {
         check: "bound-kthreads",
-        verdict: CheckVerdict::Refused,
-        reason,
+        verdict: refused,
+        reason: bound_in_words(names.iter()),
     })
 }
 
@@ -71,7 +84,7 @@ pub(super) fn is_irqbalance(place: &Place) -> bool {
 }
 
 /// One that cannot be told is not qmpin's to mend.
-pub(super) fn irqbalance(facts: &Facts<'_>) -> Vec<Check> {
+pub(super) fn irqbalance(facts: &HostFacts<'_>) -> Vec<Check> {
     let unmet: Vec<&Unmet> =
         facts.unmet.iter().filter(|unmet| is_irqbalance(&unmet.place)).collect();
     let cannot = facts.irqbalances.iter().filter_map(|one| match &one.banned {
@@ -97,7 +110,7 @@ pub(super) fn as_it_should() -> String {
 }
 
 /// Where the interrupts of the VM's devices are: `0000:0a:00.0 on CPUs 4-5 (40, 41)`.
-pub(super) fn seats(facts: &Facts<'_>) -> String {
+pub(super) fn seats(facts: &HostFacts<'_>) -> String {
     let mut seats: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
     for VfioSeat { place, device, on } in facts.vfio {
         let numbers = seats.entry((device, cpus_in_words(on))).or_default();
@@ -111,7 +124,7 @@ pub(super) fn seats(facts: &Facts<'_>) -> String {
 }
 
 pub(super) fn places(
-    facts: &Facts<'_>,
+    facts: &HostFacts<'_>,
     unmet: &[&Unmet],
     check: &'static str,
     all_is_well: impl Fn() -> String,
@@ -131,11 +144,25 @@ pub(super) fn places(
     let mut checks = Vec::new();
     let (changed, refused): (Vec<&Unmet>, Vec<&Unmet>) =
         unmet.iter().copied().partition(|unmet| unmet.cause == UnmetCause::Changed);
+    // Interrupts that are refused are many, and each is named.
+    let number = |unmet: &&Unmet| unmet.place.irq().filter(|_| unmet.cause == UnmetCause::Refused);
+    let (kept, refused): (Vec<&Unmet>, Vec<&Unmet>) =
+        refused.into_iter().partition(|unmet| number(unmet).is_some());
+    let nothing = Interrupt::default();
+    let kept: BTreeMap<u32, &Interrupt> = kept
+        .iter()
+        .filter_map(number)
+        .map(|number| (number, facts.interrupts.get(&number).unwrap_or(&nothing)))
+        .collect();
     for (of, verdict) in [(changed, CheckVerdict::Broken), (refused, CheckVerdict::Refused)] {
         let list: Vec<String> = of.iter().map(in_words).collect();
         if !list.is_empty() {
             checks.push(Check { check, verdict, reason: some(&list) });
         }
+    }
+    if !kept.is_empty() {
+        let reason = kept_irqs_in_words(kept.iter().map(|(number, irq)| (number, *irq)));
+        checks.push(Check { check, verdict: CheckVerdict::Refused, reason });
     }
     if unmet.is_empty() {
         checks.push(holds(check, all_is_well()));

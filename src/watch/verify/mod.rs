@@ -6,7 +6,7 @@
 //! | `helpers` | no other thread of the VM may run there |
 //! | `sched` | every vCPU that has its CPU to itself has the priority, and no other thread has it |
 //! | `core-scheduling` | all threads of the VM have one cookie, where others share a core with it |
-//! | `partition` | these CPUs are an isolated partition, and it is in force |
+//! | `partition` | these CPUs are an isolated partition, and it is in force; on the rung below, units are limited as planned |
 //! | `processes` | no other process may run there |
 //! | `kthreads` | nor any kernel thread that can be moved |
 //! | `bound-kthreads` | never quite: what the kernel binds to each CPU is counted |
@@ -97,12 +97,12 @@ pub struct VfioSeat {
     pub on: CpuSet,
 }
 
-/// What there is to see.
+/// What there is to see of the VM itself.
 #[derive(Clone, Debug)]
-pub struct Facts<'a> {
+pub struct VmFacts<'a> {
     /// What the VM was given.
     pub lease: &'a Lease,
-    /// The VM's threads as they are.
+    /// Its threads as they are.
     pub threads: &'a [Thread],
     /// How they are scheduled.
     pub scheduling: &'a BTreeMap<ThreadKey, Scheduling>,
@@ -112,6 +112,13 @@ pub struct Facts<'a> {
     pub beside: CpuSet,
     /// How they were before, and what of it was changed.
     pub memory: &'a Memory,
+}
+
+/// What there is to see of everybody else.
+#[derive(Clone, Debug)]
+pub struct HostFacts<'a> {
+    /// What the VM was given.
+    pub lease: &'a Lease,
     /// The group of the vCPUs; `None`: the VM has no partition.
     pub partition: Option<&'a PartitionFile>,
     /// Others that may run on the VM's CPUs.
@@ -126,21 +133,28 @@ pub struct Facts<'a> {
     pub interrupts: &'a BTreeMap<u32, Interrupt>,
 }
 
-impl Facts<'_> {
+impl HostFacts<'_> {
     fn is_of_own_device(&self, place: &Place) -> bool {
         self.vfio.iter().any(|seat| seat.place == *place)
     }
 }
 
-/// Makes all checks that the VM's policy gives cause for.
+/// The checks of the VM's own threads that its policy gives cause for.
 #[must_use]
-pub fn verify(facts: &Facts<'_>) -> Vec<Check> {
+pub fn vm_checks(facts: &VmFacts<'_>) -> Vec<Check> {
     let mut checks = vec![vm::vcpus(facts), vm::helpers(facts)];
     checks.extend(vm::sched(facts));
-    let asked = |knob: Knob| facts.lease.knobs.contains(&knob);
-    if asked(Knob::CoreScheduling) && !facts.beside.is_empty() {
+    if facts.lease.knobs.contains(&Knob::CoreScheduling) && !facts.beside.is_empty() {
         checks.push(vm::core_scheduling(facts));
     }
+    checks
+}
+
+/// The checks of everybody else that the VM's policy gives cause for. QEMU is not asked for any of them.
+#[must_use]
+pub fn host_checks(facts: &HostFacts<'_>) -> Vec<Check> {
+    let mut checks = Vec::new();
+    let asked = |knob: Knob| facts.lease.knobs.contains(&knob);
     if asked(Knob::Partition) {
         checks.push(host::partition(facts));
         checks.push(host::nobody("processes", "process", facts, OccupantKind::User));
@@ -251,19 +265,26 @@ mod tests {
         }
     }
 
-    /// Nothing is there to see.
-    fn nothing(lease: &Lease) -> Facts<'_> {
+    /// A VM without threads.
+    fn no_threads(lease: &Lease) -> VmFacts<'_> {
         static SCHEDULING: BTreeMap<ThreadKey, Scheduling> = BTreeMap::new();
         static COOKIES: Cookies = Cookies::new();
-        static INTERRUPTS: BTreeMap<u32, Interrupt> = BTreeMap::new();
         static MEMORY: LazyLock<Memory> = LazyLock::new(Memory::default);
-        Facts {
+        VmFacts {
             lease,
             threads: &[],
             scheduling: &SCHEDULING,
             cookies: &COOKIES,
             beside: CpuSet::EMPTY,
             memory: &MEMORY,
+        }
+    }
+
+    /// Nobody else is there to see.
+    fn nobody(lease: &Lease) -> HostFacts<'_> {
+        static INTERRUPTS: BTreeMap<u32, Interrupt> = BTreeMap::new();
+        HostFacts {
+            lease,
             partition: None,
             occupants: &[],
             unmet: &[],
@@ -275,7 +296,7 @@ mod tests {
 
     fn isolated(state: &str, list: &str) -> PartitionFile {
         let group = "qemu.slice/100.scope/vcpus".to_owned();
-        PartitionFile { group, state: state.to_owned(), cpus: cpus(list) }
+        PartitionFile { group, state: state.to_owned(), cpus: cpus(list), lost_drop_in: None }
     }
 
     fn verdicts(
@@ -287,8 +308,10 @@ mod tests {
         let lease = lease(level);
         let partition = isolated("isolated", "4-5");
         let partition = Some(&partition);
-        let facts = Facts { threads, partition, occupants, unmet, ..nothing(&lease) };
-        verify(&facts).into_iter().map(|check| (check.check, check.verdict)).collect()
+        let of_vm = vm_checks(&VmFacts { threads, ..no_threads(&lease) });
+        let of_host = HostFacts { partition, occupants, unmet, ..nobody(&lease) };
+        let all = of_vm.into_iter().chain(host_checks(&of_host));
+        all.map(|check| (check.check, check.verdict)).collect()
     }
 
     fn vcpu(index: u32, on: &str) -> Thread {
@@ -346,11 +369,11 @@ mod tests {
             Thread { key: key(2), ..thread(Role::Worker, "0") },
         ];
         let verdict = |of_vcpu, of_worker| {
-            let facts = Facts {
+            let facts = VmFacts {
                 threads: &threads,
                 scheduling: &BTreeMap::from([(key(1), of_vcpu), (key(2), of_worker)]),
                 memory: &memory,
-                ..nothing(&lease)
+                ..no_threads(&lease)
             };
             vm::sched(&facts).map(|check| check.verdict)
         };
@@ -366,11 +389,11 @@ mod tests {
         let cookie = |number| NonZeroU64::new(number).map(Cookie);
         let verdict = |list: &[u64], records: &[Record]| {
             let cookies = (1..).map(key).zip(list.iter().map(|one| cookie(*one))).collect();
-            let facts = Facts {
+            let facts = VmFacts {
                 cookies: &cookies,
                 beside: cpus("6"),
                 memory: &Memory::of(records),
-                ..nothing(&lease)
+                ..no_threads(&lease)
             };
             vm::core_scheduling(&facts).verdict
         };
@@ -396,8 +419,9 @@ mod tests {
         let seats = [seat(40, "4-5"), seat(41, "4-5")];
         let check = |unmet: &[Unmet], banned: Result<CpuSet, String>| {
             let irqbalances = [Irqbalance { process, banned }];
-            let facts = Facts { unmet, vfio: &seats, irqbalances: &irqbalances, ..nothing(&lease) };
-            let checks = verify(&facts).into_iter().map(|check| (check.check, check));
+            let irqbalances = &irqbalances;
+            let facts = HostFacts { unmet, vfio: &seats, irqbalances, ..nobody(&lease) };
+            let checks = host_checks(&facts).into_iter().map(|check| (check.check, check));
             let mut checks: BTreeMap<_, Check> = checks.collect();
             ["irqs", "irqbalance", "vfio-irqs"].map(|name| {
                 let check = checks.remove(name).expect("it is made");
@@ -430,7 +454,7 @@ mod tests {
     fn a_partition_is_there_in_force_and_of_these_cpus() {
         let lease = lease(Level::Exclusive);
         let verdict = |file: Option<&PartitionFile>| {
-            host::partition(&Facts { partition: file, ..nothing(&lease) }).verdict
+            host::partition(&HostFacts { partition: file, ..nobody(&lease) }).verdict
         };
         assert_eq!(verdict(None), CheckVerdict::Refused);
         assert_eq!(verdict(Some(&isolated("isolated", "4-5"))), CheckVerdict::Holds);

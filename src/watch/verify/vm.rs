@@ -2,13 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Check, CheckVerdict, Facts, broken, holds, some};
+use super::{Check, CheckVerdict, VmFacts, broken, holds, some};
 use crate::cpuset::CpuSet;
 use crate::plan::{counted, cpus_in_words};
 use crate::scheduling::Cookie;
 use crate::threads::{Role, Thread};
 
-pub(super) fn vcpus(facts: &Facts<'_>) -> Check {
+pub(super) fn vcpus(facts: &VmFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
     let mut used = CpuSet::EMPTY;
     let mut wrong = Vec::new();
@@ -34,7 +34,7 @@ pub(super) fn vcpus(facts: &Facts<'_>) -> Check {
     broken("vcpus", some(&wrong))
 }
 
-pub(super) fn helpers(facts: &Facts<'_>) -> Check {
+pub(super) fn helpers(facts: &VmFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
     let is_helper = |thread: &&Thread| !matches!(thread.role, Role::Vcpu(_));
     let there = facts.threads.iter().filter(is_helper).filter(|one| one.allowed.intersects(own));
@@ -47,7 +47,7 @@ pub(super) fn helpers(facts: &Facts<'_>) -> Check {
     broken("helpers", some(&wrong))
 }
 
-pub(super) fn sched(facts: &Facts<'_>) -> Option<Check> {
+pub(super) fn sched(facts: &VmFacts<'_>) -> Option<Check> {
     let wanted = facts.lease.sched.wanted()?;
     let helpers = facts.lease.emulator | facts.lease.iothreads;
     let vcpus = || facts.threads.iter().filter(|one| matches!(one.role, Role::Vcpu(_)));
@@ -85,7 +85,7 @@ pub(super) fn sched(facts: &Facts<'_>) -> Option<Check> {
     })
 }
 
-pub(super) fn core_scheduling(facts: &Facts<'_>) -> Check {
+pub(super) fn core_scheduling(facts: &VmFacts<'_>) -> Check {
     let beside = cpus_in_words(&facts.beside);
     if facts.memory.cookie().is_empty() {
         let reason =

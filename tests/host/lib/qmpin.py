@@ -344,6 +344,17 @@ def attach_once(host, vmid: int, *flags: str, check: bool = True) -> subprocess.
     return done
 
 
+def leaves_alone(host, follower: Attached, path: Path, value: str) -> None:
+    """Somebody writes VALUE where qmpin has written, and qmpin is killed: `detach` leaves that so, and names it."""
+    # Stopped, so that it cannot mend it.
+    os.kill(follower.process.pid, signal.SIGSTOP)
+    path.write_text(value)
+    follower.stop(signal.SIGKILL)
+    said = host.run("qmpin", "detach", str(follower.vmid)).stdout
+    assert f"{path} was made {value} by somebody else" in said, said
+    assert host.read(path) == value, host.read(path)
+
+
 def patiently(attach: Callable[[], T]) -> T:
     """What ATTACH returns, once more where QEMU was late: on a very busy emulated host it may be."""
     for _ in range(TRIES):

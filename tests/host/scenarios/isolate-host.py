@@ -1,6 +1,8 @@
 """Interrupts, kernel threads, workqueues and kernel noise leave a VM's CPUs, for one VM and for two, and all come back."""
 
+import json
 import os
+import re
 import signal
 import tempfile
 from pathlib import Path
@@ -9,6 +11,7 @@ import cpulist
 import qmpin
 import state
 import threads
+from wait import wait_until
 
 LIMIT_S = 400
 NEEDS = ("kvm", "qmpin")
@@ -30,7 +33,8 @@ def run(host):
             mine = exclusive(first)
             kept_off(host, mine)
             print(host.run("qmpin", "verify", "100").stdout)
-            print(host.run("qmpin", "status").stdout)
+            told(host, first, mine)
+            drift(host, first, alone, mine)
             if host.shape["name"] != "tiny":
                 beside(host, first, mine)
                 kept_off(host, mine)
@@ -43,6 +47,39 @@ def run(host):
             one.kill()
             assert last.wait() == 0, "its QEMU was killed"
         state.check_same(before, state.capture())
+
+
+def told(host, follower, mine):
+    """`status` and the log tell of the partition, and of what stays: interrupts with their counts, bound threads by name."""
+    text = host.run("qmpin", "status").stdout
+    print(text)
+    vm = json.loads(host.run("qmpin", "status", "100", "--json").stdout)["vms"][0]
+    assert (vm["partition"]["state"], cpulist.parse(vm["partition"]["cpus"])) == ("isolated", mine), vm
+    unmet = {check["check"]: check for check in vm["unmet"]}
+    assert unmet["bound-kthreads"]["verdict"] == "refused", unmet
+    names = unmet["bound-kthreads"]["reason"]
+    assert f"{len(mine)} ksoftirqd" in names and f"{len(mine)} migration" in names, names
+    assert names in text, text
+    kept = [irq for irq in irqs() if cpulist.parse(host.read(irq)) & mine and not can_be_written(irq)]
+    for irq in kept:
+        number = irq.parent.name
+        assert re.search(rf"\b{number}(?: \([^)]+\))?: \d+", unmet["irqs"]["reason"]), f"interrupt {number}: {unmet}"
+    host.note(f"{len(kept)} interrupts and {names.removeprefix('the kernel binds them to their CPUs: ')} stay")
+    log = follower.log()
+    assert "kthreads: the kernel binds them to their CPUs:" in log, log
+    assert not kept or "stay where the kernel keeps them, fired there so far:" in log or len(kept) == 1, log
+
+
+def drift(host, follower, alone, mine):
+    """Somebody changes what was set: it is set again, counted, and in the log."""
+    total = lambda: json.loads(host.run("qmpin", "status", "100", "--json").stdout)["vms"][0]["drift_total"]
+    before = total()
+    irq = moved_irq(host, alone)
+    ours = host.read(irq)
+    irq.write_text(str(min(mine)))
+    wait_until(lambda: host.read(irq) == ours, 30, f"{irq} to be as before", lambda: host.read(irq))
+    wait_until(lambda: total() == before + 1, 30, "the drift to be counted", total)
+    assert f"{irq}: somebody else changed it to {min(mine)}; back to {ours}" in follower.log(), follower.log()
 
 
 def attached(vmid):
@@ -125,6 +162,11 @@ def can_be_written(irq):
     return True
 
 
+def moved_irq(host, alone):
+    """One that qmpin has moved."""
+    return next(irq for irq in irqs() if host.read(irq) != alone.files[str(irq).removeprefix("/")])
+
+
 def bound(thread):
     try:
         stat = Path(f"/proc/{thread.tid}/stat").read_text()
@@ -159,16 +201,9 @@ def changed_by_others(host, alone):
     """What somebody else has set meanwhile is left so, and named."""
     with attached(100) as follower:
         mine = exclusive(follower)
-        irq = next(irq for irq in irqs() if host.read(irq) != alone.files[str(irq).removeprefix("/")])
+        irq = moved_irq(host, alone)
         other = str(min(cpulist.parse(host.read(irq))))
-        # Stopped, so that it cannot mend it.
-        os.kill(follower.process.pid, signal.SIGSTOP)
-        irq.write_text(other)
-        follower.stop(signal.SIGKILL)
-    said = host.run("qmpin", "detach", "100").stdout
-    print(said)
-    assert f"{irq} was made {other} by somebody else" in said, said
-    assert host.read(irq) == other
+        qmpin.leaves_alone(host, follower, irq, other)
     path = str(irq).removeprefix("/")
     state.check_same(alone, state.capture(), ignore=[path])
     irq.write_text(alone.files[path])

@@ -73,11 +73,27 @@ def isolated(host, attached, vm):
         if path.parent != group / "vcpus":
             inside = cpulist.parse(host.read(path)) & mine
             assert not inside, f"{path} has {inside} of VM {vm.vmid}"
-    leaks = [thread for thread in user_threads(vm) if cpulist.parse(thread.allowed) & mine]
-    assert not leaks, f"user threads on CPUs of VM {vm.vmid}: {leaks}"
+    wait_until(lambda: not leaks(mine), 20, "everybody else to be elsewhere", lambda: leaks(mine))
     report = {row["rule"]: row for row in plan["report"]}
     assert report["partition"]["verdict"] == "met", report
     return mine
+
+
+def stands(host, vm, mine, when):
+    """The partition is in force, and nobody else may run on its CPUs."""
+    assert partition(vm.cgroup) == "isolated", f"{when}: {partition(vm.cgroup)}"
+    assert cpulist.parse(host.read(vm.cgroup / "vcpus/cpuset.cpus.exclusive.effective")) == mine, when
+    wait_until(lambda: not leaks(mine), 20, f"everybody else to be elsewhere {when}", lambda: leaks(mine))
+
+
+def leaks(mine):
+    """Threads that are not an attached VM's and may run on its CPUs, of those that can be moved."""
+    attached = qmpin.leased()
+    return [
+        thread
+        for thread in threads.of_host()
+        if thread.pid not in attached and not thread.unmovable and cpulist.parse(thread.allowed) & mine
+    ]
 
 
 def partition(group):
@@ -104,46 +120,46 @@ def strays(group, vm):
     return wrong
 
 
-def user_threads(vm):
-    """Every thread of the host that is neither the kernel's nor an attached VM's."""
-    attached = qmpin.leased()
-    return [thread for thread in threads.of_host() if not thread.kernel and thread.pid not in attached]
-
-
 def storm(host, attached, vm):
-    """What undid hand-made groups: reloads, other VMs, services, settings of others."""
+    """What undid hand-made groups: reloads, other VMs, services, settings of others. It stands by itself: qmpin is stopped."""
+    mine = cpulist.parse(attached.plan()["exclusive"])
+    # Less than all, and the VM's CPUs are within.
+    some = cpulist.write({0, 1, 2, 3} | mine)
+    set_property = ("systemctl", "set-property", "--runtime")
 
     def step(what, *command):
         host.run(*command)
-        try:
-            isolated(host, attached, vm)
-        except AssertionError as error:
-            raise AssertionError(f"after {what}: {error}") from error
+        stands(host, vm, mine, f"after {what}")
 
-    step("a reload", "systemctl", "daemon-reload")
-    with host.vm(101, cpus=1) as other:
-        other.wait_guest()
-        isolated(host, attached, vm)
+    os.kill(attached.process.pid, signal.SIGSTOP)
+    try:
+        step("a reload", "systemctl", "daemon-reload")
+        step("systemd executed anew", "systemctl", "daemon-reexec")
+        with host.vm(101, cpus=1) as other:
+            other.wait_guest()
+            stands(host, vm, mine, "beside a VM that is not attached")
+        stands(host, vm, mine, "after that VM has ended")
+        step("a service", "systemd-run", "--quiet", "--wait", "--unit=qtest-storm", "true")
+        step("system.slice", *set_property, "system.slice", "AllowedCPUs=0-11")
+        step("the VM's weight", *set_property, "100.scope", "CPUWeight=500")
+        step("the VM's CPUs", *set_property, "100.scope", f"AllowedCPUs={some}")
+        step("the slice's CPUs", *set_property, "qemu.slice", f"AllowedCPUs={some}")
+        # The scenario's own traces. systemd leaves the last limit in the cgroup when it is lifted.
+        host.run(*set_property, "100.scope", f"AllowedCPUs={host.online()}")
+        for unit in ("system.slice", "qemu.slice"):
+            host.run(*set_property, unit, f"AllowedCPUs={host.online()}")
+            host.run(*set_property, unit, "AllowedCPUs=")
+        for path in ("system.control/system.slice.d", "system.control/qemu.slice.d", "transient/100.scope.d"):
+            for name in ("50-AllowedCPUs.conf", "50-CPUWeight.conf"):
+                if (path, name) != ("transient/100.scope.d", "50-AllowedCPUs.conf"):
+                    Path("/run/systemd", path, name).unlink(missing_ok=True)
+            if Path("/run/systemd", path).exists() and not any(Path("/run/systemd", path).iterdir()):
+                Path("/run/systemd", path).rmdir()
+        step("a reload", "systemctl", "daemon-reload")
+    finally:
+        os.kill(attached.process.pid, signal.SIGCONT)
     isolated(host, attached, vm)
-    step("a service", "systemd-run", "--quiet", "--wait", "--unit=qtest-storm", "true")
-    set_property = ("systemctl", "set-property", "--runtime")
-    step("system.slice", *set_property, "system.slice", "AllowedCPUs=0-11")
-    step("the VM's weight", *set_property, "100.scope", "CPUWeight=500")
-    step("the slice's CPUs", *set_property, "qemu.slice", "AllowedCPUs=0-23")
-    # The scenario's own traces.
-    for unit in ("system.slice", "qemu.slice"):
-        # systemd leaves the last limit in the cgroup when it is lifted.
-        host.run(*set_property, unit, f"AllowedCPUs={host.online()}")
-        host.run(*set_property, unit, "AllowedCPUs=")
-    for path in ("system.control/system.slice.d", "system.control/qemu.slice.d", "transient/100.scope.d"):
-        for name in ("50-AllowedCPUs.conf", "50-CPUWeight.conf"):
-            if (path, name) != ("transient/100.scope.d", "50-AllowedCPUs.conf"):
-                Path("/run/systemd", path, name).unlink(missing_ok=True)
-        if Path("/run/systemd", path).exists() and not any(Path("/run/systemd", path).iterdir()):
-            Path("/run/systemd", path).rmdir()
-    step("a reload", "systemctl", "daemon-reload")
     # Somebody who asks for those very CPUs does not get them.
-    mine = sorted(cpulist.parse(attached.plan()["exclusive"]))
     done = host.run("taskset", "-c", cpulist.write(mine), "sleep", "0", check=False)
     assert done.returncode != 0, "taskset onto the VM's CPUs alone is refused"
     some = cpulist.write({0, *mine})

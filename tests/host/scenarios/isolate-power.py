@@ -181,14 +181,7 @@ def changed_by_others(host, usual):
     """What somebody else has set meanwhile is left so, and named."""
     with attached(100) as follower:
         path = latency(min(exclusive(follower)))
-        # Stopped, so that it cannot mend it.
-        os.kill(follower.process.pid, signal.SIGSTOP)
-        path.write_text("77")
-        follower.stop(signal.SIGKILL)
-    said = host.run("qmpin", "detach", "100").stdout
-    print(said)
-    assert f"{path} was made 77 by somebody else" in said, said
-    assert host.read(path) == "77"
+        qmpin.leaves_alone(host, follower, path, "77")
     path.write_text("0")
 
 

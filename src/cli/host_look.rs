@@ -1,0 +1,110 @@
+//! Looks at everybody else, for one attached VM: who may run on its CPUs, and what of the host is not as it
+//! should be. QEMU is not asked.
+
+use std::collections::BTreeMap;
+
+use crate::cgroups::CgroupTree;
+use crate::discover::cgroup::{PartitionFile, partition_file};
+use crate::discover::{Interrupt, Occupant, interrupts, live_leases, occupants};
+use crate::error::{Failure, Kind};
+use crate::journal::{HostJournal, HostMemory, Memory};
+use crate::leases::{Lease, StateDir};
+use crate::places::{Irqbalance, Place, Value, VfioIrq};
+use crate::plan::host::Wants;
+use crate::plan::host::diff::HostStep;
+use crate::sched::Kernel;
+use crate::supervise::{Host, host_steps};
+use crate::sysroot::SysRoot;
+use crate::watch::verify::{Check, HostFacts, Unmet, UnmetCause, VfioSeat, host_checks};
+
+/// What there is to see.
+pub(super) struct HostLook {
+    /// The group of its vCPUs; `None`: it has no partition.
+    pub(super) partition: Option<PartitionFile>,
+    occupants: Vec<Occupant>,
+    outlook: Outlook,
+    interrupts: BTreeMap<u32, Interrupt>,
+}
+
+impl HostLook {
+    /// Looks. `memory` is what the VM's journal remembers.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub(super) fn at(
+        root: &SysRoot,
+        state: &StateDir,
+        boot_id: &str,
+        lease: &Lease,
+        memory: &Memory,
+    ) -> Result<HostLook, Failure> {
+        let journal = HostJournal::read(&state.host_journal_path(), boot_id)?;
+        let occupants = occupants(root, &Kernel, &lease.exclusive, lease.qemu.pid);
+        let drop_in = memory.partition().and_then(|undo| undo.drop_in.as_deref());
+        let file = |path: &String| partition_file(root, &CgroupTree::of(root), path, drop_in);
+        Ok(HostLook {
+            partition: lease.partition.as_ref().map(file),
+            occupants: occupants.map_err(|error| Failure::from_error(Kind::No, error))?,
+            outlook: outlook(root, &live_leases(state, boot_id), &journal, lease)?,
+            interrupts: interrupts(root, &lease.exclusive),
+        })
+    }
+
+    /// What of it holds and what does not.
+    pub(super) fn checks(&self, lease: &Lease) -> Vec<Check> {
+        host_checks(&HostFacts {
+            lease,
+            partition: self.partition.as_ref(),
+            occupants: &self.occupants,
+            unmet: &self.outlook.unmet,
+            vfio: &self.outlook.vfio,
+            irqbalances: &self.outlook.irqbalances,
+            interrupts: &self.interrupts,
+        })
+    }
+}
+
+/// What there is to see of the host, for one VM.
+struct Outlook {
+    /// What is left to be done.
+    unmet: Vec<Unmet>,
+    /// Where its own devices' interrupts are.
+    vfio: Vec<VfioSeat>,
+    /// Who balances interrupts.
+    irqbalances: Vec<Irqbalance>,
+}
+
+fn outlook(
+    root: &SysRoot,
+    leases: &[Lease],
+    memory: &HostMemory,
+    lease: &Lease,
+) -> Result<Outlook, Failure> {
+    let wants = Wants::of(leases);
+    let (view, steps) = host_steps(Host { root, sched: &Kernel }, &wants, memory)?;
+    let own = || view.vfio.iter().filter(|(_, irq)| irq.vm == lease.qemu);
+    let concerns = |place: &Place, found: &Value| match (place, found.cpus()) {
+        (Place::Irqbalance(_), Some(banned)) => !lease.exclusive.is_subset(&banned),
+        // Where there is no limit, every CPU is allowed.
+        (Place::AllowedCpus { .. }, Some(limit)) if limit.is_empty() => true,
+        (_, Some(cpus)) => cpus.intersects(&lease.exclusive) || own().any(|(own, _)| own == place),
+        (_, None) => true,
+    };
+    let unmet = steps.into_iter().filter_map(|step| match step {
+        HostStep::Write { knob, place, from, to } if concerns(&place, &from) => {
+            let cause = match place {
+                _ if memory.was_refused(&place, &to) => UnmetCause::Refused,
+                Place::Irqbalance(_) if memory.was_tried(&place, &to) => UnmetCause::Told,
+                _ => UnmetCause::Changed,
+            };
+            Some(Unmet { knob, place, found: from, wanted: to, cause })
+        }
+        _ => None,
+    });
+    let seat = |(place, irq): (&Place, &VfioIrq)| {
+        let on = view.values.get(place)?.cpus()?;
+        Some(VfioSeat { place: place.clone(), device: irq.device.clone(), on })
+    };
+    let (unmet, vfio) = (unmet.collect(), own().filter_map(seat).collect());
+    Ok(Outlook { unmet, vfio, irqbalances: view.irqbalances })
+}
