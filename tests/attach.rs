@@ -424,3 +424,39 @@ fn leavings_of_an_earlier_qemu_are_no_hindrance() {
     stage.attach(&[]).end();
     stage.assert_untouched(&before);
 }
+
+#[test]
+fn what_is_left_from_before_a_reboot_is_discarded() {
+    needs_two_cpus!("what_is_left_from_before_a_reboot_is_discarded");
+    let stage = Stage::new(&options());
+    for tid in stage.masks().keys() {
+        taskset(*tid, &[0, 1]);
+    }
+    let before = stage.masks();
+    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    // The machine has been up all the while: its files say that they are from another time, and its threads are as at first.
+    let reboot = || {
+        stage.run(&["attach", "100", "--once"]).says(0, &[]);
+        let names = stage.place.left_behind();
+        assert!(names.iter().any(|name| name == "100.journal"), "{names:?}");
+        for path in names.iter().map(|name| stage.place.state().join(name)) {
+            let text = fs::read_to_string(&path).unwrap();
+            fs::write(&path, text.replace(boot_id.trim(), "not-this-boot")).unwrap();
+        }
+        for tid in before.keys() {
+            taskset(*tid, &[0, 1]);
+        }
+    };
+    reboot();
+    stage.run(&["status"]).says(0, &["dead"]);
+    stage.run(&["detach", "--dead"]).says(0, &[]);
+    stage.assert_untouched(&before);
+    reboot();
+    stage.run(&["detach", "100"]).says(0, &["boot"]);
+    stage.assert_untouched(&before);
+    reboot();
+    let attached = stage.attach(&[]);
+    assert_eq!(stage.mask(stage.vcpu(0)), "1");
+    attached.end();
+    stage.assert_untouched(&before);
+}

@@ -59,7 +59,8 @@ impl HostApplied {
                 !matches!(self.outcome, HostOutcome::Done | HostOutcome::Gone)
             }
             HostStep::Later { .. } => true,
-            HostStep::Write { .. } | HostStep::Settle { .. } | HostStep::LeaveAlone { .. } => false,
+            HostStep::Settle { .. } => matches!(self.outcome, HostOutcome::Refused { .. }),
+            HostStep::Write { .. } | HostStep::LeaveAlone { .. } => false,
         }
     }
 }
@@ -106,23 +107,8 @@ pub fn apply_host(
     limits.clean_up();
     applied
         .extend(others.into_iter().map(|step| carry_out(step, root, sched, online, &mut limits)));
-    let settled = applied.iter().filter_map(|applied| match (&applied.step, &applied.outcome) {
-        (HostStep::Settle { place } | HostStep::LeaveAlone { place, .. }, _)
-        | (HostStep::PutBack { place, .. } | HostStep::Write { place, .. }, HostOutcome::Gone)
-        | (
-            HostStep::PutBack {
-                place:
-                    place @ (Place::CpuList(_)
-                    | Place::CpuMask(_)
-                    | Place::Word(_)
-                    | Place::AllowedCpus { .. }
-                    | Place::Irqbalance(_)),
-                ..
-            },
-            HostOutcome::Done,
-        ) => Some(HostRecord::Settled(place.clone())),
-        _ => None,
-    });
+    let settled = applied.iter().filter(|applied| is_settled(applied));
+    let settled = settled.map(|applied| HostRecord::Settled(applied.step.place().clone()));
     let refused = applied.iter().filter_map(|applied| match (&applied.step, &applied.outcome) {
         (
             HostStep::Write { place, to, .. },
@@ -132,6 +118,17 @@ pub fn apply_host(
     });
     journal.append(settled.chain(refused).collect())?;
     Ok(applied)
+}
+
+/// Whether its place need not be kept in mind any longer. Kernel threads are: their masks are asked for again.
+fn is_settled(HostApplied { step, outcome }: &HostApplied) -> bool {
+    match (step, outcome) {
+        (HostStep::PutBack { place, .. }, HostOutcome::Done) => !matches!(place, Place::Thread(_)),
+        (HostStep::LeaveAlone { .. }, _)
+        | (HostStep::Settle { .. }, HostOutcome::Done)
+        | (HostStep::PutBack { .. } | HostStep::Write { .. }, HostOutcome::Gone) => true,
+        _ => false,
+    }
 }
 
 fn carry_out(
@@ -144,6 +141,12 @@ fn carry_out(
     let outcome = match &step {
         HostStep::Write { place, to, .. } | HostStep::PutBack { place, to, .. } => {
             write(root, sched, online, limits, place, to)
+        }
+        HostStep::Settle { place: Place::AllowedCpus { unit, cgroup } } => {
+            match limits.tidy(unit, cgroup) {
+                Ok(()) => HostOutcome::Done,
+                Err(error) => HostOutcome::Refused { error },
+            }
         }
         HostStep::Settle { .. } | HostStep::LeaveAlone { .. } | HostStep::Later { .. } => {
             HostOutcome::Done

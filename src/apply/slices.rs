@@ -52,6 +52,20 @@ impl Limits<'_> {
         Ok(())
     }
 
+    /// Removes what a limit that is lifted has left: whoever lifted it may have been killed before he could.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn tidy(&mut self, unit: &str, cgroup: &str) -> io::Result<()> {
+        for path in files(unit) {
+            let is_left = self.root.read(&path).is_ok_and(|text| lifts(&text));
+            if is_left && remove(self.root, &path)? {
+                self.lifted.insert(slice_of(cgroup));
+            }
+        }
+        Ok(())
+    }
+
     /// Has systemd forget the files, and take the controller back where nobody needs it.
     pub(super) fn clean_up(&mut self) {
         let lifted = std::mem::take(&mut self.lifted);
@@ -85,6 +99,12 @@ pub(crate) fn files(unit: &str) -> [String; 2] {
         .map(|folder| format!("run/systemd/{folder}/{unit}.d/50-AllowedCPUs.conf"))
 }
 
+/// Whether the file only says that there is no limit.
+pub(crate) fn lifts(text: &str) -> bool {
+    let mut limits = text.lines().map(str::trim).filter(|line| line.starts_with("AllowedCPUs="));
+    limits.all(|line| line == "AllowedCPUs=")
+}
+
 /// Removes a file and its folder, where that is empty then. Whether it was there.
 pub(crate) fn remove(root: &SysRoot, relative: &str) -> io::Result<bool> {
     let path = root.path(relative).map_err(|error| error.source)?;
@@ -98,4 +118,55 @@ pub(crate) fn remove(root: &SysRoot, relative: &str) -> io::Result<bool> {
         let _ = fs::remove_dir(folder);
     }
     Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::systemd::UnitState;
+
+    /// systemd, as far as reloads go.
+    #[derive(Default)]
+    struct Reloads(Cell<usize>);
+
+    impl Units for Reloads {
+        fn state(&self, _unit: &str) -> Result<UnitState, SystemdError> {
+            Ok(UnitState::default())
+        }
+
+        fn set_allowed_cpus(&self, _unit: &str, _cpus: &CpuSet) -> Result<(), SystemdError> {
+            Ok(())
+        }
+
+        fn realize(&self, _slice: &str) -> Result<(), SystemdError> {
+            Ok(())
+        }
+
+        fn reload(&self) -> Result<(), SystemdError> {
+            self.0.set(self.0.get() + 1);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_lifted_limit_has_left_is_removed_by_whoever_comes_next() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (root, units) = (SysRoot::at(dir.path()), Reloads::default());
+        let [_, path] = files("system.slice");
+        let file = dir.path().join(&path);
+        fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+        for (text, stays) in
+            [("[Slice]\nAllowedCPUs=\nAllowedCPUs=0-3\n", true), ("[Slice]\nAllowedCPUs=\n", false)]
+        {
+            fs::write(&file, text).expect("written");
+            let mut limits = Limits::new(&root, &units, CpuSet::EMPTY);
+            limits.tidy("system.slice", "system.slice").expect("tidied");
+            limits.clean_up();
+            assert_eq!(file.exists(), stays, "{text}");
+        }
+        assert_eq!(units.0.get(), 1, "systemd is told once, of the one that has gone");
+        assert!(!file.parent().expect("a folder").exists());
+    }
 }

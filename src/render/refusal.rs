@@ -53,6 +53,9 @@ pub fn host_refusal(HostApplied { step, outcome }: &HostApplied) -> Option<Strin
         (HostStep::Write { place, to, .. }, HostOutcome::Narrowed { to: now }) => {
             Some(format!("{place}: wanted {to}, the kernel made it {now}"))
         }
+        (HostStep::Settle { place }, HostOutcome::Refused { error }) => Some(format!(
+            "{place} is as before, and the file about it could not be removed: {error}"
+        )),
         (HostStep::PutBack { place, to, .. }, HostOutcome::Refused { error }) => {
             Some(format!("{place} could not be put back to {to}: {error}"))
         }

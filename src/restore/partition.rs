@@ -16,7 +16,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::apply::partition::{Refused, drop_in_new, is_our_drop_in, set_cpus, write};
-use crate::apply::slices::{files, remove};
+use crate::apply::slices::{files, lifts, remove};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup::{self, is_gone};
@@ -217,12 +217,6 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Par
         Err(error) => tracing::debug!("the cpuset controller stays for a while: {}", chain(&error)),
     }
     PartitionRestore { taken_back: None, refused, foreign }
-}
-
-/// Whether the file only says that there is no limit.
-fn lifts(text: &str) -> bool {
-    let mut limits = text.lines().map(str::trim).filter(|line| line.starts_with("AllowedCPUs="));
-    limits.all(|line| line == "AllowedCPUs=")
 }
 
 #[cfg(test)]

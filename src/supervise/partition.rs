@@ -6,7 +6,7 @@
 //!     └── no unit of its own … ──┴── systemd says no ─▶ affinity alone, and why
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::settings::Host;
 use crate::apply::Bench;
@@ -47,8 +47,8 @@ pub(super) struct Partition {
     /// The cgroup beside which systemd is to keep others off the VM's CPUs, on the rung below.
     slices: Option<String>,
     needs: Option<UnitNeeds>,
-    /// Threads that the kernel would not move: they are not tried at every look.
-    stuck: BTreeSet<ThreadKey>,
+    /// Threads that the kernel would not move, and what it said: they are not tried at every look.
+    stuck: BTreeMap<ThreadKey, Refused>,
     /// What was logged already.
     said: BTreeSet<Refused>,
     /// What has sent it down a rung.
@@ -214,12 +214,20 @@ impl Partition {
         let Ok(seen) = cgroup::partition_seen(&cgroups, &site) else { return Ok(Vec::new()) };
         let bench = Bench { root, sched, grips, process: ground.process };
         let mut steps = placing(plan, &target, &seen, threads);
+        let mut held = Vec::new();
         steps.retain(|step| match step {
-            PartitionStep::Move { thread, .. } => !self.stuck.contains(&thread.key),
+            PartitionStep::Move { thread, .. } => match self.stuck.get(&thread.key) {
+                Some(refused) => {
+                    held.push(refused.clone());
+                    false
+                }
+                None => true,
+            },
             _ => true,
         });
         let (mut written, mut refused) = carry_out(bench, &cgroups, &site, &steps);
-        self.stuck.extend(refused.iter().filter_map(|refused| refused.thread));
+        let of_thread = |refused: &Refused| Some((refused.thread?, refused.clone()));
+        self.stuck.extend(refused.iter().filter_map(of_thread));
         let seen =
             if steps.is_empty() { Ok(seen) } else { cgroup::partition_seen(&cgroups, &site) };
         let Ok(seen) = seen else { return Ok(Vec::new()) };
@@ -246,6 +254,7 @@ impl Partition {
         if cgroup::partition_seen(&cgroups, &site).is_err() {
             return Ok(Vec::new());
         }
+        refused.extend(held);
         Ok(self.say(refused))
     }
 

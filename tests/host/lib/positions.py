@@ -26,7 +26,7 @@ LIMIT_S = 120
 # arch/x86/entry/syscalls/syscall_64.tbl: the calls, by what tells their file.
 WRITE = 1
 BY_FD = {WRITE: "write", 74: "fsync", 75: "fdatasync", 77: "ftruncate"}
-BY_PATH = {82: "rename", 84: "rmdir", 87: "unlink"}
+BY_PATH = {82: "rename", 83: "mkdir", 84: "rmdir", 87: "unlink"}
 SECCOMP = 317
 PATH_BYTES_MAX = 4096
 

@@ -2,26 +2,16 @@
 host as it was, and nothing in /run/qmpin.
 """
 
-import os
-import signal
 import tempfile
-import time
 from pathlib import Path
 
-import positions
-import qmpin
 import state
+from kills import ATTACH, DETACH, Series, expect
 
 LIMIT_S = 900
 NEEDS = ("kvm", "qmpin")
 # On a greater machine it only takes longer.
 SHAPES = ("5900x", "5900x-one-node", "tiny")
-
-RUN = "/run/qmpin"
-ATTACH = ("qmpin", "attach", "100")
-DETACH = ("qmpin", "detach", "100")
-# More than any command has.
-POSITIONS_MAX = 500
 
 
 def run(host):
@@ -29,101 +19,23 @@ def run(host):
     with host.vm(100, cpus=2) as vm, tempfile.TemporaryDirectory(prefix="qmpin-") as folder:
         vm.wait_guest()
         series = Series(host, Path(folder))
-        series.policy("strict", partition=False)
+        series.policy(isolation="strict", partition=False, reonline=False)
         killed = series.everywhere("attach, and its own end", ATTACH, ends=True)
         expect(killed, 25, "100.journal baseline", ".host.journal original", ".host.journal intent", "100.standing")
         killed = series.everywhere("detach", DETACH, attached=True)
         expect(killed, 8, "unlink 100.journal", "unlink 100.lease", "unlink .host.journal")
         # CPUs that go offline and online take their time in each round, so that is by itself.
-        series.policy("pinned", partition=False, reonline=True)
+        series.policy(isolation="pinned", reonline=True)
         first, last = "write .host.journal original", "write 100.journal intent"
         killed = series.everywhere("attach with reonline", (*ATTACH, "--once"), since=first, until=last)
         expect(killed, 8, ".host.journal original", ".host.journal intent", "/online")
         # With a partition systemd reloads twice in each round, which is what takes the time here. So these leave out what is
         # the same without one.
-        series.policy("exclusive", partition=True)
+        series.policy(isolation="exclusive")
         first, last = "write 100.journal partition", "unlink 100.journal"
         killed = series.everywhere("attach with a partition", (*ATTACH, "--once"), since=first)
         expect(killed, 12, "fdatasync 100.journal", "50-qmpin", ".host.journal intent")
         killed = series.everywhere("detach with a partition", DETACH, attached=True, until=last)
         expect(killed, 6, "rmdir cgroup vcpus", "50-qmpin", last)
-        assert not series.wrong, f"{len(series.wrong)} things are left, first {series.wrong[0]}"
+        series.check()
     state.check_same(before, state.capture())
-
-
-class Series:
-    """One command again and again, killed at one more position each time; and what was left after it."""
-
-    def __init__(self, host, folder):
-        self.host = host
-        self.folder = folder
-        self.flags = ("--config-dir", str(folder))
-        self.alone = state.capture()
-        self.wrong = []
-        self.seen = set()
-
-    def policy(self, isolation, partition, reonline=False):
-        text = f'isolation = "{isolation}"\npartition = {str(partition).lower()}\nreonline = {str(reonline).lower()}\n'
-        (self.folder / "qmpin.toml").write_text(text)
-
-    def everywhere(self, what, command, attached=False, since=None, until=None, ends=False):
-        """Kills COMMAND at every position, from the one that is SINCE, until it comes through or was killed at UNTIL; where
-        that was. The VM is ATTACHED before, or not. A command that ENDS would stay, and is told to end once it has attached.
-        """
-        began_s = time.monotonic()
-        killed = []
-        command = [*command, *self.flags]
-        through = False
-        while not through and killed[-1:] != [until]:
-            assert len(killed) < POSITIONS_MAX, f"{what}: it still does not come through after {killed[-3:]}"
-            if attached:
-                qmpin.attach_once(self.host, 100, *self.flags)
-            tell = end_once_attached if ends else None
-            done = qmpin.patiently(lambda: positions.run(command, name_of, len(killed) + 1, since, tell))
-            through = done.killed_at is None
-            want = 0 if through else -signal.SIGKILL
-            assert done.returncode == want, f"{what}, killed before {done.killed_at}: {done}"
-            self.compare(f"{what}, killed before {done.killed_at}")
-            killed += [] if through else [done.killed_at]
-        took_s = time.monotonic() - began_s
-        self.host.note(f"{what}: killed at {len(killed)} positions in {took_s:.0f} s")
-        return killed
-
-    def compare(self, when):
-        """Detaches, and takes down what is not as before."""
-        said = self.host.run(*DETACH).stdout
-        rows = state.without_ending(state.diff(self.alone, state.capture()))
-        print(f"{when}: {'; '.join(said.splitlines())}")
-        # What is left stays to be seen after the next ones, too.
-        for row in rows:
-            if row not in self.seen:
-                print(f"  differs: {row}")
-                self.wrong.append(f"{when}: {row}")
-        self.seen.update(rows)
-        assert not os.listdir(RUN), f"{when}: {os.listdir(RUN)} in {RUN}"
-
-
-def expect(killed, least, *names):
-    """It was killed that often, and where it matters."""
-    assert len(killed) >= least, f"killed at {len(killed)} positions only: {killed}"
-    for name in names:
-        assert any(name in position for position in killed), f"not killed at {name}: {killed}"
-
-
-def name_of(call, path):
-    """Positions are the journals and all else in /run/qmpin; what systemd is told of a partition; groups that go; CPUs' switches."""
-    if path.startswith("/sys/devices/system/cpu/cpu") and path.endswith("/online"):
-        return path.removeprefix("/sys/devices/system/cpu/")
-    if path == RUN:
-        return "the folder"
-    if path.startswith(f"{RUN}/"):
-        return path.removeprefix(f"{RUN}/")
-    if path.startswith("/run/systemd/"):
-        return path
-    return f"cgroup {os.path.basename(path)}" if call == "rmdir" else None
-
-
-def end_once_attached(pid, position):
-    # That is told to `qmpin status` when all is done.
-    if position == "rename 100.standing.new":
-        os.kill(pid, signal.SIGTERM)

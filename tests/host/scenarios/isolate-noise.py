@@ -1,5 +1,6 @@
 """Beside a neighbour that wants every CPU, the vCPUs of an attached VM do not wait: their CPUs are theirs alone."""
 
+import json
 import time
 from typing import NamedTuple
 
@@ -61,6 +62,7 @@ def run(host):
                 assert plan["exclusive"] == cpus, plan
                 exclusive = measure(vm, tids, neighbour, cpus)
                 tell(host, f"exclusive on {cpus}", exclusive)
+                refused = named(host)
             assert attached.code == 0, "told to end, it ends in order"
         state.check_same(alone, state.capture())
     state.check_same(before, state.capture())
@@ -72,8 +74,17 @@ def run(host):
     hogs = [who for who in stock.strangers if who.comm == "hog"]
     assert hogs, f"the trace does not see the neighbour: {switches.table(stock.strangers)}"
     assert not exclusive.strangers, f"on {cpus} ran others than the vCPUs: {switches.table(exclusive.strangers)}"
+    unnamed = {who for who in exclusive.bound if who.tid != switches.IDLE and who.comm.split("/")[0] not in refused}
+    assert not unnamed, f"on {cpus} ran what `qmpin verify` does not name: {unnamed}"
     assert exclusive.least_run_s >= RUN_S_MIN, f"a vCPU with a CPU of its own did not run: {exclusive}"
     assert left_percent <= LEFT_PERCENT_MAX, f"{left_percent:.3f} % of the run delay is left"
+
+
+def named(host):
+    """The kernel's threads of which `qmpin verify` says that nobody can move them."""
+    checks = json.loads(host.run("qmpin", "verify", "100", "--json").stdout)["checks"]
+    reason = next(check["reason"] for check in checks if check["check"] == "bound-kthreads")
+    return {words.split()[1] for words in reason.split(": ")[1].split(", ")}
 
 
 def stop(vm):

@@ -5,95 +5,32 @@ are read-only, a full /run, an errno from every write.
 import errno
 import os
 import re
-import tempfile
-import traceback
-from pathlib import Path
 
 import cpulist
 import positions
 import qmpin
 import state
-import threads
+from refusals import CGROUPS, DETACH, PARTIAL, RUN, each, named, where_read_only
 
 LIMIT_S = 400
 NEEDS = ("kvm", "qmpin")
 SHAPES = ("5900x", "5900x-one-node", "tiny")
 
-RUN = "/run/qmpin"
-CGROUPS = "/sys/fs/cgroup/"
-DETACH = ("qmpin", "detach", "100")
-PARTIAL = 6
-# Read-only for one command: its own view of these trees, and of nothing else.
-VIEW = """\
-while [ "$1" != -- ]; do mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" || exit; shift; done
-shift; exec "$@"
-"""
 READ_ONLY = ("/proc/irq", "/sys/devices/virtual/workqueue")
 # Follows from what was asked for, and cannot be written.
 DERIVED = "sys/devices/virtual/workqueue/cpumask_requested"
 PAGE = 4096
 # More than a VM has in /run/qmpin.
 PAGES_MAX = 50
-KTHREADD = 2
 
 
 def run(host):
     before = host.before()
-    with host.vm(100, cpus=2) as vm, tempfile.TemporaryDirectory(prefix="qmpin-") as folder:
+    with host.vm(100, cpus=2) as vm:
         vm.wait_guest()
-        case = Case(host, vm, Path(folder))
-        wrong = []
         # The first where it can be: a kernel thread that was ever put back keeps to that by itself, whatever a partition does.
-        for part in (without_journal, read_only, full, busy, invalid, not_permitted):
-            try:
-                part(case)
-            except AssertionError as error:
-                # One that fails hides none of the others.
-                traceback.print_exc()
-                wrong.append(f"{part.__name__}: {error}")
-                host.run(*DETACH, check=False)
-        assert not wrong, f"{len(wrong)} parts fail, first {wrong[0]}"
+        each(host, vm, (without_journal, read_only, full, busy, invalid, not_permitted))
     state.check_same(before, state.capture())
-
-
-class Case:
-    """A VM to be attached by `attach`, and what is there before."""
-
-    def __init__(self, host, vm, folder):
-        self.host = host
-        self.vm = vm
-        self.folder = folder
-        self.alone = state.capture()
-        self.flags = ("--config-dir", str(folder))
-        self.command = ("qmpin", "attach", "100", "--once", *self.flags)
-
-    def policy(self, partition, reonline=True):
-        text = f'isolation = "strict"\npartition = {str(partition).lower()}\nreonline = {str(reonline).lower()}\n'
-        (self.folder / "qmpin.toml").write_text(text)
-
-    def attach(self):
-        qmpin.attach_once(self.host, 100, *self.flags)
-
-    def changed(self):
-        """The files of the host that are not as before, and what they are now."""
-        rows = state.without_ending(state.diff(self.alone, state.capture()))
-        return {row.path: row.after for row in rows if not row.path.startswith(("thread/", "run/qmpin/"))}
-
-    def rest_goes_on(self):
-        """Threads are neither in the folders nor files that are refused here."""
-        exclusive = set()
-        for tid in self.vm.roles().vcpus.values():
-            pinned = cpulist.parse(threads.allowed(tid))
-            assert len(pinned) == 1, f"vCPU thread {tid} is on {pinned}"
-            exclusive |= pinned
-        kernel = cpulist.parse(threads.allowed(KTHREADD))
-        assert not kernel & exclusive, f"kthreadd is on {kernel}, the vCPUs on {exclusive}"
-
-    def detach(self):
-        """Brings everything back."""
-        print(self.host.run(*DETACH).stdout)
-        state.check_same(self.alone, state.capture())
-        assert not os.listdir(RUN), os.listdir(RUN)
 
 
 def means(value, text):
@@ -114,7 +51,7 @@ def read_only(case):
     theirs = {path: text for path, text in usual.items() if f"/{path}".startswith(READ_ONLY)}
     assert len(theirs) > 2, usual
 
-    done = qmpin.patiently(lambda: case.host.run(*where_read_only(case.command), check=False))
+    done = qmpin.patiently(lambda: case.host.run(*where_read_only(READ_ONLY, case.command), check=False))
     print(done.stdout, done.stderr)
     assert done.returncode == PARTIAL, done
     said = dict(re.findall(r"/(\S+): \S+ → (\S+) was refused: Read-only file system", done.stderr))
@@ -126,7 +63,7 @@ def read_only(case):
     case.detach()
 
     case.attach()
-    done = case.host.run(*where_read_only(DETACH), check=False)
+    done = case.host.run(*where_read_only(READ_ONLY, DETACH), check=False)
     print(done.stdout, done.stderr)
     assert done.returncode == PARTIAL, done
     said = dict(re.findall(r"/(\S+) could not be put back to (\S+): Read-only file system", done.stdout))
@@ -134,10 +71,6 @@ def read_only(case):
     assert not missing, f"not named as left: {missing}; {said}"
     assert case.changed() == theirs, f"what can be put back is back: {case.changed()}"
     case.detach()
-
-
-def where_read_only(command):
-    return ("unshare", "--mount", "sh", "-c", VIEW, "sh", *READ_ONLY, "--", *command)
 
 
 def full(case):
@@ -213,11 +146,6 @@ def refused_paths(done):
     paths = {position.split()[1] for position in done.refused}
     assert len(paths) > 2, done.refused
     return sorted(paths)
-
-
-def named(path, why, said):
-    path = path.removeprefix(CGROUPS)
-    return any(path in line and why in line for line in said.splitlines())
 
 
 def without_journal(case):

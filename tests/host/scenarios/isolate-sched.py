@@ -2,7 +2,6 @@
 A VM that shares a core has a core-scheduling cookie, where the kernel has such a thing; else it is said that it has not.
 """
 
-import ctypes
 import os
 import re
 import signal
@@ -14,6 +13,7 @@ import cpulist
 import qmpin
 import state
 import threads
+from core_scheduling import CREATE, LIBC, PR_SCHED_CORE, SHARE_TO, cookie
 from wait import wait_until
 
 LIMIT_S = 400
@@ -173,19 +173,6 @@ def computing(host, vm):
         Path("/proc/sys/vm/drop_caches").write_text("1")
         host.note(f"vCPUs as fifo:1 on {cpulist.write(mine)}: the kernel's own work on all CPUs took {time.monotonic() - start:.1f} s")
     assert follower.code == 0
-
-
-# `prctl(2)`: include/uapi/linux/prctl.h.
-PR_SCHED_CORE, GET, CREATE, SHARE_TO = 62, 0, 1, 2
-LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def cookie(tid):
-    """A thread's core-scheduling cookie, 0 for none; None where the kernel knows of no such thing."""
-    found = ctypes.c_uint64()
-    if LIBC.prctl(PR_SCHED_CORE, GET, tid, 0, ctypes.byref(found)) == 0:
-        return found.value
-    return None
 
 
 def cookies(vm):

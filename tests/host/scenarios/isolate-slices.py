@@ -4,6 +4,7 @@ That is so on kernels before 6.7, and for a VM whose unit is not its own: here, 
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import cpulist
 import qmpin
 import state
 import threads
+from plain import Plain
 from wait import wait_until
 
 LIMIT_S = 400
@@ -58,6 +60,8 @@ def run(host):
                 attached.settle(vm)
                 assert "systemd keeps the units beside" in attached.log(), attached.log()
                 wait_for(kept_off, attached)
+                checked(host, attached)
+                wait_for(kept_off, attached)
                 verified = host.run("qmpin", "verify", "100")
                 host.note("; ".join(" ".join(line.split()) for line in verified.stdout.splitlines() if " partition " in f" {line} "))
                 with host.vm(102, cpus=1) as late:
@@ -87,7 +91,39 @@ def run(host):
             assert host.read(limit) == some
             assert (Path("/run/systemd/transient/101.scope.d") / "50-AllowedCPUs.conf").exists()
         assert not os.listdir("/run/qmpin"), os.listdir("/run/qmpin")
-    state.check_same(before, state.capture())
+    login(host)
+    # The slice of all sessions stays, as it does after any login.
+    state.check_same(before, state.capture(), ignore=["sys/fs/cgroup/user.slice/*"])
+
+
+def checked(host, attached):
+    """`verify` and `status` say what rung it is, and that somebody has lifted a limit."""
+    status = json.loads(host.run("qmpin", "status", "100", "--json").stdout)["vms"][0]
+    assert (status["partition"], status["slices"]) == (None, "qemu.slice/100.scope"), status
+    os.kill(attached.process.pid, signal.SIGSTOP)
+    host.run("systemctl", "set-property", "--runtime", "system.slice", f"AllowedCPUs={host.online()}")
+    verified = host.run("qmpin", "verify", "100", check=False)
+    os.kill(attached.process.pid, signal.SIGCONT)
+    assert verified.returncode == 1 and "BROKEN" in verified.stdout and "AllowedCPUs of system.slice" in verified.stdout, verified
+
+
+def login(host):
+    """A QEMU that was started from a login shell is in no unit of its own: systemd keeps others off, and the log says why."""
+    with Plain("session-c1.scope", "user.slice/user-0.slice").start() as vm:
+        alone = state.capture()
+        flags = ("--qmp", str(vm.qmp_path))
+        with qmpin.Attached("plain", *flags, isolation="exclusive", check_interval_s=TIMER_S) as attached:
+            attached.settle(vm)
+            assert "it was started in session-c1.scope; start it with systemd-run --scope" in attached.log(), attached.log()
+            mine = cpulist.parse(attached.plan()["exclusive"])
+
+            def kept_off():
+                limited = cpulist.parse(host.read(CGROUPS / "system.slice/cpuset.cpus.effective"))
+                assert mine and not limited & mine, limited
+
+            wait_for(kept_off, attached)
+        assert attached.code == 0, attached.log()
+        state.check_same(alone, state.capture())
 
 
 def has_partitions():

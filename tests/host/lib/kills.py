@@ -1,0 +1,104 @@
+"""A command of qmpin's that is killed at every position in turn, with `detach` after each: the host is then as it was.
+
+    series = Series(host, folder)               # the host as it is now is what it has to be again
+    series.policy(isolation="strict")
+    killed = series.everywhere("detach", DETACH, attached=True)
+    expect(killed, 8, "unlink 100.journal")     # it was killed that often, and there
+"""
+
+import json
+import os
+import signal
+import time
+
+import positions
+import qmpin
+import state
+
+RUN = "/run/qmpin"
+ATTACH = ("qmpin", "attach", "100")
+DETACH = ("qmpin", "detach", "100")
+# More than any command has.
+POSITIONS_MAX = 500
+
+
+class Series:
+    """One command again and again, killed at one more position each time; and what was left after it."""
+
+    def __init__(self, host, folder):
+        self.host = host
+        self.folder = folder
+        self.flags = ("--config-dir", str(folder))
+        self.alone = state.capture()
+        self.wrong = []
+        self.seen = set()
+
+    def policy(self, **settings):
+        text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+        (self.folder / "qmpin.toml").write_text(text)
+
+    def everywhere(self, what, command, attached=False, since=None, until=None, ends=False):
+        """Kills COMMAND at every position, from the one that is SINCE, until it comes through or was killed at UNTIL; where
+        that was. The VM is ATTACHED before, or not. A command that ENDS would stay, and is told to end once it has attached.
+        """
+        began_s = time.monotonic()
+        killed = []
+        command = [*command, *self.flags]
+        through = False
+        while not through and killed[-1:] != [until]:
+            assert len(killed) < POSITIONS_MAX, f"{what}: it still does not come through after {killed[-3:]}"
+            if attached:
+                qmpin.attach_once(self.host, 100, *self.flags)
+            tell = end_once_attached if ends else None
+            done = qmpin.patiently(lambda: positions.run(command, name_of, len(killed) + 1, since, tell))
+            through = done.killed_at is None
+            want = 0 if through else -signal.SIGKILL
+            assert done.returncode == want, f"{what}, killed before {done.killed_at}: {done}"
+            self.compare(f"{what}, killed before {done.killed_at}")
+            killed += [] if through else [done.killed_at]
+        took_s = time.monotonic() - began_s
+        self.host.note(f"{what}: killed at {len(killed)} positions in {took_s:.0f} s")
+        return killed
+
+    def compare(self, when):
+        """Detaches, and takes down what is not as before."""
+        said = self.host.run(*DETACH).stdout
+        rows = state.without_ending(state.diff(self.alone, state.capture()))
+        print(f"{when}: {'; '.join(said.splitlines())}")
+        # What is left stays to be seen after the next ones, too.
+        for row in rows:
+            if row not in self.seen:
+                print(f"  differs: {row}")
+                self.wrong.append(f"{when}: {row}")
+        self.seen.update(rows)
+        left = os.listdir(RUN) if os.path.isdir(RUN) else []
+        assert not left, f"{when}: {left} in {RUN}"
+
+    def check(self):
+        assert not self.wrong, f"{len(self.wrong)} things are left, first {self.wrong[0]}"
+
+
+def expect(killed, least, *names):
+    """It was killed that often, and where it matters."""
+    assert len(killed) >= least, f"killed at {len(killed)} positions only: {killed}"
+    for name in names:
+        assert any(name in position for position in killed), f"not killed at {name}: {killed}"
+
+
+def name_of(call, path):
+    """Positions are the journals and all else in /run/qmpin; what systemd is told of a partition; groups that go; CPUs' switches."""
+    if path.startswith("/sys/devices/system/cpu/cpu") and path.endswith("/online"):
+        return path.removeprefix("/sys/devices/system/cpu/")
+    if path == RUN:
+        return "the folder"
+    if path.startswith(f"{RUN}/"):
+        return path.removeprefix(f"{RUN}/")
+    if path.startswith("/run/systemd/"):
+        return path
+    return f"cgroup {os.path.basename(path)}" if call == "rmdir" else None
+
+
+def end_once_attached(pid, position):
+    # That is told to `qmpin status` when all is done.
+    if position == "rename 100.standing.new":
+        os.kill(pid, signal.SIGTERM)
