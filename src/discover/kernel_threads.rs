@@ -69,6 +69,14 @@ pub fn by_name<'a>(comms: impl Iterator<Item = &'a str>) -> BTreeMap<String, usi
     names
 }
 
+/// Kernel threads that are bound to their CPUs, by name: `the kernel binds them to their CPUs: 8 ksoftirqd`.
+#[must_use]
+pub fn bound_in_words<'a>(names: impl Iterator<Item = (&'a String, &'a usize)>) -> String {
+    let names: Vec<String> =
+        names.map(|(name, number)| format!("{number} {}", name.escape_debug())).collect();
+    format!("the kernel binds them to their CPUs: {}", names.join(", "))
+}
+
 /// Whether it is a kernel thread that nobody may move.
 ///
 /// # Errors

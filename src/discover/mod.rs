@@ -32,7 +32,7 @@ pub use host::{
     way_beside_supervisor,
 };
 pub use host_view::{read_host_view, read_place};
-pub use interrupts::{Interrupt, interrupts, irq_places};
+pub use interrupts::{Interrupt, interrupts, irq_places, kept_in_words};
 pub use irqbalance::irqbalances;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use policy::{Loaded, PolicyDirs, PolicyFileError};

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::apply::{HostApplied, HostOutcome};
-use crate::discover::Interrupt;
+use crate::discover::{Interrupt, kept_in_words, kernel_threads};
 use crate::places::{Place, VfioIrq};
 use crate::plan::host::diff::HostStep;
 use crate::policy::Knob;
-use crate::render::{bound_in_words, host_refusal, kept_irqs_in_words, knob_in_words, left_alone};
+use crate::render::{host_refusal, knob_in_words, left_alone};
 
 /// What has come of it.
 #[derive(Debug, Default)]
@@ -65,9 +65,9 @@ impl HostReport {
     #[must_use]
     pub fn kept_by_the_kernel(&self) -> Vec<String> {
         let irqs = (!self.managed.is_empty())
-            .then(|| format!("irqs: {}", kept_irqs_in_words(self.managed.iter())));
+            .then(|| format!("irqs: {}", kept_in_words(self.managed.iter())));
         let threads = (!self.bound.is_empty())
-            .then(|| format!("kthreads: {}", bound_in_words(self.bound.iter())));
+            .then(|| format!("kthreads: {}", kernel_threads::bound_in_words(self.bound.iter())));
         irqs.into_iter().chain(threads).collect()
     }
 }
@@ -131,12 +131,12 @@ pub fn log_host(report: &HostReport, lines: &mut HostLines) {
         tracing::warn!("{sentence}");
     }
     if !report.managed.is_empty() {
-        tracing::info!("irqs: {}", kept_irqs_in_words(report.managed.iter()));
+        tracing::info!("irqs: {}", kept_in_words(report.managed.iter()));
     }
     // How many workers there are changes all the time.
     let is_new = |(name, _): &(&String, &usize)| !lines.bound.contains(*name);
     if report.bound.iter().any(|one| is_new(&one)) {
-        tracing::info!("kthreads: {}", bound_in_words(report.bound.iter()));
+        tracing::info!("kthreads: {}", kernel_threads::bound_in_words(report.bound.iter()));
         lines.bound.extend(report.bound.keys().cloned());
     }
     for ((_, what), (number, first)) in written {

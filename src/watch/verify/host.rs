@@ -6,11 +6,10 @@ use super::{
     Check, CheckVerdict, HostFacts, Unmet, UnmetCause, VfioSeat, broken, holds, some, some_of,
 };
 use crate::discover::cgroup::PartitionFile;
-use crate::discover::{Interrupt, OccupantKind, kernel_threads};
+use crate::discover::{Interrupt, OccupantKind, kept_in_words, kernel_threads};
 use crate::places::Place;
 use crate::plan::cpus_in_words;
 use crate::plan::partition::ISOLATED;
-use crate::render::{bound_in_words, kept_irqs_in_words};
 
 pub(super) fn partition(facts: &HostFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
@@ -75,7 +74,7 @@ pub(super) fn bound(facts: &HostFacts<'_>) -> Option<Check> {
     (!names.is_empty()).then(|| Check {
         check: "bound-kthreads",
         verdict: refused,
-        reason: bound_in_words(names.iter()),
+        reason: kernel_threads::bound_in_words(names.iter()),
     })
 }
 
@@ -161,7 +160,7 @@ pub(super) fn places(
         }
     }
     if !kept.is_empty() {
-        let reason = kept_irqs_in_words(kept.iter().map(|(number, irq)| (number, *irq)));
+        let reason = kept_in_words(kept.iter().map(|(number, irq)| (number, *irq)));
         checks.push(Check { check, verdict: CheckVerdict::Refused, reason });
     }
     if unmet.is_empty() {
