@@ -32,7 +32,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
             _ => VmState::Left,
         }
     };
-    let status = |lease: Lease| -> Result<VmStatus, Failure> {
+    let status = |lease: Lease| {
         let vm_state = vm_state(&lease);
         let standing = read_standing(&state, &lease.vm);
         let mut status =
@@ -42,14 +42,20 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
             let lease = &status.lease;
             let memory = journal::read(&state.journal_path(&lease.vm));
             let memory = memory.map(|content| Memory::of(&content.records)).unwrap_or_default();
-            let look = HostLook::at(&root, &state, &boot_id, lease, &memory)?;
-            status.checks = look.checks(lease);
-            status.partition = look.partition;
+            match HostLook::at(&root, &state, &boot_id, lease, &memory) {
+                Ok(look) => {
+                    status.checks = look.checks(lease);
+                    status.partition = look.partition;
+                }
+                // What the leases say is worth telling by itself.
+                Err(failure) => {
+                    tracing::warn!("VM {}: the host is not looked at: {failure}", lease.vm);
+                }
+            }
         }
-        Ok(status)
+        status
     };
-    let statuses: Vec<VmStatus> = leases.into_iter().map(status).collect::<Result<_, _>>()?;
-    let document = StatusDocument::new(statuses.into_iter());
+    let document = StatusDocument::new(leases.into_iter().map(status));
     if args.json {
         output::json(&document)?;
     } else {

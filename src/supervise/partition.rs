@@ -362,6 +362,8 @@ pub(super) fn take_back(ground: Ground<'_>, memory: &Memory) -> PartitionRestore
     if memory.partition().is_none() {
         return PartitionRestore::default();
     }
+    // Before the lock: nobody else has to wait for systemd.
+    let_prune(ground, memory);
     // Somebody may have removed the folder: then there are no leases, and nobody to wait for.
     let lock = ground.state.lock_leases().map_err(|error: StateError| {
         tracing::debug!("{}", crate::error::chain(&error));
@@ -373,16 +375,22 @@ pub(super) fn take_back(ground: Ground<'_>, memory: &Memory) -> PartitionRestore
 
 /// The same for somebody who holds the leases' lock.
 pub(super) fn take_back_locked(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
+    let_prune(ground, memory);
     let restored = take_down_of(ground, memory);
     hand_back_of(ground, memory, restored)
+}
+
+fn let_prune(ground: Ground<'_>, memory: &Memory) {
+    if let Some(undo) = memory.partition()
+        && !discover::is_alive(ground.host.root, ground.process)
+    {
+        let_systemd_prune(&CgroupTree::of(ground.host.root), undo);
+    }
 }
 
 fn take_down_of(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
     let Some(undo) = memory.partition() else { return PartitionRestore::default() };
     let cgroups = CgroupTree::of(ground.host.root);
-    if !discover::is_alive(ground.host.root, ground.process) {
-        let_systemd_prune(&cgroups, undo);
-    }
     let refused = take_down(&cgroups, undo, &ground.shares());
     PartitionRestore { taken_back: Some(undo.cgroup.clone()), refused, foreign: Vec::new() }
 }

@@ -54,7 +54,8 @@ def run_from(args: argparse.Namespace) -> int:
     if unknown:
         print(f"error: no scenario {', '.join(unknown)}; there are: {', '.join(scenario_names())}", file=sys.stderr)
         return EXIT_USAGE
-    wanted = [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in args.scenarios)]
+    # In the order in which they are asked for: what an earlier one has done to kernel threads can be seen by a later one.
+    wanted = list(dict.fromkeys(name for pattern in args.scenarios for name in known if fnmatch.fnmatchcase(name, pattern)))
     wanted = wanted or scenario_names()
     its_shape = shape.Shape.load(args.shape)
     suite = rootfs.Suite.load(args.suite)

@@ -1,5 +1,5 @@
-"""What else may be refused, one thing at a time: each write that makes a partition, systemd, /run/systemd, all cgroups. It takes
-long.
+"""What else may be refused, one thing at a time: each write that makes a partition, systemd, /run/systemd, all cgroups; and a
+host that has no cgroups. It takes long.
 """
 
 import errno
@@ -26,7 +26,7 @@ def run(host):
     before = host.before()
     with host.vm(100, cpus=2) as vm:
         vm.wait_guest()
-        each(host, vm, (without_bus, without_room, read_only, one_by_one))
+        each(host, vm, (without_cgroups, without_bus, without_room, read_only, one_by_one))
     state.check_same(before, state.capture())
 
 
@@ -38,6 +38,18 @@ def attach(case, *before):
     case.rest_goes_on()
     assert not (case.vm.cgroup / "vcpus").exists(), "there is no partition"
     return done.stdout + done.stderr
+
+
+def without_cgroups(case):
+    """A host without cgroup v2: masks alone, and that is said. Nothing is refused, since nothing better was to be expected."""
+    case.policy(partition=True, reonline=False)
+    hidden = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /sys/fs/cgroup && exec "$@"', "sh")
+    done = qmpin.patiently(lambda: case.host.run(*hidden, *case.command, check=False))
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0, done
+    assert "the VM's threads are pinned and others may run on its CPUs: there is no cgroup v2 tree at /sys/fs/cgroup" in done.stderr, done
+    case.rest_goes_on()
+    case.detach()
 
 
 def without_bus(case):

@@ -12,6 +12,8 @@ from wait import wait_until
 LIMIT_S = 400
 NEEDS = ("kvm", "qmpin", "package")
 SHAPES = ("5900x", "5900x-one-node")
+# `mig/src/main`, or as older QEMUs call it.
+MIGRATION_THREADS = ("mig/", "live_migration")
 SOCKET = Path("/run/qtest/migration.sock")
 # The same file for every node: it names needs, and no CPUs. Both VMs are one, on two nodes that are one host here.
 POLICY = 'isolation = "exclusive"\ncores = "performance"\ncache = "large"'
@@ -45,7 +47,7 @@ def moved(host, source_unit, target_unit, prepare):
         target_plan = target_unit.check(target, host)
         mine, its = (cpulist.parse(plan["exclusive"]) for plan in (source_plan, target_plan))
         assert not mine & its, f"both on {mine & its}"
-        migrate(source, target)
+        migrate(source, target, source_unit)
         # Threads of the migration have come and gone on both sides.
         assert target_unit.check(target, host) == target_plan
         # As Proxmox ends a source: without its hooks.
@@ -64,9 +66,18 @@ def moved(host, source_unit, target_unit, prepare):
         SOCKET.unlink(missing_ok=True)
 
 
-def migrate(source, target):
+def migrate(source, target, source_unit):
     """QEMU's own migration, as Proxmox does it: the source sends, stays stopped, and the target is resumed."""
+    # Slow at first, so that there is time to see where its threads are.
+    bandwidth = lambda bytes_per_s: source.qmp("migrate-set-parameters", **{"max-bandwidth": bytes_per_s})
+    bandwidth(4 << 10)
     source.qmp("migrate", uri=f"unix:{SOCKET}")
+    threads = lambda: [tid for tid, comm in source.roles().others.items() if comm.startswith(MIGRATION_THREADS)]
+    wait_until(threads, 30, "a thread of the migration", lambda: source.roles().others)
+    plan = source_unit.plan()
+    masks = lambda: {tid: source.masks().get(tid) for tid in threads()}
+    wait_until(lambda: set(masks().values()) == {plan["emulator"]}, 30, f"its threads on {plan['emulator']}", masks)
+    bandwidth(1 << 40)
 
     def done():
         status = source.qmp("query-migrate").get("status")
