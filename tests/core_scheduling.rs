@@ -14,7 +14,7 @@ use qmpin::apply::{Bench, make_cookie};
 use qmpin::cpuset::CpuSet;
 use qmpin::discover::Grips;
 use qmpin::ids::{Pid, StartTicks, Tid};
-use qmpin::journal::{Header, Journal, SCHEMA};
+use qmpin::journal::{Header, HostMemory, Journal, SCHEMA};
 use qmpin::restore::{RestoreReport, restore};
 use qmpin::sched::Sched;
 use qmpin::scheduling::Cookie;
@@ -130,7 +130,7 @@ impl World {
 
     fn restore(&self) -> RestoreReport {
         let root = SysRoot::at(self.dir.path());
-        restore(&root, self, BOOT, &self.path()).expect("restored")
+        restore(&root, self, BOOT, &self.path(), &HostMemory::default()).expect("restored")
     }
 
     fn found(&self) -> Vec<u64> {

@@ -14,14 +14,17 @@ use std::path::Path;
 
 use host_world::{CHILDREN, CHILDREN_BEFORE, KTHREADD, KTHREADS, ONLINE, PSIMON, is_mask};
 use qmpin::apply::HostApplied;
-use qmpin::ids::Tid;
-use qmpin::journal::HostJournal;
+use qmpin::discover::process_key;
+use qmpin::ids::{Pid, StartTicks, Tid};
+use qmpin::journal::{HostJournal, Memory, Record};
 use qmpin::places::{Place, Value};
 use qmpin::policy::{Knob, Level};
 use qmpin::render::host_refusal;
 use qmpin::sched::Sched as _;
 use qmpin::supervise::{HostKnobs, HostReport};
-use support::made_up::{BOOT, BOUND, World, set};
+use qmpin::sysroot::SysRoot;
+use qmpin::threads::ThreadKey;
+use support::made_up::{BOOT, BOUND, MOVABLE, World, set};
 
 #[test]
 fn everything_movable_leaves_the_vms_cpus_and_comes_back() {
@@ -366,8 +369,70 @@ fn a_mask_that_looks_like_a_fence_is_kept() {
     assert_eq!(world.changed_since(&before), [""; 0]);
 }
 
-/// Killed before, between and after its writes: the journal is cut at every line, and the writes that
-/// a line allows are carried out up to any number.
+/// Partitions come and go one by one, and what the kernel leaves is then all but the CPUs of any of them.
+#[test]
+fn a_fence_around_some_of_the_vms_is_known_as_one() {
+    let world = World::new();
+    for (vm, exclusive) in [("100", "2-3"), ("101", "4-5"), ("102", "6")] {
+        world.strict(vm, exclusive);
+    }
+    world.reconcile();
+    let memory = HostJournal::read(&world.state.host_journal_path(), BOOT).expect("a journal");
+    let is_fenced = |mask: &str| memory.is_fenced(&Value::Cpus(set(mask)), &set(ONLINE));
+    for fence in ["0-3,6-7", "0-1,4-7", "0-5,7", "0-1,6-7", "0-3,7", "0-1,4-5,7", "0-1,7"] {
+        assert!(is_fenced(fence), "{fence}");
+    }
+    for mask in [ONLINE, "0-6", "0-3", "0-1", "1,7", "0-2,4-7", "0-4,6-7", "2-3"] {
+        assert!(!is_fenced(mask), "{mask}");
+    }
+}
+
+/// As long as its VM is attached the host's journal knows nothing of it, and partitions move it all the same.
+#[test]
+fn a_vms_own_kernel_thread_has_the_mask_back_that_the_vms_journal_knows() {
+    const PIT: i32 = 50;
+    let world = World::new();
+    // Another process that lives.
+    let init = process_key(&SysRoot::live(), Pid(1)).expect("it lives");
+    let attach = || {
+        world.lease_with("100", "6", Level::Pinned.knobs(), |lease| lease.qemu = init);
+    };
+    world.thread(PIT, "kvm-pit/1", MOVABLE, "0-4");
+    world.write(CHILDREN, &format!("{CHILDREN_BEFORE}{PIT} "));
+    attach();
+    // There is none to take it over as long as nothing is kept from anybody.
+    let vm = Memory::of(&[Record::Outside(vec![(Tid(PIT), StartTicks(77), set("0-4"))])]);
+    world.take_over(&vm);
+    assert_eq!(world.journal(), None);
+    world.strict("101", "4-5");
+    world.strict("102", "2");
+    world.reconcile();
+    // The kernel's, as it is between 101's partition and 102's.
+    world.masks.set_affinity(Tid(PIT), &set("0-3,6-7")).expect("set");
+    world.take_over(&vm);
+    world.forget("100");
+    world.reconcile();
+    assert_eq!(world.mask(PIT), set("0-1,3"));
+    // Attached once more, it is the VM's again.
+    let remembered = || {
+        let memory = HostJournal::read(&world.state.host_journal_path(), BOOT).expect("read");
+        let key = ThreadKey { tid: Tid(PIT), start: StartTicks(77) };
+        memory.original(&Place::Thread(key)).cloned()
+    };
+    assert_eq!(remembered(), Some(Value::Cpus(set("0-4"))));
+    attach();
+    world.reconcile();
+    assert_eq!(remembered(), None);
+    world.take_over(&vm);
+    world.forget("100");
+    for (vm, mask) in [("102", "0-3"), ("101", "0-4")] {
+        world.forget(vm);
+        world.reconcile();
+        assert_eq!(world.mask(PIT), set(mask));
+    }
+    assert_eq!(world.journal(), None);
+}
+
 #[test]
 fn a_journal_that_somebody_removes_is_written_again_from_memory() {
     let world = World::new();
@@ -386,6 +451,8 @@ fn a_journal_that_somebody_removes_is_written_again_from_memory() {
     assert_eq!(world.journal(), None);
 }
 
+/// Killed before, between and after its writes: the journal is cut at every line, and the writes that
+/// a line allows are carried out up to any number.
 #[test]
 fn from_every_crash_point_all_comes_back() {
     let world = World::new();

@@ -2,7 +2,8 @@
 //! intents, between two writes, before what the kernel made of them is noted, and in restoring itself.
 //!
 //! ```text
-//!   a process of a few threads: births, ends, foreign changes, and qmpin's own steps, in any order
+//!   a process of a few threads: births, ends, foreign changes, and qmpin's own steps, in any order;
+//!   and kernel threads of the VM, which other VMs' partitions move as they come and go
 //!      └─ killed somewhere ─ attached again, or not ─ killed in restore, or not ─ restore
 //!            ─▶ every thread has its mask of before, but those that somebody else has moved since
 //! ```
@@ -25,9 +26,11 @@ use qmpin::apply::{Bench, apply};
 use qmpin::cpuset::CpuSet;
 use qmpin::discover::Grips;
 use qmpin::ids::{Pid, StartTicks, Tid};
-use qmpin::journal::{self, Baseline, Header, Journal, Memory, Record, SCHEMA};
+use qmpin::journal::{
+    self, Baseline, Header, HostMemory, HostRecord, Journal, Memory, Record, SCHEMA,
+};
 use qmpin::plan::diff::Step;
-use qmpin::restore::{Decision, Nothing, RestoreReport, decide, restore};
+use qmpin::restore::{Around, Decision, Kind, Nothing, RestoreReport, decide, restore};
 use qmpin::sched::Sched;
 use qmpin::sysroot::SysRoot;
 use qmpin::threads::{ProcessKey, Role, ThreadKey};
@@ -43,6 +46,8 @@ const FOREIGN: [&str; 3] = ["1,3", "0,2,5", "1-2,6"];
 const CPUSETS: [&str; 2] = ["0-15", "0-6"];
 /// What single threads may have had before, beside the whole cpuset.
 const ODD: [&str; 2] = ["0-1", "2-3"];
+/// CPUs of other VMs, which have partitions now and then: in any order, and each by itself.
+const OTHERS: [&str; 2] = ["12-13", "14-15"];
 
 fn set(text: &str) -> CpuSet {
     CpuSet::parse_cpulist(text).expect("a cpulist")
@@ -249,13 +254,26 @@ impl World {
     }
 
     /// A kernel thread of the VM is found: its mask is noted before it is written.
-    fn outside(&self, journal: &mut Journal) {
+    fn outside(&self, journal: &mut Journal, odd: Option<usize>) {
         let start = self.state.borrow().next_start;
         let tid = 50 + i32::try_from(start).expect("few");
-        self.add(tid, set(ONLINE), set(ONLINE), false, true);
-        let thread = (Tid(tid), StartTicks(start), set(ONLINE));
-        let found = Baseline { main: set(ONLINE), threads: vec![thread] };
-        journal.append(vec![Record::Baseline(found)]).expect("append");
+        let mask = set(odd.map_or(ONLINE, |at| ODD[at]));
+        self.add(tid, mask, mask, false, true);
+        let thread = (Tid(tid), StartTicks(start), mask);
+        journal.append(vec![Record::Outside(vec![thread])]).expect("append");
+    }
+
+    /// The kernel sets its own threads to all CPUs that are in no partition, whatever they had.
+    fn fence(&self, others: [bool; OTHERS.len()]) {
+        let mask = OTHERS
+            .iter()
+            .zip(others)
+            .filter(|(_, has_partition)| *has_partition)
+            .fold(set(ONLINE), |mask, (other, _)| mask - set(other));
+        for task in self.state.borrow_mut().tasks.values_mut().filter(|task| task.kernel) {
+            task.mask = mask;
+            task.foreign = false;
+        }
     }
 
     fn step(&self, tid: i32, to: CpuSet) -> Step {
@@ -286,7 +304,8 @@ impl World {
     }
 
     fn restore(&self) -> RestoreReport {
-        restore(&self.root, self, BOOT, &self.journal()).expect("the journal is readable")
+        let host = others();
+        restore(&self.root, self, BOOT, &self.journal(), &host).expect("the journal is readable")
     }
 
     /// Every thread is as it was before, or as somebody else left it.
@@ -304,6 +323,11 @@ impl World {
     }
 }
 
+/// What the host's journal has of the other VMs.
+fn others() -> HostMemory {
+    HostMemory::of(&OTHERS.map(|other| HostRecord::Off(set(other))))
+}
+
 /// What happens to the process.
 #[derive(Clone, Debug)]
 enum Event {
@@ -311,7 +335,8 @@ enum Event {
     Birth { parent: Index, reuse: bool },
     End(Index),
     Foreign(Index, usize),
-    Outside,
+    Outside(Option<usize>),
+    Fence([bool; OTHERS.len()]),
 }
 
 /// Where qmpin is killed in its last batch of steps.
@@ -333,7 +358,8 @@ fn any_event() -> impl Strategy<Value = Event> {
             .prop_map(|(parent, reuse)| Event::Birth { parent, reuse }),
         1 => any::<Index>().prop_map(Event::End),
         2 => (any::<Index>(), 0..FOREIGN.len()).prop_map(|(at, mask)| Event::Foreign(at, mask)),
-        1 => Just(Event::Outside),
+        1 => prop::option::of(0..ODD.len()).prop_map(Event::Outside),
+        1 => any::<[bool; OTHERS.len()]>().prop_map(Event::Fence),
     ]
 }
 
@@ -355,7 +381,8 @@ fn live(world: &World, journal: &mut Journal, events: &[Event]) {
             Event::Birth { parent, reuse } => world.birth(*parent, *reuse),
             Event::End(at) => world.end(*at),
             Event::Foreign(at, mask) => world.foreign(*at, *mask),
-            Event::Outside => world.outside(journal),
+            Event::Outside(odd) => world.outside(journal, *odd),
+            Event::Fence(others) => world.fence(*others),
         }
     }
 }
@@ -429,7 +456,8 @@ proptest! {
                 Event::Birth { parent, reuse } => world.birth(parent, reuse),
                 Event::End(at) => world.end(at),
                 Event::Foreign(at, mask) => world.foreign(at, mask),
-                Event::Apply(_) | Event::Outside => {}
+                Event::Fence(others) => world.fence(others),
+                Event::Apply(_) | Event::Outside(_) => {}
             }
         }
         if let Some(events) = resumed {
@@ -441,8 +469,11 @@ proptest! {
         let content = journal::read(&world.journal()).expect("readable");
         prop_assert_eq!(&content.unreadable_lines, &Vec::<usize>::new());
         let memory = Memory::of(&content.records);
+        let host = others();
+        let around = Around { online: set(ONLINE), limits: &[], host: &host };
         for (tid, task) in &world.state.borrow().tasks {
-            let decision = decide(&memory, world.key(*tid), &task.mask, &set(ONLINE), &[]);
+            let kind = if task.kernel { Kind::OfKernel } else { Kind::OfProcess };
+            let decision = decide(&memory, world.key(*tid), kind, &task.mask, &around);
             match decision {
                 Decision::Nothing => prop_assert!(task.foreign || task.mask == task.before),
                 Decision::PutBack { to } => {
@@ -512,7 +543,8 @@ fn another_boot_or_process_is_not_touched() {
     journal.append(vec![world.baseline()]).expect("append");
     apply(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))]).expect("apply");
     let moved = world.state.borrow().tasks[&MAIN].mask;
-    let report = restore(&world.root, &world, "another-boot", &world.journal()).expect("readable");
+    let report = restore(&world.root, &world, "another-boot", &world.journal(), &others())
+        .expect("readable");
     assert_eq!(report.nothing, Some(Nothing::OtherBoot));
     world.add(MAIN, moved, moved, false, false); // the number again, with another start
     let report = world.restore();

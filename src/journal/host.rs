@@ -4,7 +4,7 @@
 //! ```text
 //!   {"schema":"qmpin.host-journal/1","boot_id":"…"}
 //!   {"original":{"place":…,"value":…}}           seen before anything could have changed it
-//!   {"off":"12-19"}                              CPUs that are about to be taken away from the host
+//!   {"off":"12-19"}                              CPUs of a VM that are about to be taken away from the host
 //!   {"intent":{"place":…,"from":…,"to":…}}       a write about to happen
 //!   {"refused":{"place":…,"value":…}}            it was tried, and the kernel would not
 //!   {"settled":…}                                as before again: forgotten
@@ -44,7 +44,7 @@ pub enum HostRecord {
         /// What.
         value: Value,
     },
-    /// CPUs about to be taken away from the host: the kernel will change masks by itself.
+    /// CPUs of one VM about to be taken away from the host: the kernel will change masks by itself.
     Off(CpuSet),
     /// A write about to happen.
     Intent {
@@ -224,10 +224,14 @@ impl HostMemory {
     }
 
     /// Whether a kernel thread with this mask was put where it is as CPUs were taken away: it is on all
-    /// others. One that is new has no mask of its own, and would be on all.
+    /// but those of one or several VMs, which come and go one by one. One that is new has no mask of its own,
+    /// and would be on all.
     #[must_use]
     pub fn is_fenced(&self, found: &Value, online: &CpuSet) -> bool {
-        self.off.iter().any(|off| Value::Cpus(*online - *off).same(found, online))
+        let Some(found) = found.cpus() else { return false };
+        let missing = *online - found;
+        let off = self.off.iter().map(|off| *off & *online).filter(|off| off.is_subset(&missing));
+        !missing.is_empty() && off.fold(CpuSet::EMPTY, |all, off| all | off) == missing
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::{CookieMemory, Intent, PartitionUndo, Record, SchedMemory};
 use crate::cpuset::CpuSet;
+use crate::ids::{StartTicks, Tid};
 use crate::threads::ThreadKey;
 
 /// What the journal remembers, sorted by thread.
@@ -40,15 +41,11 @@ impl Memory {
     /// Adds one record.
     pub fn add(&mut self, record: &Record) {
         match record {
-            // The first baseline is that of the process; later ones add threads found since, such as
-            // kernel threads.
             Record::Baseline(baseline) => {
                 self.main.get_or_insert(baseline.main);
-                for (tid, start, cpus) in &baseline.threads {
-                    let key = ThreadKey { tid: *tid, start: *start };
-                    self.before.entry(key).or_insert(*cpus);
-                }
+                self.add_before(&baseline.threads);
             }
+            Record::Outside(threads) => self.add_before(threads),
             Record::Intent(intent) | Record::Narrowed(intent) => {
                 let order = self.written.len();
                 let written = self
@@ -75,6 +72,13 @@ impl Memory {
             Record::Priorities(threads) => self.scheduling.add_baseline(threads),
             Record::Priority(intent) => self.scheduling.add(intent),
             Record::Cookie(record) => self.cookie.add(*record),
+        }
+    }
+
+    fn add_before(&mut self, threads: &[(Tid, StartTicks, CpuSet)]) {
+        for (tid, start, cpus) in threads {
+            let key = ThreadKey { tid: *tid, start: *start };
+            self.before.entry(key).or_insert(*cpus);
         }
     }
 
@@ -151,9 +155,10 @@ impl Memory {
         }
     }
 
-    /// The threads that were written.
-    pub fn written(&self) -> impl Iterator<Item = ThreadKey> + '_ {
-        self.written.keys().copied()
+    /// The threads that were there before, or were written since.
+    pub fn threads(&self) -> impl Iterator<Item = ThreadKey> + '_ {
+        let since = self.written.keys().filter(|key| !self.knows(**key));
+        self.before.keys().chain(since).copied()
     }
 
     /// When the thread was first written; one that never was comes last.

@@ -4,6 +4,7 @@
 //! ```text
 //!   {"schema":"qmpin.journal/1","vm":…,"boot_id":…,"process":{…}}      first line: whose undo it is
 //!   {"baseline":{"main":"0-23","threads":[[tid,start,"0-23"],…]}}     as all was before the first write
+//!   {"outside":[[tid,start,"0-23"],…]}                                the same of the VM's kernel threads, as they are found
 //!   {"intent":{"thread":{…},"from":"0-23","to":"12"}}                 one per write, before it
 //!   {"narrowed":{"thread":{…},"from":"0-23","to":"0-5"}}              what the kernel made of one
 //!   {"priorities":[[tid,start,{"class":"other",…}],…]}                how all was scheduled before the first change of that
@@ -53,8 +54,7 @@ pub struct Header {
     pub process: ProcessKey,
 }
 
-/// The masks before the first write. Later ones add threads that were found since and not written yet;
-/// their `main` does not count.
+/// The masks before the first write.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Baseline {
     /// The main thread's: what a thread born later would have inherited without qmpin.
@@ -97,6 +97,9 @@ pub struct PartitionUndo {
 pub enum Record {
     /// The masks before the first write.
     Baseline(Baseline),
+    /// The masks of kernel threads that work for the VM, before they were written; not of its process, so
+    /// they are found when it is not urgent.
+    Outside(Vec<(Tid, StartTicks, CpuSet)>),
     /// A write about to happen.
     Intent(Intent),
     /// What the kernel made of a write, where that is not what was asked: `to` is what was read
@@ -196,6 +199,7 @@ impl Journal {
     pub fn append(&mut self, mut records: Vec<Record>) -> Result<(), JournalError> {
         records.retain(|record| match record {
             Record::Baseline(_)
+            | Record::Outside(_)
             | Record::Partition(_)
             | Record::Priorities(_)
             | Record::Cookie(_) => true,

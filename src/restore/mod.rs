@@ -3,6 +3,7 @@
 //! ```text
 //!   a thread that was written     its mask is one of ours ─▶ the mask before the first write
 //!   a thread born later           its mask is one of ours ─▶ the main thread's mask before
+//!   a kernel thread's             its mask is the kernel's, as it took CPUs away or gave them back ─▶ as ours
 //!   either                        its mask is as before   ─▶ nothing to do
 //!   either                        its mask is another     ─▶ somebody else's: left alone, reported
 //! ```
@@ -20,7 +21,7 @@ use std::io;
 use std::path::Path;
 
 pub use cookie::CookieRestore;
-pub use decide::{Decision, decide};
+pub use decide::{Around, Decision, Kind, decide};
 pub use priority::{FailedPriority, ForeignPriority, PriorityRestore};
 
 use crate::apply::HostApplied;
@@ -29,7 +30,7 @@ use crate::cpuset::{CPUS_MAX, CpuSet};
 use crate::discover::kernel_threads;
 use crate::discover::{self, cgroup, lives, tasks};
 use crate::ids::CpuId;
-use crate::journal::{self, JournalError, Memory};
+use crate::journal::{self, HostMemory, JournalError, Memory};
 use crate::sched::Sched;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{ProcessKey, ThreadKey};
@@ -131,7 +132,7 @@ impl RestoreReport {
     }
 }
 
-/// Puts back what the journal at `path` remembers.
+/// Puts back what the journal at `path` remembers. `host`: what the host's journal remembers.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -140,6 +141,7 @@ pub fn restore(
     sched: &dyn Sched,
     boot_id: &str,
     path: &Path,
+    host: &HostMemory,
 ) -> Result<RestoreReport, RestoreError> {
     let content = match journal::read(path) {
         Ok(content) => content,
@@ -155,12 +157,12 @@ pub fn restore(
         return Ok(RestoreReport::nothing(Nothing::OtherBoot));
     }
     let memory = Memory::of(&content.records);
-    let mut report = restore_process(root, sched, content.header.process, &memory)?;
+    let mut report = restore_process(root, sched, content.header.process, &memory, host)?;
     report.unreadable_lines = content.unreadable_lines;
     Ok(report)
 }
 
-/// Puts back what is remembered of a process of this boot.
+/// Puts back what is remembered of a process of this boot. `host`: what the host's journal remembers.
 ///
 /// # Errors
 /// [`RestoreError::Look`].
@@ -169,6 +171,7 @@ pub fn restore_process(
     sched: &dyn Sched,
     process: ProcessKey,
     memory: &Memory,
+    host: &HostMemory,
 ) -> Result<RestoreReport, RestoreError> {
     if !lives(root, process).map_err(RestoreError::Look)? {
         return Ok(RestoreReport::nothing(Nothing::ProcessGone));
@@ -177,7 +180,7 @@ pub fn restore_process(
     let priority = priority.map_err(RestoreError::Look)?;
     let cookie = cookie::clear_cookies(root, sched, process, memory.cookie());
     let cookie = cookie.map_err(RestoreError::Look)?;
-    let report = put_back(root, sched, process, memory).map_err(RestoreError::Look)?;
+    let report = put_back(root, sched, process, memory, host).map_err(RestoreError::Look)?;
     Ok(RestoreReport { priority, cookie, ..report })
 }
 
@@ -186,13 +189,14 @@ fn put_back(
     sched: &dyn Sched,
     process: ProcessKey,
     memory: &Memory,
+    host: &HostMemory,
 ) -> Result<RestoreReport, ReadError> {
     let mut report = RestoreReport::default();
     let mut settled: BTreeSet<ThreadKey> = BTreeSet::new();
     let limits = cgroup::cpuset_limits(root, &CgroupTree::of(root), process.pid);
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
-        for key in living(root, process, memory)? {
+        for (key, kind) in living(root, process, memory)? {
             if !settled.insert(key) {
                 continue;
             }
@@ -205,7 +209,8 @@ fn put_back(
                     continue;
                 }
             };
-            match decide(memory, key, &allowed, &online(root), &limits) {
+            let around = Around { online: online(root), limits: &limits, host };
+            match decide(memory, key, kind, &allowed, &around) {
                 Decision::Nothing => report.unchanged += 1,
                 Decision::LeaveAlone { before } => {
                     report.foreign.push(ForeignChange { thread: key, found: allowed, before });
@@ -235,16 +240,16 @@ fn living(
     root: &SysRoot,
     process: ProcessKey,
     memory: &Memory,
-) -> Result<Vec<ThreadKey>, ReadError> {
-    let mut threads = tasks::keys(root, process.pid)?;
-    for key in memory.written() {
-        if threads.iter().all(|thread| thread.tid != key.tid)
-            && kernel_threads::is_kernel_thread(root, key)?
-        {
-            threads.push(key);
+) -> Result<Vec<(ThreadKey, Kind)>, ReadError> {
+    let of_process = tasks::keys(root, process.pid)?;
+    let is_of_process = |key: &ThreadKey| of_process.iter().any(|thread| thread.tid == key.tid);
+    let mut threads: Vec<_> = of_process.iter().map(|key| (*key, Kind::OfProcess)).collect();
+    for key in memory.threads().filter(|key| !is_of_process(key)) {
+        if kernel_threads::is_kernel_thread(root, key)? {
+            threads.push((key, Kind::OfKernel));
         }
     }
-    threads.sort_by_key(|key| (memory.order(*key), key.tid));
+    threads.sort_by_key(|(key, _)| (memory.order(*key), key.tid));
     Ok(threads)
 }
 

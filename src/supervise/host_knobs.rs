@@ -25,14 +25,15 @@ use crate::discover::{
 };
 use crate::error::chain;
 use crate::ids::Pid;
-use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError};
+use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError, Memory};
 use crate::leases::{LeasesLock, StateDir};
 use crate::places::{HostView, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
 use crate::plan::host::{Wants, let_out, wishes};
 use crate::policy::Knob;
+use crate::sysroot::SysRoot;
 use crate::systemd::SystemBus;
-use crate::threads::ProcessKey;
+use crate::threads::{ProcessKey, ThreadKey};
 
 /// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
 const PASSES_MAX: usize = 4;
@@ -98,8 +99,42 @@ impl HostKnobs {
             let value = view.values.get(place)?.clone();
             Some(HostRecord::Original { place: place.clone(), value })
         }));
-        records.extend(off(&wants));
+        records.extend(wants.fences().iter().copied().map(HostRecord::Off));
         Ok(journal.append(records)?)
+    }
+
+    /// Takes over the masks that kernel threads of a VM had before it was attached. It is not any more, so
+    /// they are the host's; where nothing is kept from the host's, they have them already.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn take_over(
+        &mut self,
+        root: &SysRoot,
+        state: &StateDir,
+        boot_id: &str,
+        vm: &Memory,
+        _lock: &LeasesLock,
+    ) -> Result<(), HostError> {
+        let mut journal = self.open(state, boot_id)?;
+        if !journal.memory().has_fenced() {
+            return Ok(());
+        }
+        let original = |key: ThreadKey| {
+            let is_there = kernel_threads::is_kernel_thread(root, key).unwrap_or(false);
+            let value = Value::Cpus(vm.before(key).filter(|_| is_there)?);
+            Some(HostRecord::Original { place: Place::Thread(key), value })
+        };
+        Ok(journal.append(vm.threads().filter_map(original).collect())?)
+    }
+
+    /// What the journal remembers, or did before somebody removed it.
+    #[must_use]
+    pub fn memory(&self, state: &StateDir, boot_id: &str) -> HostMemory {
+        match HostJournal::read(&state.host_journal_path(), boot_id) {
+            Ok(memory) if !memory.is_empty() => memory,
+            _ => self.known.clone(),
+        }
     }
 
     /// Does what is to be done.
@@ -261,7 +296,7 @@ impl HostKnobs {
     ) -> Result<(HostView, Vec<HostApplied>), HostError> {
         let view = look(host, wants, journal.memory(), &self.irqbalances.silent())?;
         untold.extend(self.irqbalances.saw(&view));
-        journal.append(off(wants).into_iter().collect())?;
+        journal.append(wants.fences().iter().copied().map(HostRecord::Off).collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), wants))?;
         let wishes = wishes(&view, wants, journal.memory());
         let mut steps = diff(&view, &wishes, journal.memory());
@@ -322,12 +357,6 @@ fn look(
         return Ok(view);
     }
     Ok(view.with_irqbalances(irqbalances(host.root, silent)))
-}
-
-/// What is kept from kernel threads, and from what the kernel puts them on by itself.
-fn off(wants: &Wants) -> Option<HostRecord> {
-    let off = wants.cpus(Knob::Kthreads) | wants.cpus(Knob::Partition);
-    (!off.is_empty()).then_some(HostRecord::Off(off))
 }
 
 /// The masks of kernel threads that are not remembered yet, as they would be without qmpin.

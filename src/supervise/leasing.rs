@@ -10,7 +10,7 @@ use super::start_error::StartError;
 use crate::discover;
 use crate::error::chain;
 use crate::ids::{CpuId, VcpuIndex, VmName};
-use crate::journal::{Header, Journal, JournalError};
+use crate::journal::{Header, Journal, JournalError, Memory};
 use crate::leases::StateDir;
 use crate::plan::Neighbour;
 use crate::restore::partition::PartitionRestore;
@@ -159,40 +159,53 @@ pub fn give_back(
     vm: &VmName,
     boot_id: &str,
 ) -> Result<RestoreReport, StartError> {
-    let remembered = partition::remembered(state, vm, boot_id);
-    let has_slices = remembered.as_ref().is_some_and(|(_, memory)| memory.has_slices());
-    let partition = remembered.map_or_else(PartitionRestore::default, |(process, memory)| {
-        partition::take_back(Ground { host, state, vm, boot_id, process }, &memory)
-    });
-    let again = || restore(host.root, host.sched, boot_id, &state.journal_path(vm));
-    let report = RestoreReport { partition, ..again()? };
-    let slices = has_slices.then_some(&again as &dyn Fn() -> _);
     let mut knobs = HostKnobs::default();
-    let mut report = let_go(host, state, vm, boot_id, &mut knobs, report, slices)?;
+    let others = knobs.memory(state, boot_id);
+    let (partition, memory) = match partition::remembered(state, vm, boot_id) {
+        Some((process, memory)) => {
+            let ground = Ground { host, state, vm, boot_id, process };
+            (partition::take_back(ground, &memory), memory)
+        }
+        None => (PartitionRestore::default(), Memory::default()),
+    };
+    let again = || restore(host.root, host.sched, boot_id, &state.journal_path(vm), &others);
+    let report = RestoreReport { partition, ..again()? };
+    let going = Going { host, state, vm, boot_id, memory: &memory };
+    let mut report = let_go(going, &mut knobs, report, &again)?;
     knobs.await_irqbalance(host, state, boot_id, &mut report.host);
     Ok(report)
 }
 
+/// A VM that has been restored, and what its journal remembers.
+#[derive(Clone, Copy)]
+pub(super) struct Going<'a> {
+    pub(super) host: Host<'a>,
+    pub(super) state: &'a StateDir,
+    pub(super) vm: &'a VmName,
+    pub(super) boot_id: &'a str,
+    pub(super) memory: &'a Memory,
+}
+
 /// The last part of a restore: forgets the VM and brings the host in line without it. Nothing is forgotten
-/// that could not be put back. `slices` restores once more: some kernels change the VM's masks as limits
-/// of systemd's go.
+/// that could not be put back. `again` restores once more: where systemd has limited units, some kernels
+/// change the VM's masks as that goes.
 pub(super) fn let_go(
-    host: Host<'_>,
-    state: &StateDir,
-    vm: &VmName,
-    boot_id: &str,
+    going: Going<'_>,
     knobs: &mut HostKnobs,
     mut report: RestoreReport,
-    slices: Option<&dyn Fn() -> Result<RestoreReport, RestoreError>>,
+    again: &dyn Fn() -> Result<RestoreReport, RestoreError>,
 ) -> Result<RestoreReport, StartError> {
+    let Going { host, state, vm, boot_id, memory } = going;
     let lock = state.lock_leases()?;
-    if slices.is_some() {
+    // From here on its kernel threads are the host's.
+    knobs.take_over(host.root, state, boot_id, memory, &lock)?;
+    if memory.has_slices() {
         state.drop_lease(vm)?;
     } else if report.is_complete() {
         state.forget(vm)?;
     }
     report.host = knobs.reconcile(host, state, boot_id, &lock)?.applied;
-    if let Some(again) = slices {
+    if memory.has_slices() {
         report.add(again()?);
         if report.is_complete() {
             state.forget(vm)?;

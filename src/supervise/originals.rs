@@ -3,6 +3,7 @@
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup;
+use crate::ids::{StartTicks, Tid};
 use crate::journal::{Baseline, Record};
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Thread};
@@ -32,10 +33,18 @@ impl Originals {
 
     /// The journal's record of these threads; `main` is the mask for those that come later.
     pub(super) fn record(&self, main: CpuSet, threads: &[Thread]) -> Record {
+        Record::Baseline(Baseline { main: self.natural(main), threads: self.own(threads) })
+    }
+
+    /// The journal's record of kernel threads.
+    pub(super) fn outside(&self, threads: &[Thread]) -> Record {
+        Record::Outside(self.own(threads))
+    }
+
+    fn own(&self, threads: &[Thread]) -> Vec<(Tid, StartTicks, CpuSet)> {
         let own =
             |thread: &Thread| (thread.key.tid, thread.key.start, self.natural(thread.allowed));
-        let threads = threads.iter().map(own).collect();
-        Record::Baseline(Baseline { main: self.natural(main), threads })
+        threads.iter().map(own).collect()
     }
 
     /// One that may run on all that a cpuset leaves it has no mask of its own, and would be everywhere.

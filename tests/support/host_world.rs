@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use qmpin::cpuset::CpuSet;
+use qmpin::journal::Memory;
 use qmpin::leases::Lease;
 use qmpin::policy::{Knob, Level};
 use qmpin::supervise::{HostKnobs, HostReport};
@@ -129,6 +130,13 @@ impl World {
         let host = self.host();
         let lock = self.state.lock_leases().expect("locked");
         HostKnobs::default().remember(host, &self.state, BOOT, &lock).expect("remembered");
+    }
+
+    /// A VM goes, and the host has its kernel threads.
+    pub(crate) fn take_over(&self, vm: &Memory) {
+        let lock = self.state.lock_leases().expect("locked");
+        let taken = HostKnobs::default().take_over(&self.root, &self.state, BOOT, vm, &lock);
+        taken.expect("taken over");
     }
 
     pub(crate) fn journal(&self) -> Option<String> {

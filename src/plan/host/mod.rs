@@ -35,6 +35,7 @@ pub use vfio::{VfioWant, let_out};
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Wants {
     cpus: BTreeMap<Knob, CpuSet>,
+    fences: Vec<CpuSet>,
     slices: BTreeMap<String, CpuSet>,
     partitions: BTreeSet<String>,
     processes: BTreeSet<Pid>,
@@ -65,6 +66,10 @@ impl Wants {
     #[must_use]
     pub fn with(mut self, knobs: impl IntoIterator<Item = Knob>, exclusive: CpuSet) -> Wants {
         for knob in knobs {
+            let is_fence = matches!(knob, Knob::Kthreads | Knob::Partition);
+            if is_fence && !exclusive.is_empty() && !self.fences.contains(&exclusive) {
+                self.fences.push(exclusive);
+            }
             *self.cpus.entry(knob).or_default() |= exclusive;
         }
         self.cpus.retain(|_, cpus| !cpus.is_empty());
@@ -87,6 +92,13 @@ impl Wants {
     #[must_use]
     pub fn has(&self, knob: Knob) -> bool {
         self.cpus.contains_key(&knob)
+    }
+
+    /// The CPUs of each VM that are to be kept from kernel threads, or from what the kernel puts them on by
+    /// itself.
+    #[must_use]
+    pub fn fences(&self) -> &[CpuSet] {
+        &self.fences
     }
 
     /// The cgroups of VMs that can have no partition, and their CPUs: systemd keeps others off.

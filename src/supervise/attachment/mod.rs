@@ -16,7 +16,7 @@ use super::aside::step_aside;
 use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
-use super::leasing::{held, let_go, new_journal, resume, sweep};
+use super::leasing::{Going, held, let_go, new_journal, resume, sweep};
 use super::originals::Originals;
 use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
@@ -126,7 +126,7 @@ impl<'a> Attachment<'a> {
         let VmView { process, channel, roles, identified, scan } = view;
         let guest = discover::guest(&roles);
         let (mut attachment, is_new) = {
-            let _lock = settings.state.lock_leases()?;
+            let leases = settings.state.lock_leases()?;
             sweep(host, &settings, &boot_id);
             let plan = settings.plan(&topology, &guest, &boot_id, &held, Stay::Always)?;
             let is_new = resumed.is_none();
@@ -134,7 +134,7 @@ impl<'a> Attachment<'a> {
                 Some(journal) => journal,
                 None => new_journal(&settings, &boot_id, process)?,
             };
-            let attachment = Attachment {
+            let mut attachment = Attachment {
                 known: Known { host, settings, boot_id, process },
                 online: topology.online(),
                 topology,
@@ -155,6 +155,8 @@ impl<'a> Attachment<'a> {
                 since_unix_s: unix_now_s(),
                 lock,
             };
+            let Attachment { known, online, outside, journal, .. } = &mut attachment;
+            outside.take_over(known, *online, journal, &leases);
             if let Err(error) = attachment.write_lease() {
                 // Nothing was written to any thread in this run; an earlier one's undo stays.
                 if is_new {
@@ -376,13 +378,15 @@ impl<'a> Attachment<'a> {
         let Attachment { known, journal, mut host_knobs, lock, .. } = self;
         let Known { host, settings, boot_id, process } = known;
         // From what is in mind, and not from the file: somebody may have removed the folder.
-        let again = || restore_process(host.root, host.sched, process, journal.memory());
+        let memory = journal.memory();
+        let others = host_knobs.memory(&settings.state, &boot_id);
+        let again = || restore_process(host.root, host.sched, process, memory, &others);
         let mut report = RestoreReport { partition, ..again()? };
         if settings.state.path().exists() || host_knobs.knows_something() {
             settings.state.create()?;
-            let slices = journal.memory().has_slices().then_some(&again as &dyn Fn() -> _);
             let Settings { state, vm, .. } = &settings;
-            report = let_go(host, state, vm, &boot_id, &mut host_knobs, report, slices)?;
+            let going = Going { host, state, vm, boot_id: &boot_id, memory };
+            report = let_go(going, &mut host_knobs, report, &again)?;
         }
         drop(lock);
         host_knobs.await_irqbalance(host, &settings.state, &boot_id, &mut report.host);

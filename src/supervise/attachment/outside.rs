@@ -1,10 +1,21 @@
 //! Kernel threads of the VM outside its process.
+//!
+//! As long as no VM is attached that they work for, they are the host's like all others, and other VMs'
+//! partitions move them: what they had before is in the host's journal then. It goes from one journal to the
+//! other under the leases' lock:
+//!
+//! ```text
+//!   attached   the host's journal ─▶ the VM's     before the lease says so: then the host forgets them
+//!   detached   the VM's journal   ─▶ the host's   before the VM's is forgotten, where there is one
+//! ```
 
 use super::Known;
 use crate::cpuset::CpuSet;
 use crate::discover::kernel_threads;
 use crate::error::chain;
-use crate::journal::Journal;
+use crate::journal::{HostJournal, HostMemory, Journal};
+use crate::leases::LeasesLock;
+use crate::places::{Place, Value};
 use crate::sched::Sched;
 use crate::supervise::originals::Originals;
 use crate::threads::Thread;
@@ -14,16 +25,44 @@ use crate::threads::Thread;
 pub(super) struct Outside(Vec<Thread>);
 
 impl Outside {
+    /// Finds them before the VM has a lease, where other VMs may have moved them: afterwards nobody knows
+    /// what they had.
+    pub(super) fn take_over(
+        &mut self,
+        known: &Known<'_>,
+        online: CpuSet,
+        journal: &mut Journal,
+        _lock: &LeasesLock,
+    ) {
+        let host = remembered(known);
+        if host.has_fenced() {
+            self.find_with(known, online, journal, &host);
+        }
+    }
+
     /// Finds them. It reads a line for each of the host's, so it is done when the VM has changed, and not
     /// at every look.
     pub(super) fn find(&mut self, known: &Known<'_>, online: CpuSet, journal: &mut Journal) {
+        self.find_with(known, online, journal, &remembered(known));
+    }
+
+    fn find_with(
+        &mut self,
+        known: &Known<'_>,
+        online: CpuSet,
+        journal: &mut Journal,
+        memory: &HostMemory,
+    ) {
         let (host, process) = (known.host, known.process);
         let found = kernel_threads::kernel_threads(host.root, host.sched, process.pid);
         let is_new = |thread: &&Thread| !journal.memory().knows(thread.key);
-        let new: Vec<Thread> = found.iter().filter(is_new).cloned().collect();
+        let mut new: Vec<Thread> = found.iter().filter(is_new).cloned().collect();
+        for thread in &mut new {
+            thread.allowed = own_mask(thread, online, memory);
+        }
         if !new.is_empty()
-            && let Err(error) = journal
-                .append(vec![Originals::of(host.root, process, &new, online).record(online, &new)])
+            && let Err(error) =
+                journal.append(vec![Originals::of(host.root, process, &new, online).outside(&new)])
         {
             // Without an undo they are not touched.
             tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
@@ -42,5 +81,20 @@ impl Outside {
             Err(_) => false,
         });
         self.0.iter().cloned()
+    }
+}
+
+/// What the host's journal remembers; nothing where it cannot be read: that is said when it is to be written.
+fn remembered(known: &Known<'_>) -> HostMemory {
+    let path = known.settings.state.host_journal_path();
+    HostJournal::read(&path, &known.boot_id).unwrap_or_default()
+}
+
+/// The mask that the thread would have without other VMs.
+fn own_mask(thread: &Thread, online: CpuSet, memory: &HostMemory) -> CpuSet {
+    match memory.original(&Place::Thread(thread.key)).and_then(Value::cpus) {
+        Some(original) => original,
+        None if memory.is_fenced(&Value::Cpus(thread.allowed), &online) => online,
+        None => thread.allowed,
     }
 }

@@ -2,6 +2,7 @@
 the end, in order or not, the host is as it was.
 """
 
+import itertools
 import os
 import signal
 import subprocess
@@ -39,6 +40,8 @@ def run(host):
         cpus(host, vm)
         same(host, alone, "detached after a CPU was offline")
         once(host, vm, alone)
+        own_masks(host)
+        same(host, alone, "two came and went")
         with exclusive(100) as attached:
             isolated(host, attached, vm)
             vm.kill()
@@ -276,6 +279,23 @@ def once(host, vm, alone):
         assert not (vm.cgroup / "vcpus").exists(), "pinned has no partition"
     assert attached.code == 0
     same(host, alone, "once, then pinned, then detached")
+
+
+def own_masks(host):
+    """The kernel moves threads that work for a VM as partitions come and go: each has its own mask again, whoever goes first."""
+    with host.vm(101, cpus=2) as other:
+        other.wait_guest()
+        [pit] = [thread.tid for thread in threads.of_host() if thread.comm == f"kvm-pit/{other.pid}"]
+        os.sched_setaffinity(pit, cpulist.parse("0-2"))
+        alone = state.capture()
+        for coming, going in itertools.product(itertools.permutations((100, 101)), repeat=2):
+            for vmid in coming:
+                qmpin.attach_once(host, vmid, "--isolation", "exclusive")
+            for vmid in going:
+                host.run("qmpin", "detach", str(vmid))
+            when = f"attached {coming}, detached {going}"
+            assert threads.allowed(pit) == "0-2", (when, threads.allowed(pit))
+            same(host, alone, when)
 
 
 def orphans(host):
