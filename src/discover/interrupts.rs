@@ -32,20 +32,24 @@ pub fn irq_places(root: &SysRoot) -> Vec<Place> {
     std::iter::once(Place::of_new_irqs()).chain(numbers.into_iter().map(Place::of_irq)).collect()
 }
 
-/// Interrupts that the kernel itself keeps where they are, those first that have fired most:
-/// `2 stay where the kernel keeps them, and have fired there so far: 28 (nvme0q3): 6, 29 (nvme0q4): 0`.
+/// Interrupts that the kernel itself keeps where they are, those first that have fired most; queues that never
+/// have are told together:
+/// `4 stay where the kernel keeps them, fired there so far: 28 (nvme0q3): 6, 29-31 (nvme0q4-6): 0`.
 #[must_use]
 pub fn kept_in_words<'a>(kept: impl Iterator<Item = (&'a u32, &'a Interrupt)>) -> String {
     /// How many are named: those of a VM's CPUs, on a machine with many fast disks.
     const NAMED: usize = 64;
     let mut by_count: Vec<(&u32, &Interrupt)> = kept.collect();
     by_count.sort_by_key(|(number, irq)| (Reverse(irq.fired), **number));
-    let name = |(number, irq): &(&u32, &Interrupt)| match irq.devices.as_str() {
-        "" => format!("{number}: {}", irq.fired),
-        devices => format!("{number} ({}): {}", devices.escape_debug(), irq.fired),
-    };
-    let named: Vec<String> = by_count.iter().take(NAMED).map(name).collect();
-    let more = if by_count.len() > NAMED { ", …" } else { "" };
+    let mut runs: Vec<Run<'_>> = Vec::new();
+    for (number, irq) in &by_count {
+        let next = Run::of(**number, irq);
+        if !runs.last_mut().is_some_and(|run| run.goes_on_with(&next)) {
+            runs.push(next);
+        }
+    }
+    let named: Vec<String> = runs.iter().take(NAMED).map(Run::in_words).collect();
+    let more = if runs.len() > NAMED { ", …" } else { "" };
     let (stay, keeps) =
         if by_count.len() == 1 { ("stays", "keeps it") } else { ("stay", "keeps them") };
     format!(
@@ -53,6 +57,56 @@ pub fn kept_in_words<'a>(kept: impl Iterator<Item = (&'a u32, &'a Interrupt)>) -
         by_count.len(),
         named.join(", ")
     )
+}
+
+/// An interrupt, or several of one device's queues, one after another, that have not fired.
+struct Run<'a> {
+    first: u32,
+    last: u32,
+    /// Name and number of the first one's queue: `nvme0q` and `3`.
+    queue: (&'a str, Option<u32>),
+    fired: u64,
+}
+
+impl<'a> Run<'a> {
+    fn of(number: u32, irq: &'a Interrupt) -> Run<'a> {
+        let devices = irq.devices.as_str();
+        let name = devices.trim_end_matches(|letter: char| letter.is_ascii_digit());
+        // Not to lose a leading zero, and a number that is none.
+        let queue = devices[name.len()..].parse().ok();
+        let is_whole = queue.is_some_and(|queue: u32| format!("{name}{queue}") == devices);
+        let queue = if is_whole { (name, queue) } else { (devices, None) };
+        Run { first: number, last: number, queue, fired: irq.fired }
+    }
+
+    /// Takes the next one in, where it goes on with it.
+    fn goes_on_with(&mut self, next: &Run<'_>) -> bool {
+        let length = self.last - self.first + 1;
+        let (name, queue) = self.queue;
+        let follows = self.fired == 0
+            && next.fired == 0
+            && self.last.checked_add(1) == Some(next.first)
+            && name == next.queue.0
+            && queue.and_then(|queue| queue.checked_add(length)) == next.queue.1
+            && (queue.is_some() || name.is_empty());
+        if follows {
+            self.last = next.last;
+        }
+        follows
+    }
+
+    fn in_words(&self) -> String {
+        let Run { first, last, queue: (name, queue), fired } = self;
+        let range = |first: u32, last: u32| {
+            if first == last { first.to_string() } else { format!("{first}-{last}") }
+        };
+        let numbers = range(*first, *last);
+        let queues = queue.map(|queue| range(queue, queue + (last - first))).unwrap_or_default();
+        match format!("{}{queues}", name.escape_debug()).as_str() {
+            "" => format!("{numbers}: {fired}"),
+            devices => format!("{numbers} ({devices}): {fired}"),
+        }
+    }
 }
 
 fn parse(text: &str, on: &CpuSet) -> BTreeMap<u32, Interrupt> {
@@ -110,6 +164,30 @@ ERR:          0
         assert_eq!(of(28), Some(("nvme0q3, nvme1q3", 6)));
         assert_eq!(of(40), Some(("arch_timer", 0)));
         assert_eq!(found.len(), 3);
+    }
+
+    #[test]
+    fn queues_that_never_fire_are_told_together() {
+        let kept = |list: &[(u32, &str, u64)]| {
+            let irqs: BTreeMap<u32, Interrupt> = list
+                .iter()
+                .map(|(number, devices, fired)| {
+                    (*number, Interrupt { devices: (*devices).to_owned(), fired: *fired })
+                })
+                .collect();
+            let text = kept_in_words(irqs.iter());
+            text.rsplit_once("far: ").expect("a list").1.to_owned()
+        };
+        let queues =
+            [(50, "nvme0q3", 0), (51, "nvme0q4", 0), (52, "nvme0q5", 0), (53, "nvme1q6", 0)];
+        assert_eq!(kept(&queues), "50-52 (nvme0q3-5): 0, 53 (nvme1q6): 0");
+        let fired = [(50, "q1", 0), (51, "q2", 7), (52, "q3", 0), (53, "q4", 7), (54, "q5", 9)];
+        assert_eq!(kept(&fired), "54 (q5): 9, 51 (q2): 7, 53 (q4): 7, 50 (q1): 0, 52 (q3): 0");
+        let nameless = [(0, "timer", 0), (2, "", 0), (3, "", 0), (4, "x", 0), (5, "x", 0)];
+        assert_eq!(kept(&nameless), "0 (timer): 0, 2-3: 0, 4 (x): 0, 5 (x): 0");
+        let odd = [(7, "q9", 0), (8, "q010", 0), (9, "q10", 0), (10, "q99999999999", 0)];
+        assert_eq!(kept(&odd), "7 (q9): 0, 8 (q010): 0, 9 (q10): 0, 10 (q99999999999): 0");
+        assert_eq!(kept(&[(u32::MAX, "q4294967295", 0)]), "4294967295 (q4294967295): 0");
     }
 
     #[test]

@@ -4,8 +4,6 @@
 //! The leases' lock is held for one CPU at a time: nobody else's look then finds the host's journal with a
 //! CPU in it that is about to come back, and nobody waits for long.
 
-use std::collections::BTreeMap;
-
 use super::partition::Ground;
 use super::settings::Host;
 use super::start_error::StartError;
@@ -13,10 +11,10 @@ use crate::apply::{CycleReport, Cycled, HostApplied, apply_host, cycle};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::{
-    self, DiscoverError, OccupantKind, irq_places, is_switch, occupants, online_cpus, read_place,
-    reonline_facts, switch,
+    self, DiscoverError, irq_places, is_switch, online_cpus, read_place, reonline_facts, switch,
+    with_own_masks,
 };
-use crate::ids::{CpuId, Pid, Tid, VmName};
+use crate::ids::{CpuId, VmName};
 use crate::journal::{HostJournal, HostMemory};
 use crate::leases::StateDir;
 use crate::places::{Place, Value};
@@ -27,6 +25,7 @@ use crate::policy::{Knob, VmPolicy};
 use crate::render::host_refusal;
 use crate::sysroot::SysRoot;
 use crate::systemd::SystemBus;
+use crate::threads::ThreadKey;
 
 /// How many are named, of many that have changed.
 const NAMED: usize = 4;
@@ -48,7 +47,11 @@ pub(super) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineRepo
     let Ground { host: Host { root, sched }, state, vm, boot_id, process } = ground;
     let mut report = ReonlineReport::default();
     let mut taken = CpuSet::EMPTY;
-    let before = Picture::of(ground.host);
+    let before = {
+        // Masks change as other VMs' partitions do.
+        let _lock = state.lock_leases()?;
+        Picture::of(ground.host)
+    };
     for cpu in cpus.iter() {
         // Whoever is gone needs none of it.
         if discover::lives(root, process).is_ok_and(|lives| !lives) {
@@ -91,7 +94,7 @@ pub(super) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineRepo
             }
         }
     }
-    report.failed.extend(before.lost(&Picture::of(ground.host), &taken));
+    report.failed.extend(before.lost(ground.host, &taken));
     if !taken.is_empty() {
         let were = if taken.len() == 1 { "was" } else { "were" };
         tracing::info!("{RULE}: {} {were} offline and online again", cpus_in_words(&taken));
@@ -141,30 +144,23 @@ fn kept(root: &SysRoot, cpu: CpuId, memory: &HostMemory) -> Vec<Place> {
 
 /// What nobody can put back, but everybody should know of.
 struct Picture {
-    masks: BTreeMap<(Tid, String), CpuSet>,
+    masks: Vec<(ThreadKey, CpuSet)>,
     clock: Option<String>,
 }
 
 impl Picture {
     fn of(host: Host<'_>) -> Picture {
-        let online = online_cpus(host.root).unwrap_or_default();
-        let all = occupants(host.root, host.sched, &online, Pid(0)).unwrap_or_default();
-        let masks = all
-            .into_iter()
-            .filter(|one| one.kind == OccupantKind::User)
-            .map(|one| ((one.tid, one.comm), one.allowed))
-            .collect();
-        let clock = "sys/devices/system/clocksource/clocksource0/current_clocksource";
-        let clock = host.root.read(clock).ok().map(|text| text.trim().to_owned());
-        Picture { masks, clock }
+        Picture { masks: with_own_masks(host.root, host.sched, &[]), clock: clock(host.root) }
     }
 
     /// What has been lost with the CPUs that were taken, in sentences. Threads are moved by others, too, so
     /// it counts only what looks like the kernel's doing.
-    fn lost(&self, now: &Picture, taken: &CpuSet) -> Vec<String> {
-        let moved = |(who, was): (&(Tid, String), &CpuSet)| {
-            let is = now.masks.get(who).filter(|is| has_lost(was, is, taken))?;
-            Some(format!("{} ({}) from {was} to {is}", who.0, who.1.escape_debug()))
+    fn lost(&self, host: Host<'_>, taken: &CpuSet) -> Vec<String> {
+        let moved = |(key, was): &(ThreadKey, CpuSet)| {
+            let now = read_place(host.root, host.sched, &Place::Thread(*key)).ok()??;
+            let is = now.cpus().filter(|is| has_lost(was, is, taken))?;
+            let comm = host.root.read(&format!("proc/{}/comm", key.tid)).unwrap_or_default();
+            Some(format!("{} ({}) from {was} to {is}", key.tid, comm.trim().escape_debug()))
         };
         let moved: Vec<String> = self.masks.iter().filter_map(moved).collect();
         let mut changed = Vec::new();
@@ -174,13 +170,19 @@ impl Picture {
             changed
                 .push(format!("{RULE}: {number} may have lost CPUs of their own choice: {named}"));
         }
-        if now.clock != self.clock {
+        let now = clock(host.root);
+        if now != self.clock {
             let name = |clock: &Option<String>| clock.clone().unwrap_or_default();
-            let (is, was) = (name(&now.clock), name(&self.clock));
+            let (is, was) = (name(&now), name(&self.clock));
             changed.push(format!("{RULE}: the kernel's clock is {is} now, and was {was}"));
         }
         changed
     }
+}
+
+fn clock(root: &SysRoot) -> Option<String> {
+    let path = "sys/devices/system/clocksource/clocksource0/current_clocksource";
+    root.read(path).ok().map(|text| text.trim().to_owned())
 }
 
 /// Whether a mask has become all that the thread may have, or lacks what was offline.
