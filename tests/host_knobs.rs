@@ -378,12 +378,24 @@ fn a_fence_around_some_of_the_vms_is_known_as_one() {
     }
     world.reconcile();
     let memory = HostJournal::read(&world.state.host_journal_path(), BOOT).expect("a journal");
-    let is_fenced = |mask: &str| memory.is_fenced(&Value::Cpus(set(mask)), &set(ONLINE));
+    let is_fenced_from = |from: &str, mask: &str| {
+        memory.is_fenced(&Value::Cpus(set(mask)), &set(from), &set(ONLINE))
+    };
+    let is_fenced = |mask: &str| is_fenced_from(ONLINE, mask);
     for fence in ["0-3,6-7", "0-1,4-7", "0-5,7", "0-1,6-7", "0-3,7", "0-1,4-5,7", "0-1,7"] {
         assert!(is_fenced(fence), "{fence}");
     }
     for mask in [ONLINE, "0-6", "0-3", "0-1", "1,7", "0-2,4-7", "0-4,6-7", "2-3"] {
         assert!(!is_fenced(mask), "{mask}");
+    }
+    // Of a mask that somebody has set, the kernel leaves the rest.
+    assert!(
+        is_fenced_from("1-4", "1,4")
+            && is_fenced_from("1-4", "1-3")
+            && is_fenced_from("3-7", "4-5,7")
+    );
+    for mask in ["1-4", "1-2", "0,4", "4", "0-3,6-7"] {
+        assert!(!is_fenced_from("1-4", mask), "{mask}");
     }
 }
 

@@ -218,20 +218,27 @@ impl HostMemory {
     pub fn is_ours(&self, place: &Place, found: &Value, online: &CpuSet) -> bool {
         let Some(known) = self.places.get(place) else { return false };
         let same = |other: &Value| other.same(found, online);
+        let is_fenced = |from: &CpuSet| self.is_fenced(found, from, online);
         known.ours.iter().any(same)
             || matches!(place, Place::Thread(_))
-                && (same(&Value::Cpus(*online)) || self.is_fenced(found, online))
+                && (same(&Value::Cpus(*online))
+                    || is_fenced(online)
+                    || known.original.cpus().is_some_and(|original| is_fenced(&original)))
     }
 
-    /// Whether a kernel thread with this mask was put where it is as CPUs were taken away: it is on all
-    /// but those of one or several VMs, which come and go one by one. One that is new has no mask of its own,
-    /// and would be on all.
+    /// Whether a kernel thread with this mask was put where it is as CPUs were taken away: it is on all of
+    /// `from` but those of one or several VMs, which come and go one by one. One that is new has no mask of its
+    /// own, and would be on all that are online; one that somebody has set keeps what is left of that
+    /// (`kernel/sched/core.c: __set_cpus_allowed_ptr`, `user_cpus_ptr`, since Linux 6.2).
     #[must_use]
-    pub fn is_fenced(&self, found: &Value, online: &CpuSet) -> bool {
-        let Some(found) = found.cpus() else { return false };
-        let missing = *online - found;
-        let off = self.off.iter().map(|off| *off & *online).filter(|off| off.is_subset(&missing));
-        !missing.is_empty() && off.fold(CpuSet::EMPTY, |all, off| all | off) == missing
+    pub fn is_fenced(&self, found: &Value, from: &CpuSet, online: &CpuSet) -> bool {
+        let Some(found) = found.cpus().map(|found| found & *online) else { return false };
+        let missing = (*from & *online) - found;
+        let off = self.off.iter().map(|off| *off & *from & *online);
+        let off = off.filter(|off| off.is_subset(&missing));
+        found.is_subset(from)
+            && !missing.is_empty()
+            && off.fold(CpuSet::EMPTY, |all, off| all | off) == missing
     }
 }
 

@@ -60,7 +60,7 @@ pub fn decide(
     let ours = |ours: &CpuSet| same(ours) || cut.iter().flatten().any(|cut| same(&(*ours & *cut)));
     if same(&before) {
         Decision::Nothing
-    } else if memory.is_ours(key, ours) || is_kernels_doing(memory, kind, found, around) {
+    } else if memory.is_ours(key, ours) || is_kernels_doing(memory, key, kind, found, around) {
         Decision::PutBack { to: before }
     } else if around.limits.iter().any(|limit| same(&(before & *limit))) {
         Decision::Nothing
@@ -71,10 +71,20 @@ pub fn decide(
 
 /// Whether the kernel has changed the mask by itself, and that was our doing: its own threads' as a
 /// partition comes or goes, and before 6.2 all of a process as a unit of systemd's is limited or no longer is.
-fn is_kernels_doing(memory: &Memory, kind: Kind, found: &CpuSet, around: &Around<'_>) -> bool {
+fn is_kernels_doing(
+    memory: &Memory,
+    key: ThreadKey,
+    kind: Kind,
+    found: &CpuSet,
+    around: &Around<'_>,
+) -> bool {
     let online = &around.online;
     let is_all_of = |all: &CpuSet| *found & *online == *all & *online;
-    let is_fence = kind == Kind::OfKernel
-        && (is_all_of(online) || around.host.is_fenced(&Value::Cpus(*found), online));
-    is_fence || memory.has_slices() && around.limits.iter().chain([online]).any(is_all_of)
+    let is_fenced = |from: &CpuSet| around.host.is_fenced(&Value::Cpus(*found), from, online);
+    let by_partitions = kind == Kind::OfKernel
+        && (is_all_of(online)
+            || is_fenced(online)
+            || memory.before(key).is_some_and(|before| is_fenced(&before))
+            || memory.is_ours(key, is_fenced));
+    by_partitions || memory.has_slices() && around.limits.iter().chain([online]).any(is_all_of)
 }

@@ -365,7 +365,7 @@ fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Ve
     let new = view.kthreads.iter().filter(|place| memory.original(place).is_none());
     let original = |place: &Place| {
         let found = view.values.get(place)?;
-        let is_fenced = memory.is_fenced(found, &view.online);
+        let is_fenced = memory.is_fenced(found, &view.online, &view.online);
         if !is_fenced && !is_wanted {
             return None;
         }

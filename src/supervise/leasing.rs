@@ -11,7 +11,7 @@ use crate::discover;
 use crate::error::chain;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::journal::{Header, Journal, JournalError, Memory};
-use crate::leases::StateDir;
+use crate::leases::{LeasesLock, StateDir};
 use crate::plan::Neighbour;
 use crate::restore::partition::PartitionRestore;
 use crate::restore::{RestoreError, RestoreReport, restore};
@@ -169,9 +169,12 @@ pub fn give_back(
         None => (PartitionRestore::default(), Memory::default()),
     };
     let again = || restore(host.root, host.sched, boot_id, &state.journal_path(vm), &others);
+    // No CPU is offline for a moment meanwhile, and no partition comes or goes before its kernel threads are the
+    // host's.
+    let leases = state.lock_leases();
     let report = RestoreReport { partition, ..again()? };
     let going = Going { host, state, vm, boot_id, memory: &memory };
-    let mut report = let_go(going, &mut knobs, report, &again)?;
+    let mut report = let_go(going, &leases?, &mut knobs, report, &again)?;
     knobs.await_irqbalance(host, state, boot_id, &mut report.host);
     Ok(report)
 }
@@ -191,20 +194,20 @@ pub(super) struct Going<'a> {
 /// change the VM's masks as that goes.
 pub(super) fn let_go(
     going: Going<'_>,
+    lock: &LeasesLock,
     knobs: &mut HostKnobs,
     mut report: RestoreReport,
     again: &dyn Fn() -> Result<RestoreReport, RestoreError>,
 ) -> Result<RestoreReport, StartError> {
     let Going { host, state, vm, boot_id, memory } = going;
-    let lock = state.lock_leases()?;
     // From here on its kernel threads are the host's.
-    knobs.take_over(host.root, state, boot_id, memory, &lock)?;
+    knobs.take_over(host.root, state, boot_id, memory, lock)?;
     if memory.has_slices() {
         state.drop_lease(vm)?;
     } else if report.is_complete() {
         state.forget(vm)?;
     }
-    report.host = knobs.reconcile(host, state, boot_id, &lock)?.applied;
+    report.host = knobs.reconcile(host, state, boot_id, lock)?.applied;
     if memory.has_slices() {
         report.add(again()?);
         if report.is_complete() {

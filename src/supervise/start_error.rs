@@ -92,6 +92,17 @@ fn used_by(pid: Option<Pid>) -> String {
 }
 
 impl StartError {
+    /// A look that failed before anything was applied.
+    pub(super) fn before_the_first_write(error: LookError) -> StartError {
+        match error {
+            LookError::Tasks(error) => StartError::Vm(VmError::Tasks(error)),
+            LookError::Discover(error) => StartError::Discover(error),
+            LookError::Plan(error) => StartError::Plan(error),
+            LookError::State(error) => StartError::State(error),
+            LookError::Journal(error) => StartError::Journal(error),
+        }
+    }
+
     pub(super) fn already_attached(settings: &Settings) -> StartError {
         let pid = settings.state.supervisor(&settings.vm).map(|process| process.pid);
         StartError::AlreadyAttached { vm: settings.vm.clone(), pid }

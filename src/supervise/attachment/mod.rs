@@ -4,6 +4,7 @@
 //! The order is what keeps the host safe: lock, look, plan, lease, journal, and only then the first
 //! write. Everything that can refuse, refuses before that.
 
+mod before;
 mod outside;
 mod replan;
 
@@ -17,7 +18,6 @@ use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
 use super::leasing::{Going, held, let_go, new_journal, resume, sweep};
-use super::originals::Originals;
 use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
 use super::reonline::{ReonlineReport, bring_back, reonline};
@@ -31,7 +31,7 @@ use crate::discover::tasks::{self, Identified, Scan, TasksError};
 use crate::discover::{self, Target, VmView, read_topology, read_vm};
 use crate::error::chain;
 use crate::ids::Tid;
-use crate::journal::{Journal, JournalError, Record};
+use crate::journal::{Journal, JournalError};
 use crate::leases::{StateError, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Plan, Stay};
@@ -155,14 +155,14 @@ impl<'a> Attachment<'a> {
                 since_unix_s: unix_now_s(),
                 lock,
             };
-            let Attachment { known, online, outside, journal, .. } = &mut attachment;
-            outside.take_over(known, *online, journal, &leases);
-            if let Err(error) = attachment.write_lease() {
+            let taken_down = attachment.take_down(&leases);
+            let leased = taken_down.and_then(|()| Ok(attachment.write_lease()?));
+            if let Err(error) = leased {
                 // Nothing was written to any thread in this run; an earlier one's undo stays.
                 if is_new {
                     let _ = attachment.known.settings.state.forget(&attachment.known.settings.vm);
                 }
-                return Err(error.into());
+                return Err(StartError::before_the_first_write(error));
             }
             (attachment, is_new)
         };
@@ -355,10 +355,6 @@ impl<'a> Attachment<'a> {
     }
 
     fn try_reonline(&mut self) -> Result<ReonlineReport, StartError> {
-        // As they are, whatever comes.
-        let before = self.scan().map_err(LookError::from)?;
-        let observed = tasks::observe(self.known.process, before, &self.identified);
-        self.journal.append(self.first_baseline(&observed.threads).into_iter().collect())?;
         self.early_host = Some(self.keep_host()?);
         let report = reonline(self.known.ground(), &self.plan.exclusive)?;
         self.notice_cpu_hotplug()?;
@@ -381,12 +377,16 @@ impl<'a> Attachment<'a> {
         let memory = journal.memory();
         let others = host_knobs.memory(&settings.state, &boot_id);
         let again = || restore_process(host.root, host.sched, process, memory, &others);
-        let mut report = RestoreReport { partition, ..again()? };
+        let mut report;
         if settings.state.path().exists() || host_knobs.knows_something() {
             settings.state.create()?;
+            let leases = settings.state.lock_leases();
+            report = RestoreReport { partition, ..again()? };
             let Settings { state, vm, .. } = &settings;
             let going = Going { host, state, vm, boot_id: &boot_id, memory };
-            report = let_go(going, &mut host_knobs, report, &again)?;
+            report = let_go(going, &leases?, &mut host_knobs, report, &again)?;
+        } else {
+            report = RestoreReport { partition, ..again()? };
         }
         drop(lock);
         host_knobs.await_irqbalance(host, &settings.state, &boot_id, &mut report.host);
@@ -454,24 +454,6 @@ impl<'a> Attachment<'a> {
             cookie,
             reonline,
         })
-    }
-
-    fn find_outside(&mut self) {
-        self.outside.find(&self.known, self.online, &mut self.journal);
-    }
-
-    /// Before the first write, all masks as they are.
-    fn first_baseline(&self, threads: &[Thread]) -> Option<Record> {
-        if self.journal.memory().has_baseline() {
-            return None;
-        }
-        let main = self.known.process.pid.main_thread();
-        let main = threads.iter().find(|thread| thread.key.tid == main);
-        let all: CpuSet = main.map_or(self.online, |thread| thread.allowed);
-        Some(
-            Originals::of(self.known.host.root, self.known.process, threads, self.online)
-                .record(all, threads),
-        )
     }
 }
 

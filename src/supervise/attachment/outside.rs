@@ -11,13 +11,13 @@
 
 use super::Known;
 use crate::cpuset::CpuSet;
-use crate::discover::kernel_threads;
-use crate::error::chain;
+use crate::discover::{kernel_threads, online_cpus};
 use crate::journal::{HostJournal, HostMemory, Journal};
 use crate::leases::LeasesLock;
 use crate::places::{Place, Value};
 use crate::sched::Sched;
 use crate::supervise::originals::Originals;
+use crate::supervise::reports::LookError;
 use crate::threads::Thread;
 
 /// Those that are known.
@@ -30,45 +30,37 @@ impl Outside {
     pub(super) fn take_over(
         &mut self,
         known: &Known<'_>,
-        online: CpuSet,
         journal: &mut Journal,
-        _lock: &LeasesLock,
-    ) {
-        let host = remembered(known);
-        if host.has_fenced() {
-            self.find_with(known, online, journal, &host);
-        }
+        lock: &LeasesLock,
+    ) -> Result<(), LookError> {
+        if remembered(known).has_fenced() { self.find(known, journal, lock) } else { Ok(()) }
     }
 
     /// Finds them. It reads a line for each of the host's, so it is done when the VM has changed, and not
-    /// at every look.
-    pub(super) fn find(&mut self, known: &Known<'_>, online: CpuSet, journal: &mut Journal) {
-        self.find_with(known, online, journal, &remembered(known));
-    }
-
-    fn find_with(
+    /// at every look. Nobody takes a CPU offline meanwhile: masks are shown without those.
+    ///
+    /// # Errors
+    /// [`LookError`]; without an undo they are not touched.
+    pub(super) fn find(
         &mut self,
         known: &Known<'_>,
-        online: CpuSet,
         journal: &mut Journal,
-        memory: &HostMemory,
-    ) {
+        _lock: &LeasesLock,
+    ) -> Result<(), LookError> {
         let (host, process) = (known.host, known.process);
+        let (online, memory) = (online_cpus(host.root)?, remembered(known));
         let found = kernel_threads::kernel_threads(host.root, host.sched, process.pid);
         let is_new = |thread: &&Thread| !journal.memory().knows(thread.key);
         let mut new: Vec<Thread> = found.iter().filter(is_new).cloned().collect();
         for thread in &mut new {
-            thread.allowed = own_mask(thread, online, memory);
+            thread.allowed = own_mask(thread, online, &memory);
         }
-        if !new.is_empty()
-            && let Err(error) =
-                journal.append(vec![Originals::of(host.root, process, &new, online).outside(&new)])
-        {
-            // Without an undo they are not touched.
-            tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
-            return;
+        if !new.is_empty() {
+            let originals = Originals::of(host.root, process, &new, online);
+            journal.append(vec![originals.outside(&new)])?;
         }
         self.0 = found;
+        Ok(())
     }
 
     /// Those that are still there, as they are now.
@@ -94,7 +86,7 @@ fn remembered(known: &Known<'_>) -> HostMemory {
 fn own_mask(thread: &Thread, online: CpuSet, memory: &HostMemory) -> CpuSet {
     match memory.original(&Place::Thread(thread.key)).and_then(Value::cpus) {
         Some(original) => original,
-        None if memory.is_fenced(&Value::Cpus(thread.allowed), &online) => online,
+        None if memory.is_fenced(&Value::Cpus(thread.allowed), &online, &online) => online,
         None => thread.allowed,
     }
 }
