@@ -35,6 +35,8 @@ fn wrong_words_are_wrong_usage() {
         (&["plan", "100", "--sysroot", "/nonexistent"], "--sysroot /nonexistent: not a folder"),
         (&["threads", "100", "--sysroot", "/nonexistent"], "not a folder"),
         (&["topology", "--sysroot", "/nonexistent"], "not a folder"),
+        (&["topology", "--svg", "/nonexistent/x.svg"], "/nonexistent/x.svg: No such file"),
+        (&["topology", "--svg", "x.svg", "--json"], "cannot be used with"),
     ] {
         let done = finish(&mut place.command(&[], place.path(), words));
         assert!(done.out.is_empty(), "{words:?}: {done:?}");

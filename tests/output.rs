@@ -65,3 +65,21 @@ fn colour_is_for_terminals_and_no_color_is_honoured() {
     assert!(!seen(true, Some("1")));
     assert!(!seen(false, None));
 }
+
+#[test]
+fn a_picture_goes_into_a_file_or_to_standard_output() {
+    let host = hosts::ryzen_5900x().tree().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("host.svg");
+    let draw = |to: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qmpin"));
+        command.args(["topology", "--sysroot"]).arg(host.path()).args(["--svg", to]);
+        let done = finish(&mut command);
+        done.says(0, &[]);
+        done.out
+    };
+    assert_eq!(draw(file.to_str().unwrap()), "");
+    let drawn = fs::read_to_string(&file).unwrap();
+    assert!(drawn.starts_with("<svg ") && drawn.contains("LLC 1 · 32 MiB"), "{drawn}");
+    assert_eq!(draw("-"), drawn);
+}

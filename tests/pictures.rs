@@ -57,6 +57,46 @@ fn golden(name: &str, host: &FakeHost, reserved: &str, shared: &str, vms: &[(&st
     assert_eq!(without_colors(&colored), drawn);
 }
 
+/// The CPUs of an SVG picture by their titles, `CPU 12: VM 100`. All that is drawn is on the sheet.
+fn cpus_in_svg(drawn: &str) -> Vec<(usize, String)> {
+    let document = roxmltree::Document::parse(drawn).expect("XML");
+    let sheet = document.root_element();
+    let number = |node: roxmltree::Node<'_, '_>, name: &str| -> usize {
+        node.attribute(name).expect(name).parse().expect("a number")
+    };
+    let (width, height) = (number(sheet, "width"), number(sheet, "height"));
+    let mut cpus = Vec::new();
+    for node in sheet.descendants() {
+        let shift = |node: &roxmltree::Node<'_, '_>| {
+            let text = node
+                .attribute("transform")
+                .map(|text| text.trim_start_matches("translate(").trim_end_matches(')').to_owned());
+            let (left, top) =
+                text.as_deref().and_then(|text| text.split_once(' ')).unwrap_or(("0", "0"));
+            (left.parse::<usize>().expect("left"), top.parse::<usize>().expect("top"))
+        };
+        let (left, top) =
+            node.ancestors().map(|node| shift(&node)).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+        match node.tag_name().name() {
+            "rect" => {
+                let at = |name| node.attribute(name).map_or(0, |_| number(node, name));
+                assert!(left + at("x") + number(node, "width") <= width, "{node:?}");
+                assert!(top + at("y") + number(node, "height") <= height, "{node:?}");
+            }
+            "title" => {
+                let (cpu, whose) = node
+                    .text()
+                    .and_then(|text| text.strip_prefix("CPU ")?.split_once(": "))
+                    .expect("a CPU");
+                cpus.push((cpu.parse().expect("a number"), whose.to_owned()));
+            }
+            _ => {}
+        }
+    }
+    cpus.sort_unstable();
+    cpus
+}
+
 fn without_colors(text: &str) -> String {
     let mut parts = text.split("\x1b[");
     let first = parts.next().unwrap_or_default();
@@ -125,6 +165,44 @@ fn an_owner_shows_on_a_cpu_that_the_host_reserves() {
     .draw();
     assert!(picture.contains("│ 0 A    │ 1 #    │"), "{picture}");
     assert!(!picture.contains('+'), "a mark that is not drawn has no line below: {picture}");
+}
+
+#[test]
+fn an_svg_says_whose_each_cpu_is_and_what_is_not_known() {
+    let topology = hosts::ryzen_5900x().with_offline(&[13]).topology();
+    let owners = owners(&[("100", "6-11,18-23"), ("win11", "2,14")]);
+    let (reserved, shared) = (set("0,12"), set("1"));
+    let picture = Picture {
+        topology: &topology,
+        owners: &owners,
+        reserved,
+        shared,
+        width: 80,
+        color: Color::Always,
+    };
+    let drawn = picture.draw_svg();
+    let cpus = cpus_in_svg(&drawn);
+    let whose =
+        |cpu| cpus.iter().find(|(number, _)| *number == cpu).map(|(_, whose)| whose.as_str());
+    for (cpu, expected) in [
+        (0, Some("reserved for the host")),
+        (1, Some("shared by all VMs")),
+        (3, Some("free")),
+        (13, None),
+        (14, Some("VM win11")),
+        (23, Some("VM 100")),
+    ] {
+        assert_eq!(whose(cpu), expected, "CPU {cpu}");
+    }
+    assert!(!drawn.contains('\x1b'), "colours of a terminal: {drawn}");
+    for text in ["node 0 · 64 GiB", "LLC 1 · 32 MiB", "offline: 13", "VM win11: 2,14"] {
+        assert!(drawn.contains(text), "{text}: {drawn}");
+    }
+    let dir = hosts::no_numa_no_caches().tree().expect("a tree");
+    let root = qmpin::sysroot::SysRoot::at(dir.path());
+    let unknown = qmpin::discover::read_topology(&root).expect("a topology");
+    let picture = Picture { topology: &unknown, ..picture };
+    assert!(picture.draw_svg().contains("not known: the LLC of CPUs 0-7"));
 }
 
 #[test]
@@ -232,6 +310,14 @@ proptest! {
             prop_assert_eq!(line.trim_end(), line);
         }
         let online: Vec<usize> = topology.online().iter().map(|cpu| cpu.index()).collect();
-        prop_assert_eq!(numbers_drawn(&picture), online, "{}", picture);
+        prop_assert_eq!(numbers_drawn(&picture), &online[..], "{}", picture);
+        let (reserved, shared) = (CpuSet::EMPTY, CpuSet::EMPTY);
+        let owners = &owners;
+        let color = Color::Never;
+        let picture = Picture { topology: &topology, owners, reserved, shared, width, color };
+        let whose = |cpu: usize| if owned.contains(CpuId::from_index(cpu).expect("a CPU")) { "VM 100" } else { "free" };
+        let expected: Vec<(usize, String)> =
+            online.into_iter().map(|cpu| (cpu, whose(cpu).to_owned())).collect();
+        prop_assert_eq!(cpus_in_svg(&picture.draw_svg()), expected);
     }
 }

@@ -424,4 +424,7 @@ pub(super) struct TopologyArgs {
     /// Print the document qmpin.topology/1
     #[arg(long)]
     pub(super) json: bool,
+    /// Draw the picture into this file, as SVG; `-` is standard output
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub(super) svg: Option<PathBuf>,
 }

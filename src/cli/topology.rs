@@ -1,12 +1,14 @@
 //! `qmpin topology`.
 
-use std::io::{IsTerminal as _, stdout};
+use std::fs;
+use std::io::{self, IsTerminal as _, stdout};
+use std::path::Path;
 
 use super::args::{Global, TopologyArgs, host_policy};
 use super::{Answer, output};
 use crate::cpuset::CpuSet;
 use crate::discover::{all_leases, boot_id, live_leases, read_topology};
-use crate::error::Failure;
+use crate::error::{Failure, Kind};
 use crate::policy::CpuChoice;
 use crate::render::{Color, Owners, Picture, TopologyDocument};
 
@@ -40,11 +42,27 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
         width: terminal_size::terminal_size().map_or(WIDTH_DEFAULT, |(width, _)| width.0.into()),
         color: color(),
     };
-    output::text(&picture.draw())?;
+    match &args.svg {
+        None => output::text(&picture.draw())?,
+        Some(path) if path.as_os_str() == "-" => output::text(&picture.draw_svg())?,
+        Some(path) => {
+            fs::write(path, picture.draw_svg()).map_err(|error| not_written(path, &error))?;
+        }
+    }
     for unknown in &topology.unknown {
         tracing::debug!("{} is not known: {}", unknown.what, unknown.reason);
     }
     Ok(Answer::Done)
+}
+
+fn not_written(path: &Path, error: &io::Error) -> Failure {
+    let kind = match error.kind() {
+        io::ErrorKind::PermissionDenied => Kind::Permission,
+        io::ErrorKind::NotFound | io::ErrorKind::IsADirectory => Kind::Usage,
+        _ => Kind::Partial,
+    };
+    Failure::new(kind, format!("could not write the picture {}: {error}", path.display()))
+        .hint("`--svg FILE` wants a file in a folder that is there; `-` is standard output")
 }
 
 /// Colour for a terminal, unless `NO_COLOR` is set to anything (<https://no-color.org>).

@@ -69,6 +69,11 @@ impl Line {
         self.pieces.append(&mut other.pieces);
     }
 
+    /// Its text alone.
+    pub(super) fn text(&self) -> String {
+        self.pieces.iter().map(|(_, text)| text.as_str()).collect()
+    }
+
     /// Its width in columns.
     pub(super) fn width(&self) -> usize {
         self.pieces.iter().map(|(_, text)| text.chars().count()).sum()

@@ -4,6 +4,7 @@
 //!  Picture ─ headline ─ node ─┬─ LLC group: a frame, a cell per core   grid.rs
 //!                             └─ LLC group …                           dense.rs on large machines
 //!          ─ legend, CPUs offline, what is not known                   legend.rs
+//!  the same as an SVG document                                         svg.rs
 //! ```
 
 mod dense;
@@ -11,6 +12,7 @@ mod document;
 mod grid;
 mod legend;
 mod marks;
+mod svg;
 
 use crate::cpuset::CpuSet;
 use crate::ids::NodeId;

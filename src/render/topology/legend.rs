@@ -18,11 +18,18 @@ const VMS_WITH_LINES_MAX: usize = 8;
 /// So many unknown things are written out.
 const UNKNOWN_MAX: usize = 4;
 
-struct Entry {
-    mark: char,
-    paint: Paint,
-    name: String,
-    cpus: CpuSet,
+/// A mark and what it means; that of offline CPUs, which have none, is a blank.
+pub(super) struct Entry {
+    pub(super) mark: char,
+    pub(super) paint: Paint,
+    pub(super) name: String,
+    pub(super) cpus: CpuSet,
+}
+
+/// All of them.
+pub(super) fn entries(picture: &Picture<'_>, marks: &Marks<'_>) -> Vec<Entry> {
+    let host = of_the_host(picture, marks);
+    host.into_iter().chain(vms(picture)).chain(offline(picture)).collect()
 }
 
 pub(super) fn draw(picture: &Picture<'_>, marks: &Marks<'_>, width: usize) -> Vec<Line> {

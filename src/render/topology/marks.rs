@@ -1,6 +1,6 @@
 //! One character per CPU that tells, without colour, whose it is.
 
-use crate::ids::CpuId;
+use crate::ids::{CpuId, VmName};
 use crate::render::paint::{Line, Paint};
 
 use super::Picture;
@@ -39,6 +39,11 @@ impl<'a> Marks<'a> {
         } else {
             (FREE, Paint::Plain)
         }
+    }
+
+    /// The VM that has the CPU for itself.
+    pub(super) fn owner(&self, cpu: CpuId) -> Option<&'a VmName> {
+        self.picture.owners.of(cpu)
     }
 
     /// A CPU's number and mark, such as `12 A`; no CPU, and so blanks, in a cell with fewer threads.
