@@ -9,6 +9,7 @@ from pathlib import Path
 
 import state
 from core_scheduling import cookie
+from irqbalance import PLACED, Irqbalance
 from kills import ATTACH, DETACH, Series, expect
 
 LIMIT_S = 2400
@@ -27,6 +28,10 @@ def run(host):
         limits(vm, series)
         series.check()
     state.check_same(before, state.capture())
+    with host.vm(100, cpus=2) as vm, tempfile.TemporaryDirectory(prefix="qmpin-") as folder:
+        vm.wait_guest()
+        balanced(host, Path(folder))
+    state.check_same(before, state.capture(), PLACED)
 
 
 def whole(series):
@@ -59,3 +64,20 @@ def limits(vm, series):
             expect(series.everywhere("detach of that", DETACH, attached=True), 4, "unlink .host.journal")
         finally:
             stranger.kill()
+
+
+def balanced(host, folder):
+    """irqbalance is told, and in the end does what it did."""
+    with Irqbalance(host) as irqbalance:
+        was = irqbalance.banned()
+
+        def not_back():
+            now = irqbalance.banned()
+            return None if now == was else f"irqbalance keeps interrupts off {sorted(now)}, and before off {sorted(was)}"
+
+        series = Series(host, folder, PLACED, not_back)
+        series.policy(isolation="pinned", irqs=True)
+        killed = series.everywhere("with irqbalance, and its own end", ATTACH, ends=True)
+        expect(killed, 15, ".host.journal intent", "unlink .host.journal")
+        expect(series.everywhere("detach of that", DETACH, attached=True), 4, "unlink .host.journal")
+        series.check()

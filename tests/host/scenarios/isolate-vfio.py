@@ -1,14 +1,16 @@
 """Interrupts of a device that is passed through go where the policy says, also those that the guest turns on later, and come back."""
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 import cpulist
 import qmpin
 import state
+from kills import ATTACH, DETACH, Series, expect
 from wait import wait_until
 
-LIMIT_S = 400
+LIMIT_S = 900
 NEEDS = ("kvm", "qmpin")
 SHAPES = ("5900x-iommu",)
 PCI = Path("/sys/bus/pci/devices")
@@ -43,6 +45,7 @@ def run(host):
             assert follower.code == 0
             state.check_same(alone, state.capture())
         reborn(host, vm, device)
+        killed(host)
     with host.vm(100, guest="idle", extra=extra, **host.fitting()) as vm:
         vm.wait_guest()
         on_the_line(host, device)
@@ -62,6 +65,16 @@ def reborn(host, vm, device):
         wait_until(lambda: on(host, msi(device)) == mine, 60, f"the new interrupt to be on {mine}", lambda: on(host, msi(device)))
     assert follower.code == 0
     assert on(host, msi(device)) == before, f"{on(host, msi(device))}, before {before}"
+
+
+def killed(host):
+    """SIGKILL of qmpin at every position, and `detach`: the device's interrupt is back where it was, too."""
+    with tempfile.TemporaryDirectory(prefix="qmpin-") as folder:
+        series = Series(host, Path(folder))
+        series.policy(isolation="pinned", irqs=True, vfio_irqs="vcpus")
+        expect(series.everywhere("attach, and its own end", ATTACH, ends=True), 15, ".host.journal intent")
+        expect(series.everywhere("detach", DETACH, attached=True), 4, "unlink .host.journal")
+        series.check()
 
 
 def on_the_line(host, device):
