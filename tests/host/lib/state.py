@@ -31,8 +31,10 @@ What is sound to compare:
 """
 
 import fnmatch
+import glob
 import os
 import re
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,9 +43,7 @@ from typing import NamedTuple
 import cpulist
 import threads
 
-ROOT = Path("/")
-
-# Globs relative to the root. Each match is one entry, its text the value.
+# Globs below /, as all paths here. Each match is one entry, its text the value.
 FILES = [
     "proc/irq/*/smp_affinity_list",
     "proc/irq/default_smp_affinity",
@@ -64,7 +64,8 @@ CGROUPS = "sys/fs/cgroup"
 UNITS_SLICE = "system-qmpin.slice"
 # It keeps itself off the CPUs of every VM.
 OWN_NAME = "qmpin"
-CGROUP_FILES = ["cpuset.*", "cgroup.type", "cgroup.subtree_control"]
+# And all that are called cpuset.*
+CGROUP_FILES = ["cgroup.type", "cgroup.subtree_control"]
 # How big a file of a tree may be to be worth its text.
 TEXT_BYTES = 4096
 
@@ -100,24 +101,22 @@ class State:
         self.names = names  # "TID@START" -> comm
 
 
-def capture(root: Path = ROOT) -> State:
-    files: dict[str, str] = {}
+def capture() -> State:
+    found: list[str] = []
     for pattern in FILES:
-        for path in root.glob(pattern):
-            files[str(path.relative_to(root))] = _read(path)
+        found += glob.iglob(f"/{pattern}")
     for tree in TREES:
-        for path in _walk(root / tree):
-            files[str(path.relative_to(root))] = _read(path)
-    for folder, names, members in os.walk(root / CGROUPS):
+        found += _walk(f"/{tree}")
+    for folder, names, members in os.walk(f"/{CGROUPS}"):
         names[:] = [name for name in names if name != UNITS_SLICE]
-        for name in members:
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in CGROUP_FILES):
-                path = Path(folder) / name
-                value = _read(path)
-                if name == "cgroup.subtree_control" and value is not None:
-                    value = " ".join(word for word in value.split() if word != "cpu")
-                files[str(path.relative_to(root))] = value
-    files = {path: value for path, value in files.items() if value is not None}
+        found += (f"{folder}/{name}" for name in members if name.startswith("cpuset.") or name in CGROUP_FILES)
+    files: dict[str, str] = {}
+    for path in found:
+        value = _read(path)
+        if path.endswith("/cgroup.subtree_control") and value is not None:
+            value = " ".join(word for word in value.split() if word != "cpu")
+        if value is not None:
+            files[path.removeprefix("/")] = value
 
     seen: dict[str, Entry] = {}
     names: dict[str, str] = {}
@@ -209,21 +208,26 @@ def _inherited(files: dict[str, str], group: str) -> str:
         group = group.rpartition("/")[0]
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    for name, _folders, members in os.walk(folder):
+def _walk(folder: str) -> Iterable[str]:
+    for name, folders, members in os.walk(folder):
         # A symlink to a folder is listed among the folders.
-        for member in [*members, *(f for f in _folders if (Path(name) / f).is_symlink())]:
-            yield Path(name) / member
+        for member in [*members, *(one for one in folders if os.path.islink(f"{name}/{one}"))]:
+            yield f"{name}/{member}"
 
 
-def _read(path: Path) -> str | None:
+def _read(path: str) -> str | None:
     """The text of a file; None when it vanished or is nothing to read (a cgroup may end while the tree is walked)."""
     try:
-        if path.is_symlink():
+        mode = os.lstat(path).st_mode
+        if stat.S_ISLNK(mode):
             return f"-> {os.readlink(path)}"
-        if not path.is_file():
+        if not stat.S_ISREG(mode):
             return None
-        data = path.read_bytes()[:TEXT_BYTES]
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.read(file, TEXT_BYTES)
+        finally:
+            os.close(file)
     except FileNotFoundError:
         return None
     except OSError as error:
