@@ -28,7 +28,8 @@ EVENT_MARK = "@@qtest "
 # About one boot in twelve hangs before the job begins, an artefact of multi-threaded TCG. That is no finding: boot again.
 BOOT_ATTEMPTS = 5
 # What the guest's kernel says when the emulator ran into an instruction that was just being patched (a static key: KVM
-# and tracing turn some on and off). Hardware cannot; multi-threaded TCG does so once in many hours. No finding either.
+# and tracing turn some on and off). Hardware cannot; multi-threaded TCG does so once in hours, and on a slow day three
+# times in one. No finding either.
 HALF_PATCHED = "Oops: int3"
 # How often the rest of a run gets another machine for that.
 MACHINES = 3
