@@ -53,17 +53,25 @@ pub fn decide(
 ) -> Decision {
     let same = |other: &CpuSet| *found & around.online == *other & around.online;
     let Some(before) = memory.before(key) else { return Decision::Nothing };
-    // The kernel cuts a mask to the process's cpuset, and if qmpin is killed right after the write, the
-    // journal does not say so. The cpuset is what a thread has that nobody has pinned: the main
-    // thread, most often.
-    let cut = [Some(before), memory.main()];
-    let ours = |ours: &CpuSet| same(ours) || cut.iter().flatten().any(|cut| same(&(*ours & *cut)));
+    // The kernel cuts a mask to what cpusets leave the process, and if qmpin is killed right after the
+    // write, or another VM's partition comes later, the journal does not say so. The cpuset is what a
+    // thread has that nobody has pinned: the main thread, most often.
+    let cut =
+        || [Some(before), memory.main()].into_iter().flatten().chain(around.limits.iter().copied());
+    let ours = |ours: &CpuSet| same(ours) || cut().any(|cut| same(&(*ours & cut)));
     if same(&before) {
         Decision::Nothing
     } else if memory.is_ours(key, ours) || is_kernels_doing(memory, key, kind, found, around) {
         Decision::PutBack { to: before }
-    } else if around.limits.iter().any(|limit| same(&(before & *limit))) {
-        Decision::Nothing
+    } else if let Some(limit) = around.limits.iter().find(|limit| same(&(before & **limit))) {
+        // Where a cpuset leaves a thread nothing of its mask, it has the whole cpuset until some of its
+        // mask comes back (`__set_cpus_allowed_ptr_locked()` of `kernel/sched/core.c` keeps `user_cpus_ptr`).
+        let is_hidden = |ours: &CpuSet| (*ours & *limit & around.online).is_empty();
+        if memory.is_ours(key, is_hidden) {
+            Decision::PutBack { to: before }
+        } else {
+            Decision::Nothing
+        }
     } else {
         Decision::LeaveAlone { before }
     }
@@ -87,4 +95,50 @@ fn is_kernels_doing(
             || memory.before(key).is_some_and(|before| is_fenced(&before))
             || memory.is_ours(key, is_fenced));
     by_partitions || memory.has_slices() && around.limits.iter().chain([online]).any(is_all_of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{StartTicks, Tid};
+    use crate::journal::{Baseline, Intent, Record};
+
+    fn set(list: &str) -> CpuSet {
+        list.parse().expect("a list of CPUs")
+    }
+
+    fn decided(found: &str, limits: &[CpuSet]) -> Decision {
+        let key = ThreadKey { tid: Tid(101), start: StartTicks(1) };
+        let all = set("0-23");
+        let threads = vec![(key.tid, key.start, all)];
+        let memory = Memory::of(&[
+            Record::Baseline(Baseline { main: all, threads }),
+            Record::Intent(Intent { thread: key, from: all, to: set("0-11,20-23") }),
+        ]);
+        let host = HostMemory::default();
+        let around = Around { online: all, limits, host: &host };
+        decide(&memory, key, Kind::OfProcess, &set(found), &around)
+    }
+
+    #[test]
+    fn ours_is_known_beside_a_partition_that_came_later() {
+        let back = Decision::PutBack { to: set("0-23") };
+        assert_eq!(decided("0-11,20-23", &[]), back);
+        assert_eq!(decided("0-7,20-23", &[set("0-7,12-23")]), back);
+        // Somebody else's, with and without that partition.
+        let left = Decision::LeaveAlone { before: set("0-23") };
+        assert_eq!(decided("0-7,20-23", &[]), left);
+        assert_eq!(decided("0-5", &[set("0-7,12-23")]), left);
+    }
+
+    #[test]
+    fn put_back_already_it_has_what_the_cpuset_leaves() {
+        assert_eq!(decided("0-7,12-23", &[set("0-7,12-23")]), Decision::Nothing);
+    }
+
+    #[test]
+    fn ours_is_known_where_the_cpuset_leaves_nothing_of_it() {
+        let back = Decision::PutBack { to: set("0-23") };
+        assert_eq!(decided("12-19", &[set("12-19")]), back);
+    }
 }
