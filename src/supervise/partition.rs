@@ -18,8 +18,8 @@ use crate::ids::VmName;
 use crate::journal::{self, Journal, JournalError, Memory, PartitionUndo, Record};
 use crate::leases::{LeasesLock, StateDir, StateError};
 use crate::plan::partition::{
-    Group, PartitionStep, Rung, Share, Site, Target, choose, in_words, lower, placing, resizing,
-    target,
+    Group, PartitionStep, Rung, Share, Site, Target, affinity_alone, choose, in_words, lower,
+    placing, resizing, target,
 };
 use crate::plan::{Finding, Plan};
 use crate::policy::Knob;
@@ -53,7 +53,11 @@ pub(super) struct Partition {
     said: BTreeSet<Refused>,
     /// What has sent it down a rung.
     fell: Option<Refused>,
+    /// What it was given last, and has.
     target: Option<Target>,
+    /// How many times it was found changed, since that was asked last.
+    drifted: u64,
+    has_told_drift: bool,
 }
 
 impl Partition {
@@ -62,6 +66,17 @@ impl Partition {
         let undo = journal.memory().partition();
         let site = undo.map(|undo| Site { unit: undo.unit.clone(), cgroup: undo.cgroup.clone() });
         Partition { site, ..Partition::default() }
+    }
+
+    /// Where it is.
+    pub(super) fn site(&self) -> Option<Site> {
+        self.site.clone()
+    }
+
+    /// Goes back to the one it had before [`Partition::claim`], of which nothing is written but the undo.
+    pub(super) fn disclaim(&mut self, earlier: Option<Site>) {
+        self.site = earlier;
+        self.needs = None;
     }
 
     /// Where it is, for the lease.
@@ -180,6 +195,7 @@ impl Partition {
     pub(super) fn give_up(&mut self, ground: Ground<'_>, memory: &Memory) {
         self.site = None;
         self.slices = None;
+        self.target = None;
         let restored = take_back(ground, memory);
         for refused in restored.refused {
             tracing::warn!("{refused}");
@@ -225,13 +241,17 @@ impl Partition {
             },
             _ => true,
         });
+        // Threads are born into other groups than theirs; all else was as planned, and is somebody's doing.
+        let mut is_changed = steps.iter().any(|step| !matches!(step, PartitionStep::Move { .. }));
         let (mut written, mut refused) = carry_out(bench, &cgroups, &site, &steps);
         let of_thread = |refused: &Refused| Some((refused.thread?, refused.clone()));
         self.stuck.extend(refused.iter().filter_map(of_thread));
         let seen =
             if steps.is_empty() { Ok(seen) } else { cgroup::partition_seen(&cgroups, &site) };
         let Ok(seen) = seen else { return Ok(Vec::new()) };
-        if !resizing(&site, &target, ever, &shares, &seen).is_empty() {
+        let resizing = resizing(&site, &target, ever, &shares, &seen);
+        is_changed |= resizing.contains(&PartitionStep::Isolate);
+        if !resizing.is_empty() {
             match ground.state.lock_leases() {
                 Ok(lock) => {
                     let (more, said) = self.resize_locked(ground, bench, plan, ever, &lock);
@@ -247,8 +267,13 @@ impl Partition {
                 }
             }
         }
-        if written > 0 && refused.is_empty() && self.target != Some(target) {
-            tracing::info!("{}", in_words(written, &site, &target));
+        if is_changed && refused.is_empty() && self.target == Some(target) {
+            self.drift(&site);
+        }
+        if refused.is_empty() && self.target != Some(target) {
+            if written > 0 {
+                tracing::info!("{}", in_words(written, &site, &target));
+            }
             self.target = Some(target);
         }
         if cgroup::partition_seen(&cgroups, &site).is_err() {
@@ -256,6 +281,19 @@ impl Partition {
         }
         refused.extend(held);
         Ok(self.say(refused))
+    }
+
+    /// Somebody has changed what it has; that is mended at every look, and told once.
+    fn drift(&mut self, site: &Site) {
+        self.drifted += 1;
+        if !std::mem::replace(&mut self.has_told_drift, true) {
+            tracing::warn!("somebody has changed the partition in {}: made again", site.cgroup);
+        }
+    }
+
+    /// How many times it was found changed since the last call.
+    pub(super) fn take_drifted(&mut self) -> u64 {
+        std::mem::take(&mut self.drifted)
     }
 
     /// Gives the partition the CPUs of a new plan while nobody else may change leases: what others see
@@ -439,15 +477,20 @@ pub fn partition_finding(
     let beside = cgroup::slices_site(host.root, &cgroups, process.pid);
     let chosen = choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares);
     let lease = state.lease(&plan.vm).ok().flatten();
-    let has_none = lease.is_some_and(|lease| {
+    let has_none = lease.filter(|lease| {
         lease.qemu == process
             && lease.boot_id == boot_id
             && lease.knobs.contains(&Knob::Partition)
             && lease.partition.is_none()
     });
-    match chosen {
-        // What it has tells more than what could be.
-        (Rung::Partition(_), _) if has_none => lower(plan, as_strs(&beside), NOT_MADE).1,
-        (_, finding) => finding,
+    // What it has tells more than what could be.
+    match (chosen, has_none) {
+        ((Rung::Partition(_), _), Some(lease)) if lease.slices.is_some() => {
+            lower(plan, as_strs(&beside), NOT_MADE).1
+        }
+        ((Rung::Partition(_) | Rung::Slices(_), _), Some(lease)) if lease.slices.is_none() => {
+            affinity_alone(NOT_MADE)
+        }
+        ((_, finding), _) => finding,
     }
 }

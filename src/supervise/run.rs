@@ -111,6 +111,7 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         ask_at: None,
         line: Line::new(channel),
         host_due: false,
+        isolate_due: false,
         telling: Telling::default(),
         attachment,
     };
@@ -135,6 +136,8 @@ struct Runner<'a> {
     pace: Pace,
     /// Interrupts and kernel threads may have come since the last time.
     host_due: bool,
+    /// What others are kept off with could not be written down.
+    isolate_due: bool,
     telling: Telling,
 }
 
@@ -143,9 +146,7 @@ impl Runner<'_> {
         log_plan(self.attachment.plan(), &[]);
         self.telling.policy(self.attachment.plan());
         self.telling.look(first);
-        if self.remember_host() {
-            self.isolate();
-        }
+        self.isolate();
         self.keep_host();
         self.prioritise();
         self.telling.ready(self.status());
@@ -333,6 +334,9 @@ impl Runner<'_> {
     }
 
     fn look(&mut self) -> Option<super::state::Looked> {
+        if self.host_due && self.isolate_due {
+            self.isolate();
+        }
         if self.host_due {
             self.keep_host();
         }
@@ -354,28 +358,26 @@ impl Runner<'_> {
         }
     }
 
-    /// Whether the undo of what the kernel is about to change is durable. Else there is no partition.
-    fn remember_host(&mut self) -> bool {
-        let remembered = self.attachment.remember_host();
-        if let Err(error) = &remembered {
-            tracing::warn!("the VM's CPUs are not its alone: {}", chain(error));
-        }
-        remembered.is_ok()
-    }
-
     /// Keeps the rest of the host in line. That it cannot be done is said, and tried again.
     fn keep_host(&mut self) {
         self.host_due = false;
         self.telling.host(self.attachment.keep_host());
     }
 
-    /// Keeps others off the VM's CPUs, before anybody is told that it is attached.
+    /// Keeps others off the VM's CPUs. That its undo cannot be written down is said, and tried again.
     fn isolate(&mut self) {
-        match self.attachment.isolate() {
-            Ok(report) => self.telling.look(&report),
-            Err(error) if error.means_gone() => {}
-            Err(error) => tracing::warn!("the VM's CPUs are not its alone: {}", chain(&error)),
-        }
+        // The kernel does not put back what it changes as a partition is built.
+        let remembered = self.attachment.remember_host().map_err(|error| chain(&error));
+        let isolated = remembered.and_then(|()| match self.attachment.isolate() {
+            Ok(report) => {
+                self.telling.look(&report);
+                Ok(())
+            }
+            Err(error) if error.means_gone() => Ok(()),
+            Err(error) => Err(chain(&error)),
+        });
+        self.isolate_due = isolated.is_err();
+        self.telling.isolated(isolated.err());
     }
 
     fn prioritise(&mut self) {

@@ -35,10 +35,12 @@ pub(super) struct Telling {
     host_lines: HostLines,
     /// Why the host could not be kept in line the last time, if it could not.
     host_failed: Option<String>,
+    /// Why others are not kept off the VM's CPUs, if that has yet to be.
+    not_isolated: Option<String>,
     /// What the kernel would not do.
     refused: BTreeSet<String>,
-    /// What `status` was told last: channel, drift and how many refusals.
-    standing: Option<(ChannelKind, u64, usize)>,
+    /// What `status` was told last: channel, drift, how many refusals, and whether it was isolated.
+    standing: Option<(ChannelKind, u64, usize, bool)>,
     /// What systemd was told last.
     status: String,
     /// Threads about which a line was logged.
@@ -75,6 +77,20 @@ impl Telling {
             tracing::warn!("{error}");
         }
         self.look_failed = error;
+    }
+
+    /// Why others are not kept off the VM's CPUs; `None`: they are, as far as a look has said.
+    pub(super) fn isolated(&mut self, error: Option<String>) {
+        match &error {
+            Some(error) if self.not_isolated.as_ref() != Some(error) => {
+                tracing::warn!("the VM's CPUs are not its alone, trying again: {error}");
+            }
+            None if self.not_isolated.is_some() => {
+                tracing::info!("the VM's CPUs could be made its alone after all");
+            }
+            _ => {}
+        }
+        self.not_isolated = error;
     }
 
     /// What has become of the rest of the host.
@@ -122,16 +138,20 @@ impl Telling {
             notify::status(&status);
             self.status = status;
         }
-        let standing = (channel, drift_total, self.refused.len());
+        let standing = (channel, drift_total, self.refused.len(), self.not_isolated.is_none());
         if self.standing == Some(standing) {
             return;
         }
-        self.standing = Some(standing);
         let schema = STANDING_SCHEMA.to_owned();
-        let refused = self.refused.iter().cloned().collect();
-        let standing = Standing { schema, channel, drift_total, refused };
-        if let Err(error) = write_standing(state, vm, &standing) {
-            tracing::debug!("`qmpin status` will not know it: {error}");
+        let not_isolated = self.not_isolated.iter();
+        let not_isolated =
+            not_isolated.map(|why| format!("the VM's CPUs are not its alone: {why}"));
+        let refused = self.refused.iter().cloned().chain(not_isolated).collect();
+        let told = Standing { schema, channel, drift_total, refused };
+        match write_standing(state, vm, &told) {
+            Ok(()) => self.standing = Some(standing),
+            // The next time it may be written: a full /run is what there is to tell.
+            Err(error) => tracing::debug!("`qmpin status` does not know it yet: {error}"),
         }
     }
 }

@@ -60,6 +60,8 @@ pub struct Attachment<'a> {
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
     host_knobs: HostKnobs,
+    /// The lease could not be written, and does not say what there is.
+    lease_due: bool,
     /// What was done about the host before the first pin.
     early_host: Option<HostReport>,
     /// Where this process itself runs; none: wherever it was started.
@@ -149,6 +151,7 @@ impl<'a> Attachment<'a> {
                 journal,
                 settled: BTreeMap::new(),
                 host_knobs: HostKnobs::default(),
+                lease_due: false,
                 early_host: None,
                 own_cpus: CpuSet::EMPTY,
                 drift_total: 0,
@@ -266,7 +269,8 @@ impl<'a> Attachment<'a> {
     /// [`LookError`].
     pub fn isolate(&mut self) -> Result<LookReport, LookError> {
         let is_wanted = self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
-        let had_one = self.partition.cgroup().is_some();
+        let earlier = self.partition.site();
+        let had_one = earlier.is_some();
         let leased = (self.partition.cgroup(), self.partition.slices());
         let ground = self.known.ground();
         let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
@@ -274,11 +278,15 @@ impl<'a> Attachment<'a> {
             self.partition.give_up(ground, self.journal.memory());
         }
         if claimed {
-            self.relet()?;
+            if let Err(error) = self.relet() {
+                // Without its lease it is not made: others would not know of it.
+                self.partition.disclaim(earlier);
+                return Err(error.into());
+            }
             let (plan, journal) = (&self.plan, &mut self.journal);
             self.partition.prepare(self.known.ground(), plan, journal)?;
         }
-        if (self.partition.cgroup(), self.partition.slices()) != leased {
+        if self.lease_due || (self.partition.cgroup(), self.partition.slices()) != leased {
             self.relet()?;
         }
         if claimed || had_one { self.look() } else { Ok(LookReport::default()) }
@@ -297,9 +305,12 @@ impl<'a> Attachment<'a> {
     }
 
     /// Writes the lease while nobody else does.
-    fn relet(&self) -> Result<(), StateError> {
+    fn relet(&mut self) -> Result<(), StateError> {
+        self.lease_due = true;
         let _lock = self.known.settings.state.lock_leases()?;
-        self.write_lease()
+        self.write_lease()?;
+        self.lease_due = false;
+        Ok(())
     }
 
     /// Takes down what the kernel is about to change by itself: to be called before
@@ -418,6 +429,7 @@ impl<'a> Attachment<'a> {
         let (plan, journal) = (&self.plan, &mut self.journal);
         let partition =
             self.partition.converge(self.known.ground(), plan, journal, &threads, &grips)?;
+        self.drift_total += self.partition.take_drifted();
         let own = threads.len();
         threads.extend(self.outside.now(self.known.host.sched));
         let steps = diff(&self.plan, self.known.process.pid, &threads, &self.online);

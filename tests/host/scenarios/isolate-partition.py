@@ -3,9 +3,11 @@ the end, in order or not, the host is as it was.
 """
 
 import itertools
+import json
 import os
 import signal
 import subprocess
+import tempfile
 from pathlib import Path
 
 import cpulist
@@ -33,6 +35,7 @@ def run(host):
             isolated(host, attached, vm)
             storm(host, attached, vm)
             hotplug(host, attached, vm)
+            changed(host, attached, vm)
             pair(host, attached, vm)
         assert attached.code == 0, "told to end, it ends in order"
         same(host, alone, "detached in order")
@@ -42,6 +45,8 @@ def run(host):
         once(host, vm, alone)
         own_masks(host)
         same(host, alone, "two came and went")
+        helpers_make_room(host, vm)
+        same(host, alone, "one made room for the other")
         with exclusive(100) as attached:
             isolated(host, attached, vm)
             vm.kill()
@@ -211,6 +216,20 @@ def hotplug(host, attached, vm):
     host.note(f"partition {cpulist.write(small)}, with two more vCPUs {cpulist.write(grown)}")
 
 
+def changed(host, attached, vm):
+    """Somebody takes the partition down: it is made again, counted, and said."""
+    before = drift_total()
+    (vm.cgroup / "vcpus/cpuset.cpus.partition").write_text("member")
+    wait_until(lambda: drift_total() > before, qmpin.LIMIT_S, "the change to be counted", attached.log)
+    isolated(host, attached, vm)
+    assert "somebody has changed the partition" in attached.log(), attached.log()
+
+
+def drift_total():
+    [row] = json.loads(subprocess.check_output(["qmpin", "status", "--json"], text=True))["vms"]
+    return row["drift_total"]
+
+
 def pair(host, attached, vm):
     """A second VM has its own beside it, and takes only that away when it goes."""
     with host.vm(101, cpus=2) as other:
@@ -296,6 +315,22 @@ def own_masks(host):
             when = f"attached {coming}, detached {going}"
             assert threads.allowed(pit) == "0-2", (when, threads.allowed(pit))
             same(host, alone, when)
+
+
+def helpers_make_room(host, vm):
+    """A VM gets CPUs that another's helpers had: the kernel narrows their masks, and they are known as qmpin's all the same."""
+    with host.vm(101, cpus=2) as other, tempfile.TemporaryDirectory(prefix="qmpin-") as folder:
+        other.wait_guest()
+        alone = state.capture()
+        qmpin.attach_once(host, 100, "--isolation", "exclusive")
+        taken = sorted(cpulist.parse(threads.allowed(vm.pid)))[-2:]
+        (Path(folder) / "101.toml").write_text(f'vcpus = "{taken[0]},{taken[1]}"\n')
+        qmpin.attach_once(host, 101, "--isolation", "exclusive", "--config-dir", folder)
+        left = cpulist.parse(threads.allowed(vm.pid))
+        assert left and not left & set(taken), f"{left} with {taken} taken"
+        for vmid in (100, 101):
+            print(host.run("qmpin", "detach", str(vmid)).stdout)
+        same(host, alone, "the one that made room went first")
 
 
 def orphans(host):

@@ -11,6 +11,7 @@ import positions
 import qmpin
 import state
 from refusals import CGROUPS, DETACH, PARTIAL, RUN, each, named, where_read_only
+from wait import wait_until
 
 LIMIT_S = 400
 NEEDS = ("kvm", "qmpin")
@@ -29,7 +30,7 @@ def run(host):
     with host.vm(100, cpus=2) as vm:
         vm.wait_guest()
         # The first where it can be: a kernel thread that was ever put back keeps to that by itself, whatever a partition does.
-        each(host, vm, (without_journal, read_only, full, busy, invalid, not_permitted))
+        each(host, vm, (without_journal, read_only, full, full_for_a_while, busy, invalid, not_permitted))
     state.check_same(before, state.capture())
 
 
@@ -97,6 +98,35 @@ def full(case):
         for name in ("100.journal", "100.lease", ".host.journal"):
             assert partition or re.search(rf"{RUN}/{re.escape(name)}[:\n]", said), f"{name} always had room: {said}"
         case.host.note(f"a full {RUN}{', with a partition' if partition else ''}: {pages - 1} times too small")
+
+
+def full_for_a_while(case):
+    """/run/qmpin has no room for the host's undo: no partition, until it has."""
+    case.policy(partition=True, reonline=False)
+    for pages in range(1, PAGES_MAX):
+        case.host.run("mount", "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs", RUN)
+        try:
+            done = qmpin.attach_once(case.host, 100, *case.flags, check=False)
+            case.detach()
+            if done.returncode == PARTIAL and f"{RUN}/.host.journal" in done.stderr and f"{RUN}/100." not in done.stderr:
+                until_there_is_room(case)
+                return
+        finally:
+            case.host.run("umount", RUN)
+    raise AssertionError(f"{RUN}/.host.journal always had room")
+
+
+def until_there_is_room(case):
+    parted = case.vm.cgroup / "vcpus/cpuset.cpus.partition"
+    policy = (case.folder / "qmpin.toml").read_text()
+    with qmpin.Attached(100, isolation="strict", policy=policy, check_interval_s=1) as attached:
+        assert "the VM's CPUs are not its alone" in attached.log(), attached.log()
+        assert not parted.exists()
+        case.host.run("mount", "-o", "remount,size=1M", RUN)
+        wait_until(lambda: parted.exists() and parted.read_text() == "isolated\n", qmpin.LIMIT_S, "a partition", attached.log)
+        wait_until(lambda: "after all" in attached.log(), qmpin.LIMIT_S, "that to be said", attached.log)
+    assert attached.code == 0, attached.log()
+    state.check_same(case.alone, state.capture(), [f"{RUN.lstrip('/')}/*"])
 
 
 def busy(case):
