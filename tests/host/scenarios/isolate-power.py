@@ -172,9 +172,12 @@ def ended_offline(host, alone):
             assert f"{governor(away)} cannot be put back to schedutil now" in follower.log(), follower.log()
             again = host.run("qmpin", "detach", "--all", check=False)
             assert again.returncode == 6 and "Device or resource busy" in again.stdout, again
+            status = host.run("qmpin", "status").stdout
+            assert f"{governor(away)} was schedutil before" in status, status
     assert host.read(governor(away)) == "performance"
     print(host.run("qmpin", "detach", "--all").stdout)
     state.check_same(alone, state.capture())
+    assert host.run("qmpin", "status").stdout == "no VM is attached\n"
 
 
 def changed_by_others(host, usual):
