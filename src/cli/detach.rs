@@ -10,7 +10,7 @@ use crate::leases::StateDir;
 use crate::render::{host_lines, restore_lines};
 use crate::restore::Nothing;
 use crate::sched::Kernel;
-use crate::supervise::{Host, Supervised, end_supervisor, give_back, is_forsaken, settle_host};
+use crate::supervise::{Host, Supervised, end_supervisor, give_back, lock_forsaken, settle_host};
 use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure> {
@@ -18,15 +18,25 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     let host = Host { root: &root, sched: &Kernel };
     let state = global.state(&root);
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
-    let mut vms = match &args.vm {
+    let vms = match &args.vm {
         Some(vm) => vec![vm.clone()],
         None => state.vms().map_err(Failure::from)?,
     };
-    if args.dead && state.path().exists() {
-        vms.retain(|vm| is_forsaken(&root, &state, vm, &boot_id));
-    }
+    let whom = if args.dead { Whom::Forsaken } else { Whom::Any };
     let mut answer = Answer::Done;
-    if vms.is_empty() && state.path().exists() {
+    let mut failures = Vec::new();
+    let mut is_anybody_treated = false;
+    for vm in vms {
+        // One VM's trouble is no reason to leave the others attached.
+        match detach(host, &state, &vm, &boot_id, whom) {
+            Ok(None) => continue,
+            Ok(Some(Answer::Done)) => {}
+            Ok(Some(partly)) => answer = partly,
+            Err(failure) => failures.push(failure),
+        }
+        is_anybody_treated = true;
+    }
+    if !is_anybody_treated && state.path().exists() {
         // A qmpin that was killed between its lease's end and the host's.
         let applied = settle_host(host, &state, &boot_id).map_err(Failure::from)?;
         for line in host_lines(&applied) {
@@ -34,15 +44,6 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
         }
         if applied.iter().any(HostApplied::is_left_changed) {
             answer = Answer::Partly;
-        }
-    }
-    let mut failures = Vec::new();
-    for vm in vms {
-        // One VM's trouble is no reason to leave the others attached.
-        match detach(host, &state, &vm, &boot_id) {
-            Ok(Answer::Done) => {}
-            Ok(partly) => answer = partly,
-            Err(failure) => failures.push(failure),
         }
     }
     match failures.pop() {
@@ -56,19 +57,42 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     }
 }
 
-fn detach(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Result<Answer, Failure> {
+/// Who is detached.
+#[derive(Clone, Copy)]
+enum Whom {
+    /// Whoever is asked for; its supervisor is ended.
+    Any,
+    /// Whom nobody looks after any more; nobody is ended.
+    Forsaken,
+}
+
+/// Detaches one VM; `None`: somebody looks after it, and that is not to be changed. That is asked for each
+/// just before it is treated, since the one before may take its time.
+fn detach(
+    host: Host<'_>,
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+    whom: Whom,
+) -> Result<Option<Answer>, Failure> {
     if !state.path().exists() {
         output::text(&format!("VM {vm}: nothing to put back, it is not attached\n"))?;
-        return Ok(Answer::Done);
+        return Ok(Some(Answer::Done));
     }
-    let (_lock, supervised) = end_supervisor(host, state, vm)?;
+    let (_lock, supervised) = match whom {
+        Whom::Any => end_supervisor(host, state, vm)?,
+        Whom::Forsaken => match lock_forsaken(host.root, state, vm, boot_id) {
+            Some(lock) => (lock, Supervised::WasNot),
+            None => return Ok(None),
+        },
+    };
     let report = give_back(host, state, vm, boot_id)?;
     if supervised == Supervised::Was && report.nothing == Some(Nothing::NeverAttached) {
         output::text(&format!("VM {vm}: its supervisor has put everything back and ended\n"))?;
-        return Ok(Answer::Done);
+        return Ok(Some(Answer::Done));
     }
     for line in restore_lines(vm, &report) {
         output::text(&format!("{line}\n"))?;
     }
-    Ok(if report.is_complete() { Answer::Done } else { Answer::Partly })
+    Ok(Some(if report.is_complete() { Answer::Done } else { Answer::Partly }))
 }

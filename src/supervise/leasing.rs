@@ -11,7 +11,7 @@ use crate::discover;
 use crate::error::chain;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::journal::{Header, Journal, JournalError, Memory};
-use crate::leases::{LeasesLock, StateDir};
+use crate::leases::{LeasesLock, StateDir, SupervisorLock};
 use crate::plan::Neighbour;
 use crate::restore::partition::PartitionRestore;
 use crate::restore::{RestoreError, RestoreReport, restore};
@@ -133,12 +133,18 @@ pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
     }
 }
 
-/// Whether a VM was followed, or has left something, and nobody looks after it any more. One that was
-/// attached with `--once` is left as it was meant, for as long as its QEMU lives.
+/// The lock of a VM that was followed, or has left something, and that nobody looks after any more. One that
+/// was attached with `--once` is left as it was meant, for as long as its QEMU lives. Whoever gives back what
+/// it has left holds the lock meanwhile: without it, somebody may have attached the VM since.
 #[must_use]
-pub fn is_forsaken(root: &SysRoot, state: &StateDir, vm: &VmName, boot_id: &str) -> bool {
-    let Ok(Some(_lock)) = state.lock_supervisor(vm) else { return false };
-    match state.lease(vm) {
+pub fn lock_forsaken(
+    root: &SysRoot,
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+) -> Option<SupervisorLock> {
+    let lock = state.lock_supervisor(vm).ok().flatten()?;
+    let is_forsaken = match state.lease(vm) {
         Ok(Some(lease)) => {
             lease.supervisor.is_some()
                 || lease.boot_id != boot_id
@@ -146,7 +152,8 @@ pub fn is_forsaken(root: &SysRoot, state: &StateDir, vm: &VmName, boot_id: &str)
         }
         // A journal without a lease: somebody was killed in between.
         Ok(None) | Err(_) => true,
-    }
+    };
+    is_forsaken.then_some(lock)
 }
 
 /// Restores a VM and forgets it. Nothing is forgotten that could not be put back.

@@ -37,7 +37,7 @@ pub use cookie::{CookieReport, cookies, core_scheduling_finding};
 pub use end::{Supervised, end_supervisor};
 pub use host_knobs::{HostError, HostKnobs, host_steps, settle_host};
 pub use host_report::{HostLines, HostReport, log_host};
-pub use leasing::{give_back, is_forsaken, neighbours};
+pub use leasing::{give_back, lock_forsaken, neighbours};
 pub use partition::partition_finding;
 pub use priority::{PriorityReport, priority_finding};
 pub use reonline::{ReonlineReport, reonline_finding};
