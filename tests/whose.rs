@@ -7,11 +7,12 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::Signal;
 use qmpin::ids::{Pid, VmName};
 use qmpin::leases::StateDir;
 use qmpin::sysroot::SysRoot;
-use support::qemu::wait_until;
-use support::run::{Place, finish};
+use support::qemu::{QemuOptions, wait_until};
+use support::run::{Attached, Place, Stage, finish, needs_two_cpus};
 
 /// Whether a process waits for a lock of the kernel's (`man 5 proc_locks`).
 fn waits_for_a_lock(pid: u32) -> bool {
@@ -51,4 +52,51 @@ fn detach_dead_ends_nobody_who_has_come_alive_meanwhile() {
     drop(lock);
     finish(&mut place.command(&[], place.path(), &["detach", "--dead"])).says(0, &[]);
     assert_eq!(place.left_behind(), [""; 0]);
+}
+
+/// An attach that waits for QEMU, told to stop.
+fn stopped_while_it_waits(stage: &Stage) -> Attached {
+    let (socket, away) = (stage.qemu.dir().join("100.qmp"), stage.qemu.dir().join("100.away"));
+    fs::rename(&socket, &away).unwrap();
+    let mut attached = stage.attach_unready(&["-vv"]);
+    wait_until("it waits", || attached.lines_with("not yet") > 0);
+    attached.signal(Signal::SIGINT);
+    assert_eq!(attached.wait(), Some(0), "{}", attached.err());
+    assert_eq!(attached.lines_with("told to stop before VM 100 was attached"), 1);
+    fs::rename(&away, &socket).unwrap();
+    attached
+}
+
+#[test]
+fn an_attach_that_waits_and_is_told_to_stop_leaves_what_was_attached_once() {
+    needs_two_cpus!("an_attach_that_waits_and_is_told_to_stop_leaves_what_was_attached_once");
+    let stage = Stage::new(&QemuOptions::default());
+    let before = stage.masks();
+    stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
+    let (pinned, files) = (stage.masks(), stage.place.left_behind());
+    assert_ne!(pinned, before);
+    stopped_while_it_waits(&stage);
+    assert_eq!((stage.masks(), stage.place.left_behind()), (pinned, files));
+    stage.run(&["detach", "100"]).says(0, &["put back"]);
+    stage.assert_untouched(&before);
+}
+
+#[test]
+fn an_attach_that_waits_and_is_told_to_stop_ends_nobody_else_s() {
+    needs_two_cpus!("an_attach_that_waits_and_is_told_to_stop_ends_nobody_else_s");
+    let stage = Stage::new(&QemuOptions::default());
+    let before = stage.masks();
+    let attached = stage.attach(&[]);
+    let pinned = stage.masks();
+    stopped_while_it_waits(&stage);
+    assert_eq!(stage.masks(), pinned);
+    // It is followed as before.
+    let by = format!("process {} follows it", attached.pid());
+    stage.run(&["attach", "100"]).says(1, &[&by]);
+    // What a killed one has left is nobody's, and is put back.
+    attached.kill();
+    assert_eq!(stage.masks(), pinned);
+    let stopped = stopped_while_it_waits(&stage);
+    assert_eq!(stopped.lines_with("threads put back"), 1, "{}", stopped.err());
+    stage.assert_untouched(&before);
 }

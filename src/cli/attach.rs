@@ -59,8 +59,9 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     }
     let vm = settings.vm.clone();
     let ended = block_on(follow(host, settings))??;
-    for line in restore_lines(&vm, &ended.restored) {
+    let Some(restored) = ended.restored else { return Ok(Answer::Done) };
+    for line in restore_lines(&vm, &restored) {
         tracing::info!("{line}");
     }
-    Ok(if ended.restored.is_complete() { Answer::Done } else { Answer::Partly })
+    Ok(if restored.is_complete() { Answer::Done } else { Answer::Partly })
 }

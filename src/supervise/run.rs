@@ -7,9 +7,8 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
 use super::attachment::Attachment;
-use super::end::end_supervisor;
 use super::host_report::{HostLines, HostReport, log_host};
-use super::leasing::give_back;
+use super::leasing::{give_back, lock_forsaken};
 use super::line::{Done, Line, Said};
 use super::narrate::{log_learnt, log_look, log_plan, log_priority, log_shortfalls};
 use super::notify;
@@ -39,8 +38,8 @@ const LOOK_GAP: Duration = Duration::from_millis(20);
 /// How it ended.
 #[derive(Debug)]
 pub struct Ended {
-    /// What was put back.
-    pub restored: RestoreReport,
+    /// What was put back; none where nothing was ours.
+    pub restored: Option<RestoreReport>,
 }
 
 /// Attaches, and leaves all as it is then.
@@ -92,12 +91,16 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
     let started = tokio::select! {
         biased;
         started = start(host, &settings) => started?,
-        // It waits for QEMU alone: nothing is written yet, but perhaps by an earlier qmpin.
+        // It waits for QEMU alone: nothing is written yet, but perhaps by an earlier qmpin that was killed.
+        // What somebody else has attached, and follows or has left so, is not ours to give back.
         _ = stop.next() => {
             tracing::info!("told to stop before VM {vm} was attached");
-            let (_lock, _) = end_supervisor(host, &state, &vm)?;
             let boot_id = boot_id(host.root).map_err(StartError::BootId)?;
-            return Ok(Ended { restored: give_back(host, &state, &vm, &boot_id)? });
+            let restored = match lock_forsaken(host.root, &state, &vm, &boot_id) {
+                Some(_lock) => Some(give_back(host, &state, &vm, &boot_id)?),
+                None => None,
+            };
+            return Ok(Ended { restored });
         }
     };
     let (attachment, channel, first) = started;
@@ -396,7 +399,7 @@ impl Runner<'_> {
         }
         // A job under way is dropped with its connection; the masks do not need QEMU.
         let restored = self.attachment.finish()?;
-        Ok(Ended { restored })
+        Ok(Ended { restored: Some(restored) })
     }
 
     /// Tells systemd and `qmpin status` how it stands, where that has changed.
