@@ -11,8 +11,9 @@ use nix::sys::signal::Signal;
 use qmpin::ids::{Pid, VmName};
 use qmpin::leases::StateDir;
 use qmpin::sysroot::SysRoot;
-use support::qemu::{QemuOptions, wait_until};
-use support::run::{Attached, Place, Stage, finish, needs_two_cpus};
+use serde_json::json;
+use support::qemu::{Qemu, QemuOptions, wait_until};
+use support::run::{Attached, Place, Stage, finish, masks, needs_two_cpus};
 
 /// Whether a process waits for a lock of the kernel's (`man 5 proc_locks`).
 fn waits_for_a_lock(pid: u32) -> bool {
@@ -99,4 +100,62 @@ fn an_attach_that_waits_and_is_told_to_stop_ends_nobody_else_s() {
     let stopped = stopped_while_it_waits(&stage);
     assert_eq!(stopped.lines_with("threads put back"), 1, "{}", stopped.err());
     stage.assert_untouched(&before);
+}
+
+#[test]
+fn a_name_of_a_qemu_that_lives_is_not_another_s() {
+    needs_two_cpus!("a_name_of_a_qemu_that_lives_is_not_another_s");
+    let (first, second) =
+        (Stage::new(&QemuOptions::default()), Qemu::start(&QemuOptions::default()));
+    let (before, of_second) = (first.masks(), masks(second.pid()));
+    let [a, b] = [&first.qemu, &second].map(|qemu| qemu.paths().shared.display().to_string());
+    first.run(&["attach", "web", "--qmp", &a, "--once"]).says(0, &["0 refused"]);
+    let pinned = (first.masks(), first.place.left_behind());
+    let who = format!("another process: {}, which still runs", first.qemu.pid());
+    for more in [&["--once"][..], &[]] {
+        let words = [&["attach", "web", "--qmp", &b][..], more].concat();
+        first.run(&words).says(1, &[&who, "hint: `qmpin detach web`"]);
+        assert_eq!((first.masks(), first.place.left_behind()), pinned);
+        assert_eq!(masks(second.pid()), of_second);
+    }
+    first.run(&["detach", "web"]).says(0, &["threads put back"]);
+    first.assert_untouched(&before);
+    first.run(&["attach", "web", "--qmp", &b, "--once"]).says(0, &["0 refused"]);
+    // Once its QEMU is gone, the name is free.
+    second.kill();
+    first.run(&["attach", "web", "--qmp", &a, "--once"]).says(0, &["0 refused"]);
+    first.run(&["detach", "web"]).says(0, &["threads put back"]);
+    first.assert_untouched(&before);
+}
+
+#[test]
+fn what_a_dead_qemu_has_left_is_not_forgotten_before_it_is_put_back() {
+    needs_two_cpus!("what_a_dead_qemu_has_left_is_not_forgotten_before_it_is_put_back");
+    let old = Stage::new(&QemuOptions::default());
+    old.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
+    // A partition in a unit that nobody has, with a drop-in that cannot be removed: a folder with something in it.
+    let drop_in = old.place.path().join("drop-in");
+    fs::create_dir_all(drop_in.join("something")).unwrap();
+    let partition = json!({"partition": {
+        "unit": "qmpin-test-of-nobody.scope",
+        "cgroup": "qmpin-test-of-nobody.slice/qmpin-test-of-nobody.scope",
+        "drop_in": drop_in.strip_prefix("/").unwrap(),
+        "allowed_set": null,
+        "had_controller": false,
+        "cpus": "1",
+    }});
+    let journal = old.place.state().join("100.journal");
+    let text = format!("{}{partition}\n", fs::read_to_string(&journal).unwrap());
+    fs::write(&journal, &text).unwrap();
+    old.qemu.kill();
+    let mut stage = Stage::new(&QemuOptions::default());
+    stage.place = old.place;
+    let before = stage.masks();
+    let refused =
+        &["what VM 100 had the last time could not be put back", "hint: nothing was forgotten"];
+    stage.run(&["attach", "100", "--once"]).says(1, refused);
+    assert_eq!(fs::read_to_string(&journal).unwrap(), text);
+    assert_eq!(stage.masks(), before);
+    stage.run(&["detach", "100"]).says(6, &["drop-in"]);
+    assert_eq!(fs::read_to_string(&journal).unwrap(), text);
 }

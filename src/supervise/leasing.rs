@@ -18,8 +18,8 @@ use crate::restore::{RestoreError, RestoreReport, restore};
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
-/// The journal of an earlier qmpin for this very process, to go on with. One of another process or
-/// boot is of no use to anybody.
+/// The journal of an earlier qmpin for this very process, to go on with. One of another boot, or of a process
+/// that is gone, is of no use to anybody once what is not the process's own is taken back.
 pub(super) fn resume(
     host: Host<'_>,
     settings: &Settings,
@@ -41,11 +41,20 @@ pub(super) fn resume(
         return Ok(Some(journal));
     }
     if header.boot_id == boot_id {
-        // That QEMU is gone, and what it had above its unit is not.
         let (state, vm) = (&settings.state, &settings.vm);
+        let lives = discover::lives(host.root, header.process);
+        if !matches!(lives, Ok(false)) {
+            let (vm, pid) = (vm.clone(), header.process.pid);
+            return Err(StartError::NameTaken { vm, pid, source: lives.err() });
+        }
+        // That QEMU is gone, and what it had above its unit is not.
         let ground = Ground { host, state, vm, boot_id, process: header.process };
-        for refused in partition::take_back(ground, journal.memory()).refused {
-            tracing::warn!("of the QEMU before: {refused}");
+        let mut refused = partition::take_back(ground, journal.memory()).refused;
+        if let Some(last) = refused.pop() {
+            for refused in refused {
+                tracing::warn!("of the QEMU before: {refused}");
+            }
+            return Err(StartError::LeftOver { vm: vm.clone(), refused: last });
         }
     }
     drop(journal);

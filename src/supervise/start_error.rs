@@ -3,6 +3,7 @@
 use super::host_knobs::HostError;
 use super::reports::LookError;
 use super::settings::Settings;
+use crate::apply::partition::Refused;
 use crate::discover::{DiscoverError, ProcessError, VmError};
 use crate::error::{Failure, Kind};
 use crate::ids::{Pid, VmName};
@@ -31,6 +32,25 @@ pub enum StartError {
         vm: VmName,
         /// By which process, where that is known.
         pid: Option<Pid>,
+    },
+    /// The name is that of another QEMU, which has not ended as far as is known.
+    #[error("VM {vm} is attached as another process: {pid}, which {}", still_runs(source.as_ref()))]
+    NameTaken {
+        /// Which VM.
+        vm: VmName,
+        /// The process that was attached under this name.
+        pid: Pid,
+        /// Why it could not be learnt whether it lives.
+        #[source]
+        source: Option<ReadError>,
+    },
+    /// What a QEMU of this name that is gone has left could not be put back, and is not to be forgotten.
+    #[error("what VM {vm} had the last time could not be put back: {refused}")]
+    LeftOver {
+        /// Which VM.
+        vm: VmName,
+        /// What was refused.
+        refused: Refused,
     },
     /// The VM could not be looked at.
     #[error(transparent)]
@@ -89,6 +109,10 @@ fn used_by(pid: Option<Pid>) -> String {
     pid.map_or(" by another qmpin".to_owned(), |pid| {
         format!(" by process {pid}, which was told to end,")
     })
+}
+
+fn still_runs(unknown: Option<&ReadError>) -> &'static str {
+    if unknown.is_some() { "perhaps still runs" } else { "still runs" }
 }
 
 impl StartError {
@@ -221,6 +245,17 @@ impl From<StartError> for Failure {
             }
             StartError::NotEnded { .. } => {
                 let hint = "its journal stays: try again when it has ended";
+                Failure::from_error(Kind::No, error).hint(hint)
+            }
+            StartError::NameTaken { ref vm, .. } => {
+                let hint = format!(
+                    "`qmpin detach {vm}` puts everything of that process back; or attach this one under \
+                     another name"
+                );
+                Failure::from_error(Kind::No, error).hint(hint)
+            }
+            StartError::LeftOver { ref vm, .. } => {
+                let hint = format!("nothing was forgotten: `qmpin detach {vm}` tries again");
                 Failure::from_error(Kind::No, error).hint(hint)
             }
             StartError::Vm(error) => error.into(),
