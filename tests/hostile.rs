@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use qmpin::ids::{Pid, Tid};
 use support::fake_qemu::FakeQemu;
 use support::qemu::{PATIENCE, QemuOptions, wait_until};
-use support::run::{Attached, Done, POLICY, Place, Stage, finish, masks, needs_two_cpus};
+use support::run::{Attached, Done, POLICY, Place, Stage, finish, masks, needs_two_cpus, taskset};
 use support::skipped;
 
 /// The masks of all threads of the machine, but for those of VMs, which others may be pinning.
@@ -198,6 +198,23 @@ fn a_flood_of_events_drowns_nobody() {
     assert!(before.iter().all(|(tid, mask)| after.get(tid) == Some(mask)), "{after:?}");
     // Nothing is kept of a flood: memory stays where it was.
     assert!(attached.err().len() < 10_000, "{}", attached.err());
+}
+
+#[test]
+fn noise_without_end_keeps_nobody_from_looking() {
+    needs_two_cpus!("noise_without_end_keeps_nobody_from_looking");
+    let (fake, place) = (FakeQemu::start("own: noise"), place());
+    place.config("qmpin.toml", format!("check_interval_s = 1\n{POLICY}"));
+    let mut attached = attach(&fake, &place);
+    attached.wait_told("asked over its own socket");
+    for _ in 0..2 {
+        attached.told.clear();
+        let (tid, home) = masks(fake.pid()).pop_last().unwrap();
+        taskset(tid, if home == "0" { &[1] } else { &[0] });
+        wait_until("it is moved back", || masks(fake.pid()).get(&tid) == Some(&home));
+        attached.wait_told("WATCHDOG=1");
+    }
+    attached.end();
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout_at};
 
 use super::connect::connect;
@@ -22,6 +23,9 @@ use super::wire::{
 };
 use super::{Limits, Tolerated};
 use crate::ids::Pid;
+
+/// Lines of no meaning that are passed over in one go; then others have their turn.
+const LINES_AT_A_TIME: u32 = 64;
 
 /// A session with a QMP monitor. Dropping it closes the connection.
 ///
@@ -196,12 +200,16 @@ impl Session {
         self.must_be_open()?;
         self.awaited = Awaited::Event;
         loop {
-            let next = self.next_line().await;
-            match self.settled(next)? {
-                Line::Event(event) => return Ok(event),
-                Line::Greeting(_) | Line::Unknown => self.tolerated.unknown_lines += 1,
-                Line::Answer { .. } => self.tolerated.stray_replies += 1,
+            for _ in 0..LINES_AT_A_TIME {
+                let next = self.next_line().await;
+                match self.settled(next)? {
+                    Line::Event(event) => return Ok(event),
+                    Line::Greeting(_) | Line::Unknown => self.tolerated.unknown_lines += 1,
+                    Line::Answer { .. } => self.tolerated.stray_replies += 1,
+                }
             }
+            // A peer that writes faster than it is read would never let go of the thread.
+            yield_now().await;
         }
     }
 

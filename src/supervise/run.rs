@@ -28,7 +28,7 @@ use crate::plan::Plan;
 use crate::policy::ChannelChoice;
 use crate::qmp::{Happening, QmpError, Roles, Upgrade};
 use crate::restore::RestoreReport;
-use crate::watch::{Births, LeaseChanges};
+use crate::watch::{Births, LeaseChanges, SlowTimer};
 
 /// A look waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
@@ -180,16 +180,29 @@ impl Runner<'_> {
 
     /// Waits for something to happen. `None`: nothing that concerns the state.
     async fn next_event(&mut self, watch: &mut Watch) -> Option<Event> {
-        let Watch { exit, births, leases, stop, slow_timer } = watch;
-        let said = tokio::select! {
+        let Watch { exit, stop, births, leases, slow_timer } = watch;
+        tokio::select! {
             biased;
             ended = exit.wait() => {
                 if let Err(error) = ended {
                     tracing::warn!("the end of QEMU can no longer be watched: {error}");
                 }
-                return Some(Event::QemuEnded);
+                Some(Event::QemuEnded)
             }
-            _ = stop.next() => return Some(Event::Stop),
+            _ = stop.next() => Some(Event::Stop),
+            event = self.next_hint(births, leases, slow_timer) => event,
+        }
+    }
+
+    /// The same, of what may happen all the time. Nobody is asked first: a QEMU that never stops talking, or
+    /// bearing threads, is not to keep the others from their turn.
+    async fn next_hint(
+        &mut self,
+        births: &mut Option<Births>,
+        leases: &mut Option<LeaseChanges>,
+        slow_timer: &mut SlowTimer,
+    ) -> Option<Event> {
+        let said = tokio::select! {
             said = self.line.said() => said,
             birth = next_of(births, Births::next) => {
                 if let Err(error) = birth {

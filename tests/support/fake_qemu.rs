@@ -205,6 +205,10 @@ fn visit(mut stream: UnixStream, fake: &Fake, number: usize) -> std::io::Result<
             _ => json!({"error": {"class": "CommandNotFound", "desc": name}, "id": id}),
         };
         stream.write_all(format!("{reply}\r\n").as_bytes())?;
+        if name == "query-iothreads" && fake.lie == "own: noise" {
+            // In large pieces: it is there before it is wanted.
+            return endless(&mut stream, b"", "{\"x\": 1}\r\n".repeat(10_000).as_bytes());
+        }
         if name == "query-iothreads" && fake.lie == "own: a flood" {
             let event = json!({"event": "NEW_THING", "data": {"x": "y"},
                 "timestamp": {"seconds": 1, "microseconds": 1}});
