@@ -18,48 +18,72 @@ use crate::restore::{RestoreError, RestoreReport, restore};
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
-/// The journal of an earlier qmpin for this very process, to go on with. One of another boot, or of a process
-/// that is gone, is of no use to anybody once what is not the process's own is taken back.
-pub(super) fn resume(
+/// What an earlier qmpin has left under this name.
+pub(super) enum Earlier {
+    /// Nothing that is of use to anybody.
+    None,
+    /// A journal of this very process, to go on with.
+    Same(Journal),
+    /// One of a process that is gone: what is not the process's own is to be taken back with
+    /// [`take_over_from_dead`].
+    Dead(ProcessKey, Journal),
+}
+
+/// Reads what there is. It waits for nobody: QEMU's socket may be ours meanwhile.
+pub(super) fn earlier(
     host: Host<'_>,
     settings: &Settings,
     boot_id: &str,
     process: ProcessKey,
-) -> Result<Option<Journal>, StartError> {
+) -> Result<Earlier, StartError> {
     let path = settings.state.journal_path(&settings.vm);
     if !path.exists() {
-        return Ok(None);
+        return Ok(Earlier::None);
     }
     let (journal, header) = match Journal::resume(&path) {
         Err(JournalError::NeverBegun { .. }) => {
             settings.state.forget(&settings.vm)?;
-            return Ok(None);
+            return Ok(Earlier::None);
         }
         resumed => resumed?,
     };
-    if header.boot_id == boot_id && header.process == process {
-        return Ok(Some(journal));
+    if header.boot_id != boot_id {
+        drop(journal);
+        settings.state.forget(&settings.vm)?;
+        return Ok(Earlier::None);
     }
-    if header.boot_id == boot_id {
-        let (state, vm) = (&settings.state, &settings.vm);
-        let lives = discover::lives(host.root, header.process);
-        if !matches!(lives, Ok(false)) {
-            let (vm, pid) = (vm.clone(), header.process.pid);
-            return Err(StartError::NameTaken { vm, pid, source: lives.err() });
+    if header.process == process {
+        return Ok(Earlier::Same(journal));
+    }
+    match discover::lives(host.root, header.process) {
+        Ok(false) => Ok(Earlier::Dead(header.process, journal)),
+        lives => {
+            let (vm, pid) = (settings.vm.clone(), header.process.pid);
+            Err(StartError::NameTaken { vm, pid, source: lives.err() })
         }
-        // That QEMU is gone, and what it had above its unit is not.
-        let ground = Ground { host, state, vm, boot_id, process: header.process };
-        let mut refused = partition::take_back(ground, journal.memory()).refused;
-        if let Some(last) = refused.pop() {
-            for refused in refused {
-                tracing::warn!("of the QEMU before: {refused}");
-            }
-            return Err(StartError::LeftOver { vm: vm.clone(), refused: last });
+    }
+}
+
+/// Takes back what a QEMU that is gone had above its unit, and forgets it once that is done. It may wait for
+/// systemd.
+pub(super) fn take_over_from_dead(
+    host: Host<'_>,
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+    journal: Journal,
+) -> Result<(), StartError> {
+    let (state, vm) = (&settings.state, &settings.vm);
+    let ground = Ground { host, state, vm, boot_id, process };
+    let mut refused = partition::take_back(ground, journal.memory()).refused;
+    if let Some(last) = refused.pop() {
+        for refused in refused {
+            tracing::warn!("of the QEMU before: {refused}");
         }
+        return Err(StartError::LeftOver { vm: vm.clone(), refused: last });
     }
     drop(journal);
-    settings.state.forget(&settings.vm)?;
-    Ok(None)
+    Ok(settings.state.forget(&settings.vm)?)
 }
 
 pub(super) fn new_journal(

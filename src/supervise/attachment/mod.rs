@@ -17,7 +17,9 @@ use super::aside::step_aside;
 use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
-use super::leasing::{Going, held, let_go, new_journal, resume, sweep};
+use super::leasing::{
+    Earlier, Going, earlier, held, let_go, new_journal, sweep, take_over_from_dead,
+};
 use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
 use super::reonline::{ReonlineReport, bring_back, reonline};
@@ -115,18 +117,27 @@ impl<'a> Attachment<'a> {
             if let Some(process) = this_process(host.root) {
                 lock.sign(process);
             }
-            let resumed = resume(host, &settings, &boot_id, process)?;
+            let earlier = earlier(host, &settings, &boot_id, process)?;
             let held = held(&settings, &boot_id, process);
             // Before the topology is read: the VM may have had these CPUs.
             if let Err(error) = bring_back(host, &settings.state, &boot_id) {
                 tracing::warn!("CPUs that were left offline: {}", chain(&error));
             }
-            Ok((boot_id, lock, resumed, held, read_topology(host.root)?))
+            Ok((boot_id, lock, earlier, held, read_topology(host.root)?))
         };
-        let (view, (boot_id, lock, resumed, held, topology)) =
+        let (view, (boot_id, lock, earlier, held, topology)) =
             read_vm(host.root, host.sched, target, meanwhile).await?;
         let VmView { process, channel, roles, identified, scan } = view;
         let guest = discover::guest(&roles);
+        let resumed = match earlier {
+            Earlier::None => None,
+            Earlier::Same(journal) => Some(journal),
+            // Only now, when QEMU's socket is free for others again.
+            Earlier::Dead(process, journal) => {
+                take_over_from_dead(host, &settings, &boot_id, process, journal)?;
+                None
+            }
+        };
         let (mut attachment, is_new) = {
             let leases = settings.state.lock_leases()?;
             sweep(host, &settings, &boot_id);
