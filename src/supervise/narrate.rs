@@ -98,13 +98,17 @@ pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadK
     }
 }
 
-/// What the kernel would not do, in sentences.
-pub(super) fn refusals(report: &LookReport) -> Vec<String> {
+/// What the kernel would not do at this look, in sentences: it is tried again at the next.
+pub(super) fn refusals(report: &LookReport) -> BTreeSet<String> {
     let threads = report.applied.iter().filter_map(thread_refusal);
     let priorities = report.priority.applied.iter().filter_map(priority_refusal);
+    let partition = report.partition.iter().map(ToString::to_string);
+    threads.chain(partition).chain(priorities).collect()
+}
+
+/// What the kernel would not do and is not asked for again, in sentences.
+pub(super) fn refusals_for_good(report: &LookReport) -> Vec<String> {
     let ReonlineReport { left_out, failed } = &report.reonline;
     let reonline = left_out.iter().chain(failed).cloned();
-    let partition = report.partition.iter().map(ToString::to_string);
-    let threads = threads.chain(partition);
-    threads.chain(priorities).chain(report.cookie.refused.clone()).chain(reonline).collect()
+    report.cookie.refused.iter().cloned().chain(reonline).collect()
 }

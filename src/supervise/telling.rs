@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 
 use super::host_report::{HostLines, HostReport, log_host};
-use super::narrate::{log_look, log_priority, refusals};
+use super::narrate::{log_look, log_priority, refusals, refusals_for_good};
 use super::notify;
 use super::reports::LookReport;
 use super::start_error::StartError;
@@ -37,10 +37,14 @@ pub(super) struct Telling {
     host_failed: Option<String>,
     /// Why others are not kept off the VM's CPUs, if that has yet to be.
     not_isolated: Option<String>,
-    /// What the kernel would not do.
+    /// What the kernel would not do, and is not asked for again.
     refused: BTreeSet<String>,
-    /// What `status` was told last: channel, drift, how many refusals, and whether it was isolated.
-    standing: Option<(ChannelKind, u64, usize, bool)>,
+    /// What it would not do at the last look.
+    refused_now: BTreeSet<String>,
+    /// What `status` was told last of channel and drift.
+    standing: Option<(ChannelKind, u64)>,
+    /// What it was told of the rest is no longer so.
+    is_stale: bool,
     /// What systemd was told last.
     status: String,
     /// Threads about which a line was logged.
@@ -60,7 +64,10 @@ impl Telling {
         }
         log_look(report, &mut self.lines);
         log_priority(&report.priority, &mut self.priority_lines);
-        self.refuse(refusals(report));
+        self.refuse(refusals_for_good(report));
+        let refused: BTreeSet<String> = refusals(report).into_iter().take(REFUSED_MAX).collect();
+        self.is_stale |= refused != self.refused_now;
+        self.refused_now = refused;
     }
 
     /// What holds although the policy files say otherwise, or nothing that can be understood.
@@ -90,6 +97,7 @@ impl Telling {
             }
             _ => {}
         }
+        self.is_stale |= self.not_isolated != error;
         self.not_isolated = error;
     }
 
@@ -114,7 +122,7 @@ impl Telling {
     fn refuse(&mut self, sentences: Vec<String>) {
         for sentence in sentences {
             if self.refused.len() < REFUSED_MAX {
-                self.refused.insert(sentence);
+                self.is_stale |= self.refused.insert(sentence);
             }
         }
     }
@@ -138,20 +146,49 @@ impl Telling {
             notify::status(&status);
             self.status = status;
         }
-        let standing = (channel, drift_total, self.refused.len(), self.not_isolated.is_none());
-        if self.standing == Some(standing) {
+        let standing = (channel, drift_total);
+        if self.standing == Some(standing) && !self.is_stale {
             return;
         }
         let schema = STANDING_SCHEMA.to_owned();
         let not_isolated = self.not_isolated.iter();
         let not_isolated =
             not_isolated.map(|why| format!("the VM's CPUs are not its alone: {why}"));
-        let refused = self.refused.iter().cloned().chain(not_isolated).collect();
+        let refused = self.refused.union(&self.refused_now).cloned().chain(not_isolated).collect();
         let told = Standing { schema, channel, drift_total, refused };
         match write_standing(state, vm, &told) {
-            Ok(()) => self.standing = Some(standing),
+            Ok(()) => {
+                self.standing = Some(standing);
+                self.is_stale = false;
+            }
             // The next time it may be written: a full /run is what there is to tell.
             Err(error) => tracing::debug!("`qmpin status` does not know it yet: {error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::apply::partition::Refused;
+    use crate::standing::read_standing;
+
+    #[test]
+    fn what_was_refused_once_and_is_no_longer_is_not_told_any_more() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (state, vm) = (StateDir::at(dir.path()), "100".parse().expect("a name"));
+        let mut telling = Telling::default();
+        let told = |telling: &mut Telling| {
+            telling.tell(String::new(), &state, &vm, ChannelKind::Lease, 0);
+            read_standing(&state, &vm).expect("told").refused
+        };
+        let partition = vec![Refused::new("qemu.slice", "a partition", "busy")];
+        telling.look(&LookReport { partition, ..LookReport::default() });
+        assert_eq!(told(&mut telling).len(), 1);
+        telling.isolated(Some("no room".to_owned()));
+        assert_eq!(told(&mut telling).len(), 2);
+        telling.isolated(None);
+        telling.look(&LookReport::default());
+        assert_eq!(told(&mut telling), [""; 0]);
     }
 }
