@@ -165,6 +165,8 @@ pub struct HostView {
     pub unreadable: BTreeMap<Place, String>,
     /// Where interrupts that are yet to come will go; then those that there are.
     pub irqs: Vec<Place>,
+    /// The CPUs of their devices' NUMA nodes, where that is not all.
+    pub irq_nodes: BTreeMap<Place, CpuSet>,
     /// Those among them that are of a VM's own devices.
     pub vfio: BTreeMap<Place, VfioIrq>,
     /// Every irqbalance that runs.

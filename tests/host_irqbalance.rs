@@ -308,6 +308,9 @@ fn an_interrupt_that_irqbalance_has_placed_off_the_vms_stays_there() {
     world.reconcile_with(&mut knobs);
     assert_eq!(world.read("proc/irq/0/smp_affinity_list"), "0-3,6-7");
     world.write("proc/irq/25/smp_affinity_list", "1\n");
+    // Born so, or put there: it is irqbalance's either way.
+    world.write("proc/irq/60/smp_affinity_list", "0-3,6-7\n");
+    world.reconcile_with(&mut knobs);
     world.forget("100");
     let scanning = std::thread::spawn(move || {
         while irqbalance.heard().len() < 2 {
@@ -320,5 +323,6 @@ fn an_interrupt_that_irqbalance_has_placed_off_the_vms_stays_there() {
     let named = applied.iter().filter(|one| format!("{:?}", one.step).starts_with("LeaveAlone"));
     assert_eq!(named.count(), 0, "it is irqbalance's to place: {applied:?}");
     assert_eq!(world.read("proc/irq/25/smp_affinity_list"), "1");
+    assert_eq!(world.read("proc/irq/60/smp_affinity_list"), "0-3,6-7");
     assert_eq!(world.journal(), None);
 }

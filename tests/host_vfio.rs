@@ -126,3 +126,26 @@ fn an_interrupt_that_the_guest_turns_on_later_is_moved_and_let_out_in_the_end() 
     }
     assert_eq!(world.journal(), None);
 }
+
+/// Where its policy leaves it, it is what it would be without qmpin, also after the guest has turned it on anew.
+#[test]
+fn an_interrupt_that_is_left_is_left_as_it_would_have_been_born() {
+    let world = World::new();
+    pass_through(&world, &[(40, "0-7")]);
+    world.lease_with("100", "4-5", Level::Exclusive.knobs(), |lease| {
+        lease.vfio_irqs = VfioIrqs::Leave;
+    });
+    world.reconcile();
+    turn_off(&world, 40);
+    turn_on(&world, 40, "0-3,6-7");
+    turn_on(&world, 41, "6");
+    world.reconcile();
+    let found = [40, 41].map(|irq| world.read(&format!("proc/irq/{irq}/smp_affinity_list")));
+    assert_eq!(found, ["0-7", "6"]);
+    world.reconcile();
+    world.forget("100");
+    world.reconcile();
+    let found = [40, 41].map(|irq| world.read(&format!("proc/irq/{irq}/smp_affinity_list")));
+    assert_eq!(found, ["0-7", "6"]);
+    assert_eq!(world.journal(), None);
+}

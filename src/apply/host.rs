@@ -107,7 +107,27 @@ pub fn apply_host(
     limits.clean_up();
     applied
         .extend(others.into_iter().map(|step| carry_out(step, root, sched, online, &mut limits)));
-    let settled = applied.iter().filter(|applied| is_settled(applied));
+    for HostApplied { step, outcome } in &mut applied {
+        // Nobody can have written it: the number is another's by now, or the kernel has chosen by itself what
+        // new ones get.
+        if let (HostStep::PutBack { place, .. }, HostOutcome::Refused { error }) =
+            (&*step, &*outcome)
+            && is_kept_irq(place, error)
+            && journal.memory().was_changed(place)
+        {
+            *outcome = HostOutcome::Gone;
+        }
+    }
+    let new_irqs = Place::of_new_irqs();
+    let is_fence_up = journal.memory().has_new_irqs()
+        && !applied.iter().any(|one| *one.step.place() == new_irqs && is_settled(one));
+    // One that is as before may look like a new one, so the next look decides whether to forget it.
+    let stays = |one: &HostApplied| {
+        is_fence_up
+            && one.step.place().irq().is_some()
+            && matches!((&one.step, &one.outcome), (HostStep::PutBack { .. }, HostOutcome::Done))
+    };
+    let settled = applied.iter().filter(|applied| is_settled(applied) && !stays(applied));
     let settled = settled.map(|applied| HostRecord::Settled(applied.step.place().clone()));
     let refused = applied.iter().filter_map(|applied| match (&applied.step, &applied.outcome) {
         (
@@ -205,6 +225,16 @@ fn write(
 /// pool's a moment later (`kernel/workqueue.c: create_worker`).
 fn is_bound(root: &SysRoot, place: &Place) -> bool {
     matches!(place, Place::Thread(key) if kernel_threads::is_bound_kernel_thread(root, *key).is_ok_and(|is| is))
+}
+
+/// Whether it is an interrupt whose CPUs the kernel manages: they answer so, since Linux 6.10 with the second
+/// (`kernel/irq/proc.c: write_irq_affinity`); with the third whoever may not write files that nobody may write
+/// (`register_irq_proc`, since Linux 6.12), as a unit without `CAP_DAC_OVERRIDE`. Before that nothing but the answer
+/// tells them.
+#[must_use]
+pub fn is_kept_irq(place: &Place, error: &io::Error) -> bool {
+    use nix::libc::{EACCES, EIO, EPERM};
+    place.irq().is_some() && matches!(error.raw_os_error(), Some(EIO | EPERM | EACCES))
 }
 
 fn is_gone(error: &io::Error) -> bool {

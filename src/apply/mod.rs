@@ -19,7 +19,7 @@ pub(crate) mod slices;
 use std::io;
 
 pub use cookie::{clear_cookie, make_cookie};
-pub use host::{HostApplied, HostOutcome, apply_host};
+pub use host::{HostApplied, HostOutcome, apply_host, is_kept_irq};
 pub use priority::{PriorityApplied, PriorityOutcome, apply_priorities};
 pub use reonline::{CycleReport, Cycled, cycle};
 

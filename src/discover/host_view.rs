@@ -6,7 +6,7 @@ use std::io;
 use super::DiscoverError;
 use super::cgroup;
 use super::host::online_cpus;
-use super::interrupts::irq_places;
+use super::interrupts::{irq_nodes, irq_places};
 use super::kernel_threads;
 use super::vfio::vfio_irqs;
 use super::{stat, tasks};
@@ -40,7 +40,8 @@ pub fn read_host_view(
         sched,
         view: HostView { online: online_cpus(root)?, ..HostView::default() },
     };
-    if wants.has(Knob::Irqs) {
+    // After the last VM they are looked at once more, too.
+    if wants.has(Knob::Irqs) || memory.has_new_irqs() {
         reader.irqs(wants);
     }
     // After the last VM they are looked at once more: one may have been born behind the fence.
@@ -142,6 +143,7 @@ impl Reader<'_> {
             let place = self.take(place);
             self.view.irqs.extend(place);
         }
+        self.view.irq_nodes = irq_nodes(self.root, &self.view.irqs);
         for vm in wants.vfio().keys() {
             self.view.vfio.extend(vfio_irqs(self.root, *vm));
         }

@@ -32,6 +32,28 @@ pub fn irq_places(root: &SysRoot) -> Vec<Place> {
     std::iter::once(Place::of_new_irqs()).chain(numbers.into_iter().map(Place::of_irq)).collect()
 }
 
+/// The CPUs of the NUMA nodes of interrupts' devices; none where the host has one node only.
+#[must_use]
+pub(super) fn irq_nodes(root: &SysRoot, irqs: &[Place]) -> BTreeMap<Place, CpuSet> {
+    const NODES: &str = "sys/devices/system/node";
+    let names = root.folder(NODES).and_then(|folder| folder.names()).unwrap_or_default();
+    let node = |name: String| {
+        let number: i32 = name.strip_prefix("node")?.parse().ok()?;
+        let cpus = root.read(&format!("{NODES}/{name}/cpulist")).ok()?;
+        Some((number, CpuSet::parse_cpulist(&cpus).ok()?))
+    };
+    let nodes: BTreeMap<i32, CpuSet> = names.into_iter().filter_map(node).collect();
+    if nodes.len() < 2 {
+        return BTreeMap::new();
+    }
+    let of_irq = |place: &Place| {
+        // A device without a node has the number -1.
+        let node = root.read(&format!("proc/irq/{}/node", place.irq()?)).ok()?;
+        Some((place.clone(), *nodes.get(&node.trim().parse().ok()?)?))
+    };
+    irqs.iter().filter_map(of_irq).collect()
+}
+
 /// Interrupts that the kernel itself keeps where they are, those first that have fired most; queues that never
 /// have are told together:
 /// `4 stay where the kernel keeps them, fired there so far: 28 (nvme0q3): 6, 29-31 (nvme0q4-6): 0`.

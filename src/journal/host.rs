@@ -46,7 +46,7 @@ pub enum HostRecord {
     },
     /// CPUs of one VM about to be taken away from the host: the kernel will change masks by itself.
     Off(CpuSet),
-    /// A write about to happen.
+    /// A write about to happen, or what an interrupt was born with because of one.
     Intent {
         /// Where.
         place: Place,
@@ -171,10 +171,18 @@ impl HostMemory {
         self.places.keys().any(|place| matches!(place, Place::AllowedCpus { .. }))
     }
 
-    /// Whether interrupts, or who balances them, are remembered.
+    /// Whether interrupts, where new ones go, or who balances them, are remembered.
     #[must_use]
     pub fn has_irqs(&self) -> bool {
-        self.has_irqbalance() || self.places.keys().any(|place| place.irq().is_some())
+        self.has_irqbalance()
+            || self.has_new_irqs()
+            || self.places.keys().any(|place| place.irq().is_some())
+    }
+
+    /// Whether it was changed where new interrupts go, or is about to be.
+    #[must_use]
+    pub fn has_new_irqs(&self) -> bool {
+        self.places.contains_key(&Place::of_new_irqs())
     }
 
     /// Whether an irqbalance was told, or is about to be.
@@ -198,6 +206,12 @@ impl HostMemory {
     /// All places that are remembered, with what they held.
     pub fn originals(&self) -> impl Iterator<Item = (&Place, &Value)> {
         self.places.iter().map(|(place, known)| (place, &known.original))
+    }
+
+    /// Whether a place was to hold something else at any time.
+    #[must_use]
+    pub fn was_changed(&self, place: &Place) -> bool {
+        self.places.get(place).is_some_and(|known| !known.ours.is_empty())
     }
 
     /// Whether a place was to hold this value once.

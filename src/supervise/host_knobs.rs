@@ -29,7 +29,7 @@ use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError, Memory};
 use crate::leases::{LeasesLock, StateDir};
 use crate::places::{HostView, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
-use crate::plan::host::{Wants, let_out, wishes};
+use crate::plan::host::{Wants, born_behind, like_new, wishes};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
 use crate::systemd::SystemBus;
@@ -298,6 +298,7 @@ impl HostKnobs {
         untold.extend(self.irqbalances.saw(&view));
         journal.append(wants.fences().iter().copied().map(HostRecord::Off).collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), wants))?;
+        journal.append(born_behind(&view, wants, journal.memory()))?;
         let wishes = wishes(&view, wants, journal.memory());
         let mut steps = diff(&view, &wishes, journal.memory());
         // irqbalance takes what it is told later, so it is told more than once.
@@ -309,7 +310,7 @@ impl HostKnobs {
             _ => true,
         });
         let (steps, mut applied) = self.irqbalances.hold_back(steps, &view.online);
-        journal.append(born_behind(&view, journal.memory(), &steps))?;
+        journal.append(like_new(&view, journal.memory(), &steps))?;
         applied.extend(apply_host(
             host.root,
             host.sched,
@@ -373,25 +374,6 @@ fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Ve
         Some(HostRecord::Original { place: place.clone(), value })
     };
     new.filter_map(original).collect()
-}
-
-/// What interrupts of VMs' devices that are about to be written would have been without qmpin, where that
-/// is not what they are.
-fn born_behind(view: &HostView, memory: &HostMemory, steps: &[HostStep]) -> Vec<HostRecord> {
-    // The first of them is where new ones go; it has no number.
-    let Some(default) = view.irqs.iter().find(|place| place.irq().is_none()) else {
-        return Vec::new();
-    };
-    let now = view.values.get(default).and_then(Value::cpus);
-    let before = memory.original(default).and_then(Value::cpus);
-    let (Some(now), Some(before)) = (now, before) else { return Vec::new() };
-    let record = |step: &HostStep| {
-        let HostStep::Write { place, from, .. } = step else { return None };
-        let irq = view.vfio.get(place).filter(|_| memory.original(place).is_none())?;
-        let value = Value::Cpus(let_out(irq, &from.cpus()?, &now, &before)?);
-        Some(HostRecord::Original { place: place.clone(), value })
-    };
-    steps.iter().filter_map(record).collect()
 }
 
 /// Puts back what nobody needs changed any more, where there is no VM to do it for.

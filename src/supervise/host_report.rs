@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::apply::{HostApplied, HostOutcome};
+use crate::apply::{HostApplied, HostOutcome, is_kept_irq};
 use crate::discover::{Interrupt, kept_in_words, kernel_threads};
 use crate::places::{Place, VfioIrq};
 use crate::plan::host::diff::HostStep;
@@ -72,16 +72,9 @@ impl HostReport {
     }
 }
 
-/// Interrupts whose CPUs the kernel manages answer so, since Linux 6.10 with the second
-/// (`kernel/irq/proc.c: write_irq_affinity`); with the third whoever may not write files that nobody may write
-/// (`register_irq_proc`, since Linux 6.12), as a unit without `CAP_DAC_OVERRIDE`. Before that nothing but the answer
-/// tells them.
+/// Whether the kernel keeps the interrupt where it is, and nobody could have expected otherwise.
 pub(super) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
-    matches!(step, HostStep::Write { knob: Knob::Irqs, place, .. } if place.irq().is_some())
-        && matches!(
-            error.raw_os_error(),
-            Some(nix::libc::EIO | nix::libc::EPERM | nix::libc::EACCES)
-        )
+    matches!(step, HostStep::Write { knob: Knob::Irqs, place, .. } if is_kept_irq(place, error))
 }
 
 /// What the log has of the host already: each is said once.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   a wish                       it is not so      ─▶ Write
-//!   no wish, but remembered      it is as before   ─▶ Settle: forget it (threads are kept in mind)
+//!   no wish, but remembered      it is as before   ─▶ Settle: forget it (what looks new is kept in mind)
 //!                                it is as we left  ─▶ PutBack
 //!                                it is otherwise   ─▶ LeaveAlone: somebody else's
 //!                                it is gone        ─▶ Settle
@@ -14,7 +14,7 @@
 
 use std::collections::BTreeSet;
 
-use super::Wish;
+use super::{Wish, new_irqs};
 use crate::journal::HostMemory;
 use crate::places::{HostView, Place, Value};
 use crate::policy::Knob;
@@ -86,6 +86,9 @@ impl HostStep {
 #[must_use]
 pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostStep> {
     let wished: BTreeSet<&Place> = wishes.iter().map(|wish| &wish.place).collect();
+    let of_new_irqs = wishes.iter().find(|wish| wish.place == Place::of_new_irqs());
+    let of_new_irqs = of_new_irqs.map(|wish| &wish.value);
+    let looks_new = |place: &Place| new_irqs::looks_new(view, memory, of_new_irqs, place);
     let mut steps = Vec::new();
     for (place, before) in memory.originals() {
         if wished.contains(place) {
@@ -103,7 +106,11 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
                 None => HostStep::Settle { place },
             },
             // Not forgotten before the file goes: what it has may look like a fence of another day.
-            Some(now) if is_thread(&place) && now.same(&before, &view.online) => continue,
+            Some(now)
+                if (is_thread(&place) || looks_new(&place)) && now.same(&before, &view.online) =>
+            {
+                continue;
+            }
             Some(now) if now.same(&before, &view.online) => HostStep::Settle { place },
             Some(from) if memory.is_ours(&place, &from, &view.online) => {
                 HostStep::PutBack { place, from, to: before }

@@ -14,6 +14,7 @@ pub mod diff;
 mod irqbalance;
 mod irqs;
 mod kthreads;
+mod new_irqs;
 mod noise;
 mod power;
 mod slices;
@@ -29,7 +30,8 @@ use crate::leases::Lease;
 use crate::places::{HostView, Place, Value};
 use crate::policy::Knob;
 use crate::threads::ProcessKey;
-pub use vfio::{VfioWant, let_out};
+pub use new_irqs::{born_behind, like_new};
+pub use vfio::VfioWant;
 
 /// For each knob, the CPUs of all VMs that want it.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

@@ -55,25 +55,6 @@ pub(super) fn target(
     wish.or_else(|| kept_off(original, off, online))
 }
 
-/// What the mask of an interrupt would be without qmpin, where it was born with the mask that new ones have
-/// while VMs are kept free of them: that, or its part on the device's node
-/// (`kernel/irq/manage.c: irq_setup_affinity`). `None`: it has a mask of its own.
-#[must_use]
-pub fn let_out(
-    irq: &VfioIrq,
-    found: &CpuSet,
-    default: &CpuSet,
-    default_before: &CpuSet,
-) -> Option<CpuSet> {
-    if default == default_before {
-        return None;
-    }
-    if found == default {
-        return Some(*default_before);
-    }
-    (*found == *default & irq.local).then_some(*default_before & irq.local)
-}
-
 impl Wants {
     /// With what a VM wants of its own devices' interrupts.
     #[must_use]
@@ -109,17 +90,6 @@ mod tests {
         assert_eq!(of("3-5", "0-9"), Some(cpus("3")), "not where vCPUs are");
         assert_eq!(of("4-5", "0-9"), Some(cpus("0-3,6-7,9")), "nowhere else: as any other");
         assert_eq!(of("10-11", "0-9"), Some(cpus("0-3,6-7,9")), "all are offline");
-    }
-
-    #[test]
-    fn one_that_was_born_behind_the_fence_is_let_out() {
-        let vm = ProcessKey { pid: Pid(7), start: StartTicks(1) };
-        let irq = VfioIrq { vm, device: "0000:0a:00.0".to_owned(), local: cpus("0-5") };
-        let of = |found, now| let_out(&irq, &cpus(found), &cpus(now), &cpus("0-9"));
-        assert_eq!(of("0-3,6-9", "0-3,6-9"), Some(cpus("0-9")));
-        assert_eq!(of("0-3", "0-3,6-9"), Some(cpus("0-5")), "on its node");
-        assert_eq!(of("2", "0-3,6-9"), None, "somebody has put it there");
-        assert_eq!(of("0-9", "0-9"), None, "there is no fence");
     }
 
     #[test]
