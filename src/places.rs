@@ -130,6 +130,8 @@ impl fmt::Display for Value {
 pub struct CpuPower {
     /// `scaling_governor`, where `performance` is among the governors to be had.
     pub governor: Option<Place>,
+    /// `energy_performance_preference`, which the kernel changes with the governor.
+    pub preference: Option<Place>,
     /// `pm_qos_resume_latency_us`, and the exit latency of the shallowest idle state, in µs.
     pub resume_latency: Option<(Place, u32)>,
 }

@@ -193,6 +193,8 @@ impl Reader<'_> {
         let governors = self.root.read(&governors).unwrap_or_default();
         if governors.split_ascii_whitespace().any(|governor| governor == "performance") {
             power.governor = self.take(Place::Word(format!("{of_cpu}/cpufreq/scaling_governor")));
+            let preference = format!("{of_cpu}/cpufreq/energy_performance_preference");
+            power.preference = self.take(Place::Word(preference));
         }
         // The state before it is polling.
         let latency_us = self.root.read(&format!("{of_cpu}/cpuidle/state1/latency"));

@@ -46,7 +46,8 @@ pub enum HostRecord {
     },
     /// CPUs of one VM about to be taken away from the host: the kernel will change masks by itself.
     Off(CpuSet),
-    /// A write about to happen, or what an interrupt was born with because of one.
+    /// A write about to happen, or what the kernel does because of one: an interrupt is born with it, a preference
+    /// changes with its governor.
     Intent {
         /// Where.
         place: Place,

@@ -29,7 +29,7 @@ use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError, Memory};
 use crate::leases::{LeasesLock, StateDir};
 use crate::places::{HostView, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
-use crate::plan::host::{Wants, born_behind, like_new, wishes};
+use crate::plan::host::{Wants, born_behind, like_new, preferences, wishes};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
 use crate::systemd::SystemBus;
@@ -310,7 +310,9 @@ impl HostKnobs {
             _ => true,
         });
         let (steps, mut applied) = self.irqbalances.hold_back(steps, &view.online);
-        journal.append(like_new(&view, journal.memory(), &steps))?;
+        let mut records = like_new(&view, journal.memory(), &steps);
+        records.extend(preferences(&view, &steps));
+        journal.append(records)?;
         applied.extend(apply_host(
             host.root,
             host.sched,

@@ -48,6 +48,7 @@ impl World {
             for (name, text) in [
                 ("cpufreq/scaling_available_governors", "performance powersave\n"),
                 ("cpufreq/scaling_governor", "powersave\n"),
+                ("cpufreq/energy_performance_preference", "balance_performance\n"),
                 ("cpuidle/state1/latency", "2\n"),
                 ("power/pm_qos_resume_latency_us", "0\n"),
             ] {

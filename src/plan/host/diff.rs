@@ -14,7 +14,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Wish, new_irqs};
+use super::{Wish, new_irqs, power};
 use crate::journal::HostMemory;
 use crate::places::{HostView, Place, Value};
 use crate::policy::Knob;
@@ -94,6 +94,12 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
         if wished.contains(place) {
             continue;
         }
+        // As long as the governor is qmpin's, so is what the kernel has made of the preference.
+        if power::governor_over(place).is_some_and(|governor| {
+            wished.contains(&governor) || view.unreadable.contains_key(&governor)
+        }) {
+            continue;
+        }
         if let Place::Irqbalance(process) = place {
             steps.push(irqbalance(view, memory, *process, before));
             continue;
@@ -121,6 +127,8 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
             Some(found) => HostStep::LeaveAlone { place, found, before },
         });
     }
+    // Before its governor is back the kernel takes no other preference.
+    steps.sort_by_key(|step| power::governor_over(step.place()).is_some());
     for Wish { knob, place, value } in wishes {
         let Some(now) = view.values.get(place) else { continue };
         if !now.same(value, &view.online) {

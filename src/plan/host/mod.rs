@@ -31,6 +31,7 @@ use crate::places::{HostView, Place, Value};
 use crate::policy::Knob;
 use crate::threads::ProcessKey;
 pub use new_irqs::{born_behind, like_new};
+pub use power::preferences;
 pub use vfio::VfioWant;
 
 /// For each knob, the CPUs of all VMs that want it.

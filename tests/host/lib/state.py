@@ -6,7 +6,8 @@ What is in it is everything that qmpin may touch:
     sys/fs/cgroup/**                    cpuset.*, cgroup.type, cgroup.subtree_control of every cgroup
     proc/irq/*/smp_affinity_list        and default_smp_affinity
     proc/sys/...                        vm.stat_interval, kernel.watchdog_cpumask, kernel.numa_balancing
-    sys/devices/system/cpu/cpu*/...     online, cpufreq/scaling_governor, power/pm_qos_resume_latency_us
+    sys/devices/system/cpu/cpu*/...     online, cpufreq/scaling_governor and energy_performance_preference,
+                                        power/pm_qos_resume_latency_us
     sys/devices/virtual/workqueue/...   the cpumasks
     run/systemd/**, etc/systemd/**      unit files and drop-ins, with their text
     run/qmpin/**                        qmpin's own, with their text
@@ -52,6 +53,7 @@ FILES = [
     "proc/sys/kernel/numa_balancing",
     "sys/devices/system/cpu/cpu[0-9]*/online",
     "sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_governor",
+    "sys/devices/system/cpu/cpu[0-9]*/cpufreq/energy_performance_preference",
     "sys/devices/system/cpu/cpu[0-9]*/power/pm_qos_resume_latency_us",
     "sys/devices/virtual/workqueue/cpumask",
     "sys/devices/virtual/workqueue/cpumask_requested",
