@@ -211,6 +211,8 @@ fn what_the_kernel_would_not_do_is_remembered_until_it_does() {
     world.masks.stubborn.borrow_mut().insert(21);
     let report = world.reconcile();
     assert!(report.fell_short());
+    let said = "thread 21 (kswapd1): 4-7 → 0-3 was refused: Invalid argument (os error 22)";
+    assert_eq!(report.refusals(), [said]);
     let was_refused = |pid: i32| {
         let journal = world.state.host_journal_path();
         let memory = HostJournal::read(&journal, BOOT).expect("a journal");

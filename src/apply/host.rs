@@ -9,7 +9,7 @@ use std::io;
 use super::irqbalance;
 use super::slices::Limits;
 use crate::cpuset::CpuSet;
-use crate::discover::{kernel_threads, present_cpus, read_place};
+use crate::discover::{kernel_threads, present_cpus, read_place, tasks};
 use crate::journal::{HostJournal, HostRecord, JournalError};
 use crate::places::{Place, Value};
 use crate::plan::host::diff::HostStep;
@@ -48,6 +48,8 @@ pub struct HostApplied {
     pub step: HostStep,
     /// What became of it.
     pub outcome: HostOutcome,
+    /// The thread's name where it is a thread's and there is something to say, for display only; else empty.
+    pub comm: String,
 }
 
 impl HostApplied {
@@ -107,7 +109,7 @@ pub fn apply_host(
     limits.clean_up();
     applied
         .extend(others.into_iter().map(|step| carry_out(step, root, sched, online, &mut limits)));
-    for HostApplied { step, outcome } in &mut applied {
+    for HostApplied { step, outcome, .. } in &mut applied {
         // Nobody can have written it: the number is another's by now, or the kernel has chosen by itself what
         // new ones get.
         if let (HostStep::PutBack { place, .. }, HostOutcome::Refused { error }) =
@@ -141,7 +143,7 @@ pub fn apply_host(
 }
 
 /// Whether its place need not be kept in mind any longer. Kernel threads are: their masks are asked for again.
-fn is_settled(HostApplied { step, outcome }: &HostApplied) -> bool {
+fn is_settled(HostApplied { step, outcome, .. }: &HostApplied) -> bool {
     match (step, outcome) {
         (HostStep::PutBack { place, .. }, HostOutcome::Done) => !matches!(place, Place::Thread(_)),
         (HostStep::LeaveAlone { .. }, _)
@@ -172,7 +174,17 @@ fn carry_out(
             HostOutcome::Done
         }
     };
-    HostApplied { step, outcome }
+    let comm = match step.place() {
+        Place::Thread(key) if is_told(&step, &outcome) => tasks::name(root, *key),
+        _ => None,
+    };
+    HostApplied { step, outcome, comm: comm.unwrap_or_default() }
+}
+
+/// Whether it did not go as usual.
+fn is_told(step: &HostStep, outcome: &HostOutcome) -> bool {
+    matches!(step, HostStep::LeaveAlone { .. } | HostStep::Later { .. })
+        || matches!(outcome, HostOutcome::Refused { .. } | HostOutcome::Narrowed { .. })
 }
 
 fn write(

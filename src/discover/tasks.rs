@@ -323,6 +323,13 @@ pub fn is_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
     or_gone(stat.map(|stat| !stat.is_dead() && stat.start == key.start))
 }
 
+/// The thread's name, for display only; `None`: it has ended.
+#[must_use]
+pub fn name(root: &SysRoot, key: ThreadKey) -> Option<String> {
+    let stat = stat::read(root, &format!("proc/{}/stat", key.tid)).ok()?;
+    (stat.start == key.start).then_some(stat.comm)
+}
+
 pub(super) fn or_gone(holds: Result<bool, ReadError>) -> Result<bool, ReadError> {
     match holds {
         Err(error) if error.is_gone() => Ok(false),

@@ -110,6 +110,6 @@ pub fn host_lines(applied: &[HostApplied]) -> Vec<String> {
         number => Some(format!("{} put back", counted(number, "setting"))),
     };
     let own = applied.iter().filter(|one| !matches!(one.step, HostStep::Write { .. }));
-    let sentences = own.filter_map(|one| host_refusal(one).or_else(|| left_alone(&one.step)));
+    let sentences = own.filter_map(|one| host_refusal(one).or_else(|| left_alone(one)));
     put_back.into_iter().chain(sentences).map(|sentence| format!("host: {sentence}")).collect()
 }

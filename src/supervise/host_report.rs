@@ -114,7 +114,7 @@ pub fn log_host(report: &HostReport, lines: &mut HostLines) {
             }
             (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => {}
             _ => {
-                if let Some(sentence) = host_refusal(one).or_else(|| left_alone(&one.step)) {
+                if let Some(sentence) = host_refusal(one).or_else(|| left_alone(one)) {
                     tracing::warn!("{sentence}");
                 }
             }

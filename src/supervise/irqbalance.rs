@@ -118,7 +118,7 @@ impl Irqbalances {
                 Some(told) if told.value == *to && !from.same(to, online) => {
                     if now > told.until {
                         let outcome = HostOutcome::Narrowed { to: from.clone() };
-                        overdue.push(HostApplied { step, outcome });
+                        overdue.push(HostApplied { step, outcome, comm: String::new() });
                     }
                 }
                 _ => to_do.push(step),
@@ -129,7 +129,7 @@ impl Irqbalances {
 
     /// Takes note of what was told.
     pub(super) fn note(&mut self, applied: &[HostApplied]) {
-        for HostApplied { step, outcome } in applied {
+        for HostApplied { step, outcome, .. } in applied {
             let (place, to, purpose) = match step {
                 HostStep::Write { place, to, .. } => (place, to, Purpose::Keep),
                 HostStep::PutBack { place, to, .. } => (place, to, Purpose::PutBack),

@@ -6,7 +6,7 @@ use super::{
     Check, CheckVerdict, HostFacts, Unmet, UnmetCause, VfioSeat, broken, holds, some, some_of,
 };
 use crate::discover::cgroup::PartitionFile;
-use crate::discover::{Interrupt, OccupantKind, kept_in_words, kernel_threads};
+use crate::discover::{Interrupt, Occupant, OccupantKind, kept_in_words, kernel_threads};
 use crate::places::Place;
 use crate::plan::cpus_in_words;
 use crate::plan::partition::ISOLATED;
@@ -48,22 +48,47 @@ fn rung_below(facts: &HostFacts<'_>) -> Check {
     Check { check: "partition", verdict: CheckVerdict::Refused, reason }
 }
 
-pub(super) fn nobody(
-    check: &'static str,
-    what: &str,
-    facts: &HostFacts<'_>,
-    kind: OccupantKind,
-) -> Check {
-    let there: Vec<String> = facts
-        .occupants
-        .iter()
-        .filter(|occupant| occupant.kind == kind)
-        .map(|one| format!("{} ({}) on {}", one.comm.escape_debug(), one.tid, one.allowed))
-        .collect();
+pub(super) fn processes(facts: &HostFacts<'_>) -> Check {
+    let there: Vec<&Occupant> =
+        facts.occupants.iter().filter(|one| one.kind == OccupantKind::User).collect();
     if there.is_empty() {
-        return holds(check, format!("no {what} on {}", cpus_in_words(&facts.lease.exclusive)));
+        return nobody("processes", "process", facts);
     }
-    broken(check, some(&there))
+    broken("processes", named(&there))
+}
+
+/// Those that the kernel would not move are told apart.
+pub(super) fn kthreads(facts: &HostFacts<'_>) -> Vec<Check> {
+    let is_refused = |one: &&Occupant| {
+        facts.unmet.iter().any(|unmet| {
+            unmet.cause == UnmetCause::Refused
+                && matches!(unmet.place, Place::Thread(key) if key.tid == one.tid)
+        })
+    };
+    let there = facts.occupants.iter().filter(|one| one.kind == OccupantKind::Movable);
+    let (refused, there): (Vec<&Occupant>, Vec<&Occupant>) = there.partition(is_refused);
+    let mut checks = Vec::new();
+    if !there.is_empty() {
+        checks.push(broken("kthreads", named(&there)));
+    }
+    if !refused.is_empty() {
+        let reason = format!("the kernel would not move {}", named(&refused));
+        checks.push(Check { check: "kthreads", verdict: CheckVerdict::Refused, reason });
+    }
+    if checks.is_empty() {
+        checks.push(nobody("kthreads", "movable kernel thread", facts));
+    }
+    checks
+}
+
+fn nobody(check: &'static str, what: &str, facts: &HostFacts<'_>) -> Check {
+    holds(check, format!("no {what} on {}", cpus_in_words(&facts.lease.exclusive)))
+}
+
+fn named(there: &[&Occupant]) -> String {
+    let name =
+        |one: &&Occupant| format!("{} ({}) on {}", one.comm.escape_debug(), one.tid, one.allowed);
+    some(&there.iter().map(name).collect::<Vec<_>>())
 }
 
 /// What the kernel binds to each CPU.

@@ -8,7 +8,7 @@
 //! | `core-scheduling` | all threads of the VM have one cookie, where others share a core with it |
 //! | `partition` | these CPUs are an isolated partition, and it is in force; on the rung below, units are limited as planned |
 //! | `processes` | no other process may run there |
-//! | `kthreads` | nor any kernel thread that can be moved |
+//! | `kthreads` | nor any kernel thread that can be moved; one that was refused is told apart |
 //! | `bound-kthreads` | never quite: what the kernel binds to each CPU is counted |
 //! | `irqs` … | nothing of that knob is left to be done |
 //! | `irqbalance` | an irqbalance that runs keeps interrupts off there |
@@ -25,7 +25,7 @@ use serde::Serialize;
 
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup::PartitionFile;
-use crate::discover::{Interrupt, Occupant, OccupantKind};
+use crate::discover::{Interrupt, Occupant};
 use crate::journal::Memory;
 use crate::leases::Lease;
 use crate::places::{Irqbalance, Place, Value};
@@ -157,15 +157,10 @@ pub fn host_checks(facts: &HostFacts<'_>) -> Vec<Check> {
     let asked = |knob: Knob| facts.lease.knobs.contains(&knob);
     if asked(Knob::Partition) {
         checks.push(host::partition(facts));
-        checks.push(host::nobody("processes", "process", facts, OccupantKind::User));
+        checks.push(host::processes(facts));
     }
     if asked(Knob::Kthreads) {
-        checks.push(host::nobody(
-            "kthreads",
-            "movable kernel thread",
-            facts,
-            OccupantKind::Movable,
-        ));
+        checks.extend(host::kthreads(facts));
         checks.extend(host::bound(facts));
     }
     for (knob, check) in [
@@ -226,6 +221,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
+    use crate::discover::OccupantKind;
     use crate::ids::{Pid, StartTicks, Tid, VcpuIndex};
     use crate::journal::{CookieRecord, PriorityIntent, Record};
     use crate::policy::{Level, VcpuSched, VfioIrqs};
@@ -354,6 +350,33 @@ mod tests {
             verdicts(&good, &[], &[unmet(UnmetCause::Refused)], Level::Exclusive)["irqs"],
             Refused
         );
+    }
+
+    #[test]
+    fn a_kernel_thread_that_was_refused_is_told_apart() {
+        use CheckVerdict::{Broken, Refused};
+        let lease = lease(Level::Exclusive);
+        let other = Occupant { tid: Tid(8), ..occupant(OccupantKind::Movable) };
+        let unmet = |cause| Unmet {
+            knob: Knob::Kthreads,
+            place: Place::Thread(ThreadKey { tid: Tid(9), start: StartTicks(1) }),
+            found: Value::Cpus(cpus("4")),
+            wanted: Value::Cpus(cpus("0-3")),
+            cause,
+        };
+        let kthreads = |occupants: &[Occupant], cause| {
+            let unmet = [unmet(cause)];
+            let checks = host_checks(&HostFacts { occupants, unmet: &unmet, ..nobody(&lease) });
+            let checks = checks.into_iter().filter(|check| check.check == "kthreads");
+            checks.map(|check| (check.verdict, check.reason)).collect::<Vec<_>>()
+        };
+        let one = occupant(OccupantKind::Movable);
+        let refused = (Refused, "the kernel would not move ksoftirqd/4 (9) on 4".to_owned());
+        let broken = |tid: i32| (Broken, format!("ksoftirqd/4 ({tid}) on 4"));
+        let alone = std::slice::from_ref(&one);
+        assert_eq!(kthreads(alone, UnmetCause::Refused), std::slice::from_ref(&refused));
+        assert_eq!(kthreads(alone, UnmetCause::Changed), [broken(9)]);
+        assert_eq!(kthreads(&[one, other], UnmetCause::Refused), [broken(8), refused]);
     }
 
     #[test]
