@@ -10,7 +10,8 @@
 //!   {"settled":…}                                as before again: forgotten
 //! ```
 //!
-//! The file goes with the last place.
+//! The file goes with the last place. Kernel threads that come and go leave lines of which nothing is left
+//! to know; where these are most of it, it is written anew without them ([`HostJournal::compact`]).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -23,6 +24,11 @@ use super::JournalError;
 use super::lines::{self, Lines, io_error};
 use crate::cpuset::CpuSet;
 use crate::places::{Place, Value};
+
+/// A file is written anew where it has more lines than this many times those that are needed …
+const LINES_PER_LIVE_MAX: usize = 4;
+/// … and so many: a small one costs nobody anything.
+const DEAD_LINES_MAX: usize = 1_000;
 
 /// The schema of the host's journal.
 pub const HOST_SCHEMA: &str = "qmpin.host-journal/1";
@@ -143,6 +149,12 @@ impl HostMemory {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.places.is_empty() && self.off.is_empty()
+    }
+
+    /// How many records come to this.
+    fn records_len(&self) -> usize {
+        let of_place = |known: &Known| 1 + known.ours.len() + known.refused.len();
+        self.off.len() + self.places.values().map(of_place).sum::<usize>()
     }
 
     /// The records that come to this.
@@ -270,13 +282,16 @@ pub struct HostJournal {
     boot_id: String,
     lines: Option<Lines>,
     memory: HostMemory,
+    /// How many records the file has.
+    records_len: usize,
     /// Lines that could not be read, by number.
     pub unreadable_lines: Vec<usize>,
 }
 
 impl HostJournal {
     /// Opens it, or what will be it: nothing is written before the first record. A journal of another
-    /// boot is nobody's any more and is removed.
+    /// boot is nobody's any more and is removed. Only for who has the leases' lock, and for no longer: the
+    /// next one to have it may write the file anew.
     ///
     /// # Errors
     /// [`JournalError`] where the file cannot be read or is no such journal.
@@ -286,8 +301,10 @@ impl HostJournal {
             boot_id: boot_id.to_owned(),
             lines: None,
             memory: HostMemory::default(),
+            records_len: 0,
             unreadable_lines: Vec::new(),
         };
+        lines::remove_replacement(path);
         let read = lines::read::<Header, HostRecord>(path, HOST_SCHEMA, |header| &header.schema);
         let read = match read {
             Ok(read) if read.header.boot_id == boot_id => read,
@@ -302,6 +319,7 @@ impl HostJournal {
         };
         journal.lines = Some(Lines::resume(path, &read)?);
         journal.memory = HostMemory::of(&read.records);
+        journal.records_len = read.records.len();
         journal.unreadable_lines = read.unreadable_lines;
         Ok(journal)
     }
@@ -327,7 +345,30 @@ impl HostJournal {
     /// # Errors
     /// [`JournalError`].
     pub fn rewrite(&mut self, known: &HostMemory) -> Result<(), JournalError> {
-        self.append(known.records())
+        let records = known.records();
+        self.lines = Some(Lines::replace(&self.path, &self.header(), &records)?);
+        self.memory = known.clone();
+        self.records_len = records.len();
+        self.unreadable_lines.clear();
+        Ok(())
+    }
+
+    /// Writes it anew where most of it is history: every look reads all of it. A file with lines that cannot
+    /// be read stays as it is, since they may be of a newer qmpin that works beside this one.
+    ///
+    /// # Errors
+    /// [`JournalError`]; then the file is as it was, and serves as before.
+    pub fn compact(&mut self) -> Result<(), JournalError> {
+        let enough = LINES_PER_LIVE_MAX * self.memory.records_len() + DEAD_LINES_MAX;
+        if self.records_len <= enough || !self.unreadable_lines.is_empty() {
+            return Ok(());
+        }
+        let memory = self.memory.clone();
+        self.rewrite(&memory)
+    }
+
+    fn header(&self) -> Header {
+        Header { schema: HOST_SCHEMA.to_owned(), boot_id: self.boot_id.clone() }
     }
 
     /// What is in it.
@@ -351,15 +392,13 @@ impl HostJournal {
         if records.is_empty() {
             return Ok(());
         }
+        let header = self.header();
         let lines = match &mut self.lines {
             Some(lines) => lines,
-            none => {
-                let header =
-                    Header { schema: HOST_SCHEMA.to_owned(), boot_id: self.boot_id.clone() };
-                none.insert(Lines::create(&self.path, &header)?)
-            }
+            none => none.insert(Lines::create(&self.path, &header)?),
         };
         lines.append(&records)?;
+        self.records_len += records.len();
         for record in &records {
             self.memory.add(record);
         }
@@ -373,6 +412,7 @@ impl HostJournal {
     pub fn remove(&mut self) -> Result<(), JournalError> {
         self.lines = None;
         self.memory = HostMemory::default();
+        self.records_len = 0;
         match fs::remove_file(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(io_error("remove", &self.path)(error))

@@ -1,7 +1,7 @@
 //! A file of JSON lines, the first of which is a header: appended to, durably, and read again after a
 //! crash.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -43,13 +43,35 @@ impl Lines {
         let mut lines = Lines { file: file.map_err(fail)?, path: path.to_owned(), end: 0 };
         let started = lines.append(std::slice::from_ref(header)).and_then(|()| {
             // The file's name must be as durable as its lines.
-            let folder = path.parent().unwrap_or(Path::new("."));
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(fail)
+            sync_folder(path).map_err(fail)
         });
         if started.is_err() {
-            let _ = std::fs::remove_file(path);
+            let _ = fs::remove_file(path);
         }
         started.map(|()| lines)
+    }
+
+    /// Starts a file with these records, in the place of the one that may be there: whoever reads meanwhile
+    /// finds the one or the other, whole. Where it cannot be, the one that is there stays.
+    pub(super) fn replace(
+        path: &Path,
+        header: &impl Serialize,
+        records: &[impl Serialize],
+    ) -> Result<Lines, JournalError> {
+        let new = replacement(path);
+        let mut lines = Lines::create(&new, header)?;
+        let replaced = lines
+            .append(records)
+            .and_then(|()| fs::rename(&new, path).map_err(io_error("replace", path)));
+        if let Err(error) = replaced {
+            let _ = fs::remove_file(&new);
+            return Err(error);
+        }
+        path.clone_into(&mut lines.path);
+        // The old file has no name any more, so there is no way back; and what a power cut may undo is of a boot
+        // that is over then.
+        let _ = sync_folder(path);
+        Ok(lines)
     }
 
     /// Goes on with a file that was read: a torn last line is cut off.
@@ -78,6 +100,26 @@ impl Lines {
         self.end += bytes.len() as u64;
         Ok(())
     }
+}
+
+/// Where a file is while it is not yet whole. No VM's file can have that name.
+fn replacement(path: &Path) -> PathBuf {
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    new.into()
+}
+
+/// Removes what somebody has left who was killed as he replaced the file. It is in nobody's way but of who
+/// replaces it again.
+pub(super) fn remove_replacement(path: &Path) {
+    let new = replacement(path);
+    if new.symlink_metadata().is_ok() {
+        let _ = fs::remove_file(&new);
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all())
 }
 
 /// Reads a file whose header has this schema.

@@ -72,6 +72,8 @@ pub struct HostKnobs {
     /// What the journal remembered the last time: somebody may remove the file.
     known: HostMemory,
     unreadable_lines: Vec<usize>,
+    /// Why the journal could not be made shorter the last time.
+    uncompacted: Option<String>,
     irqbalances: Irqbalances,
 }
 
@@ -248,6 +250,14 @@ impl HostKnobs {
             }
             self.unreadable_lines.clone_from(&journal.unreadable_lines);
         }
+        // Nothing depends on it: the long one is as right.
+        let uncompacted = journal.compact().err().map(|error| chain(&error));
+        if let Some(reason) = &uncompacted
+            && self.uncompacted.is_none()
+        {
+            tracing::warn!("the host's journal is long and stays so for now: {reason}");
+        }
+        self.uncompacted = uncompacted;
         Ok(journal)
     }
 
