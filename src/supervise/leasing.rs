@@ -136,33 +136,38 @@ pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour
 pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
     let Ok(vms) = settings.state.vms() else { return };
     for vm in vms.into_iter().filter(|vm| *vm != settings.vm) {
-        let dead = match settings.state.lease(&vm) {
-            Ok(Some(lease)) => {
-                // Not to be learnt is not dead.
-                lease.boot_id != boot_id
-                    || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
-            }
-            Ok(None) => false,
-            // Left alone; it is named when the neighbours are read.
-            Err(_) => false,
-        };
-        if dead && let Ok(Some(_lock)) = settings.state.lock_supervisor(&vm) {
-            if let Some((process, memory)) = partition::remembered(&settings.state, &vm, boot_id) {
-                let (state, vm) = (&settings.state, &vm);
-                let ground = Ground { host, state, vm, boot_id, process };
-                let restored = partition::take_back_locked(ground, &memory);
-                if let Some(refused) = restored.refused.first() {
-                    tracing::warn!("could not sweep what VM {vm} has left: {refused}");
-                    continue;
-                }
-            }
-            match settings.state.forget(&vm) {
-                Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
-                Err(error) => {
-                    tracing::warn!("could not sweep what VM {vm} has left: {}", chain(&error));
-                }
-            }
+        sweep_vm(host, &settings.state, &vm, boot_id);
+    }
+}
+
+fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) {
+    let dead = match state.lease(vm) {
+        Ok(Some(lease)) => {
+            // Not to be learnt is not dead.
+            lease.boot_id != boot_id
+                || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
         }
+        Ok(None) => false,
+        // Left alone; it is named when the neighbours are read.
+        Err(_) => false,
+    };
+    if !dead {
+        return;
+    }
+    let Ok(Some(_lock)) = state.lock_supervisor(vm) else { return };
+    let undone = match partition::remembered(state, vm, boot_id) {
+        Ok(None) => Ok(()),
+        Ok(Some((process, memory))) => {
+            let ground = Ground { host, state, vm, boot_id, process };
+            let restored = partition::take_back_locked(ground, &memory);
+            restored.refused.first().map_or(Ok(()), |refused| Err(refused.to_string()))
+        }
+        // What it had may be there yet.
+        Err(error) => Err(chain(&error)),
+    };
+    match undone.and_then(|()| state.forget(vm).map_err(|error| chain(&error))) {
+        Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
+        Err(reason) => tracing::warn!("could not sweep what VM {vm} has left: {reason}"),
     }
 }
 
@@ -201,7 +206,7 @@ pub fn give_back(
 ) -> Result<RestoreReport, StartError> {
     let mut knobs = HostKnobs::default();
     let others = knobs.memory(state, boot_id);
-    let (partition, memory) = match partition::remembered(state, vm, boot_id) {
+    let (partition, memory) = match partition::remembered(state, vm, boot_id)? {
         Some((process, memory)) => {
             let ground = Ground { host, state, vm, boot_id, process };
             (partition::take_back(ground, &memory), memory)
@@ -255,4 +260,90 @@ pub(super) fn let_go(
         }
     }
     Ok(report)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::{fs, io};
+
+    use super::*;
+    use crate::cpuset::CpuSet;
+    use crate::ids::{Pid, StartTicks, Tid};
+    use crate::leases::{Lease, SCHEMA};
+    use crate::policy::{VcpuSched, VfioIrqs};
+    use crate::sched::Sched;
+
+    const BOOT: &str = "this-boot";
+
+    struct NoThreads;
+
+    impl Sched for NoThreads {
+        fn affinity(&self, _: Tid) -> io::Result<CpuSet> {
+            Err(io::Error::from_raw_os_error(nix::libc::ESRCH))
+        }
+
+        fn set_affinity(&self, _: Tid, _: &CpuSet) -> io::Result<()> {
+            Err(io::Error::from_raw_os_error(nix::libc::ESRCH))
+        }
+    }
+
+    /// What a VM of which only files are left has left, after it was swept and given back.
+    fn left_of(journal: Option<&str>) -> (bool, bool) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let root = SysRoot::at(dir.path());
+        fs::create_dir(dir.path().join("proc")).expect("a folder");
+        let state = StateDir::at(dir.path().join("qmpin"));
+        state.create().expect("made");
+        let vm: VmName = "101".parse().expect("a name");
+        let lease = Lease {
+            schema: SCHEMA.to_owned(),
+            vm: vm.clone(),
+            boot_id: BOOT.to_owned(),
+            qemu: ProcessKey { pid: Pid(1000), start: StartTicks(7) },
+            supervisor: None,
+            since_unix_s: 0,
+            exclusive: "4-5".parse().expect("cpus"),
+            emulator: CpuSet::EMPTY,
+            iothreads: CpuSet::EMPTY,
+            vcpus: Vec::new(),
+            knobs: BTreeSet::new(),
+            partition: None,
+            slices: None,
+            vfio_irqs: VfioIrqs::default(),
+            sched: VcpuSched::default(),
+        };
+        state.write_lease(&lease).expect("written");
+        if let Some(journal) = journal {
+            fs::write(state.journal_path(&vm), journal).expect("written");
+        }
+        let host = Host { root: &root, sched: &NoThreads };
+        let is_left = || state.lease(&vm).expect("a lease").is_some();
+        sweep_vm(host, &state, &vm, BOOT);
+        let after_sweep = is_left();
+        state.write_lease(&lease).expect("written");
+        if let Some(journal) = journal {
+            fs::write(state.journal_path(&vm), journal).expect("written");
+        }
+        let given = give_back(host, &state, &vm, BOOT);
+        assert_eq!(given.is_err(), after_sweep, "{given:?}");
+        (after_sweep, is_left())
+    }
+
+    #[test]
+    fn nothing_is_forgotten_of_which_it_cannot_be_told_how_to_undo_it() {
+        let header = |boot: &str| {
+            let process = "{\"pid\":1000,\"start\":7}";
+            let schema = crate::journal::SCHEMA;
+            format!(
+                "{{\"schema\":\"{schema}\",\"vm\":\"101\",\"boot_id\":\"{boot}\",\"process\":{process}}}\n"
+            )
+        };
+        for nothing in [None, Some(""), Some(&*header(BOOT)), Some(&*header("another"))] {
+            assert_eq!(left_of(nothing), (false, false), "{nothing:?}");
+        }
+        for garbled in ["\n", "{}\n", "{\"schema\":\"qmpin.lease/1\"}\n", &header(BOOT)[9..]] {
+            assert_eq!(left_of(Some(garbled)), (true, true), "{garbled}");
+        }
+    }
 }

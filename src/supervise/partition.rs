@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 
 use super::settings::Host;
 use crate::apply::Bench;
@@ -451,15 +452,26 @@ fn as_strs(found: &Result<String, String>) -> Result<&str, &str> {
     found.as_ref().map(String::as_str).map_err(String::as_str)
 }
 
-/// What a VM's journal of this boot remembers.
+/// What a VM's journal of this boot remembers; nothing where there is none, or nothing in it yet.
+///
+/// # Errors
+/// [`JournalError`] where it cannot be told: then there may be something to undo.
 pub(super) fn remembered(
     state: &StateDir,
     vm: &VmName,
     boot_id: &str,
-) -> Option<(ProcessKey, Memory)> {
-    let content = journal::read(&state.journal_path(vm)).ok()?;
+) -> Result<Option<(ProcessKey, Memory)>, JournalError> {
+    let content = match journal::read(&state.journal_path(vm)) {
+        Ok(content) => content,
+        Err(JournalError::NeverBegun { .. }) => return Ok(None),
+        Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
     let header = content.header;
-    (header.boot_id == boot_id).then(|| (header.process, Memory::of(&content.records)))
+    let is_of_this_boot = header.boot_id == boot_id;
+    Ok(is_of_this_boot.then(|| (header.process, Memory::of(&content.records))))
 }
 
 /// The rung that a VM would be on, for `qmpin plan`: nothing is asked of systemd.
