@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::args::{Global, PlanArgs, PolicyOfVmArgs};
 use super::look::Look;
 use super::{Answer, output};
-use crate::discover::kernel_threads;
+use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
 use crate::discover::{self, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal::{self, HostJournal, Memory};
@@ -90,7 +90,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         let found = reonline_finding(host, state, &boot_id, &plan, policy, &memory);
         plan.report.extend(found);
     }
-    threads.extend(kernel_threads::kernel_threads(&live, &Kernel, view.process.pid));
+    threads.extend(kernel_threads(&live, &Kernel, view.process.pid, KthreadScan::Children));
     match shape {
         Shape::Json => output::json(&PlanDocument::of(&plan))?,
         Shape::Text(explain) => {

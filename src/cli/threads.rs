@@ -3,7 +3,7 @@
 use super::args::{Global, ThreadsArgs};
 use super::look::Look;
 use super::{Answer, output};
-use crate::discover::kernel_threads;
+use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
 use crate::discover::tasks;
 use crate::error::Failure;
 use crate::render::ThreadsDocument;
@@ -22,7 +22,7 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     let kind = view.channel.kind();
     let process = view.process;
     let mut threads = tasks::observe(process, view.scan, &view.identified).threads;
-    threads.extend(kernel_threads::kernel_threads(&root, &Kernel, process.pid));
+    threads.extend(kernel_threads(&root, &Kernel, process.pid, KthreadScan::Children));
     let document = ThreadsDocument::new(vm, process.pid, kind, &view.roles, threads);
     if args.json {
         output::json(&document)?;

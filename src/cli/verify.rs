@@ -4,7 +4,8 @@ use super::args::{Global, VerifyArgs};
 use super::host_look::HostLook;
 use super::look::Look;
 use super::{Answer, output};
-use crate::discover::{boot_id, kernel_threads, read_topology, tasks};
+use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
+use crate::discover::{boot_id, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal::{self, Memory};
 use crate::plan::core_scheduling::beside;
@@ -30,7 +31,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let pid = view.process.pid;
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
     let cookies = cookies(&Kernel, &threads).unwrap_or_default();
-    threads.extend(kernel_threads::kernel_threads(&root, &Kernel, pid));
+    threads.extend(kernel_threads(&root, &Kernel, pid, KthreadScan::All));
     let scheduled = |thread: &Thread| Some((thread.key, Kernel.scheduling(thread.key.tid).ok()?));
     let scheduling = threads.iter().filter_map(scheduled).collect();
     // Without a journal nothing was changed.

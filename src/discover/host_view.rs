@@ -7,7 +7,8 @@ use super::DiscoverError;
 use super::cgroup;
 use super::host::online_cpus;
 use super::interrupts::{irq_nodes, irq_places};
-use super::kernel_threads;
+use super::kernel_threads::{self, KthreadScan};
+use super::stat::Stat;
 use super::vfio::vfio_irqs;
 use super::{stat, tasks};
 use crate::cgroups::CgroupTree;
@@ -25,7 +26,8 @@ const CPU: &str = "sys/devices/system/cpu";
 const SYSCTLS: [&str; 2] = ["vm/stat_interval", "kernel/numa_balancing"];
 const WATCHDOG: &str = "kernel/watchdog_cpumask";
 
-/// Reads the places of the knobs that are wanted, and those that are remembered.
+/// Reads the places of the knobs that are wanted, and those that are remembered. `scan` is for kernel threads that
+/// are not: one that is remembered is found by its number.
 ///
 /// # Errors
 /// [`DiscoverError`] where not even the online CPUs can be read.
@@ -34,6 +36,7 @@ pub fn read_host_view(
     sched: &dyn Sched,
     wants: &Wants,
     memory: &HostMemory,
+    scan: KthreadScan,
 ) -> Result<HostView, DiscoverError> {
     let mut reader = Reader {
         root,
@@ -46,7 +49,7 @@ pub fn read_host_view(
     }
     // After the last VM they are looked at once more: one may have been born behind the fence.
     if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) || memory.has_fenced() {
-        reader.kernel_threads(wants);
+        reader.kernel_threads(wants, scan);
     }
     if wants.has(Knob::Workqueues) {
         let place = Place::CpuMask("sys/devices/virtual/workqueue/cpumask".to_owned());
@@ -62,16 +65,23 @@ pub fn read_host_view(
         reader.sysctls();
     }
     for (place, _) in memory.originals() {
-        // Attached since, the VM has it: it is forgotten here, and not taken for somebody's who left.
-        if reader.is_of_attached(place, wants) {
+        if reader.view.values.contains_key(place) {
             continue;
         }
-        if !reader.view.values.contains_key(place)
-            && let Some(place) = reader.take(place.clone())
+        let kernels = reader.stat_of(place).filter(Stat::is_kernel_thread);
+        // Attached since, the VM has it: it is forgotten here, and not taken for somebody's who left.
+        if kernels.as_ref().is_some_and(|stat| serves_attached(&stat.comm, wants)) {
+            continue;
+        }
+        if let Some(place) = reader.take(place.clone())
             && matches!(place, Place::Thread(_))
         {
-            // Not one of the kernel's, or it would have been found already.
-            reader.view.users.push(place);
+            // Without this, what a scan has left out would look as if nobody wanted it elsewhere any more.
+            if kernels.is_some_and(|stat| !stat.is_bound()) {
+                reader.view.kthreads.push(place);
+            } else {
+                reader.view.users.push(place);
+            }
         }
     }
     Ok(reader.view)
@@ -149,15 +159,14 @@ impl Reader<'_> {
         }
     }
 
-    fn is_of_attached(&self, place: &Place, wants: &Wants) -> bool {
-        let Place::Thread(key) = place else { return false };
-        stat::read(self.root, &format!("proc/{}/stat", key.tid))
-            .is_ok_and(|stat| stat.is_kernel_thread() && serves_attached(&stat.comm, wants))
+    fn stat_of(&self, place: &Place) -> Option<Stat> {
+        let Place::Thread(key) = place else { return None };
+        stat::read(self.root, &format!("proc/{}/stat", key.tid)).ok()
     }
 
-    fn kernel_threads(&mut self, wants: &Wants) {
+    fn kernel_threads(&mut self, wants: &Wants, scan: KthreadScan) {
         for tid in std::iter::once(kernel_threads::KTHREADD)
-            .chain(kernel_threads::all_kernel_threads(self.root))
+            .chain(kernel_threads::all_kernel_threads(self.root, scan))
         {
             let Ok(stat) = stat::read(self.root, &format!("proc/{tid}/stat")) else { continue };
             // Those of an attached VM go with the VM.

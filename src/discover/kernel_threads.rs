@@ -12,10 +12,23 @@ use crate::threads::{Role, Thread, ThreadKey};
 /// The parent of all kernel threads (`kernel/kthread.c`). New ones have its mask.
 pub(super) const KTHREADD: Tid = Tid(2);
 
-/// Every kernel thread but their parent. On a kernel without `CONFIG_PROC_CHILDREN`, all processes: whoever reads one's
-/// `stat` sees what it is.
-pub(super) fn all_kernel_threads(root: &SysRoot) -> Vec<Tid> {
-    if let Ok(children) = root.read(&format!("proc/{KTHREADD}/task/{KTHREADD}/children")) {
+/// Where kernel threads are looked for. What is found by either is one only by its flag (`PF_KTHREAD`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KthreadScan {
+    /// All numbers of `/proc`: whoever is there all the while is found. It costs a line, some 2 µs, for each process
+    /// of the host that is none of the kernel's.
+    All,
+    /// The children of their parent: one short file. As threads end while it is read, the kernel may leave out
+    /// others (`fs/proc/array.c: get_children_pid`), so it is for who looks again and can wait.
+    Children,
+}
+
+/// The numbers of all that may be kernel threads, but for their parent: whoever reads one's `stat` sees what it is. On
+/// a kernel without `CONFIG_PROC_CHILDREN`, all processes.
+pub(super) fn all_kernel_threads(root: &SysRoot, scan: KthreadScan) -> Vec<Tid> {
+    if scan == KthreadScan::Children
+        && let Ok(children) = root.read(&format!("proc/{KTHREADD}/task/{KTHREADD}/children"))
+    {
         return children
             .split_ascii_whitespace()
             .filter_map(|tid| tid.parse().ok().map(Tid))
@@ -30,9 +43,14 @@ pub(super) fn all_kernel_threads(root: &SysRoot) -> Vec<Tid> {
 /// `PF_KTHREAD` cannot be forged. This reads a line per kernel thread of the host, so it is not for
 /// the hot path.
 #[must_use]
-pub fn kernel_threads(root: &SysRoot, sched: &dyn Sched, process: Pid) -> Vec<Thread> {
+pub fn kernel_threads(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    process: Pid,
+    scan: KthreadScan,
+) -> Vec<Thread> {
     let mut found = Vec::new();
-    for tid in all_kernel_threads(root) {
+    for tid in all_kernel_threads(root, scan) {
         let Ok(stat) = stat::read(root, &format!("proc/{tid}/stat")) else { continue };
         let Some(role) = kernel_role(&stat, process) else { continue };
         let Ok(allowed) = sched.affinity(tid) else { continue };

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::cgroup::set;
 use super::host::online_cpus;
 use super::interrupts::irq_places;
-use super::kernel_threads::all_kernel_threads;
+use super::kernel_threads::{KthreadScan, all_kernel_threads};
 use super::{DiscoverError, Occupant, OccupantKind, occupants};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
@@ -143,7 +143,7 @@ fn never(root: &SysRoot, sched: &dyn Sched, memory: &HostMemory, online: &CpuSet
     if own.lines().any(|line| controllers(line).split(',').any(|one| one == "cpuset")) {
         return Some(Never::CpusetV1);
     }
-    all_kernel_threads(root).into_iter().find_map(|tid| {
+    all_kernel_threads(root, KthreadScan::All).into_iter().find_map(|tid| {
         let stat = super::stat::read(root, &format!("proc/{tid}/stat")).ok()?;
         let node: u32 = stat.comm.strip_prefix("kcompactd")?.parse().ok()?;
         if !stat.is_kernel_thread() {

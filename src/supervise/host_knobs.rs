@@ -19,6 +19,7 @@ use super::settings::Host;
 use super::start_error::StartError;
 use crate::apply::{HostApplied, HostOutcome, apply_host};
 use crate::cpuset::CpuSet;
+use crate::discover::kernel_threads::KthreadScan;
 use crate::discover::{
     DiscoverError, interrupts, irqbalances, kernel_threads, live_leases, read_host_view,
     with_own_masks,
@@ -37,6 +38,8 @@ use crate::threads::{ProcessKey, ThreadKey};
 
 /// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
 const PASSES_MAX: usize = 4;
+/// Of so many looks, one searches all of `/proc` for kernel threads: by default, one in a minute.
+const LOOKS_PER_SCAN: u32 = 12;
 /// Between two looks at whether irqbalance does again what it did before.
 const IRQBALANCE_PAUSE: Duration = Duration::from_millis(250);
 
@@ -75,6 +78,8 @@ pub struct HostKnobs {
     /// Why the journal could not be made shorter the last time.
     uncompacted: Option<String>,
     irqbalances: Irqbalances,
+    /// How often it was looked.
+    looks: u32,
 }
 
 impl HostKnobs {
@@ -95,7 +100,14 @@ impl HostKnobs {
             return Ok(());
         }
         let mut journal = self.open(state, boot_id)?;
-        let view = read_host_view(host.root, host.sched, &wants, journal.memory())?;
+        let view = read_host_view(
+            host.root,
+            host.sched,
+            &wants,
+            journal.memory(),
+            // One that is left out now has no mask of its own any more when it is found.
+            KthreadScan::All,
+        )?;
         let mut records = new_kernel_threads(&view, journal.memory(), &wants);
         records.extend(view.workqueues.iter().filter_map(|place| {
             let value = view.values.get(place)?.clone();
@@ -162,7 +174,8 @@ impl HostKnobs {
         }
         let mut untold = Vec::new();
         let wished = std::mem::take(&mut self.wished);
-        let (view, mut applied) = self.pass(host, &wants, &mut journal, &mut untold)?;
+        let scan = self.next_scan(&wants);
+        let (view, mut applied) = self.pass(host, &wants, scan, &mut journal, &mut untold)?;
         for _ in 1..PASSES_MAX {
             // Whatever was born meanwhile was born as its parent was.
             let is_last = wants.is_empty() && journal.memory().has_fenced();
@@ -171,7 +184,7 @@ impl HostKnobs {
             if !is_last && !is_limited {
                 break;
             }
-            let (_, more) = self.pass(host, &wants, &mut journal, &mut untold)?;
+            let (_, more) = self.pass(host, &wants, scan, &mut journal, &mut untold)?;
             let is_done = !more.iter().any(|applied| {
                 applied.has_limited_unit() || matches!(applied.step, HostStep::PutBack { .. })
             });
@@ -297,14 +310,23 @@ impl HostKnobs {
         }
     }
 
+    /// How kernel threads are to be looked for: what is born while a VM is attached is born off its CPUs, so one
+    /// that is found late has done no harm. After the last VM there is no later.
+    fn next_scan(&mut self, wants: &Wants) -> KthreadScan {
+        let is_due = self.looks.is_multiple_of(LOOKS_PER_SCAN);
+        self.looks = self.looks.wrapping_add(1);
+        if is_due || wants.is_empty() { KthreadScan::All } else { KthreadScan::Children }
+    }
+
     fn pass(
         &mut self,
         host: Host<'_>,
         wants: &Wants,
+        scan: KthreadScan,
         journal: &mut HostJournal,
         untold: &mut Vec<String>,
     ) -> Result<(HostView, Vec<HostApplied>), HostError> {
-        let view = look(host, wants, journal.memory(), &self.irqbalances.silent())?;
+        let view = look(host, wants, scan, journal.memory(), &self.irqbalances.silent())?;
         untold.extend(self.irqbalances.saw(&view));
         journal.append(wants.fences().iter().copied().map(HostRecord::Off).collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), wants))?;
@@ -353,7 +375,7 @@ pub fn host_steps(
     wants: &Wants,
     memory: &HostMemory,
 ) -> Result<(HostView, Vec<HostStep>), DiscoverError> {
-    let view = look(host, wants, memory, &BTreeMap::new())?;
+    let view = look(host, wants, KthreadScan::All, memory, &BTreeMap::new())?;
     let steps = diff(&view, &wishes(&view, wants, memory), memory);
     Ok((view, steps))
 }
@@ -362,10 +384,11 @@ pub fn host_steps(
 fn look(
     host: Host<'_>,
     wants: &Wants,
+    scan: KthreadScan,
     memory: &HostMemory,
     silent: &BTreeMap<ProcessKey, String>,
 ) -> Result<HostView, DiscoverError> {
-    let view = read_host_view(host.root, host.sched, wants, memory)?;
+    let view = read_host_view(host.root, host.sched, wants, memory, scan)?;
     if !wants.has(Knob::Irqs) && !memory.has_irqs() {
         return Ok(view);
     }

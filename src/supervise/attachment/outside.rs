@@ -11,7 +11,8 @@
 
 use super::Known;
 use crate::cpuset::CpuSet;
-use crate::discover::{kernel_threads, online_cpus};
+use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
+use crate::discover::online_cpus;
 use crate::journal::{HostJournal, HostMemory, Journal};
 use crate::leases::LeasesLock;
 use crate::places::{Place, Value};
@@ -49,7 +50,7 @@ impl Outside {
     ) -> Result<(), LookError> {
         let (host, process) = (known.host, known.process);
         let (online, memory) = (online_cpus(host.root)?, remembered(known));
-        let found = kernel_threads::kernel_threads(host.root, host.sched, process.pid);
+        let found = kernel_threads(host.root, host.sched, process.pid, KthreadScan::All);
         let is_new = |thread: &&Thread| !journal.memory().knows(thread.key);
         let mut new: Vec<Thread> = found.iter().filter(is_new).cloned().collect();
         for thread in &mut new {
