@@ -323,7 +323,7 @@ impl StateDir {
 
 impl SupervisorLock {
     /// Says who holds it, so that it can be told to end. Nothing depends on it before there is a
-    /// lease, so that it cannot be written is no error.
+    /// lease, which says the same, so that it cannot be written is no error.
     pub fn sign(&mut self, process: ProcessKey) {
         if let (Some(lock), Ok(text)) = (&mut self.lock, serde_json::to_vec(&process)) {
             let _ = lock.write_all(&text);

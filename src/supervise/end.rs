@@ -9,7 +9,7 @@ use rustix::process::{Pid as RustixPid, PidfdFlags, Signal, pidfd_open, pidfd_se
 
 use super::settings::Host;
 use super::start_error::StartError;
-use crate::discover::is_alive;
+use crate::discover::{boot_id, is_alive};
 use crate::ids::VmName;
 use crate::leases::{StateDir, SupervisorLock};
 use crate::threads::ProcessKey;
@@ -45,7 +45,7 @@ pub fn end_supervisor(
         if let Some(lock) = state.lock_supervisor(vm)? {
             return Ok((lock, was));
         }
-        let Some(supervisor) = state.supervisor(vm) else { break };
+        let Some(supervisor) = holder(host, state, vm) else { break };
         tracing::info!("VM {vm}: process {} has it and is told to end", supervisor.pid);
         was = Supervised::Was;
         let ended = end(host, supervisor, signal);
@@ -58,11 +58,21 @@ pub fn end_supervisor(
             return Ok((lock, was));
         }
         if Instant::now() > deadline {
-            let pid = state.supervisor(vm).map(|process| process.pid);
+            let pid = holder(host, state, vm).map(|process| process.pid);
             return Err(StartError::NotEnded { vm: vm.clone(), pid });
         }
         thread::sleep(PAUSE);
     }
+}
+
+/// Who has the VM, as far as that is known. The lock may be unsigned, since there was no room for that; a supervisor
+/// that lives has the lock, so that of the lease is the one.
+fn holder(host: Host<'_>, state: &StateDir, vm: &VmName) -> Option<ProcessKey> {
+    state.supervisor(vm).or_else(|| {
+        let lease = state.lease(vm).ok()??;
+        let is_of_this_boot = boot_id(host.root).is_ok_and(|boot_id| boot_id == lease.boot_id);
+        lease.supervisor.filter(|process| is_of_this_boot && is_alive(host.root, *process))
+    })
 }
 
 fn end(host: Host<'_>, process: ProcessKey, signal: Signal) -> io::Result<()> {
@@ -83,4 +93,79 @@ fn end(host: Host<'_>, process: ProcessKey, signal: Signal) -> io::Result<()> {
         Timespec { tv_sec: i64::try_from(PATIENCE.as_secs()).unwrap_or(i64::MAX), tv_nsec: 0 };
     poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::cpuset::CpuSet;
+    use crate::discover::process_key;
+    use crate::ids::Pid;
+    use crate::leases::{Lease, SCHEMA};
+    use crate::policy::{VcpuSched, VfioIrqs};
+    use crate::sched::Kernel;
+    use crate::sysroot::SysRoot;
+
+    /// A VM whose lease names a living process.
+    fn leased() -> (tempfile::TempDir, StateDir, Lease, Child) {
+        let dir = tempfile::tempdir().expect("a folder");
+        let state = StateDir::at(dir.path());
+        let child = Command::new("sleep").arg("60").spawn().expect("a process");
+        let pid = Pid(i32::try_from(child.id()).expect("a pid"));
+        let process = process_key(&SysRoot::live(), pid).expect("it lives");
+        let lease = Lease {
+            schema: SCHEMA.to_owned(),
+            vm: "100".parse().expect("a name"),
+            boot_id: boot_id(&SysRoot::live()).expect("a boot"),
+            qemu: process,
+            supervisor: Some(process),
+            since_unix_s: 0,
+            exclusive: CpuSet::EMPTY,
+            emulator: CpuSet::EMPTY,
+            iothreads: CpuSet::EMPTY,
+            vcpus: Vec::new(),
+            knobs: BTreeSet::new(),
+            partition: None,
+            slices: None,
+            vfio_irqs: VfioIrqs::default(),
+            sched: VcpuSched::default(),
+        };
+        state.write_lease(&lease).expect("written");
+        (dir, state, lease, child)
+    }
+
+    #[test]
+    fn who_could_not_sign_the_lock_is_ended_by_the_lease() {
+        let (_dir, state, lease, mut child) = leased();
+        let lock = state.lock_supervisor(&lease.vm).expect("a lock").expect("nobody has it");
+        // The lock goes with the process that is ended.
+        let ended = thread::spawn(move || {
+            let ended = child.wait();
+            drop(lock);
+            ended
+        });
+        let root = SysRoot::live();
+        let host = Host { root: &root, sched: &Kernel };
+        let (_lock, was) = end_supervisor(host, &state, &lease.vm).expect("it ends");
+        assert_eq!(was, Supervised::Was);
+        assert!(!ended.join().expect("no panic").expect("waited").success());
+    }
+
+    #[test]
+    fn nobody_is_taken_for_the_holder_who_cannot_be() {
+        let (_dir, state, lease, mut child) = leased();
+        let root = SysRoot::live();
+        let host = Host { root: &root, sched: &Kernel };
+        let holder = || holder(host, &state, &lease.vm);
+        assert_eq!(holder(), lease.supervisor);
+        let earlier = Lease { boot_id: "another".to_owned(), ..lease.clone() };
+        state.write_lease(&earlier).expect("written");
+        assert_eq!(holder(), None, "its number may be anybody's");
+        state.write_lease(&lease).expect("written");
+        child.kill().and_then(|()| child.wait()).expect("ended");
+        assert_eq!(holder(), None, "another `detach` has the lock");
+    }
 }
