@@ -1,15 +1,18 @@
 //! Taking CPUs offline and online again, on a made-up host: what stands against it, and that a CPU comes
 //! back wherever qmpin is killed. What the kernel does with masks meanwhile is seen on the test host.
 
-#![allow(clippy::expect_used)] // a test may end
+#![allow(clippy::expect_used, clippy::panic)] // a test may end
 
 mod support;
 
+use std::cell::Cell;
 use std::fs;
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 
 use qmpin::apply::{Cycled, cycle};
 use qmpin::cgroups::CgroupTree;
+use qmpin::cpuset::CpuSet;
 use qmpin::discover::{reonline_facts, switch};
 use qmpin::ids::{CpuId, StartTicks, Tid};
 use qmpin::journal::{HostJournal, HostMemory, HostRecord};
@@ -17,6 +20,7 @@ use qmpin::leases::Lease;
 use qmpin::places::{Place, Value};
 use qmpin::plan::reonline::{Beforehand, Facts, Never, choose};
 use qmpin::policy::Knob;
+use qmpin::sched::Sched;
 use qmpin::supervise::HostKnobs;
 use qmpin::threads::ThreadKey;
 use support::made_up::{BOOT, BOUND, MOVABLE, World, set};
@@ -191,6 +195,33 @@ fn a_cpu_is_online_again_and_nothing_is_remembered() {
     assert!(at("intent") < at("settled"), "{text}");
     world.reconcile();
     assert!(!world.state.host_journal_path().exists());
+}
+
+/// A kernel that has given a thread all CPUs, and takes what it is told without doing it.
+struct Deaf(Cell<bool>);
+
+impl Sched for Deaf {
+    fn affinity(&self, _: Tid) -> io::Result<CpuSet> {
+        Ok(set(if self.0.replace(true) { "0-7" } else { "4-5" }))
+    }
+
+    fn set_affinity(&self, _: Tid, _: &CpuSet) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn what_did_not_come_back_with_the_cpu_is_not_taken_for_done() {
+    let world = World::new();
+    let place = Place::Thread(ThreadKey { tid: Tid(600), start: StartTicks(77) });
+    let deaf = Deaf(Cell::new(false));
+    let mut journal = world.open();
+    let report = cycle(&world.root, &deaf, &mut journal, cpu(5), std::slice::from_ref(&place));
+    let report = report.expect("a journal");
+    assert!(matches!(report.cycled, Cycled::Done));
+    let [left] = &*report.put_back else { panic!("{:?}", report.put_back) };
+    assert!(left.is_left_changed(), "{left:?}");
+    assert_eq!(journal.memory().original(&place), Some(&Value::Cpus(set("4-5"))));
 }
 
 #[test]

@@ -12,8 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::host::{HostApplied, HostOutcome, apply_host};
-use crate::cpuset::CpuSet;
-use crate::discover::{read_place, switch};
+use crate::discover::{online_cpus, present_cpus, read_place, switch};
 use crate::ids::CpuId;
 use crate::journal::{HostJournal, HostRecord, JournalError};
 use crate::places::{Place, Value};
@@ -77,7 +76,11 @@ pub fn cycle(
         value: value.clone(),
     };
     journal.append(before.iter().map(original).collect())?;
-    let mut carry_out = |steps| apply_host(root, sched, &SystemBus, &CpuSet::EMPTY, journal, steps);
+    let mut carry_out = |steps| {
+        // Compared on none, all CPUs would look as they should be.
+        let online = online_cpus(root).unwrap_or_else(|_| present_cpus(root));
+        apply_host(root, sched, &SystemBus, &online, journal, steps)
+    };
     let place = switch(cpu);
     let [off, on] = ["0", "1"].map(|word| Value::Word(word.to_owned()));
     let knob = Knob::Reonline;

@@ -77,6 +77,17 @@ pub fn decide(
     }
 }
 
+/// Whether a mask that is read back is what the kernel makes of `to`: without CPUs that are offline, those that the
+/// cpuset does not have, and for its own threads those of VMs that stay.
+#[must_use]
+pub fn is_back(to: &CpuSet, kind: Kind, found: &CpuSet, around: &Around<'_>) -> bool {
+    let same = |other: CpuSet| *found & around.online == other & around.online;
+    let found = Value::Cpus(*found);
+    same(*to)
+        || around.limits.iter().any(|limit| same(*to & *limit))
+        || kind == Kind::OfKernel && around.host.is_fenced(&found, to, &around.online)
+}
+
 /// Whether the kernel has changed the mask by itself, and that was our doing: its own threads' as a
 /// partition comes or goes, and before 6.2 all of a process as a unit of systemd's is limited or no longer is.
 fn is_kernels_doing(

@@ -21,7 +21,7 @@ use std::io;
 use std::path::Path;
 
 pub use cookie::CookieRestore;
-pub use decide::{Around, Decision, Kind, decide};
+pub use decide::{Around, Decision, Kind, decide, is_back};
 pub use priority::{FailedPriority, ForeignPriority, PriorityRestore};
 
 use crate::apply::HostApplied;
@@ -31,6 +31,7 @@ use crate::discover::kernel_threads;
 use crate::discover::{self, cgroup, lives, tasks};
 use crate::ids::CpuId;
 use crate::journal::{self, HostMemory, JournalError, Memory};
+use crate::places::Value;
 use crate::sched::Sched;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{ProcessKey, ThreadKey};
@@ -193,7 +194,8 @@ fn put_back(
 ) -> Result<RestoreReport, ReadError> {
     let mut report = RestoreReport::default();
     let mut settled: BTreeSet<ThreadKey> = BTreeSet::new();
-    let limits = cgroup::cpuset_limits(root, &CgroupTree::of(root), process.pid);
+    let limits_now = || cgroup::cpuset_limits(root, &CgroupTree::of(root), process.pid);
+    let limits = limits_now();
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
         for (key, kind) in living(root, process, memory)? {
@@ -217,7 +219,14 @@ fn put_back(
                 }
                 Decision::PutBack { to } => {
                     changed = true;
-                    match write(root, sched, process, key, &to) {
+                    // The limits may be others by now.
+                    let is_back = |now: &CpuSet| {
+                        is_back(&to, kind, now, &around) || {
+                            let limits = &limits_now();
+                            is_back(&to, kind, now, &Around { online: online(root), limits, host })
+                        }
+                    };
+                    match write(root, sched, process, key, &to, is_back) {
                         Ok(true) => report.put_back += 1,
                         Ok(false) => {}
                         Err(error) => {
@@ -266,21 +275,23 @@ fn is_gone(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
-/// Whether it was written; `false`: the thread has ended.
+/// Whether it was written and read back; `false`: the thread has ended.
 fn write(
     root: &SysRoot,
     sched: &dyn Sched,
     process: ProcessKey,
     key: ThreadKey,
     to: &CpuSet,
+    is_back: impl FnOnce(&CpuSet) -> bool,
 ) -> io::Result<bool> {
     let is_ours = tasks::is_thread_of(root, process.pid, key)
         .and_then(|is| Ok(is || kernel_threads::is_kernel_thread(root, key)?));
     if !is_ours.map_err(|error| error.source)? {
         return Ok(false);
     }
-    match sched.set_affinity(key.tid, to) {
-        Ok(()) => Ok(true),
+    match sched.set_affinity(key.tid, to).and_then(|()| sched.affinity(key.tid)) {
+        Ok(now) if is_back(&now) => Ok(true),
+        Ok(now) => Err(io::Error::other(format!("it is {} all the same", Value::Cpus(now)))),
         Err(error) if is_gone(&error) => Ok(false),
         Err(error) => Err(error),
     }
