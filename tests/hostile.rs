@@ -218,6 +218,25 @@ fn noise_without_end_keeps_nobody_from_looking() {
 }
 
 #[test]
+fn a_vcpu_that_comes_and_goes_all_day_is_asked_for_ever_less_often() {
+    needs_two_cpus!("a_vcpu_that_comes_and_goes_all_day_is_asked_for_ever_less_often");
+    let (fake, place) = (FakeQemu::start("own: to and fro"), place());
+    place.config("qmpin.toml", format!("share = true\n{POLICY}"));
+    let mut attached = attach(&fake, &place);
+    attached.wait_told("asked over its own socket");
+    let since = Instant::now();
+    for _ in 0..16 {
+        for status in ["STATUS=2 vCPUs on", "STATUS=1 vCPUs on"] {
+            attached.told.clear();
+            attached.wait_told(status);
+        }
+    }
+    // Each time is two questions and two leases: as fast as they may come, that was not a second in all.
+    assert!(since.elapsed() > Duration::from_secs(2), "{:?}", since.elapsed());
+    attached.end();
+}
+
+#[test]
 fn a_pid_file_that_lies_is_no_vm() {
     needs_two_cpus!("a_pid_file_that_lies_is_no_vm");
     let stage = Stage::new(&QemuOptions { pid_file: false, ..QemuOptions::default() });

@@ -12,7 +12,7 @@ use super::leasing::{give_back, lock_forsaken};
 use super::line::{Done, Line, Said};
 use super::narrate::{log_learnt, log_look, log_plan, log_priority, log_shortfalls};
 use super::notify;
-use super::pace::Pace;
+use super::pace::{ForNeighbours, Pace};
 use super::reports::LookReport;
 use super::settings::{Host, Settings};
 use super::sources::{BLIND_INTERVAL, Watch, at, next_of, stop_signals};
@@ -28,6 +28,7 @@ use crate::plan::Plan;
 use crate::policy::ChannelChoice;
 use crate::qmp::{Happening, QmpError, Roles, Upgrade};
 use crate::restore::RestoreReport;
+use crate::threads::Role;
 use crate::watch::{Births, LeaseChanges, SlowTimer};
 
 /// A look waits this long for further hints: a hotplugged thread is not alone.
@@ -115,6 +116,7 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
         line: Line::new(channel),
         host_due: false,
         isolate_due: false,
+        for_neighbours: ForNeighbours::default(),
         telling: Telling::default(),
         attachment,
     };
@@ -141,6 +143,7 @@ struct Runner<'a> {
     host_due: bool,
     /// What others are kept off with could not be written down.
     isolate_due: bool,
+    for_neighbours: ForNeighbours,
     telling: Telling,
 }
 
@@ -220,6 +223,11 @@ impl Runner<'_> {
                     *leases = None;
                 }
                 self.attachment.neighbours_changed();
+                self.host_due |= self.for_neighbours.changed(Instant::now());
+                return Some(Event::Hint(Hint::Neighbour));
+            }
+            () = at(self.for_neighbours.due()) => {
+                self.for_neighbours.looked(Instant::now());
                 self.host_due = true;
                 return Some(Event::Hint(Hint::Neighbour));
             }
@@ -302,6 +310,9 @@ impl Runner<'_> {
                 } else {
                     self.pace.taught();
                 }
+                if learnt.left.iter().any(|(_, role)| matches!(role, Role::Vcpu(_))) {
+                    self.pace.lost_a_vcpu(Instant::now());
+                }
                 log_learnt(&learnt);
                 Event::Answered
             }
@@ -326,7 +337,7 @@ impl Runner<'_> {
                 None
             }
             Effect::AskSoon => {
-                let earliest = self.last_ask.map_or(now, |last| last + self.pace.gap());
+                let earliest = self.last_ask.map_or(now, |last| last + self.pace.gap(now));
                 self.ask_at = Some(earliest.max(now));
                 None
             }

@@ -85,6 +85,8 @@ impl Drop for FakeQemu {
 struct Fake {
     lie: String,
     vcpu: Tid,
+    /// Of the lie that has a second vCPU now and then.
+    other_vcpu: Tid,
     iothread: Tid,
     victim: i64,
 }
@@ -94,7 +96,7 @@ pub(crate) fn serve() {
     let (Ok(dir), Ok(lie)) = (std::env::var(DIR), std::env::var(LIE)) else { return };
     let dir = Path::new(&dir);
     let victim = std::env::var(VICTIM).unwrap().parse().unwrap();
-    let fake = Fake { lie, vcpu: sleeper(), iothread: sleeper(), victim };
+    let fake = Fake { lie, vcpu: sleeper(), other_vcpu: sleeper(), iothread: sleeper(), victim };
     fs::write(dir.join("100.pid"), std::process::id().to_string()).unwrap();
     let shared = UnixListener::bind(dir.join("100.qmp")).unwrap();
     if fake.lie.starts_with("own: ") {
@@ -157,6 +159,7 @@ fn visit(mut stream: UnixStream, fake: &Fake, number: usize) -> std::io::Result<
     stream.write_all(format!("{greeting}\r\n").as_bytes())?;
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
+    let mut questions = 0;
     while reader.read_line(&mut line)? > 0 {
         let command: Value = serde_json::from_str(&line)?;
         line.clear();
@@ -165,6 +168,12 @@ fn visit(mut stream: UnixStream, fake: &Fake, number: usize) -> std::io::Result<
         let (mut cpus, mut iothreads) = (vec![cpu(0, vcpu)], vec![iothread("io0", io)]);
         match (name, fake.lie.as_str()) {
             ("qmp_capabilities", _) => {}
+            ("query-cpus-fast", "own: to and fro") => {
+                questions += 1;
+                if questions % 2 == 0 {
+                    cpus.push(cpu(1, tid(fake.other_vcpu)));
+                }
+            }
             ("query-cpus-fast", "100 MB") => {
                 stream.write_all(b"{\"return\": [")?;
                 let row = cpu(0, vcpu).to_string().repeat(5000);
@@ -205,6 +214,11 @@ fn visit(mut stream: UnixStream, fake: &Fake, number: usize) -> std::io::Result<
             _ => json!({"error": {"class": "CommandNotFound", "desc": name}, "id": id}),
         };
         stream.write_all(format!("{reply}\r\n").as_bytes())?;
+        if name == "query-iothreads" && fake.lie == "own: to and fro" {
+            let event = json!({"event": "DEVICE_DELETED", "data": {"path": "/x"},
+                "timestamp": {"seconds": 1, "microseconds": 1}});
+            stream.write_all(format!("{event}\r\n").as_bytes())?;
+        }
         if name == "query-iothreads" && fake.lie == "own: noise" {
             // In large pieces: it is there before it is wanted.
             return endless(&mut stream, b"", "{\"x\": 1}\r\n".repeat(10_000).as_bytes());

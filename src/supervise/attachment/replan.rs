@@ -1,11 +1,13 @@
 //! A new plan for a VM that has one, and the lease that tells others of it.
 
+use std::collections::BTreeMap;
+
 use super::{Attachment, Known};
 use crate::cpuset::CpuSet;
 use crate::discover::{self, DiscoverError, read_topology};
-use crate::ids::Pid;
+use crate::ids::{CpuId, Pid, VcpuIndex};
 use crate::leases::{Lease, StateError};
-use crate::plan::Stay;
+use crate::plan::{Plan, Stay};
 use crate::supervise::leasing::neighbours;
 use crate::supervise::reports::LookError;
 use crate::supervise::settings::Follow;
@@ -45,7 +47,9 @@ impl Attachment<'_> {
         let plan = settings.plan(&self.topology, &self.guest, boot_id, &held, stay)?;
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
-            if let Err(error) = self.write_lease() {
+            // A lease that says the same would wake all other VMs for nothing.
+            let is_told = told(&self.plan) == told(&old);
+            if !is_told && let Err(error) = self.write_lease() {
                 // What others cannot read is not ours to take.
                 self.plan = old;
                 self.stale = Some(stay);
@@ -79,6 +83,11 @@ impl Attachment<'_> {
             sched: self.known.settings.policy.vm.sched.value,
         })
     }
+}
+
+/// What others are told of a plan.
+fn told(plan: &Plan) -> (CpuSet, CpuSet, CpuSet, BTreeMap<VcpuIndex, CpuId>) {
+    (plan.exclusive, plan.emulator, plan.iothread_cpus, plan.held())
 }
 
 pub(super) fn this_process(root: &SysRoot) -> Option<ProcessKey> {
