@@ -224,7 +224,8 @@ fn without_a_process_connector_new_threads_are_found_by_the_slow_timer() {
     let command = stage.place.command(&network, stage.qemu.dir(), &words);
     let mut attached = Attached::spawn(command, stage.place.path());
     attached.wait_ready();
-    assert_eq!(attached.lines_with("found by the slow timer alone: no process connector"), 1);
+    let line = "found by the slow timer alone: no process connector";
+    wait_until("that is said", || attached.lines_with(line) == 1);
     // QEMU has no event for it.
     stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
     let iothread = stage.iothread("io-hot");

@@ -4,6 +4,7 @@
 //! The order is what keeps the host safe: lock, look, plan, lease, journal, and only then the first
 //! write. Everything that can refuse, refuses before that.
 
+mod around;
 mod before;
 mod outside;
 mod replan;
@@ -13,7 +14,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use outside::Outside;
 use replan::this_process;
 
-use super::aside::step_aside;
 use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
@@ -22,22 +22,21 @@ use super::leasing::{
 };
 use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
-use super::reonline::{ReonlineReport, bring_back, reonline};
+use super::reonline::{ReonlineReport, bring_back};
 use super::reports::{Learnt, LookError, LookReport};
-use super::settings::{Follow, Host, Settings, channel_paths};
+use super::settings::{Host, Settings, channel_paths};
 use super::start_error::StartError;
 use super::state::Looked;
-use crate::apply::{Bench, HostApplied, apply};
+use crate::apply::{Bench, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
 use crate::discover::{self, Target, VmView, read_topology, read_vm};
 use crate::error::chain;
 use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
-use crate::leases::{StateError, SupervisorLock};
+use crate::leases::SupervisorLock;
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Plan, Stay};
-use crate::policy::Knob;
 use crate::qmp::{Channel, Roles};
 use crate::restore::{RestoreReport, restore_process};
 use crate::sysroot::SysRoot;
@@ -271,119 +270,6 @@ impl<'a> Attachment<'a> {
         let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
         let scan = self.scan()?;
         Ok(LookReport { plan_failed, ..self.mend(scan)? })
-    }
-
-    /// Keeps others off the VM's CPUs, as far as the policy wants that and the host can, and looks
-    /// again: a thread's mask may have been lost on the way.
-    ///
-    /// # Errors
-    /// [`LookError`].
-    pub fn isolate(&mut self) -> Result<LookReport, LookError> {
-        let is_wanted = self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
-        let earlier = self.partition.site();
-        let had_one = earlier.is_some();
-        let leased = (self.partition.cgroup(), self.partition.slices());
-        let ground = self.known.ground();
-        let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
-        if !is_wanted && had_one {
-            self.partition.give_up(ground, self.journal.memory());
-        }
-        if claimed {
-            if let Err(error) = self.relet() {
-                // Without its lease it is not made: others would not know of it.
-                self.partition.disclaim(earlier);
-                return Err(error.into());
-            }
-            let (plan, journal) = (&self.plan, &mut self.journal);
-            self.partition.prepare(self.known.ground(), plan, journal)?;
-        }
-        if self.lease_due || (self.partition.cgroup(), self.partition.slices()) != leased {
-            self.relet()?;
-        }
-        if claimed || had_one { self.look() } else { Ok(LookReport::default()) }
-    }
-
-    /// Gives vCPUs their priority and the VM its core-scheduling cookie, once others are elsewhere: a
-    /// thread of the kernel's that is below that priority would not get away from there any more.
-    ///
-    /// # Errors
-    /// [`LookError`].
-    pub fn prioritise(&mut self) -> Result<LookReport, LookError> {
-        let policy = &self.known.settings.policy.vm;
-        let has_priority = self.priority.begin(policy.sched.value, &self.journal);
-        let has_cookie = self.cookie.begin(policy, &self.journal);
-        if has_priority || has_cookie { self.look() } else { Ok(LookReport::default()) }
-    }
-
-    /// Writes the lease while nobody else does.
-    fn relet(&mut self) -> Result<(), StateError> {
-        self.lease_due = true;
-        let _lock = self.known.settings.state.lock_leases()?;
-        self.write_lease()?;
-        self.lease_due = false;
-        Ok(())
-    }
-
-    /// Takes down what the kernel is about to change by itself: to be called before
-    /// [`Attachment::isolate`].
-    ///
-    /// # Errors
-    /// [`StartError`]; then there had better be no partition.
-    pub fn remember_host(&mut self) -> Result<(), StartError> {
-        let state = &self.known.settings.state;
-        let leases = state.lock_leases()?;
-        Ok(self.host_knobs.remember(self.known.host, state, &self.known.boot_id, &leases)?)
-    }
-
-    /// Keeps interrupts and the kernel's own work off the CPUs of all VMs that want it.
-    ///
-    /// # Errors
-    /// [`StartError`]. The VM's own threads stay where they are.
-    pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
-        let Known { host, settings, boot_id, process } = &self.known;
-        let Settings { state, follow, .. } = settings;
-        // The end of the VM is seen in a moment, and its partition goes first.
-        if discover::lives(host.root, *process).is_ok_and(|lives| !lives) {
-            return Ok(HostReport::default());
-        }
-        let leases = state.lock_leases()?;
-        if *follow == Follow::Stay {
-            step_aside(*host, state, boot_id, self.online, &mut self.own_cpus);
-        }
-        let report = self.host_knobs.reconcile(*host, state, boot_id, &leases)?;
-        self.drift_total += report.drifted.len() as u64;
-        if report.applied.iter().any(HostApplied::has_limited_unit) {
-            // What it did to our masks is nobody's drift.
-            self.settled.clear();
-        }
-        Ok(match self.early_host.take() {
-            Some(earlier) => report.after(earlier),
-            None => report,
-        })
-    }
-
-    /// Takes the VM's CPUs offline and online again, where the policy wants that: once, before the first
-    /// pin. What can be moved has left them by then, so that it stands in nobody's way. A later scan, or
-    /// the one there is.
-    fn reonline(&mut self, scan: Scan) -> (Scan, ReonlineReport) {
-        if !self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Reonline) {
-            return (scan, ReonlineReport::default());
-        }
-        let report = self.try_reonline().unwrap_or_else(|error| {
-            tracing::warn!("reonline: {}", chain(&error));
-            ReonlineReport { failed: vec![chain(&error)], ..ReonlineReport::default() }
-        });
-        (self.scan().unwrap_or(scan), report)
-    }
-
-    fn try_reonline(&mut self) -> Result<ReonlineReport, StartError> {
-        self.early_host = Some(self.keep_host()?);
-        let report = reonline(self.known.ground(), &self.plan.exclusive)?;
-        self.notice_cpu_hotplug()?;
-        if let Some(stay) = self.stale {
-            self.replan(stay)?;
-        }
-        Ok(report)
     }
 
     /// Puts everything back and lets go.

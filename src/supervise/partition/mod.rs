@@ -6,8 +6,11 @@
 //!     └── no unit of its own … ──┴── systemd says no ─▶ affinity alone, and why
 //! ```
 
+mod take_back;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+
+pub(super) use take_back::{remembered, take_back, take_back_locked};
 
 use super::settings::Host;
 use crate::apply::Bench;
@@ -16,15 +19,14 @@ use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::{self, Grips, cgroup};
 use crate::ids::VmName;
-use crate::journal::{self, Journal, JournalError, Memory, PartitionUndo, Record};
-use crate::leases::{LeasesLock, StateDir, StateError};
+use crate::journal::{Journal, JournalError, Memory, PartitionUndo, Record};
+use crate::leases::{LeasesLock, StateDir};
 use crate::plan::partition::{
     Group, PartitionStep, Rung, Share, Site, Target, affinity_alone, choose, in_words, lower,
     placing, resizing, target,
 };
 use crate::plan::{Finding, Plan};
 use crate::policy::Knob;
-use crate::restore::partition::{PartitionRestore, hand_back, let_systemd_prune, take_down};
 use crate::systemd::SystemBus;
 use crate::threads::{ProcessKey, Thread, ThreadKey};
 
@@ -396,82 +398,8 @@ fn remember(journal: &mut Journal, target: &Target) -> Result<CpuSet, JournalErr
     Ok(all)
 }
 
-/// Takes back the partition that is remembered, before any mask is restored.
-pub(super) fn take_back(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
-    if memory.partition().is_none() {
-        return PartitionRestore::default();
-    }
-    // Before the lock: nobody else has to wait for systemd.
-    let_prune(ground, memory);
-    // Somebody may have removed the folder: then there are no leases, and nobody to wait for.
-    let lock = ground.state.lock_leases().map_err(|error: StateError| {
-        tracing::debug!("{}", crate::error::chain(&error));
-    });
-    let restored = take_down_of(ground, memory);
-    drop(lock);
-    hand_back_of(ground, memory, restored)
-}
-
-/// The same for somebody who holds the leases' lock.
-pub(super) fn take_back_locked(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
-    let_prune(ground, memory);
-    let restored = take_down_of(ground, memory);
-    hand_back_of(ground, memory, restored)
-}
-
-fn let_prune(ground: Ground<'_>, memory: &Memory) {
-    if let Some(undo) = memory.partition()
-        && !discover::is_alive(ground.host.root, ground.process)
-    {
-        let_systemd_prune(&CgroupTree::of(ground.host.root), undo);
-    }
-}
-
-fn take_down_of(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
-    let Some(undo) = memory.partition() else { return PartitionRestore::default() };
-    let cgroups = CgroupTree::of(ground.host.root);
-    let refused = take_down(&cgroups, undo, &ground.shares());
-    PartitionRestore { taken_back: Some(undo.cgroup.clone()), refused, foreign: Vec::new() }
-}
-
-fn hand_back_of(
-    ground: Ground<'_>,
-    memory: &Memory,
-    mut restored: PartitionRestore,
-) -> PartitionRestore {
-    if let Some(undo) = memory.partition() {
-        let root = ground.host.root;
-        let handed = hand_back(root, &SystemBus, undo);
-        restored.refused.extend(handed.refused);
-        restored.foreign.extend(handed.foreign);
-    }
-    restored
-}
-
 fn as_strs(found: &Result<String, String>) -> Result<&str, &str> {
     found.as_ref().map(String::as_str).map_err(String::as_str)
-}
-
-/// What a VM's journal of this boot remembers; nothing where there is none, or nothing in it yet.
-///
-/// # Errors
-/// [`JournalError`] where it cannot be told: then there may be something to undo.
-pub(super) fn remembered(
-    state: &StateDir,
-    vm: &VmName,
-    boot_id: &str,
-) -> Result<Option<(ProcessKey, Memory)>, JournalError> {
-    let content = match journal::read(&state.journal_path(vm)) {
-        Ok(content) => content,
-        Err(JournalError::NeverBegun { .. }) => return Ok(None),
-        Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(None);
-        }
-        Err(error) => return Err(error),
-    };
-    let header = content.header;
-    let is_of_this_boot = header.boot_id == boot_id;
-    Ok(is_of_this_boot.then(|| (header.process, Memory::of(&content.records))))
 }
 
 /// The rung that a VM would be on, for `qmpin plan`: nothing is asked of systemd.

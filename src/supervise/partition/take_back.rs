@@ -1,0 +1,90 @@
+//! The end of a partition: its groups first, under the leases' lock, then what systemd has of it.
+
+use std::io;
+
+use super::Ground;
+use crate::cgroups::CgroupTree;
+use crate::discover;
+use crate::ids::VmName;
+use crate::journal::{self, JournalError, Memory};
+use crate::leases::{StateDir, StateError};
+use crate::restore::partition::{PartitionRestore, hand_back, let_systemd_prune, take_down};
+use crate::systemd::SystemBus;
+use crate::threads::ProcessKey;
+
+/// Takes back the partition that is remembered, before any mask is restored.
+pub(in crate::supervise) fn take_back(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
+    if memory.partition().is_none() {
+        return PartitionRestore::default();
+    }
+    // Before the lock: nobody else has to wait for systemd.
+    let_prune(ground, memory);
+    // Somebody may have removed the folder: then there are no leases, and nobody to wait for.
+    let lock = ground.state.lock_leases().map_err(|error: StateError| {
+        tracing::debug!("{}", crate::error::chain(&error));
+    });
+    let restored = take_down_of(ground, memory);
+    drop(lock);
+    hand_back_of(ground, memory, restored)
+}
+
+/// The same for somebody who holds the leases' lock.
+pub(in crate::supervise) fn take_back_locked(
+    ground: Ground<'_>,
+    memory: &Memory,
+) -> PartitionRestore {
+    let_prune(ground, memory);
+    let restored = take_down_of(ground, memory);
+    hand_back_of(ground, memory, restored)
+}
+
+fn let_prune(ground: Ground<'_>, memory: &Memory) {
+    if let Some(undo) = memory.partition()
+        && !discover::is_alive(ground.host.root, ground.process)
+    {
+        let_systemd_prune(&CgroupTree::of(ground.host.root), undo);
+    }
+}
+
+fn take_down_of(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
+    let Some(undo) = memory.partition() else { return PartitionRestore::default() };
+    let cgroups = CgroupTree::of(ground.host.root);
+    let refused = take_down(&cgroups, undo, &ground.shares());
+    PartitionRestore { taken_back: Some(undo.cgroup.clone()), refused, foreign: Vec::new() }
+}
+
+fn hand_back_of(
+    ground: Ground<'_>,
+    memory: &Memory,
+    mut restored: PartitionRestore,
+) -> PartitionRestore {
+    if let Some(undo) = memory.partition() {
+        let root = ground.host.root;
+        let handed = hand_back(root, &SystemBus, undo);
+        restored.refused.extend(handed.refused);
+        restored.foreign.extend(handed.foreign);
+    }
+    restored
+}
+
+/// What a VM's journal of this boot remembers; nothing where there is none, or nothing in it yet.
+///
+/// # Errors
+/// [`JournalError`] where it cannot be told: then there may be something to undo.
+pub(in crate::supervise) fn remembered(
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+) -> Result<Option<(ProcessKey, Memory)>, JournalError> {
+    let content = match journal::read(&state.journal_path(vm)) {
+        Ok(content) => content,
+        Err(JournalError::NeverBegun { .. }) => return Ok(None),
+        Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    let header = content.header;
+    let is_of_this_boot = header.boot_id == boot_id;
+    Ok(is_of_this_boot.then(|| (header.process, Memory::of(&content.records))))
+}
