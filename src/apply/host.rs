@@ -4,7 +4,9 @@
 //!   steps ──▶ originals and intents made durable ──▶ for each: write, read back ──▶ what is settled
 //! ```
 
+use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 
 use super::irqbalance;
 use super::slices::Limits;
@@ -115,6 +117,7 @@ pub fn apply_host(
         if let (HostStep::PutBack { place, .. }, HostOutcome::Refused { error }) =
             (&*step, &*outcome)
             && is_kept_irq(place, error)
+            && (is_eio(error) || is_fixed(root, place))
             && journal.memory().was_changed(place)
         {
             *outcome = HostOutcome::Gone;
@@ -237,6 +240,20 @@ fn write(
 /// pool's a moment later (`kernel/workqueue.c: create_worker`).
 fn is_bound(root: &SysRoot, place: &Place) -> bool {
     matches!(place, Place::Thread(key) if kernel_threads::is_bound_kernel_thread(root, *key).is_ok_and(|is| is))
+}
+
+fn is_eio(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::EIO)
+}
+
+/// Whether it is a file that nobody may write. The answer alone is not enough to give an undo up: whoever has too few
+/// rights is told the same.
+fn is_fixed(root: &SysRoot, place: &Place) -> bool {
+    let (Place::CpuList(path) | Place::CpuMask(path) | Place::Word(path)) = place else {
+        return false;
+    };
+    let mode = root.path(path).ok().and_then(|path| fs::metadata(path).ok());
+    mode.is_some_and(|metadata| metadata.permissions().mode() & 0o222 == 0)
 }
 
 /// Whether it is an interrupt whose CPUs the kernel manages: they answer so, since Linux 6.10 with the second
