@@ -218,11 +218,13 @@ def hotplug(host, attached, vm):
 
 def changed(host, attached, vm):
     """Somebody takes the partition down: it is made again, counted, and said."""
+    told = "somebody has changed the partition"
+    assert told not in attached.log(), f"nobody has yet: {attached.log()}"
     before = drift_total()
     (vm.cgroup / "vcpus/cpuset.cpus.partition").write_text("member")
     wait_until(lambda: drift_total() > before, qmpin.LIMIT_S, "the change to be counted", attached.log)
     isolated(host, attached, vm)
-    assert "somebody has changed the partition" in attached.log(), attached.log()
+    assert told in attached.log(), attached.log()
 
 
 def drift_total():
