@@ -2,6 +2,7 @@
 `detach` then leaves the host as it was, and nothing in /run/qmpin. It takes long.
 """
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -22,7 +23,13 @@ def run(host):
     before = host.before()
     with host.vm(100, cpus=2) as vm, tempfile.TemporaryDirectory(prefix="qmpin-") as folder:
         vm.wait_guest()
-        series = Series(host, Path(folder))
+        was = scheduling(vm)
+
+        def not_back():
+            differ = {tid: now for tid, now in scheduling(vm).items() if now != was.get(tid, was[vm.pid])}
+            return f"policy, priority and cookie of {differ}, and before {was}" if differ else None
+
+        series = Series(host, Path(folder), also=not_back)
         whole(series)
         half(host, series)
         limits(vm, series)
@@ -32,6 +39,15 @@ def run(host):
         vm.wait_guest()
         balanced(host, Path(folder))
     state.check_same(before, state.capture(), PLACED)
+
+
+def scheduling(vm):
+    """Policy, priority and cookie of every thread of the VM's."""
+    found = {}
+    for tid in vm.masks():
+        with contextlib.suppress(ProcessLookupError):
+            found[tid] = (os.sched_getscheduler(tid), os.sched_getparam(tid).sched_priority, cookie(tid))
+    return found
 
 
 def whole(series):
