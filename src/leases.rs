@@ -14,9 +14,10 @@
 //! whoever comes next sweeps it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{Flock, FlockArg};
@@ -25,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::policy::{Knob, VcpuSched, VfioIrqs};
-use crate::sysroot::read_bounded;
+use crate::state_file::{self, FolderLink};
 use crate::threads::ProcessKey;
 
 /// The schema of a lease.
@@ -129,13 +130,17 @@ impl StateDir {
         &self.path
     }
 
-    /// Makes the folder, for root alone, if it is not there.
+    /// Makes the folder, for root alone to write, if it is not there.
     ///
     /// # Errors
-    /// [`StateError::Io`].
+    /// [`StateError::Io`]; also where other users can change it.
     pub fn create(&self) -> Result<(), StateError> {
-        let made = fs::DirBuilder::new().recursive(true).mode(0o755).create(&self.path);
+        let made = state_file::create_folder(&self.path).map(|_| ());
         made.map_err(self.error("create", self.path.clone()))
+    }
+
+    fn folder(&self) -> io::Result<state_file::Folder> {
+        state_file::Folder::open(&self.path, FolderLink::Refuse)
     }
 
     /// Where a VM's journal is.
@@ -177,13 +182,8 @@ impl StateDir {
         let path = self.lock_path(vm);
         let fail = self.error("lock", path.clone());
         loop {
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .mode(0o600)
-                .open(&path)
-                .map_err(&fail)?;
+            let (folder, name) = state_file::folder_of(&path, FolderLink::Refuse).map_err(&fail)?;
+            let file = folder.open_or_create(name).map_err(&fail)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => {
                     // The last holder removes the file, so what we locked may have no name any
@@ -206,7 +206,7 @@ impl StateDir {
     /// [`lock_supervisor`](StateDir::lock_supervisor) says that somebody does.
     #[must_use]
     pub fn supervisor(&self, vm: &VmName) -> Option<ProcessKey> {
-        let text = read_bounded(&self.lock_path(vm), BYTES_MAX).ok()?;
+        let text = state_file::read_state(&self.lock_path(vm), BYTES_MAX).ok()?;
         serde_json::from_str(&text).ok()
     }
 
@@ -216,7 +216,7 @@ impl StateDir {
     /// [`StateError`] where it cannot be read or understood.
     pub fn lease(&self, vm: &VmName) -> Result<Option<Lease>, StateError> {
         let path = self.lease_path(vm);
-        let text = match read_bounded(&path, BYTES_MAX) {
+        let text = match state_file::read_state(&path, BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.error("read", path)(error)),
@@ -239,15 +239,13 @@ impl StateDir {
     /// [`StateError::Io`]; a folder that is not there has none.
     pub fn vms(&self) -> Result<Vec<VmName>, StateError> {
         let fail = self.error("list", self.path.clone());
-        let entries = match fs::read_dir(&self.path) {
-            Ok(entries) => entries,
+        let names = match self.folder().and_then(|folder| folder.names()) {
+            Ok(names) => names,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(fail(error)),
         };
         let mut vms = Vec::new();
-        for entry in entries {
-            let name = entry.map_err(&fail)?.file_name();
-            let name = name.to_string_lossy();
+        for name in names {
             let suffixes =
                 [".lease", ".journal", ".lock", ".lease.new", ".standing", ".standing.new"];
             let stem = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
@@ -266,19 +264,9 @@ impl StateDir {
         let path = self.lease_path(&lease.vm);
         let fail = self.error("write", path.clone());
         let text = serde_json::to_vec(lease).map_err(|error| fail(error.into()))?;
-        let new = self.path.join(format!("{}.lease.new", lease.vm));
-        let write = || -> io::Result<()> {
-            let mut options = OpenOptions::new();
-            let mut file =
-                options.write(true).create(true).truncate(true).mode(0o644).open(&new)?;
-            file.write_all(&text)?;
-            file.sync_data()?;
-            fs::rename(&new, &path)
-        };
-        write().map_err(|error| {
-            let _ = fs::remove_file(&new);
-            fail(error)
-        })
+        let name = format!("{}.lease", lease.vm);
+        let written = self.folder().and_then(|folder| folder.replace(name.as_ref(), &text, 0o644));
+        written.map_err(fail)
     }
 
     /// Forgets a VM: its lease and journal. The journal goes first, so that a crash in between leaves
@@ -290,15 +278,7 @@ impl StateDir {
         let leftovers = ["lease.new", "standing.new", "standing"];
         let leftovers = leftovers.map(|suffix| self.path.join(format!("{vm}.{suffix}")));
         let in_order = [self.journal_path(vm)].into_iter().chain(leftovers);
-        for path in in_order.chain([self.lease_path(vm)]) {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    return Err(self.error("remove", path)(error));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        in_order.chain([self.lease_path(vm)]).try_for_each(|path| self.remove(path))
     }
 
     /// Removes a VM's lease alone: what is to be put back is still known.
@@ -306,13 +286,16 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`]; a file that is not there is no error.
     pub fn drop_lease(&self, vm: &VmName) -> Result<(), StateError> {
-        let path = self.lease_path(vm);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(self.error("remove", path)(error))
-            }
-            _ => Ok(()),
-        }
+        self.remove(self.lease_path(vm))
+    }
+
+    fn remove(&self, path: PathBuf) -> Result<(), StateError> {
+        let removed = match self.folder() {
+            Ok(folder) => folder.remove(path.file_name().unwrap_or(OsStr::new(""))).map(|_| ()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        };
+        removed.map_err(self.error("remove", path))
     }
 
     #[allow(clippy::unused_self)] // reads as a method at its uses

@@ -21,6 +21,7 @@ pub mod leases;
 pub mod qmp;
 pub mod sched;
 pub mod standing;
+pub mod state_file;
 pub mod sysroot;
 pub mod systemd;
 

@@ -1,7 +1,6 @@
 //! `/run/qmpin/<vm>.standing`: what a supervisor has to tell about a VM that no file of the kernel's
 //! says. Written for `qmpin status`; nothing depends on it.
 
-use std::fs;
 use std::io;
 use std::path::PathBuf;
 
@@ -10,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::VmName;
 use crate::leases::StateDir;
 use crate::qmp::ChannelKind;
-use crate::sysroot::read_bounded;
+use crate::state_file::{FolderLink, folder_of, read_state};
 
 /// The schema of the file.
 pub const STANDING_SCHEMA: &str = "qmpin.standing/1";
@@ -38,7 +37,7 @@ fn path(state: &StateDir, vm: &VmName) -> PathBuf {
 /// What the supervisor of a VM has told last; `None`: nothing that can be read.
 #[must_use]
 pub fn read_standing(state: &StateDir, vm: &VmName) -> Option<Standing> {
-    let text = read_bounded(&path(state, vm), BYTES_MAX).ok()?;
+    let text = read_state(&path(state, vm), BYTES_MAX).ok()?;
     serde_json::from_str(&text)
         .ok()
         .filter(|standing: &Standing| standing.schema == STANDING_SCHEMA)
@@ -49,13 +48,8 @@ pub fn read_standing(state: &StateDir, vm: &VmName) -> Option<Standing> {
 /// # Errors
 /// What the kernel said: the state folder is full or gone.
 pub fn write_standing(state: &StateDir, vm: &VmName, standing: &Standing) -> io::Result<()> {
-    let new = state.path().join(format!("{vm}.standing.new"));
-    let written = serde_json::to_vec(standing)
-        .map_err(io::Error::from)
-        .and_then(|text| fs::write(&new, text))
-        .and_then(|()| fs::rename(&new, path(state, vm)));
-    if written.is_err() {
-        let _ = fs::remove_file(&new);
-    }
-    written
+    let text = serde_json::to_vec(standing)?;
+    let path = path(state, vm);
+    let (folder, name) = folder_of(&path, FolderLink::Refuse)?;
+    folder.replace(name, &text, 0o644)
 }

@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{self, Read, Write as _};
 use std::mem::MaybeUninit;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::{OFlag, openat};
@@ -124,7 +125,7 @@ impl SysRoot {
     /// As [`SysRoot::read_lossy`].
     pub fn read_line_lossy(&self, relative: &str) -> Result<String, ReadError> {
         let path = self.path(relative)?;
-        let line = fs::File::open(&path).and_then(read_line);
+        let line = open_at_once(&path).and_then(read_line);
         line.map_err(|source| ReadError { path, source })
     }
 
@@ -197,7 +198,7 @@ impl Folder {
     /// # Errors
     /// As [`SysRoot::read_lossy`].
     pub fn read_line_lossy(&self, relative: &str) -> Result<String, ReadError> {
-        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
         let file = openat(&self.file, plain(relative)?, flags, Mode::empty());
         let line = file.map_err(io::Error::from).and_then(|file| read_line(file.into()));
         line.map_err(|source| ReadError { path: self.path.join(relative), source })
@@ -263,7 +264,7 @@ fn read_line(mut file: fs::File) -> io::Result<String> {
 }
 
 fn read_attribute(path: &Path) -> io::Result<String> {
-    let mut file = fs::File::open(path)?;
+    let mut file = open_at_once(path)?;
     let mut bytes = vec![0; ATTRIBUTE_BYTES_MAX + 1];
     let length = loop {
         match file.read(&mut bytes) {
@@ -279,20 +280,27 @@ fn read_attribute(path: &Path) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
 }
 
-/// Reads a file of at most `bytes_max` bytes as UTF-8.
-///
-/// # Errors
-/// The kernel's answer, or `InvalidData` where the file is not UTF-8 or larger than that.
-pub fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
+/// Opens a file for reading without waiting: a FIFO in its place has no other end that will come.
+fn open_at_once(path: &Path) -> io::Result<fs::File> {
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_NOCTTY).bits();
+    fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
     String::from_utf8(read_bytes(path, bytes_max)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
 }
 
 fn read_bytes(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let file = open_at_once(path)?;
+    // All that the kernel shows in /proc and /sys is a regular file.
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
     // Files of /proc and /sys say they are empty or a page long, so their size is no help; nearly
     // all fit one read of this buffer, and the second read that finds the end is then skipped by
     // nobody: a short read of a seq_file is not the end.
-    read_rest(fs::File::open(path)?, Vec::with_capacity(4096), bytes_max)
+    read_rest(file, Vec::with_capacity(4096), bytes_max)
 }
 
 fn read_rest(file: fs::File, mut bytes: Vec<u8>, bytes_max: u64) -> io::Result<Vec<u8>> {
@@ -328,6 +336,23 @@ mod tests {
         assert_eq!(root.read_attribute("full").expect("read"), full);
         assert!(root.read_attribute("long").is_err_and(|error| !error.is_absent()));
         assert!(root.read_attribute("none").is_err_and(|error| error.is_absent()));
+    }
+
+    #[test]
+    fn what_is_no_file_is_an_error_at_once() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let root = SysRoot::at(dir.path());
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::S_IRUSR).expect("a FIFO");
+        std::os::unix::fs::symlink("/dev/zero", dir.path().join("zero")).expect("a link");
+        for name in ["fifo", "zero"] {
+            let error = root.read(name).expect_err(name);
+            assert!(error.source.to_string().contains("not a regular file"), "{name}: {error:?}");
+            assert!(root.read_lossy(name).is_err(), "{name}");
+            // These do not ask, and do not wait, either.
+            let _ = root.read_attribute(name);
+            let _ = root.read_line_lossy(name);
+        }
     }
 
     #[test]

@@ -3,7 +3,6 @@
 //! Each write is read back. What the kernel refuses is an outcome, and the rest goes on.
 
 use std::fmt;
-use std::fs;
 use std::io;
 
 use super::Bench;
@@ -13,6 +12,7 @@ use crate::discover::{cgroup, tasks};
 use crate::error::chain;
 use crate::journal::PartitionUndo;
 use crate::plan::partition::{Group, ISOLATED, PartitionStep, Seat, Site};
+use crate::state_file::{FolderLink, create_folder, folder_of};
 use crate::sysroot::SysRoot;
 use crate::systemd::Units;
 use crate::threads::{Thread, ThreadKey};
@@ -160,7 +160,7 @@ fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
         _ => "Service",
     };
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        create_folder(folder)?;
     }
     let text = format!(
         "# Made by qmpin while the VM is attached; `qmpin detach` removes it.\n\
@@ -168,8 +168,8 @@ fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
     );
     // Whole, or not at all: systemd may read it at any time.
     let new = root.path(&drop_in_new(relative)).map_err(|error| error.source)?;
-    fs::write(&new, text)?;
-    fs::rename(&new, &path)
+    let (folder, name) = folder_of(&path, FolderLink::Refuse)?;
+    folder.replace_by(name, new.file_name().unwrap_or(name), text.as_bytes(), 0o644)
 }
 
 /// Carries out the steps in their order. What was refused, and how many writes were made.

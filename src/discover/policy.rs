@@ -7,14 +7,14 @@
 //! ```
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::VmName;
 use crate::policy::{FileKind, Fragment, PolicyError};
-use crate::sysroot::read_bounded;
+use crate::state_file::{create_folder, read_config, read_state};
 
 /// The longest policy file read. A policy is a page of text; a larger file is a mistake.
 const FILE_BYTES_MAX: u64 = 256 << 10;
@@ -183,7 +183,7 @@ impl PolicyDirs {
         if kind == FileKind::Cluster {
             self.check_cluster()?;
         }
-        match read_bounded(path, FILE_BYTES_MAX) {
+        match read_config(path, FILE_BYTES_MAX) {
             Ok(text) => Ok(Some(text)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(PolicyFileError::Read { path: path.to_owned(), source }),
@@ -219,7 +219,7 @@ impl PolicyDirs {
     }
 
     fn remembered(&self, vm: &VmName) -> Option<Vec<PolicyText>> {
-        let text = read_bounded(&self.copy_path(vm), COPY_BYTES_MAX).ok()?;
+        let text = read_state(&self.copy_path(vm), COPY_BYTES_MAX).ok()?;
         let copy: Copy = serde_json::from_str(&text).ok()?;
         (copy.schema == SCHEMA).then_some(copy.files)
     }
@@ -228,12 +228,8 @@ impl PolicyDirs {
         if self.remembered(vm).as_ref() == Some(&files) {
             return Ok(());
         }
-        let (path, new) = (self.copy_path(vm), self.copies.join(format!("{vm}.policy.new")));
-        fs::create_dir_all(&self.copies)?;
-        let mut file = fs::File::create(&new)?;
-        file.write_all(&serde_json::to_vec(&Copy { schema: SCHEMA.to_owned(), files })?)?;
-        file.sync_data()?;
-        fs::rename(&new, &path)
+        let copy = serde_json::to_vec(&Copy { schema: SCHEMA.to_owned(), files })?;
+        create_folder(&self.copies)?.replace(format!("{vm}.policy").as_ref(), &copy, 0o644)
     }
 }
 

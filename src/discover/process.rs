@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use super::stat::{self, Stat};
 use crate::ids::{Pid, VmName};
-use crate::sysroot::{ReadError, SysRoot, read_bounded};
+use crate::state_file::read_config;
+use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::ProcessKey;
 
 /// Where to find a VM.
@@ -154,7 +155,7 @@ pub fn proxmox_process(
 ) -> Result<ProcessKey, ProcessError> {
     let path = dir.join(format!("{vm}.pid"));
     let bad = |source| ProcessError::BadPidFile { path: path.clone(), source };
-    let text = match read_bounded(&path, 64) {
+    let text = match read_config(&path, 64) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(ProcessError::NoPidFile { vm: vm.clone(), path });

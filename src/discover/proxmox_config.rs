@@ -2,7 +2,11 @@
 //! lines `key: value`, then sections of snapshots. It is read and never written.
 
 use crate::ids::VmName;
+use crate::state_file::read_config;
 use crate::sysroot::SysRoot;
+
+/// The longest configuration that is read: pmxcfs itself takes no file above 1 MiB.
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
 /// What of it concerns where a VM runs.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -18,8 +22,15 @@ pub struct ProxmoxConfig {
 /// # Errors
 /// Why it cannot be read, with the path.
 pub fn proxmox_config(root: &SysRoot, vm: &VmName) -> Result<ProxmoxConfig, String> {
-    let text = root.read_lossy(&format!("etc/pve/qemu-server/{vm}.conf"));
-    Ok(parse(&text.map_err(|error| format!("{error}: {}", error.source))?))
+    let name = format!("etc/pve/qemu-server/{vm}.conf");
+    let text = if root.is_live() {
+        let path = root.path(&name).map_err(|error| format!("{error}: {}", error.source))?;
+        let text = read_config(&path, CONFIG_BYTES_MAX);
+        text.map_err(|error| format!("could not read {}: {error}", path.display()))?
+    } else {
+        root.read_lossy(&name).map_err(|error| format!("{error}: {}", error.source))?
+    };
+    Ok(parse(&text))
 }
 
 fn parse(text: &str) -> ProxmoxConfig {

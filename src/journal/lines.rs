@@ -1,16 +1,15 @@
 //! A file of JSON lines, the first of which is a header: appended to, durably, and read again after a
 //! crash.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::JournalError;
-use crate::sysroot::read_bounded;
+use crate::state_file::{FolderLink, folder_of, read_state};
 
 /// The longest journal that is read: a VM of 4,096 vCPUs replanned some hundred times.
 const BYTES_MAX: u64 = 64 << 20;
@@ -39,14 +38,15 @@ impl Lines {
     /// Starts a file; its folder must exist, and the file not. The header is durable on return.
     pub(super) fn create(path: &Path, header: &impl Serialize) -> Result<Lines, JournalError> {
         let fail = io_error("create", path);
-        let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path);
-        let mut lines = Lines { file: file.map_err(fail)?, path: path.to_owned(), end: 0 };
+        let (folder, name) = folder_of(path, FolderLink::Refuse).map_err(fail)?;
+        let file = folder.create_new(name, 0o600).map_err(fail)?;
+        let mut lines = Lines { file, path: path.to_owned(), end: 0 };
         let started = lines.append(std::slice::from_ref(header)).and_then(|()| {
             // The file's name must be as durable as its lines.
-            sync_folder(path).map_err(fail)
+            folder.sync().map_err(fail)
         });
         if started.is_err() {
-            let _ = fs::remove_file(path);
+            let _ = folder.remove(name);
         }
         started.map(|()| lines)
     }
@@ -60,24 +60,26 @@ impl Lines {
     ) -> Result<Lines, JournalError> {
         let new = replacement(path);
         let mut lines = Lines::create(&new, header)?;
-        let replaced = lines
-            .append(records)
-            .and_then(|()| fs::rename(&new, path).map_err(io_error("replace", path)));
+        let fail = io_error("replace", path);
+        let (folder, new_name) = folder_of(&new, FolderLink::Refuse).map_err(fail)?;
+        let rename = |name| folder.rename(new_name, name).map_err(fail);
+        let replaced = lines.append(records).and_then(|()| path.file_name().map_or(Ok(()), rename));
         if let Err(error) = replaced {
-            let _ = fs::remove_file(&new);
+            let _ = folder.remove(new_name);
             return Err(error);
         }
         path.clone_into(&mut lines.path);
         // The old file has no name any more, so there is no way back; and what a power cut may undo is of a boot
         // that is over then.
-        let _ = sync_folder(path);
+        let _ = folder.sync();
         Ok(lines)
     }
 
     /// Goes on with a file that was read: a torn last line is cut off.
     pub(super) fn resume<H, R>(path: &Path, read: &Read<H, R>) -> Result<Lines, JournalError> {
         let fail = io_error("open", path);
-        let file = OpenOptions::new().append(true).open(path).map_err(fail)?;
+        let (folder, name) = folder_of(path, FolderLink::Refuse).map_err(fail)?;
+        let file = folder.append(name).map_err(fail)?;
         file.set_len(read.whole).map_err(fail)?;
         Ok(Lines { file, path: path.to_owned(), end: read.whole })
     }
@@ -113,13 +115,9 @@ fn replacement(path: &Path) -> PathBuf {
 /// replaces it again.
 pub(super) fn remove_replacement(path: &Path) {
     let new = replacement(path);
-    if new.symlink_metadata().is_ok() {
-        let _ = fs::remove_file(&new);
+    if let Ok((folder, name)) = folder_of(&new, FolderLink::Refuse) {
+        let _ = folder.remove(name);
     }
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path.parent().unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all())
 }
 
 /// Reads a file whose header has this schema.
@@ -128,7 +126,7 @@ pub(super) fn read<H: DeserializeOwned, R: DeserializeOwned>(
     schema: &str,
     schema_of: impl Fn(&H) -> &str,
 ) -> Result<Read<H, R>, JournalError> {
-    let text = read_bounded(path, BYTES_MAX).map_err(io_error("read", path))?;
+    let text = read_state(path, BYTES_MAX).map_err(io_error("read", path))?;
     let whole = text.rfind('\n').map_or(0, |at| at + 1);
     let mut lines = text[..whole].lines();
     let not_a_journal =

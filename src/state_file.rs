@@ -1,0 +1,522 @@
+//! Files that qmpin acts upon as root: its own state, policies, pid files. Opens, reads and replaces them so that
+//! no other user of the host decides what is read, and nothing outside the folder is written.
+//!
+//! ```text
+//!   path ─▶ open its folder ─▶ owner and mode ─▶ fstatat(name): a regular file? ─▶ openat(name) ─▶ owner and mode
+//!           O_DIRECTORY         root or the        never opens a FIFO or device     O_NOFOLLOW       as the folder
+//!           O_NOFOLLOW          user that runs                                      O_NONBLOCK
+//!                               qmpin, not g+w, o+w
+//! ```
+//!
+//! The folder is checked first and kept open, so that a name in it means the same file for every following call.
+//! Nobody else can create or rename files in a folder that passed the check.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, RawDir, Stat, fstat, fsync, openat, renameat, statat,
+    unlinkat,
+};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+/// Room for the names of a folder that are read at once.
+const NAMES_BYTES: usize = 4 << 10;
+
+/// Why a file or folder is not used although it can be opened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Distrust {
+    /// It is something else than a regular file (or, where one was expected, a folder).
+    Kind {
+        /// `a FIFO`.
+        found: &'static str,
+        /// `a regular file`.
+        expected: &'static str,
+    },
+    /// It belongs to another user.
+    Owner {
+        /// That user's number.
+        uid: u32,
+    },
+    /// Other users can write it.
+    Writable {
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// One of the above applies to the folder that holds it.
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: Box<Distrust>,
+    },
+}
+
+impl fmt::Display for Distrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Distrust::Kind { found, expected } => write!(f, "it is {found}, not {expected}"),
+            Distrust::Owner { uid } => {
+                write!(f, "it belongs to user {uid}, not to root: check it, then `chown root` it")
+            }
+            Distrust::Writable { mode } => {
+                write!(
+                    f,
+                    "other users can write it (mode {mode:04o}): check it, then `chmod go-w` it"
+                )
+            }
+            Distrust::Folder { path, why } => write!(f, "directory {}: {why}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for Distrust {}
+
+impl From<Distrust> for io::Error {
+    fn from(distrust: Distrust) -> io::Error {
+        io::Error::new(io::ErrorKind::InvalidInput, distrust)
+    }
+}
+
+/// Whether this error says that something else than a trusted regular file is there.
+#[must_use]
+pub fn is_distrust(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Distrust>())
+}
+
+/// What to do where the folder itself is named by a symbolic link. Links to files are never followed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FolderLink {
+    /// Refuse it: files are written there.
+    Refuse,
+    /// Follow it: `/etc/pve/qemu-server` is one, and what it leads to is checked all the same.
+    Follow,
+}
+
+/// A folder that only root and the user who runs qmpin can change, held open.
+#[derive(Debug)]
+pub struct Folder {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Folder {
+    /// Opens a folder and checks its owner and mode.
+    ///
+    /// # Errors
+    /// The kernel's answer, or [`Distrust`].
+    pub fn open(path: &Path, link: FolderLink) -> io::Result<Folder> {
+        let no_follow = match link {
+            FolderLink::Refuse => OFlags::NOFOLLOW,
+            FolderLink::Follow => OFlags::empty(),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | no_follow;
+        let distrusted =
+            |why| Distrust::Folder { path: path.to_owned(), why: Box::new(why) }.into();
+        let fd = match openat(CWD, path, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            // Linux answers ENOTDIR for a link where both flags are given.
+            Err(Errno::LOOP | Errno::NOTDIR) => {
+                let found = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).map(|stat| kind(&stat));
+                return Err(match found {
+                    Ok(found) if found != FOLDER => {
+                        distrusted(Distrust::Kind { found, expected: FOLDER })
+                    }
+                    _ => Errno::NOTDIR.into(),
+                });
+            }
+            Err(errno) => return Err(errno.into()),
+        };
+        check_owner(&fstat(&fd)?).map_err(distrusted)?;
+        Ok(Folder { fd, path: path.to_owned() })
+    }
+
+    /// Its path.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns the text of a file of at most `bytes_max` bytes.
+    ///
+    /// # Errors
+    /// The kernel's answer, [`Distrust`], or `InvalidData` where it is longer or not UTF-8.
+    pub fn read(&self, name: &OsStr, bytes_max: u64) -> io::Result<String> {
+        let file = self.open_file(name, OFlags::RDONLY, Mode::empty())?;
+        let mut bytes = Vec::new();
+        file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > bytes_max {
+            let text = format!("it is larger than {bytes_max} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        String::from_utf8(bytes)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
+    }
+
+    /// Opens an existing file to append to it.
+    ///
+    /// # Errors
+    /// The kernel's answer, or [`Distrust`].
+    pub fn append(&self, name: &OsStr) -> io::Result<File> {
+        self.open_file(name, OFlags::WRONLY | OFlags::APPEND, Mode::empty())
+    }
+
+    /// Opens a file for writing, as it is or, where there is none, empty and for its owner alone.
+    ///
+    /// # Errors
+    /// The kernel's answer, or [`Distrust`].
+    pub fn open_or_create(&self, name: &OsStr) -> io::Result<File> {
+        self.open_file(name, OFlags::WRONLY | OFlags::CREATE, Mode::from_raw_mode(0o600))
+    }
+
+    /// Creates a file to append to it. The file must not exist.
+    ///
+    /// # Errors
+    /// The kernel's answer; `EEXIST` also for a symbolic link that leads nowhere.
+    pub fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
+        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
+        self.open_file(name, flags, Mode::from_raw_mode(mode))
+    }
+
+    /// Replaces a file, or creates it: whole, or not at all. It is written as `NAME.new`, made durable, and renamed;
+    /// a regular file of that name, left by a process that was killed, is removed first.
+    ///
+    /// # Errors
+    /// The kernel's answer, or [`Distrust`] where `name` or `NAME.new` is no regular file; then nothing was changed.
+    pub fn replace(&self, name: &OsStr, bytes: &[u8], mode: u32) -> io::Result<()> {
+        let mut new = name.to_owned();
+        new.push(".new");
+        self.replace_by(name, &new, bytes, mode)
+    }
+
+    /// As [`replace`](Folder::replace), with another name for the file while it is not whole.
+    ///
+    /// # Errors
+    /// As [`replace`](Folder::replace).
+    pub fn replace_by(&self, name: &OsStr, new: &OsStr, bytes: &[u8], mode: u32) -> io::Result<()> {
+        self.check_kind(name)?;
+        if self.check_kind(new)?.is_some() {
+            self.remove(new)?;
+        }
+        let write = || -> io::Result<()> {
+            let mut file = self.create_new(new, mode)?;
+            file.write_all(bytes)?;
+            file.sync_data()?;
+            Ok(renameat(&self.fd, new, &self.fd, name)?)
+        };
+        write().inspect_err(|_| {
+            let _ = self.remove(new);
+        })
+    }
+
+    /// Renames a file to another name of this folder, over what is there.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
+        Ok(renameat(&self.fd, from, &self.fd, to)?)
+    }
+
+    /// Removes a name. Whether it was there.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn remove(&self, name: &OsStr) -> io::Result<bool> {
+        match unlinkat(&self.fd, name, AtFlags::empty()) {
+            Ok(()) => Ok(true),
+            Err(Errno::NOENT) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Makes names that came or went durable.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn sync(&self) -> io::Result<()> {
+        Ok(fsync(&self.fd)?)
+    }
+
+    /// Returns the names in it, sorted. Those that are not UTF-8 are left out.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let fd = openat(&self.fd, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let mut room = [MaybeUninit::uninit(); NAMES_BYTES];
+        let mut entries = RawDir::new(fd, &mut room);
+        let mut names = Vec::new();
+        while let Some(entry) = entries.next() {
+            if let Ok(name) = entry?.file_name().to_str()
+                && name != "."
+                && name != ".."
+            {
+                names.push(name.to_owned());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    fn open_file(&self, name: &OsStr, access: OFlags, mode: Mode) -> io::Result<File> {
+        // Opening a device may already do something, so that is asked before.
+        self.check_kind(name)?;
+        // Without O_NONBLOCK, opening a FIFO would wait for its other end.
+        let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = File::from(openat(&self.fd, name, flags, mode)?);
+        let stat = fstat(&file)?;
+        must_be_regular(&stat)?;
+        check_owner(&stat)?;
+        Ok(file)
+    }
+
+    /// Whether there is a regular file of this name; `None`: there is nothing.
+    fn check_kind(&self, name: &OsStr) -> io::Result<Option<()>> {
+        if name.as_bytes().contains(&b'/') {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "a name with a slash"));
+        }
+        match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(must_be_regular(&stat).map(Some)?),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+const FOLDER: &str = "a directory";
+
+fn kind(stat: &Stat) -> &'static str {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => "a regular file",
+        FileType::Directory => FOLDER,
+        FileType::Symlink => "a symbolic link",
+        FileType::Fifo => "a FIFO",
+        FileType::Socket => "a socket",
+        FileType::CharacterDevice | FileType::BlockDevice => "a device",
+        FileType::Unknown => "something unknown",
+    }
+}
+
+fn must_be_regular(stat: &Stat) -> Result<(), Distrust> {
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(()),
+        _ => Err(Distrust::Kind { found: kind(stat), expected: "a regular file" }),
+    }
+}
+
+fn check_owner(stat: &Stat) -> Result<(), Distrust> {
+    if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
+        return Err(Distrust::Owner { uid: stat.st_uid });
+    }
+    let mode = stat.st_mode & 0o7777;
+    if mode & 0o022 == 0 { Ok(()) } else { Err(Distrust::Writable { mode }) }
+}
+
+/// Opens the folder of a file, and returns the file's name beside it.
+///
+/// # Errors
+/// As [`Folder::open`]; `InvalidInput` for a path without a name.
+pub fn folder_of(path: &Path, link: FolderLink) -> io::Result<(Folder, &OsStr)> {
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    let folder = match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    };
+    Ok((Folder::open(folder, link)?, name))
+}
+
+/// Returns the text of a state file of at most `bytes_max` bytes. Its folder is not a symbolic link.
+///
+/// # Errors
+/// As [`Folder::open`] and [`Folder::read`].
+pub fn read_state(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let (folder, name) = folder_of(path, FolderLink::Refuse)?;
+    folder.read(name, bytes_max)
+}
+
+/// Returns the text of a file that qmpin reads and never writes: a policy, a pid file. As [`read_state`], but its
+/// folder may be named by a symbolic link.
+///
+/// # Errors
+/// As [`Folder::open`] and [`Folder::read`].
+pub fn read_config(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let (folder, name) = folder_of(path, FolderLink::Follow)?;
+    folder.read(name, bytes_max)
+}
+
+/// Creates a folder for its owner to write and all to read, with those above it, and opens it.
+///
+/// # Errors
+/// As [`Folder::open`], and those of `mkdir(2)`.
+pub fn create_folder(path: &Path) -> io::Result<Folder> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let is_there = fs::symlink_metadata(path).is_ok();
+    if !is_there {
+        fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+    }
+    Folder::open(path, FolderLink::Refuse)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown, symlink};
+    use std::os::unix::net::UnixListener;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    struct World(tempfile::TempDir);
+
+    impl World {
+        fn new() -> World {
+            let world = World(tempfile::tempdir().expect("a folder"));
+            fs::create_dir(world.path("state")).expect("made");
+            world
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.0.path().join(name)
+        }
+
+        fn folder(&self) -> io::Result<Folder> {
+            Folder::open(&self.path("state"), FolderLink::Refuse)
+        }
+
+        /// What each way to use the file `f` says.
+        fn all_ways(&self) -> Vec<Result<(), String>> {
+            let folder = self.folder().expect("a folder");
+            let name = OsStr::new("f");
+            let say = |result: io::Result<()>| result.map_err(|error| error.to_string());
+            vec![
+                say(folder.read(name, 100).map(|_| ())),
+                say(folder.append(name).map(|_| ())),
+                say(folder.open_or_create(name).map(|_| ())),
+                say(folder.create_new(name, 0o600).map(|_| ())),
+                say(folder.replace(name, b"new", 0o644)),
+            ]
+        }
+    }
+
+    fn may_chown(test: &str, path: &Path) -> bool {
+        let may = chown(path, Some(65534), None).is_ok();
+        if !may {
+            // Past the capture of the test harness and off its line of dots, to be counted.
+            let text = format!("\nskipped: {test}: not root, so no file can be another user's\n");
+            let _ = io::stderr().write_all(text.as_bytes());
+        }
+        may
+    }
+
+    #[test]
+    fn only_regular_files_are_opened_and_nothing_blocks() {
+        let (world, started) = (World::new(), Instant::now());
+        let target = world.path("target");
+        fs::write(&target, "theirs").expect("written");
+        let file = world.path("state/f");
+        let make: [(&str, &dyn Fn()); 5] = [
+            ("a symbolic link", &|| symlink(&target, &file).expect("a link")),
+            ("a symbolic link", &|| symlink(world.path("nowhere"), &file).expect("a link")),
+            ("a directory", &|| fs::create_dir(&file).expect("a folder")),
+            ("a socket", &|| drop(UnixListener::bind(&file).expect("a socket"))),
+            ("a FIFO", &|| {
+                rustix::fs::mkfifoat(CWD, &file, Mode::from_raw_mode(0o600)).expect("a FIFO");
+            }),
+        ];
+        for (what, make) in make {
+            make();
+            for said in world.all_ways() {
+                let said = said.expect_err(what);
+                assert_eq!(said, format!("it is {what}, not a regular file"));
+            }
+            if fs::remove_file(&file).is_err() {
+                fs::remove_dir(&file).expect("removed");
+            }
+        }
+        assert_eq!(fs::read_to_string(&target).expect("there"), "theirs");
+        assert!(!world.path("nowhere").exists());
+        assert!(started.elapsed() < Duration::from_secs(5));
+        // A device is told by its kind, before it is opened.
+        let (dev, null) = folder_of(Path::new("/dev/null"), FolderLink::Follow).expect("/dev");
+        let error = dev.read(null, 1).expect_err("a device");
+        assert!(error.to_string().contains("a device") && is_distrust(&error), "{error}");
+    }
+
+    #[test]
+    fn files_and_folders_that_others_can_change_are_refused() {
+        let world = World::new();
+        let (file, dir) = (world.path("state/f"), world.path("state"));
+        let read = || read_state(&file, 100).map_err(|error| error.to_string());
+        fs::write(&file, "text").expect("written");
+        assert_eq!(read(), Ok("text".to_owned()));
+        for (path, mode, back) in
+            [(&file, 0o664, 0o644), (&file, 0o646, 0o644), (&dir, 0o1777, 0o755)]
+        {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+            let said = read().expect_err("writable");
+            assert!(
+                said.contains(&format!("mode {mode:04o}")) && said.contains("chmod go-w"),
+                "{said}"
+            );
+            fs::set_permissions(path, fs::Permissions::from_mode(back)).expect("chmod");
+        }
+        let test = "files_and_folders_that_others_can_change_are_refused";
+        for path in [&file, &dir] {
+            if !may_chown(test, path) {
+                return;
+            }
+            let said = read().expect_err("another user's");
+            assert!(said.contains("belongs to user 65534"), "{said}");
+            chown(path, Some(0), None).expect("chown");
+        }
+        assert_eq!(read(), Ok("text".to_owned()));
+    }
+
+    #[test]
+    fn a_folder_behind_a_link_is_refused_for_state_and_followed_for_configuration() {
+        let world = World::new();
+        fs::write(world.path("state/f"), "text").expect("written");
+        symlink(world.path("state"), world.path("link")).expect("a link");
+        let path = world.path("link/f");
+        let said = read_state(&path, 100).expect_err("a link").to_string();
+        assert!(said.contains("link: it is a symbolic link, not a directory"), "{said}");
+        assert_eq!(read_config(&path, 100).expect("followed"), "text");
+        assert!(create_folder(&world.path("link")).is_err());
+        let said = read_state(&world.path("state/f/x"), 100).expect_err("a file").to_string();
+        assert!(said.contains("it is a regular file, not a directory"), "{said}");
+    }
+
+    #[test]
+    fn a_replaced_file_is_whole_and_leaves_nothing_beside_it() {
+        let world = World::new();
+        let folder = create_folder(&world.path("state/deep/er")).expect("made");
+        let name = OsStr::new("f");
+        fs::write(folder.path().join("f.new"), "half").expect("left by a killed process");
+        for text in ["first", "second"] {
+            folder.replace(name, text.as_bytes(), 0o644).expect("replaced");
+            assert_eq!(folder.read(name, 100).expect("read"), text);
+        }
+        assert_eq!(folder.names().expect("listed"), ["f"]);
+        assert!(folder.read(name, 5).is_err_and(|error| error.to_string().contains("larger")));
+        assert!(folder.remove(name).expect("removed"));
+        assert!(!folder.remove(name).expect("gone already"));
+        assert!(folder.read(name, 100).is_err_and(|error| error.kind() == io::ErrorKind::NotFound));
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_new_file_is_not_followed() {
+        let world = World::new();
+        fs::write(world.path("target"), "theirs").expect("written");
+        symlink(world.path("target"), world.path("state/f.new")).expect("a link");
+        let folder = world.folder().expect("a folder");
+        let error = folder.replace(OsStr::new("f"), b"ours", 0o644).expect_err("a link");
+        assert!(is_distrust(&error), "{error}");
+        assert_eq!(fs::read_to_string(world.path("target")).expect("there"), "theirs");
+    }
+}
