@@ -149,7 +149,7 @@ impl Folder {
     /// # Errors
     /// The kernel's answer, [`Distrust`], or `InvalidData` where it is longer or not UTF-8.
     pub fn read(&self, name: &OsStr, bytes_max: u64) -> io::Result<String> {
-        let file = self.open_file(name, OFlags::RDONLY, Mode::empty())?;
+        let file = self.open_to_read(name)?;
         let mut bytes = Vec::new();
         file.take(bytes_max.saturating_add(1)).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > bytes_max {
@@ -160,12 +160,20 @@ impl Folder {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
     }
 
-    /// Opens an existing file to append to it.
+    /// Opens an existing file to read it.
+    ///
+    /// # Errors
+    /// The kernel's answer, or [`Distrust`].
+    pub fn open_to_read(&self, name: &OsStr) -> io::Result<File> {
+        self.open_file(name, OFlags::RDONLY, Mode::empty())
+    }
+
+    /// Opens an existing file to append to it, and to read it.
     ///
     /// # Errors
     /// The kernel's answer, or [`Distrust`].
     pub fn append(&self, name: &OsStr) -> io::Result<File> {
-        self.open_file(name, OFlags::WRONLY | OFlags::APPEND, Mode::empty())
+        self.open_file(name, OFlags::RDWR | OFlags::APPEND, Mode::empty())
     }
 
     /// Opens a file for writing, as it is or, where there is none, empty and for its owner alone.
@@ -176,12 +184,12 @@ impl Folder {
         self.open_file(name, OFlags::WRONLY | OFlags::CREATE, Mode::from_raw_mode(0o600))
     }
 
-    /// Creates a file to append to it. The file must not exist.
+    /// Creates a file to append to it, and to read it. The file must not exist.
     ///
     /// # Errors
     /// The kernel's answer; `EEXIST` also for a symbolic link that leads nowhere.
     pub fn create_new(&self, name: &OsStr, mode: u32) -> io::Result<File> {
-        let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
+        let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE | OFlags::EXCL;
         self.open_file(name, flags, Mode::from_raw_mode(mode))
     }
 
@@ -339,6 +347,15 @@ pub fn folder_of(path: &Path, link: FolderLink) -> io::Result<(Folder, &OsStr)> 
 pub fn read_state(path: &Path, bytes_max: u64) -> io::Result<String> {
     let (folder, name) = folder_of(path, FolderLink::Refuse)?;
     folder.read(name, bytes_max)
+}
+
+/// Opens a state file to read it. Its folder is not a symbolic link.
+///
+/// # Errors
+/// As [`Folder::open`] and [`Folder::open_to_read`].
+pub fn open_state(path: &Path) -> io::Result<File> {
+    let (folder, name) = folder_of(path, FolderLink::Refuse)?;
+    folder.open_to_read(name)
 }
 
 /// Returns the text of a file that qmpin reads and never writes: a policy, a pid file. As [`read_state`], but its

@@ -37,6 +37,7 @@ fn planned_with(topology: &Topology, vcpus: u32, threads: u32) -> Result<Plan, P
         guest: &guests::guest(vcpus, threads, 0, &[]),
         policy: &Policy::merge([fragment]),
         neighbours: &[],
+        allowed: None,
         held: &BTreeMap::new(),
         stay: Stay::Always,
     })

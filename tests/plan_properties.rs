@@ -13,7 +13,7 @@ use proptest::sample::Index;
 use qmpin::cpuset::CpuSet;
 use qmpin::ids::{CpuId, Pid, StartTicks, Tid, VcpuIndex, VmName};
 use qmpin::plan::diff::{desired, diff};
-use qmpin::plan::{Guest, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
+use qmpin::plan::{Allowed, Guest, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{CpuChoice, Origin, Overflow, Policy, Sharing, Sourced};
 use qmpin::threads::{Role, Thread, ThreadKey};
 use qmpin::topology::Topology;
@@ -36,6 +36,7 @@ struct Question {
     guest: Guest,
     policy: Policy,
     neighbours: Vec<Neighbour>,
+    allowed: Option<Allowed>,
     held: BTreeMap<VcpuIndex, CpuId>,
 }
 
@@ -53,7 +54,7 @@ impl std::fmt::Debug for Question {
         write!(f, "reserved {:?} shared {:?} ", host.reserved.value, host.shared.value)?;
         write!(f, "vcpus {:?} {:?} ", vm.vcpus.value, vm.share.value)?;
         write!(f, "emulator {:?} iothreads {:?} ", vm.emulator.value, vm.iothreads.value)?;
-        write!(f, "{:?} held {:?}", self.neighbours, self.held)
+        write!(f, "{:?} allowed {:?} held {:?}", self.neighbours, self.allowed, self.held)
     }
 }
 
@@ -65,6 +66,7 @@ impl Question {
             guest: &self.guest,
             policy: &self.policy,
             neighbours: &self.neighbours,
+            allowed: self.allowed.as_ref(),
             held: &self.held,
             stay: Stay::Always,
         })
@@ -93,6 +95,23 @@ impl Question {
         reserved | left.map_or(CpuSet::EMPTY, |core| core.cpus)
     }
 
+    fn allowed(&self) -> CpuSet {
+        let online = self.topology.online();
+        self.allowed.as_ref().map_or(online, |allowed| allowed.cpus)
+    }
+
+    /// The core that stays with the helpers, where the VM is allowed none of the host's.
+    fn kept(&self) -> CpuSet {
+        let shared = self.policy.host.shared.value.unwrap_or_default();
+        let left = self.allowed() - self.whole(&self.others());
+        let is_by_hand = self.policy.vm.vcpus.value != CpuChoice::Auto;
+        if self.allowed.is_none() || is_by_hand || left.intersects(&(self.reserved() | shared)) {
+            return CpuSet::EMPTY;
+        }
+        let core = self.topology.cores.iter().find(|core| core.cpus.intersects(&left));
+        core.map_or(CpuSet::EMPTY, |core| core.cpus)
+    }
+
     fn others(&self) -> CpuSet {
         self.neighbours.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
     }
@@ -101,7 +120,7 @@ impl Question {
     fn free(&self) -> CpuSet {
         let shared = self.policy.host.shared.value.unwrap_or_default();
         let blocked = self.whole(&(self.reserved() | shared | self.others()));
-        let free = self.topology.online() - blocked;
+        let free = self.allowed() - blocked - self.kept();
         match self.policy.vm.vcpus.value {
             CpuChoice::Auto => free,
             CpuChoice::Cpus(only) => free & only,
@@ -139,8 +158,9 @@ fn any_guest() -> impl Strategy<Value = Guest> {
 fn any_question() -> impl Strategy<Value = Question> {
     let sets = (some_cpus(4), some_cpus(4), some_cpus(24), some_cpus(6), some_cpus(6));
     let others = prop::collection::vec(prop::collection::vec(any::<Index>(), 1..6), 0..3);
-    (hosts::any_host(), any_guest(), sets, others, any::<(bool, bool)>()).prop_map(
-        |(host, guest, (reserved, shared, vcpus, emulator, iothreads), others, flags)| {
+    let limit = some_cpus(24);
+    (hosts::any_host(), any_guest(), sets, others, limit, any::<(bool, bool)>()).prop_map(
+        |(host, guest, (reserved, shared, vcpus, emulator, iothreads), others, limit, flags)| {
             let topology = host.topology();
             let mut policy = Policy::default();
             policy.host.reserved = sourced(choice(&topology, reserved.as_ref()));
@@ -156,7 +176,11 @@ fn any_question() -> impl Strategy<Value = Question> {
                 Neighbour { vm: vm(at + 1), exclusive, helpers: topology.online() - exclusive }
             });
             let neighbours = neighbours.collect();
-            Question { topology, guest, policy, neighbours, held: BTreeMap::new() }
+            let allowed = limit.map(|at| {
+                let cpus = pick(&topology, &at);
+                Allowed { cpus, why: format!("100.scope allows only {cpus}") }
+            });
+            Question { topology, guest, policy, neighbours, allowed, held: BTreeMap::new() }
         },
     )
 }
@@ -168,6 +192,7 @@ fn plain_question() -> impl Strategy<Value = Question> {
         guest,
         policy: Policy::default(),
         neighbours: Vec::new(),
+        allowed: None,
         held: BTreeMap::new(),
     })
 }
@@ -192,6 +217,11 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
     prop_assert!(used.is_subset(&plan.exclusive));
     prop_assert!(used.is_subset(&question.free()), "{used} of {}", question.free());
     prop_assert!(plan.exclusive.is_subset(&question.topology.online()));
+    if let Some(Allowed { cpus, .. }) = &question.allowed {
+        let all = plan.exclusive | plan.emulator | plan.iothread_cpus;
+        let all = plan.vcpus.iter().fold(all, |all, vcpu| all | vcpu.cpus);
+        prop_assert!(all.is_subset(cpus), "{all} of {cpus}");
+    }
     let host = question.reserved() - question.others();
     for never in [host, shared, question.others()] {
         prop_assert!(!question.whole(&plan.exclusive).intersects(&never), "{plan:?}");
@@ -398,6 +428,7 @@ proptest! {
                 guest: guest.clone(),
                 policy: Policy::default(),
                 neighbours: vec![Neighbour { vm: vm(1), exclusive, helpers: CpuSet::EMPTY }],
+                allowed: None,
                 held: BTreeMap::new(),
             };
             question.ask()

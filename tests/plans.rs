@@ -120,6 +120,7 @@ fn answer(case: &Case) -> String {
             guest,
             policy: &policy,
             neighbours: &neighbours,
+            allowed: None,
             held,
             stay: if case.unless_better { Stay::UnlessBetter } else { Stay::Always },
         })

@@ -26,9 +26,7 @@ use qmpin::apply::{Bench, apply};
 use qmpin::cpuset::CpuSet;
 use qmpin::discover::Grips;
 use qmpin::ids::{Pid, StartTicks, Tid};
-use qmpin::journal::{
-    self, Baseline, Header, HostMemory, HostRecord, Journal, Memory, Record, SCHEMA,
-};
+use qmpin::journal::{self, Baseline, Header, HostMemory, HostRecord, Journal, Record, SCHEMA};
 use qmpin::plan::diff::Step;
 use qmpin::restore::{Around, Decision, Kind, Nothing, RestoreReport, decide, restore};
 use qmpin::sched::Sched;
@@ -467,8 +465,8 @@ proptest! {
         }
         // What to do is decided from the journal alone, thread by thread.
         let content = journal::read(&world.journal()).expect("readable");
-        prop_assert_eq!(&content.unreadable_lines, &Vec::<usize>::new());
-        let memory = Memory::of(&content.records);
+        prop_assert_eq!(content.memory.unknown(), None);
+        let memory = content.memory;
         let host = others();
         let around = Around { online: set(ONLINE), limits: &[], host: &host };
         for (tid, task) in &world.state.borrow().tasks {
@@ -502,7 +500,7 @@ proptest! {
         let foreign = world.state.borrow().tasks.values().filter(|task| task.foreign).count();
         prop_assert!(report.foreign.len() <= foreign);
         let again = world.restore();
-        prop_assert_eq!((again.put_back, again.failed.len()), (0, 0), "restoring twice");
+        prop_assert_eq!((again.put_back.len(), again.failed.len()), (0, 0), "restoring twice");
         world.check()?;
     }
 
@@ -520,7 +518,7 @@ proptest! {
         let begun = length(&path) >= header;
         let report = world.restore();
         prop_assert_eq!(report.nothing, (!begun).then_some(Nothing::NeverAttached));
-        prop_assert_eq!(report.put_back, 0);
+        prop_assert_eq!(report.put_back.len(), 0);
         world.check()?;
         // And it can be gone on with.
         if begun {
@@ -566,7 +564,7 @@ fn masks_go_back_even_where_the_online_cpus_cannot_be_read() {
         }
         apply(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))])
             .expect("apply");
-        assert_eq!(world.restore().put_back, 1, "online: {online:?}");
+        assert_eq!(world.restore().put_back.len(), 1, "online: {online:?}");
         assert_eq!(world.state.borrow().tasks[&MAIN].mask, set(ONLINE));
     }
 }

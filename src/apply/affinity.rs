@@ -3,6 +3,8 @@
 use std::io;
 
 use super::{Bench, StepOutcome};
+use crate::cgroups::CgroupTree;
+use crate::discover::cpusets;
 use crate::discover::kernel_threads;
 use crate::discover::tasks;
 use crate::plan::diff::Step;
@@ -18,12 +20,24 @@ pub(super) fn write(bench: Bench<'_>, step: &Step) -> StepOutcome {
     }
     let tid = step.thread.tid;
     if let Err(error) = bench.sched.set_affinity(tid, &step.to) {
-        return said_no(error);
+        return said_no(with_cause(bench, step, error));
     }
     match bench.sched.affinity(tid) {
         Ok(now) if now == step.to => StepOutcome::Done,
         Ok(now) => StepOutcome::Narrowed { to: now },
         Err(error) => said_no(error),
+    }
+}
+
+/// `EINVAL` says that the thread's cpuset has none of these CPUs: names the cgroup.
+fn with_cause(bench: Bench<'_>, step: &Step, error: io::Error) -> io::Error {
+    if error.raw_os_error() != Some(nix::libc::EINVAL) {
+        return error;
+    }
+    let (tree, pid) = (CgroupTree::of(bench.root), bench.process.pid);
+    match cpusets::forbidden_by(bench.root, &tree, pid, step.thread.tid, &step.to) {
+        Some(why) => io::Error::new(error.kind(), format!("{error}: {why}")),
+        None => error,
     }
 }
 

@@ -38,11 +38,12 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     }
     if !is_anybody_treated && state.path().exists() {
         // A qmpin that was killed between its lease's end and the host's.
-        let applied = settle_host(host, &state, &boot_id).map_err(Failure::from)?;
-        for line in host_lines(&applied) {
+        let report = settle_host(host, &state, &boot_id).map_err(Failure::from)?;
+        let unknown = report.unknown.iter().map(ToString::to_string);
+        for line in host_lines(&report.applied).into_iter().chain(unknown) {
             output::text(&format!("{line}\n"))?;
         }
-        if applied.iter().any(HostApplied::is_left_changed) {
+        if report.unknown.is_some() || report.applied.iter().any(HostApplied::is_left_changed) {
             answer = Answer::Partly;
         }
     }

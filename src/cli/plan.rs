@@ -8,7 +8,7 @@ use super::{Answer, output};
 use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
 use crate::discover::{self, read_topology, tasks};
 use crate::error::{Failure, Kind};
-use crate::journal::{self, HostJournal, Memory};
+use crate::journal::{self, HostJournal};
 use crate::places::HostView;
 use crate::plan::diff::diff;
 use crate::plan::host::diff::HostStep;
@@ -19,7 +19,7 @@ use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
 use crate::supervise::{
     self, Follow, Host, Settings, core_scheduling_finding, partition_finding, priority_finding,
-    reonline_finding,
+    reonline_finding, vm_limit,
 };
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -64,7 +64,12 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         .filter(|lease| lease.boot_id == boot_id && lease.qemu == view.process)
         .map(|lease| lease.vcpus.into_iter().collect())
         .unwrap_or_default();
-    let mut plan = match settings.plan(&topology, &guest, &boot_id, &held, Stay::Always) {
+    let host = Host { root: &live, sched: &Kernel };
+    let online = topology.online();
+    let limit = root.is_live().then(|| vm_limit(host, state, vm, &boot_id, view.process, &online));
+    let limit = limit.flatten();
+    let planned = settings.plan(&topology, &guest, limit.as_ref(), &boot_id, &held, Stay::Always);
+    let mut plan = match planned {
         Ok(plan) => plan,
         Err(error) => {
             if let (PlanError::Infeasible { reason, nearest }, Shape::Json) = (&error, shape) {
@@ -74,14 +79,12 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         }
     };
     if root.is_live() && settings.policy.vm.wanted_knobs().contains(&Knob::Partition) {
-        let host = Host { root: &live, sched: &Kernel };
         plan.report.push(partition_finding(host, state, view.process, &plan, &boot_id));
     }
     plan.report.extend(priority_finding(root, &plan, settings.policy.vm.sched.value));
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
     let journal = journal::read(&state.journal_path(vm));
-    let memory = journal.map(|content| Memory::of(&content.records)).unwrap_or_default();
-    let host = Host { root: &live, sched: &Kernel };
+    let memory = journal.map(|content| content.memory).unwrap_or_default();
     let policy = &settings.policy.vm;
     let core = core_scheduling_finding(host, &topology, &plan, policy, &threads, &memory);
     plan.report.extend(core);

@@ -6,7 +6,7 @@ use super::{Answer, output};
 use crate::discover::{all_leases, boot_id, is_alive, lives};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
-use crate::journal::{self, HostJournal, Memory};
+use crate::journal::{self, HostJournal};
 use crate::leases::{Lease, StateDir};
 use crate::render::{StatusDocument, VmState, VmStatus};
 use crate::standing::read_standing;
@@ -44,7 +44,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
         if vm_state != VmState::Dead {
             let lease = &status.lease;
             let memory = journal::read(&state.journal_path(&lease.vm));
-            let memory = memory.map(|content| Memory::of(&content.records)).unwrap_or_default();
+            let memory = memory.map(|content| content.memory).unwrap_or_default();
             match HostLook::at(&root, &state, &boot_id, lease, &memory) {
                 Ok(look) => {
                     status.checks = look.checks(lease);

@@ -7,7 +7,7 @@ use super::{Answer, output};
 use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
 use crate::discover::{boot_id, read_topology, tasks};
 use crate::error::{Failure, Kind};
-use crate::journal::{self, Memory};
+use crate::journal;
 use crate::plan::core_scheduling::beside;
 use crate::render::VerifyDocument;
 use crate::sched::{Kernel, Sched as _};
@@ -36,7 +36,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let scheduling = threads.iter().filter_map(scheduled).collect();
     // Without a journal nothing was changed.
     let memory = journal::read(&state.journal_path(vm));
-    let memory = memory.map(|content| Memory::of(&content.records)).unwrap_or_default();
+    let memory = memory.map(|content| content.memory).unwrap_or_default();
     let mut checks = vm_checks(&VmFacts {
         lease: &lease,
         threads: &threads,

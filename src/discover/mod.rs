@@ -4,6 +4,7 @@
 //! that does not is *unknown, with the reason*; only what nothing can be done without is an error.
 
 pub mod cgroup;
+pub mod cpusets;
 mod grips;
 mod host;
 mod host_view;

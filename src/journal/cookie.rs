@@ -38,6 +38,12 @@ impl CookieMemory {
         }
     }
 
+    /// The records that come to this.
+    pub(super) fn records(&self) -> impl Iterator<Item = CookieRecord> + '_ {
+        let pending = self.is_pending.then_some(CookieRecord::Intended);
+        self.made.iter().copied().map(CookieRecord::Made).chain(pending)
+    }
+
     /// Whether none was ever to be made.
     #[must_use]
     pub fn is_empty(&self) -> bool {

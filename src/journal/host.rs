@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::JournalError;
-use super::lines::{self, Lines, io_error};
+use super::lines::{self, Lines, Schema, io_error};
+use super::{JournalError, UnknownLines};
 use crate::cpuset::CpuSet;
 use crate::places::{Place, Value};
 
@@ -32,6 +32,8 @@ const DEAD_LINES_MAX: usize = 1_000;
 
 /// The schema of the host's journal.
 pub const HOST_SCHEMA: &str = "qmpin.host-journal/1";
+
+const FAMILY: Schema = Schema { family: "qmpin.host-journal/", version: 1 };
 
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Header {
@@ -78,6 +80,7 @@ pub enum HostRecord {
 pub struct HostMemory {
     places: BTreeMap<Place, Known>,
     off: Vec<CpuSet>,
+    unknown: Option<UnknownLines>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -148,7 +151,13 @@ impl HostMemory {
     /// Whether nothing is remembered.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.places.is_empty() && self.off.is_empty()
+        self.places.is_empty() && self.off.is_empty() && self.unknown.is_none()
+    }
+
+    /// Lines of the file that this qmpin does not know how to undo.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&UnknownLines> {
+        self.unknown.as_ref()
     }
 
     /// How many records come to this.
@@ -275,6 +284,29 @@ impl Known {
     }
 }
 
+/// What is at the journal's path.
+enum File {
+    None,
+    /// Its writer was killed before the first line was there: nothing was written.
+    NeverBegun,
+    Begun(lines::Read<Header>, HostMemory),
+}
+
+fn read(path: &Path) -> Result<File, JournalError> {
+    let mut memory = HostMemory::default();
+    match lines::read::<Header, HostRecord>(path, FAMILY, |record| memory.add(&record)) {
+        Ok(read) => {
+            memory.unknown = UnknownLines::of(path, &read.unknown);
+            Ok(File::Begun(read, memory))
+        }
+        Err(JournalError::NeverBegun { .. }) => Ok(File::NeverBegun),
+        Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(File::None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The host's journal, open for writing.
 #[derive(Debug)]
 pub struct HostJournal {
@@ -284,8 +316,6 @@ pub struct HostJournal {
     memory: HostMemory,
     /// How many records the file has.
     records_len: usize,
-    /// Lines that could not be read, by number.
-    pub unreadable_lines: Vec<usize>,
 }
 
 impl HostJournal {
@@ -302,25 +332,18 @@ impl HostJournal {
             lines: None,
             memory: HostMemory::default(),
             records_len: 0,
-            unreadable_lines: Vec::new(),
         };
         lines::remove_replacement(path);
-        let read = lines::read::<Header, HostRecord>(path, HOST_SCHEMA, |header| &header.schema);
-        let read = match read {
-            Ok(read) if read.header.boot_id == boot_id => read,
-            Ok(_) | Err(JournalError::NeverBegun { .. }) => {
-                journal.remove()?;
-                return Ok(journal);
+        match read(path)? {
+            File::None => {}
+            File::NeverBegun => journal.remove()?,
+            File::Begun(read, _) if read.header.boot_id != boot_id => journal.remove()?,
+            File::Begun(read, memory) => {
+                journal.lines = Some(Lines::resume(path, &read)?);
+                journal.memory = memory;
+                journal.records_len = read.records_len;
             }
-            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                return Ok(journal);
-            }
-            Err(error) => return Err(error),
-        };
-        journal.lines = Some(Lines::resume(path, &read)?);
-        journal.memory = HostMemory::of(&read.records);
-        journal.records_len = read.records.len();
-        journal.unreadable_lines = read.unreadable_lines;
+        }
         Ok(journal)
     }
 
@@ -330,13 +353,9 @@ impl HostJournal {
     /// # Errors
     /// [`JournalError`] where the file cannot be read or is no such journal.
     pub fn read(path: &Path, boot_id: &str) -> Result<HostMemory, JournalError> {
-        match lines::read::<Header, HostRecord>(path, HOST_SCHEMA, |header| &header.schema) {
-            Ok(read) if read.header.boot_id == boot_id => Ok(HostMemory::of(&read.records)),
-            Ok(_) | Err(JournalError::NeverBegun { .. }) => Ok(HostMemory::default()),
-            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-                Ok(HostMemory::default())
-            }
-            Err(error) => Err(error),
+        match read(path)? {
+            File::Begun(read, memory) if read.header.boot_id == boot_id => Ok(memory),
+            _ => Ok(HostMemory::default()),
         }
     }
 
@@ -346,21 +365,24 @@ impl HostJournal {
     /// [`JournalError`].
     pub fn rewrite(&mut self, known: &HostMemory) -> Result<(), JournalError> {
         let records = known.records();
-        self.lines = Some(Lines::replace(&self.path, &self.header(), &records)?);
+        let unknown = known.unknown().map(|unknown| &*unknown.lines).unwrap_or_default();
+        self.lines = Some(Lines::replace(&self.path, &self.header(), &records, unknown)?);
         self.memory = known.clone();
         self.records_len = records.len();
-        self.unreadable_lines.clear();
         Ok(())
     }
 
-    /// Writes it anew where most of it is history: every look reads all of it. A file with lines that cannot
-    /// be read stays as it is, since they may be of a newer qmpin that works beside this one.
+    /// Writes it anew where most of it is history: every look reads all of it. A file with something that a newer
+    /// qmpin wrote stays as it is, since that one may work beside this one.
     ///
     /// # Errors
     /// [`JournalError`]; then the file is as it was, and serves as before.
     pub fn compact(&mut self) -> Result<(), JournalError> {
         let enough = LINES_PER_LIVE_MAX * self.memory.records_len() + DEAD_LINES_MAX;
-        if self.records_len <= enough || !self.unreadable_lines.is_empty() {
+        if self.records_len <= enough
+            || self.memory.unknown.is_some()
+            || lines::has_unknown_members::<HostRecord>(&self.path)?
+        {
             return Ok(());
         }
         let memory = self.memory.clone();

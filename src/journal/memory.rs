@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{CookieMemory, Intent, PartitionUndo, Record, SchedMemory};
+use super::{CookieMemory, Intent, PartitionUndo, Record, SchedMemory, UnknownLines};
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid};
 use crate::threads::ThreadKey;
@@ -11,20 +11,24 @@ use crate::threads::ThreadKey;
 /// What the journal remembers, sorted by thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
-    main: Option<CpuSet>,
-    before: BTreeMap<ThreadKey, CpuSet>,
-    written: BTreeMap<ThreadKey, Written>,
-    ours: HashSet<CpuSet>,
+    pub(super) main: Option<CpuSet>,
+    pub(super) before: BTreeMap<ThreadKey, CpuSet>,
+    pub(super) written: BTreeMap<ThreadKey, Written>,
+    pub(super) written_len: usize,
+    pub(super) ours: HashSet<CpuSet>,
     partition: Option<PartitionUndo>,
-    has_slices: bool,
-    scheduling: SchedMemory,
+    /// The CPUs that systemd was to keep others off, where it was.
+    pub(super) slices: Option<CpuSet>,
+    pub(super) scheduling: SchedMemory,
     cookie: CookieMemory,
+    unknown: Option<UnknownLines>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Written {
-    order: usize,
-    ours: Vec<CpuSet>,
+pub(super) struct Written {
+    pub(super) order: usize,
+    pub(super) from: CpuSet,
+    pub(super) ours: Vec<CpuSet>,
 }
 
 impl Memory {
@@ -47,11 +51,11 @@ impl Memory {
             }
             Record::Outside(threads) => self.add_before(threads),
             Record::Intent(intent) | Record::Narrowed(intent) => {
-                let order = self.written.len();
-                let written = self
-                    .written
-                    .entry(intent.thread)
-                    .or_insert_with(|| Written { order, ours: Vec::new() });
+                let (order, from) = (self.written_len, intent.from);
+                let written = self.written.entry(intent.thread).or_insert_with(|| {
+                    self.written_len += 1;
+                    Written { order, from, ours: Vec::new() }
+                });
                 if !written.ours.contains(&intent.to) {
                     written.ours.push(intent.to);
                 }
@@ -68,7 +72,7 @@ impl Memory {
                 }
                 None => self.partition = Some(undo.clone()),
             },
-            Record::Slices(_) => self.has_slices = true,
+            Record::Slices(cpus) => *self.slices.get_or_insert(CpuSet::EMPTY) |= *cpus,
             Record::Priorities(threads) => self.scheduling.add_baseline(threads),
             Record::Priority(intent) => self.scheduling.add(intent),
             Record::Cookie(record) => self.cookie.add(*record),
@@ -97,7 +101,22 @@ impl Memory {
     /// Whether systemd was to keep others off the VM's CPUs.
     #[must_use]
     pub fn has_slices(&self) -> bool {
-        self.has_slices
+        self.slices.is_some()
+    }
+
+    /// Lines of the file that this qmpin does not know how to undo.
+    #[must_use]
+    pub fn unknown(&self) -> Option<&UnknownLines> {
+        self.unknown.as_ref()
+    }
+
+    pub(super) fn set_unknown(&mut self, unknown: Option<UnknownLines>) {
+        self.unknown = unknown;
+    }
+
+    /// All masks that qmpin has written.
+    pub fn masks(&self) -> impl Iterator<Item = CpuSet> + '_ {
+        self.ours.iter().copied()
     }
 
     /// How threads were scheduled, and what of it is ours.

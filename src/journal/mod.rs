@@ -16,22 +16,29 @@
 //!
 //! A line is an intention: after a crash it may or may not have been carried out, and `restore` tells
 //! by looking. A torn last line was never followed by a write, so it is dropped.
+//!
+//! A line of an unknown kind is from a newer qmpin. It is not undone, so the file stays and is named
+//! ([`UnknownLines`]). A file that is not as this process left it is written no more ([`JournalError::Untrusted`]);
+//! one that was removed is written again from memory.
 
 mod cookie;
 mod host;
 mod lines;
 mod memory;
+mod records;
 mod scheduling;
+mod unknown;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 pub use cookie::{CookieMemory, CookieRecord};
 pub use host::{HOST_SCHEMA, HostJournal, HostMemory, HostRecord};
-use lines::{Lines, Read};
+use lines::{Lines, Schema};
 pub use memory::Memory;
 pub use scheduling::{PriorityIntent, SchedMemory};
 use serde::{Deserialize, Serialize};
+pub use unknown::{UnknownKind, UnknownLine, UnknownLines};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid, VmName};
@@ -40,6 +47,13 @@ use crate::threads::{ProcessKey, ThreadKey};
 
 /// The schema of the first line.
 pub const SCHEMA: &str = "qmpin.journal/1";
+
+const FAMILY: Schema = Schema { family: "qmpin.journal/", version: 1 };
+
+/// A file is written anew where it has this many times the records that are needed ...
+const RECORDS_PER_LIVE_MAX: usize = 4;
+/// ... and this many more: a small one costs nothing.
+const DEAD_RECORDS_MAX: usize = 1_000;
 
 /// The first line.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -123,10 +137,8 @@ pub enum Record {
 pub struct Content {
     /// Whose undo it is.
     pub header: Header,
-    /// The lines after it.
-    pub records: Vec<Record>,
-    /// Lines in the middle that could not be read, by number.
-    pub unreadable_lines: Vec<usize>,
+    /// What its lines come to, unknown lines included.
+    pub memory: Memory,
 }
 
 /// Why the journal could not be used.
@@ -157,13 +169,47 @@ pub enum JournalError {
         /// What is wrong with it.
         reason: String,
     },
+    /// It has lines of which this version cannot know what they mean.
+    #[error("{} was written by a newer qmpin: use that one for this VM", path.display())]
+    Newer {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The file is gone. It can be written again from memory.
+    #[error("the journal {} was removed", path.display())]
+    Removed {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// It is not as this process left it, so that what is appended might not be read again.
+    #[error("another program changed the journal {}: {reason}; nothing more is changed", path.display())]
+    Untrusted {
+        /// Which file.
+        path: PathBuf,
+        /// What is not as it was.
+        reason: String,
+    },
+    /// It would be longer than what can be read again.
+    #[error("the journal {} is full ({} MiB); nothing more is changed", path.display(), bytes_max >> 20)]
+    Full {
+        /// Which file.
+        path: PathBuf,
+        /// The longest that it may be.
+        bytes_max: u64,
+    },
 }
 
 /// A journal open for writing.
 #[derive(Debug)]
 pub struct Journal {
+    path: PathBuf,
+    header: Header,
     lines: Lines,
     memory: Memory,
+    /// How many records the file has.
+    records_len: usize,
+    /// At how many it is worth writing anew.
+    compact_at: usize,
 }
 
 impl Journal {
@@ -172,17 +218,33 @@ impl Journal {
     /// # Errors
     /// [`JournalError::Io`]; also where the file exists already.
     pub fn create(path: &Path, header: &Header) -> Result<Journal, JournalError> {
-        Ok(Journal { lines: Lines::create(path, header)?, memory: Memory::default() })
+        lines::remove_replacement(path);
+        let lines = Lines::create(path, header)?;
+        Ok(Journal::with(path, header.clone(), lines, Memory::default(), 0))
     }
 
     /// Goes on with the journal of an earlier run: a torn last line is cut off.
     ///
     /// # Errors
-    /// [`JournalError`] where the file cannot be read or is no journal.
+    /// [`JournalError`] where the file cannot be read or is no journal, and [`JournalError::Newer`] where its
+    /// schema is of a later version.
     pub fn resume(path: &Path) -> Result<(Journal, Header), JournalError> {
-        let read = read_lines(path)?;
+        lines::remove_replacement(path);
+        let (read, memory) = read_lines(path)?;
         let lines = Lines::resume(path, &read)?;
-        Ok((Journal { lines, memory: Memory::of(&read.records) }, read.header))
+        let journal = Journal::with(path, read.header.clone(), lines, memory, read.records_len);
+        Ok((journal, read.header))
+    }
+
+    fn with(
+        path: &Path,
+        header: Header,
+        lines: Lines,
+        memory: Memory,
+        records_len: usize,
+    ) -> Journal {
+        let compact_at = compact_at(memory.records().len());
+        Journal { path: path.to_owned(), header, lines, memory, records_len, compact_at }
     }
 
     /// What is in it.
@@ -192,10 +254,10 @@ impl Journal {
     }
 
     /// Adds records, all or none, and returns once they are durable. Intents that restoring can do
-    /// without are left out.
+    /// without are left out. A file that was removed is written again first.
     ///
     /// # Errors
-    /// [`JournalError::Io`]; then nothing may be written to any knob.
+    /// [`JournalError`]; then nothing may be written to any knob.
     pub fn append(&mut self, mut records: Vec<Record>) -> Result<(), JournalError> {
         records.retain(|record| match record {
             Record::Baseline(_)
@@ -210,12 +272,66 @@ impl Journal {
         if records.is_empty() {
             return Ok(());
         }
-        self.lines.append(&records)?;
+        match self.lines.append(&records) {
+            Err(JournalError::Removed { .. }) => {
+                self.write_anew()?;
+                self.lines.append(&records)?;
+            }
+            appended => appended?,
+        }
+        self.records_len += records.len();
         for record in &records {
             self.memory.add(record);
         }
         Ok(())
     }
+
+    /// Writes the file again from memory where it was removed. Returns whether it was.
+    ///
+    /// # Errors
+    /// [`JournalError::Io`].
+    pub fn ensure_file(&mut self) -> Result<bool, JournalError> {
+        let is_gone = !self.lines.has_name();
+        if is_gone {
+            self.write_anew()?;
+        }
+        Ok(is_gone)
+    }
+
+    /// Whether most of the file is history.
+    #[must_use]
+    pub fn is_long(&self) -> bool {
+        self.records_len > self.compact_at
+    }
+
+    /// Writes the file anew without what is not needed: threads that have ended, and lines that say the same. A
+    /// process that is killed meanwhile leaves the old file or the new one. A file with something that a newer
+    /// qmpin wrote stays as it is.
+    ///
+    /// # Errors
+    /// [`JournalError`]; then the file is as it was, and serves as before.
+    pub fn compact(&mut self, lives: impl Fn(ThreadKey) -> bool) -> Result<(), JournalError> {
+        // Whatever comes of it, it is not tried again at once.
+        self.compact_at = compact_at(self.records_len);
+        if self.memory.unknown().is_some() || lines::has_unknown_members::<Record>(&self.path)? {
+            return Ok(());
+        }
+        self.memory.forget_threads(lives);
+        self.write_anew()
+    }
+
+    fn write_anew(&mut self) -> Result<(), JournalError> {
+        let records = self.memory.records();
+        let unknown = self.memory.unknown().map(|unknown| &*unknown.lines).unwrap_or_default();
+        self.lines = Lines::replace(&self.path, &self.header, &records, unknown)?;
+        self.records_len = records.len();
+        self.compact_at = compact_at(records.len());
+        Ok(())
+    }
+}
+
+fn compact_at(live_len: usize) -> usize {
+    RECORDS_PER_LIVE_MAX * live_len + DEAD_RECORDS_MAX
 }
 
 /// Reads a journal.
@@ -224,10 +340,16 @@ impl Journal {
 /// [`JournalError`] where the file cannot be read or its first line is not a journal's. A line in
 /// the middle that is no record is not an error: it is listed, and the rest still counts.
 pub fn read(path: &Path) -> Result<Content, JournalError> {
-    let Read { header, records, unreadable_lines, .. } = read_lines(path)?;
-    Ok(Content { header, records, unreadable_lines })
+    let (read, memory) = read_lines(path)?;
+    Ok(Content { header: read.header, memory })
 }
 
-fn read_lines(path: &Path) -> Result<Read<Header, Record>, JournalError> {
-    lines::read(path, SCHEMA, |header: &Header| &header.schema)
+fn read_lines(path: &Path) -> Result<(lines::Read<Header>, Memory), JournalError> {
+    let mut memory = Memory::default();
+    let read = lines::read::<Header, Record>(path, FAMILY, |record| memory.add(&record))?;
+    memory.set_unknown(UnknownLines::of(path, &read.unknown));
+    Ok((read, memory))
 }
+
+#[cfg(test)]
+mod tests;

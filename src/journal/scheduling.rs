@@ -23,9 +23,9 @@ pub struct PriorityIntent {
 /// How threads were scheduled, and what of it is our doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SchedMemory {
-    has_baseline: bool,
-    before: BTreeMap<ThreadKey, Scheduling>,
-    written: BTreeMap<ThreadKey, Vec<Scheduling>>,
+    pub(super) has_baseline: bool,
+    pub(super) before: BTreeMap<ThreadKey, Scheduling>,
+    pub(super) written: BTreeMap<ThreadKey, Vec<Scheduling>>,
 }
 
 impl SchedMemory {

@@ -3,7 +3,7 @@
 
 use super::machine::Group;
 use super::report::cpus_in_words;
-use super::{PlanError, Request, helpers};
+use super::{PlanError, Request, allowed, helpers};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Origin, Sourced};
 
@@ -12,10 +12,14 @@ use crate::policy::{CpuChoice, Origin, Sourced};
 pub(super) struct Claims {
     /// Every online CPU.
     pub(super) online: CpuSet,
+    /// Those of them that the VM's cgroup allows it.
+    pub(super) allowed: CpuSet,
     /// The host's: never a vCPU's.
     pub(super) reserved: CpuSet,
     /// Where helpers of all VMs may meet: never a vCPU's. Empty: not set.
     pub(super) shared: CpuSet,
+    /// Kept for this VM's helpers, where the CPUs that it is allowed have none of the host's: never a vCPU's.
+    pub(super) kept: CpuSet,
     /// Other VMs', by whole cores.
     pub(super) others: CpuSet,
 }
@@ -59,7 +63,9 @@ impl Claims {
         }
         let shared = host.shared.value.unwrap_or(CpuSet::EMPTY);
         check_online(request, &online, "[host] shared", &shared, &host.shared.origin)?;
-        let claims = Claims { online, reserved, shared, others };
+        let allowed = allowed::cpus(request);
+        let kept = allowed::kept_for_helpers(request, &(reserved | shared), &others);
+        let claims = Claims { online, allowed, reserved, shared, kept, others };
         if let CpuChoice::Cpus(cpus) = request.policy.vm.vcpus.value {
             claims.check_vcpus(request, &cpus)?;
         }
@@ -100,7 +106,8 @@ impl Claims {
                 format!("vcpus = \"{cpus}\": {} {verb} {owner}; {instead}", cpus_in_words(&clash));
             return Err(PlanError::Policy { origin: origin.clone(), reason });
         }
-        self.check_others(request, "vcpus", &cores, origin)
+        self.check_others(request, "vcpus", &cores, origin)?;
+        allowed::check(request, &format!("{origin}: vcpus = \"{cpus}\""), cpus)
     }
 
     fn check_others(
@@ -146,16 +153,20 @@ impl Claims {
         if let CpuChoice::Cpus(cpus) = choice.value {
             check_online(request, &self.online, key, &cpus, &choice.origin)?;
             self.check_others(request, key, &cpus, &choice.origin)?;
+            let what = format!("{}: {key} = \"{cpus}\"", choice.origin);
+            allowed::check(request, &what, &cpus)?;
             return Ok(Helpers { cpus, found: Found::ByHand(choice.origin.clone()) });
         }
-        let shared = self.shared & *housekeeping;
-        let pool = if shared.is_empty() { *housekeeping } else { shared };
+        let rest = *housekeeping & self.allowed;
+        let shared = self.shared & rest;
+        let pool = if shared.is_empty() { rest } else { shared };
         let (cpus, away) = helpers::choose(request, groups, exclusive, &pool).ok_or_else(|| {
             PlanError::Infeasible {
                 reason: format!(
-                    "no housekeeping CPU is left for {key}: the VM has {}, other VMs {}",
+                    "no housekeeping CPU is left for {key}: the VM has {}, other VMs {}{}",
                     cpus_in_words(exclusive),
-                    cpus_in_words(&self.others)
+                    cpus_in_words(&self.others),
+                    request.allowed.map_or(String::new(), |limit| format!("; {}", limit.why))
                 ),
                 nearest: None,
             }

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   housekeeping ─▶ which CPUs are the host's, shared, other VMs'      housekeeping.rs
+//!   allowed      ─▶ which CPUs the VM's cgroup does not allow it         allowed.rs
 //!   needs        ─▶ which of the others it may have at all                needs.rs
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug)
@@ -18,6 +19,7 @@
 //! Ties are broken by the order of cores, never by CPU numbers as such: renumbering the CPUs only
 //! renumbers the plan.
 
+mod allowed;
 pub mod core_scheduling;
 pub mod diff;
 mod extension;
@@ -37,6 +39,7 @@ mod verdicts;
 
 use std::collections::BTreeMap;
 
+pub use allowed::Allowed;
 pub use report::{Finding, Placed, Verdict, Why, counted, cpus_in_words};
 
 use crate::cpuset::CpuSet;
@@ -93,6 +96,8 @@ pub struct Request<'a> {
     pub policy: &'a Policy,
     /// Who else is there.
     pub neighbours: &'a [Neighbour],
+    /// The CPUs that the VM's cgroup allows it; `None`: all of them.
+    pub allowed: Option<&'a Allowed>,
     /// Where its vCPUs are by an earlier plan: they stay, where they still may.
     pub held: &'a BTreeMap<VcpuIndex, CpuId>,
     /// How much staying is worth.
@@ -213,9 +218,14 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
         CpuChoice::Auto => None,
         CpuChoice::Cpus(cpus) => Some(cpus),
     };
-    let blocked = claims.reserved | claims.shared | claims.others;
+    let blocked = claims.reserved | claims.shared | claims.kept | claims.others;
+    let usable = match (only, request.allowed) {
+        (None, None) => None,
+        (only, _) => Some(only.map_or(claims.allowed, |only| *only & claims.allowed)),
+    };
     let attempt = |blocked: &CpuSet| {
-        let mut groups = machine::groups(request.topology, &claims.reserved, blocked, only);
+        let mut groups =
+            machine::groups(request.topology, &claims.reserved, blocked, usable.as_ref());
         needs::restrict(&mut groups, &request.policy.vm);
         let placement = place(request, &groups);
         (groups, placement)
@@ -258,7 +268,7 @@ fn finish(
     only: Option<&CpuSet>,
 ) -> Result<Plan, PlanError> {
     let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
-    let exclusive = only.copied().unwrap_or_else(|| whole_cores(request, &used));
+    let exclusive = only.copied().unwrap_or_else(|| whole_cores(request, &used) & claims.allowed);
     let housekeeping = claims.online - exclusive - claims.others;
     let place =
         |key, choice| claims.helpers(request, groups, key, choice, &exclusive, &housekeeping);
@@ -279,10 +289,12 @@ fn finish(
         })
         .collect();
     let mut left_alone = Vec::new();
+    let spare = housekeeping & claims.allowed;
+    let spare = if spare.is_empty() { claims.allowed } else { spare };
     match request.policy.vm.overflow.value {
         Overflow::Shared => planned.extend(placement.unplaced.iter().map(|vcpu| PlannedVcpu {
             vcpu: *vcpu,
-            cpus: housekeeping,
+            cpus: spare,
             why: Why::Overflow,
         })),
         Overflow::Refuse => left_alone.clone_from(&placement.unplaced),

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::allowed;
 use super::helpers::Away;
 use super::housekeeping::{Claims, Found, Helpers, whole_cores};
 use super::machine::{Group, caches_group_cores};
@@ -45,6 +46,10 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'
             vcpus - cpus.min(vcpus),
         );
     }
+    taken.extend(request.allowed.map(|limit| limit.why.clone()));
+    if !claims.kept.is_empty() {
+        taken.push(format!("its helpers keep {}", cpus_in_words(&(claims.kept & claims.allowed))));
+    }
     taken.extend(
         needs::in_force(groups, &request.policy.vm)
             .into_iter()
@@ -79,6 +84,7 @@ pub(super) fn report(
         .map(|why| Finding::degraded("policy", format!("as it was good the last time: {why}")))
         .collect();
     report.push(reserved(request, claims));
+    report.extend(allowed::finding(request));
     if let CpuChoice::Cpus(cpus) = request.policy.vm.vcpus.value {
         report.push(by_hand("vcpus", &cpus, &request.policy.vm.vcpus.origin));
     }

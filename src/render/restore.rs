@@ -77,7 +77,8 @@ fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
         Some(Nothing::ProcessGone) => nothing("its QEMU has ended"),
         None => vec![format!(
             "VM {vm}: {} threads put back, {} were as before",
-            report.put_back, report.unchanged
+            report.put_back.len(),
+            report.unchanged
         )],
     };
     for foreign in &report.foreign {
@@ -92,9 +93,7 @@ fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
             failed.thread.tid, failed.to, failed.error
         ));
     }
-    for line in &report.unreadable_lines {
-        lines.push(format!("VM {vm}: line {line} of its journal cannot be read and was left out"));
-    }
+    lines.extend(report.unknown.iter().map(ToString::to_string));
     lines
 }
 

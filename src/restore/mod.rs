@@ -30,7 +30,7 @@ use crate::cpuset::{CPUS_MAX, CpuSet};
 use crate::discover::kernel_threads;
 use crate::discover::{self, cgroup, lives, tasks};
 use crate::ids::CpuId;
-use crate::journal::{self, HostMemory, JournalError, Memory};
+use crate::journal::{self, HostMemory, JournalError, Memory, UnknownLines};
 use crate::places::Value;
 use crate::sched::Sched;
 use crate::sysroot::{ReadError, SysRoot};
@@ -45,8 +45,8 @@ const LOOKS_MAX: usize = 8;
 #[derive(Debug, Default)]
 pub struct RestoreReport {
     /// Threads put back.
-    pub put_back: usize,
-    /// Threads that were as before already.
+    pub put_back: BTreeSet<ThreadKey>,
+    /// How many threads were as before already.
     pub unchanged: usize,
     /// Threads that somebody else has moved meanwhile: left alone.
     pub foreign: Vec<ForeignChange>,
@@ -54,8 +54,8 @@ pub struct RestoreReport {
     pub failed: Vec<FailedRestore>,
     /// Places of the host that nobody needs changed any more, and what became of them.
     pub host: Vec<HostApplied>,
-    /// Lines of the journal that could not be read.
-    pub unreadable_lines: Vec<usize>,
+    /// Lines of the VM's journal, and of the host's where no VM is left, that this qmpin does not know how to undo.
+    pub unknown: Vec<UnknownLines>,
     /// Why there was nothing to put back, where that is so.
     pub nothing: Option<Nothing>,
     /// What came of the VM's partition.
@@ -117,7 +117,7 @@ impl RestoreReport {
 
     /// With what a second restore has come to.
     pub fn add(&mut self, again: RestoreReport) {
-        self.put_back += again.put_back;
+        self.put_back.extend(again.put_back);
         self.foreign = again.foreign;
         self.failed = again.failed;
     }
@@ -129,6 +129,7 @@ impl RestoreReport {
             && self.priority.failed.is_empty()
             && self.cookie.failed.is_empty()
             && self.partition.refused.is_empty()
+            && self.unknown.is_empty()
             && self.host.iter().all(|applied| !applied.is_left_changed())
     }
 }
@@ -157,10 +158,7 @@ pub fn restore(
     if content.header.boot_id != boot_id {
         return Ok(RestoreReport::nothing(Nothing::OtherBoot));
     }
-    let memory = Memory::of(&content.records);
-    let mut report = restore_process(root, sched, content.header.process, &memory, host)?;
-    report.unreadable_lines = content.unreadable_lines;
-    Ok(report)
+    restore_process(root, sched, content.header.process, &content.memory, host)
 }
 
 /// Puts back what is remembered of a process of this boot. `host`: what the host's journal remembers.
@@ -174,15 +172,16 @@ pub fn restore_process(
     memory: &Memory,
     host: &HostMemory,
 ) -> Result<RestoreReport, RestoreError> {
+    let unknown: Vec<UnknownLines> = memory.unknown().cloned().into_iter().collect();
     if !lives(root, process).map_err(RestoreError::Look)? {
-        return Ok(RestoreReport::nothing(Nothing::ProcessGone));
+        return Ok(RestoreReport { unknown, ..RestoreReport::nothing(Nothing::ProcessGone) });
     }
     let priority = priority::restore_priorities(root, sched, process, memory.scheduling());
     let priority = priority.map_err(RestoreError::Look)?;
     let cookie = cookie::clear_cookies(root, sched, process, memory.cookie());
     let cookie = cookie.map_err(RestoreError::Look)?;
     let report = put_back(root, sched, process, memory, host).map_err(RestoreError::Look)?;
-    Ok(RestoreReport { priority, cookie, ..report })
+    Ok(RestoreReport { unknown, priority, cookie, ..report })
 }
 
 fn put_back(
@@ -227,7 +226,9 @@ fn put_back(
                         }
                     };
                     match write(root, sched, process, key, &to, is_back) {
-                        Ok(true) => report.put_back += 1,
+                        Ok(true) => {
+                            report.put_back.insert(key);
+                        }
                         Ok(false) => {}
                         Err(error) => {
                             report.failed.push(FailedRestore { thread: key, to, error });

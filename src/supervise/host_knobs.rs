@@ -26,7 +26,7 @@ use crate::discover::{
 };
 use crate::error::chain;
 use crate::ids::Pid;
-use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError, Memory};
+use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError, Memory, UnknownLines};
 use crate::leases::{LeasesLock, StateDir};
 use crate::places::{HostView, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
@@ -74,7 +74,8 @@ pub struct HostKnobs {
     wished: BTreeMap<Place, Value>,
     /// What the journal remembered the last time: somebody may remove the file.
     known: HostMemory,
-    unreadable_lines: Vec<usize>,
+    /// Lines of the journal of which the log has been told.
+    unknown: Option<UnknownLines>,
     /// Why the journal could not be made shorter the last time.
     uncompacted: Option<String>,
     irqbalances: Irqbalances,
@@ -233,9 +234,13 @@ impl HostKnobs {
             _ => false,
         };
         let drifted = applied.iter().filter(is_drift).map(|one| one.step.place().clone()).collect();
-        let report = HostReport { applied, drifted, managed, bound, vfio: view.vfio, untold };
+        // While there is a VM, these may be for a newer qmpin that works for one.
+        let unknown = journal.memory().unknown().filter(|_| wants.is_empty()).cloned();
+        let vfio = view.vfio;
+        let report = HostReport { applied, drifted, managed, bound, vfio, untold, unknown };
         let is_settled = !report.applied.iter().any(HostApplied::is_left_changed)
-            && !journal.memory().has_irqbalance();
+            && !journal.memory().has_irqbalance()
+            && report.unknown.is_none();
         if wants.is_empty() && is_settled {
             journal.remove()?;
         }
@@ -257,11 +262,12 @@ impl HostKnobs {
             tracing::warn!("{} is gone: written again from memory", path.display());
             journal.rewrite(&self.known)?;
         }
-        if journal.unreadable_lines != self.unreadable_lines {
-            for line in &journal.unreadable_lines {
-                tracing::warn!("line {line} of {} cannot be read and is left out", path.display());
+        let unknown = journal.memory().unknown();
+        if unknown != self.unknown.as_ref() {
+            if let Some(unknown) = unknown {
+                tracing::warn!("{unknown}");
             }
-            self.unreadable_lines.clone_from(&journal.unreadable_lines);
+            self.unknown = unknown.cloned();
         }
         // Nothing depends on it: the long one is as right.
         let uncompacted = journal.compact().err().map(|error| chain(&error));
@@ -419,13 +425,13 @@ pub fn settle_host(
     host: Host<'_>,
     state: &StateDir,
     boot_id: &str,
-) -> Result<Vec<HostApplied>, StartError> {
+) -> Result<HostReport, StartError> {
     let leases = state.lock_leases()?;
     let mut knobs = HostKnobs::default();
-    let mut applied = knobs.reconcile(host, state, boot_id, &leases)?.applied;
+    let mut report = knobs.reconcile(host, state, boot_id, &leases)?;
     drop(leases);
-    knobs.await_irqbalance(host, state, boot_id, &mut applied);
-    Ok(applied)
+    knobs.await_irqbalance(host, state, boot_id, &mut report.applied);
+    Ok(report)
 }
 
 fn bound(view: &HostView, off: &CpuSet) -> BTreeMap<String, usize> {

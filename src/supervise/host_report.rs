@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::apply::{HostApplied, HostOutcome, is_kept_irq};
 use crate::discover::{Interrupt, kept_in_words, kernel_threads};
+use crate::journal::UnknownLines;
 use crate::places::{Place, VfioIrq};
 use crate::plan::host::diff::HostStep;
 use crate::policy::Knob;
@@ -24,6 +25,8 @@ pub struct HostReport {
     pub vfio: BTreeMap<Place, VfioIrq>,
     /// Which irqbalance cannot be told, and why; once for each.
     pub untold: Vec<String>,
+    /// Lines of the host's journal that this qmpin does not know how to undo, where no VM is left.
+    pub unknown: Option<UnknownLines>,
 }
 
 impl HostReport {

@@ -76,6 +76,9 @@ pub(super) fn take_over_from_dead(
     let (state, vm) = (&settings.state, &settings.vm);
     let ground = Ground { host, state, vm, boot_id, process };
     let mut refused = partition::take_back(ground, journal.memory()).refused;
+    if let Some(unknown) = journal.memory().unknown() {
+        return Err(StartError::UnknownUndo { vm: vm.clone(), unknown: unknown.clone() });
+    }
     if let Some(last) = refused.pop() {
         for refused in refused {
             tracing::warn!("of the QEMU before: {refused}");
@@ -160,7 +163,9 @@ fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) {
         Ok(Some((process, memory))) => {
             let ground = Ground { host, state, vm, boot_id, process };
             let restored = partition::take_back_locked(ground, &memory);
-            restored.refused.first().map_or(Ok(()), |refused| Err(refused.to_string()))
+            let refused = restored.refused.first().map(ToString::to_string);
+            let unknown = memory.unknown().map(ToString::to_string);
+            refused.or(unknown).map_or(Ok(()), Err)
         }
         // What it had may be there yet.
         Err(error) => Err(chain(&error)),
@@ -252,7 +257,9 @@ pub(super) fn let_go(
     } else if report.is_complete() {
         state.forget(vm)?;
     }
-    report.host = knobs.reconcile(host, state, boot_id, lock)?.applied;
+    let reconciled = knobs.reconcile(host, state, boot_id, lock)?;
+    report.host = reconciled.applied;
+    report.unknown.extend(reconciled.unknown);
     if memory.has_slices() {
         report.add(again()?);
         if report.is_complete() {

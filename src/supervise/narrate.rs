@@ -103,7 +103,7 @@ pub(super) fn refusals(report: &LookReport) -> BTreeSet<String> {
     let threads = report.applied.iter().filter_map(thread_refusal);
     let priorities = report.priority.applied.iter().filter_map(priority_refusal);
     let partition = report.partition.iter().map(ToString::to_string);
-    threads.chain(partition).chain(priorities).collect()
+    threads.chain(report.barred.iter().cloned()).chain(partition).chain(priorities).collect()
 }
 
 /// What the kernel would not do and is not asked for again, in sentences.

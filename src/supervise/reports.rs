@@ -29,6 +29,8 @@ pub struct LookReport {
     pub drifted: BTreeSet<ThreadKey>,
     /// Why there is no new plan, where there should be one: the one in force was kept to.
     pub plan_failed: Option<LookError>,
+    /// Which threads cannot be pinned where they belong, because the VM's cgroup does not allow it.
+    pub barred: Vec<String>,
     /// What of the VM's partition was refused.
     pub partition: Vec<Refused>,
     /// What was changed about vCPUs' priority.

@@ -6,7 +6,7 @@ use super::leasing::neighbours;
 use crate::discover::{self, FirstWay, VmLocation};
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::leases::StateDir;
-use crate::plan::{Guest, Plan, PlanError, Request, Stay, plan};
+use crate::plan::{Allowed, Guest, Plan, PlanError, Request, Stay, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::qmp::{ChannelPaths, Limits};
 use crate::sched::Sched;
@@ -49,7 +49,8 @@ pub enum Follow {
 }
 
 impl Settings {
-    /// Plans beside those who are attached now; `held` is where the VM's vCPUs are already.
+    /// Plans beside the VMs that are attached now. `held` is where the VM's vCPUs are already, `allowed` the CPUs
+    /// that its cgroup has for it.
     ///
     /// # Errors
     /// [`PlanError`].
@@ -57,6 +58,7 @@ impl Settings {
         &self,
         topology: &Topology,
         guest: &Guest,
+        allowed: Option<&Allowed>,
         boot_id: &str,
         held: &BTreeMap<VcpuIndex, CpuId>,
         stay: Stay,
@@ -67,6 +69,7 @@ impl Settings {
             guest,
             policy: &self.policy,
             neighbours: &neighbours(&self.state, &self.vm, boot_id),
+            allowed,
             held,
             stay,
         })

@@ -7,7 +7,7 @@ use crate::apply::partition::Refused;
 use crate::discover::{DiscoverError, ProcessError, VmError};
 use crate::error::{Failure, Kind};
 use crate::ids::{Pid, VmName};
-use crate::journal::JournalError;
+use crate::journal::{JournalError, UnknownLines};
 use crate::leases::StateError;
 use crate::plan::PlanError;
 use crate::qmp::QmpError;
@@ -51,6 +51,14 @@ pub enum StartError {
         vm: VmName,
         /// What was refused.
         refused: Refused,
+    },
+    /// The journal of a QEMU of this name that is gone has lines that this version cannot undo.
+    #[error("VM {vm} was attached before, and not all of that is undone: {unknown}")]
+    UnknownUndo {
+        /// Which VM.
+        vm: VmName,
+        /// Which lines.
+        unknown: UnknownLines,
     },
     /// The VM could not be looked at.
     #[error(transparent)]
@@ -217,14 +225,18 @@ impl From<JournalError> for Failure {
     fn from(error: JournalError) -> Failure {
         let kind = match &error {
             JournalError::Io { source, .. } => permission_or(source, Kind::Partial),
-            JournalError::NotAJournal { .. } | JournalError::NeverBegun { .. } => Kind::Partial,
+            _ => Kind::Partial,
         };
         let hint = match &error {
             JournalError::NotAJournal { path, .. } => Some(format!(
                 "nothing was changed; keep a copy of {} and remove it to go on",
                 path.display()
             )),
-            JournalError::Io { .. } | JournalError::NeverBegun { .. } => None,
+            JournalError::Newer { .. } => Some("nothing was changed".to_owned()),
+            JournalError::Untrusted { .. } | JournalError::Full { .. } => {
+                Some("what is in force stays so; detach and attach the VM to begin anew".to_owned())
+            }
+            _ => None,
         };
         with_hint(Failure::from_error(kind, error), hint)
     }
@@ -257,6 +269,10 @@ impl From<StartError> for Failure {
             StartError::LeftOver { ref vm, .. } => {
                 let hint = format!("nothing was forgotten: `qmpin detach {vm}` tries again");
                 Failure::from_error(Kind::No, error).hint(hint)
+            }
+            StartError::UnknownUndo { ref unknown, .. } => {
+                let hint = format!("or remove {} if that is not needed", unknown.path.display());
+                Failure::from_error(Kind::Partial, error).hint(hint)
             }
             StartError::Vm(error) => error.into(),
             StartError::Discover(error) => error.into(),

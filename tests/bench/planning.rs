@@ -57,6 +57,7 @@ fn plan_of(vm: &VmName, topology: &Topology, policy: &Policy, neighbours: &[Neig
         guest: &guest,
         policy,
         neighbours,
+        allowed: None,
         held: &held,
         stay: Stay::Always,
     })

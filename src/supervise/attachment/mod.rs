@@ -20,6 +20,7 @@ use super::host_report::HostReport;
 use super::leasing::{
     Earlier, Going, earlier, held, let_go, new_journal, sweep, take_over_from_dead,
 };
+use super::limit::Limit;
 use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
 use super::reonline::{ReonlineReport, bring_back};
@@ -52,6 +53,7 @@ pub struct Attachment<'a> {
     identified: Identified,
     outside: Outside,
     plan: Plan,
+    limit: Limit,
     /// Whether there should be a new plan, and how much staying is worth then.
     stale: Option<Stay>,
     journal: Journal,
@@ -140,7 +142,16 @@ impl<'a> Attachment<'a> {
         let (mut attachment, is_new) = {
             let leases = settings.state.lock_leases()?;
             sweep(host, &settings, &boot_id);
-            let plan = settings.plan(&topology, &guest, &boot_id, &held, Stay::Always)?;
+            let ground = Ground {
+                host,
+                state: &settings.state,
+                vm: &settings.vm,
+                boot_id: &boot_id,
+                process,
+            };
+            let limit = Limit::of(ground, &topology.online());
+            let allowed = limit.allowed();
+            let plan = settings.plan(&topology, &guest, allowed, &boot_id, &held, Stay::Always)?;
             let is_new = resumed.is_none();
             let journal = match resumed {
                 Some(journal) => journal,
@@ -154,6 +165,7 @@ impl<'a> Attachment<'a> {
                 identified,
                 outside: Outside::default(),
                 plan,
+                limit,
                 stale: None,
                 partition: Partition::resumed(&journal),
                 priority: Priority::default(),
@@ -267,6 +279,7 @@ impl<'a> Attachment<'a> {
     /// [`LookError`]. That there is no new plan is none: the plan in force stays in force.
     pub fn look(&mut self) -> Result<LookReport, LookError> {
         self.notice_cpu_hotplug()?;
+        self.notice_limit();
         let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
         let scan = self.scan()?;
         Ok(LookReport { plan_failed, ..self.mend(scan)? })
@@ -328,8 +341,9 @@ impl<'a> Attachment<'a> {
             self.partition.converge(self.known.ground(), plan, journal, &threads, &grips)?;
         self.drift_total += self.partition.take_drifted();
         let own = threads.len();
+        let of_process: BTreeSet<ThreadKey> = threads.iter().map(|thread| thread.key).collect();
         threads.extend(self.outside.now(self.known.host.sched));
-        let steps = diff(&self.plan, self.known.process.pid, &threads, &self.online);
+        let mut steps = diff(&self.plan, self.known.process.pid, &threads, &self.online);
         let drifted: BTreeSet<ThreadKey> = steps
             .iter()
             .filter(|step| self.settled.get(&step.thread).is_some_and(|cpus| *cpus == step.to))
@@ -337,6 +351,7 @@ impl<'a> Attachment<'a> {
             .collect();
         self.drift_total += drifted.len() as u64;
         self.settled = settled(&self.plan, &threads, &steps);
+        let barred = self.limit.bar(&mut steps, &of_process);
         let Host { root, sched } = self.known.host;
         let bench = Bench { root, sched, grips: &grips, process: self.known.process };
         let applied = apply(bench, &mut self.journal, baseline, steps)?;
@@ -358,6 +373,7 @@ impl<'a> Attachment<'a> {
             applied,
             drifted,
             plan_failed,
+            barred,
             partition,
             priority,
             cookie,

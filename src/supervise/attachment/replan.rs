@@ -31,6 +31,13 @@ impl Attachment<'_> {
         Ok(())
     }
 
+    /// Has the plan made anew where the VM's cgroup allows it other CPUs than before.
+    pub(super) fn notice_limit(&mut self) {
+        if self.limit.has_changed(self.known.ground(), &self.online) {
+            self.stale = Some(Stay::UnlessBetter);
+        }
+    }
+
     /// The CPUs that are other VMs' alone.
     fn others_cpus(&self) -> CpuSet {
         let Known { settings, boot_id, .. } = &self.known;
@@ -43,8 +50,10 @@ impl Attachment<'_> {
         let held = self.plan.held();
         // Stale until there is a new one; but not tried at every look: the next change will.
         self.stale = None;
+        self.limit.read(self.known.ground(), &self.online);
         let Known { settings, boot_id, .. } = &self.known;
-        let plan = settings.plan(&self.topology, &self.guest, boot_id, &held, stay)?;
+        let allowed = self.limit.allowed();
+        let plan = settings.plan(&self.topology, &self.guest, allowed, boot_id, &held, stay)?;
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
             // A lease that says the same would wake all other VMs for nothing.

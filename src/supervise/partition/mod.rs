@@ -356,6 +356,14 @@ impl Partition {
 }
 
 impl Ground<'_> {
+    /// The CPUs of all other VMs, and those that their partitions still hold.
+    pub(super) fn others_cpus(&self) -> CpuSet {
+        let leases = discover::live_leases(self.state, self.boot_id).into_iter();
+        let others = leases.filter(|lease| lease.vm != *self.vm);
+        let held = self.shares().into_iter().map(|share| share.cpus);
+        others.map(|lease| lease.exclusive).chain(held).fold(CpuSet::EMPTY, |all, cpus| all | cpus)
+    }
+
     /// The other VMs' partitions: what their leases say, and what the kernel still has of them.
     fn shares(&self) -> Vec<Share> {
         shares(self.host, self.state, self.vm, self.boot_id)

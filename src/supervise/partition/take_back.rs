@@ -86,5 +86,5 @@ pub(in crate::supervise) fn remembered(
     };
     let header = content.header;
     let is_of_this_boot = header.boot_id == boot_id;
-    Ok(is_of_this_boot.then(|| (header.process, Memory::of(&content.records))))
+    Ok(is_of_this_boot.then_some((header.process, content.memory)))
 }

@@ -1,0 +1,65 @@
+//! The limit *allowed*: the CPUs outside which the kernel refuses every pin of the VM's threads, because its
+//! cgroup, or one above it, does not have them.
+
+use super::{Finding, PlanError, Request};
+use crate::cpuset::CpuSet;
+use crate::policy::CpuChoice;
+
+/// The rule's name in the report.
+const RULE: &str = "allowed";
+
+/// The CPUs that the VM's cgroup allows its threads, where these are not all online CPUs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Allowed {
+    /// The CPUs.
+    pub cpus: CpuSet,
+    /// Which cgroup forbids the others, in a clause: "100.scope allows only CPUs 2-9 (cpuset.cpus)".
+    pub why: String,
+}
+
+/// The CPUs that this VM's threads can be pinned to.
+pub(super) fn cpus(request: &Request<'_>) -> CpuSet {
+    let online = request.topology.online();
+    request.allowed.map_or(online, |allowed| allowed.cpus & online)
+}
+
+/// A core for the helpers of a VM whose limit has no housekeeping CPU: vCPUs, which may be plugged at any time,
+/// must not take the last one. Empty where there is one, or CPUs are given by hand.
+pub(super) fn kept_for_helpers(
+    request: &Request<'_>,
+    housekeeping: &CpuSet,
+    others: &CpuSet,
+) -> CpuSet {
+    let free = cpus(request) - *others;
+    let is_by_hand = matches!(request.policy.vm.vcpus.value, CpuChoice::Cpus(_));
+    if request.allowed.is_none() || is_by_hand || free.intersects(housekeeping) {
+        return CpuSet::EMPTY;
+    }
+    let core = request.topology.cores.iter().find(|core| core.cpus.intersects(&free));
+    core.map_or(CpuSet::EMPTY, |core| core.cpus)
+}
+
+/// Checks CPUs that were given by hand under `key`.
+///
+/// # Errors
+/// [`PlanError::Infeasible`] with the CPUs that are not allowed, and the cgroup.
+pub(super) fn check(request: &Request<'_>, key: &str, cpus: &CpuSet) -> Result<(), PlanError> {
+    let outside = (*cpus & request.topology.online()) - self::cpus(request);
+    match request.allowed {
+        Some(allowed) if !outside.is_empty() => {
+            let outside = super::cpus_in_words(&outside);
+            let reason = format!(
+                "{key}: {outside} cannot be had: {}; choose CPUs inside, or lift that limit",
+                allowed.why
+            );
+            Err(PlanError::Infeasible { reason, nearest: None })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The finding about a limit that the plan keeps to; `None` where there is none.
+pub(super) fn finding(request: &Request<'_>) -> Option<Finding> {
+    let allowed = request.allowed?;
+    Some(Finding::met(RULE, format!("the plan is inside the VM's limit: {}", allowed.why)))
+}

@@ -1,0 +1,46 @@
+"""Captures the state files that the binary under test writes: a VM at `strict` with a partition, and one with limits of units.
+
+Hands back state/; `run --results DIR capture-state` unpacks them. tests/fixtures has those of releases. `QMPIN_BIN=PATH` captures another
+version.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import qmpin
+from wait import wait_until
+
+LIMIT_S = 240
+NEEDS = ("kvm", "qmpin")
+SHAPES = ("5900x",)
+
+RUN = Path("/run/qmpin")
+
+
+def run(host):
+    folder = host.results / "state"
+    with host.vm(100, cpus=2) as vm:
+        vm.wait_guest()
+        with qmpin.Attached(100, isolation="strict", policy='sched = "fifo:1"\n') as attached:
+            wait_until(lambda: (RUN / "100.standing").exists(), 60, "its standing", attached.log)
+            vm.iothread_add("late")
+            attached.settle(vm)
+            keep(folder / "strict")
+            assert '"partition"' in (folder / "strict/100.journal").read_text()
+        stranger = subprocess.Popen(["sleep", "600"])
+        try:
+            (vm.cgroup / "cgroup.procs").write_text(str(stranger.pid))
+            with qmpin.Attached(100, isolation="exclusive") as attached:
+                attached.settle(vm)
+                keep(folder / "slices")
+        finally:
+            stranger.kill()
+            stranger.wait()
+
+
+def keep(to):
+    """Copies what is in the state folder; a file's leading dot is left out, so that no copy is hidden."""
+    to.mkdir(parents=True)
+    for path in RUN.iterdir():
+        shutil.copyfile(path, to / path.name.lstrip("."))
