@@ -246,8 +246,15 @@ impl StateDir {
         };
         let mut vms = Vec::new();
         for name in names {
-            let suffixes =
-                [".lease", ".journal", ".lock", ".lease.new", ".standing", ".standing.new"];
+            let suffixes = [
+                ".lease",
+                ".journal",
+                ".lock",
+                ".lease.new",
+                ".standing",
+                ".standing.new",
+                ".waiting",
+            ];
             let stem = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
             vms.extend(stem.and_then(|stem| stem.parse::<VmName>().ok()));
         }

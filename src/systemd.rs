@@ -19,9 +19,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(20);
 const RELOAD_LIMIT: Duration = Duration::from_secs(90);
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
-const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+pub(crate) const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+pub(crate) const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+pub(crate) const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
 /// What systemd says of a unit with a cgroup.
@@ -166,7 +166,7 @@ impl Units for SystemBus {
     }
 }
 
-async fn call<B>(
+pub(crate) async fn call<B>(
     bus: &Connection,
     path: &str,
     interface: &str,
@@ -189,7 +189,7 @@ fn interface(unit: &str) -> Result<&'static str, SystemdError> {
     }
 }
 
-fn no_such_unit(error: SystemdError, unit: &str) -> SystemdError {
+pub(crate) fn no_such_unit(error: SystemdError, unit: &str) -> SystemdError {
     match error {
         SystemdError::Refused { ref source, .. } if matches!(&**source, zbus::Error::MethodError(name, ..) if *name == NO_SUCH_UNIT) => {
             SystemdError::NoSuchUnit { unit: unit.to_owned() }
@@ -199,7 +199,7 @@ fn no_such_unit(error: SystemdError, unit: &str) -> SystemdError {
 }
 
 /// Connects, asks, and waits for the answer.
-fn ask<T: Send>(
+pub(crate) fn ask<T: Send>(
     what: &str,
     limit: Duration,
     job: impl for<'a> AsyncFnOnce(&'a Connection) -> zbus::Result<T> + Send,

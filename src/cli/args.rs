@@ -59,6 +59,9 @@ pub(super) enum Command {
     Attach(AttachArgs),
     /// Put everything back; works after any crash
     Detach(DetachArgs),
+    /// Say whether a VM's service may start: for systemd
+    #[command(hide = true)]
+    MayStart(MayStartArgs),
     /// Show every thread of a VM: role, CPUs, last CPU
     Threads(ThreadsArgs),
     /// Show what attach would do, and why
@@ -285,6 +288,7 @@ impl AskArgs {
 }
 
 #[derive(Args, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is a flag of the command line
 pub(super) struct AttachArgs {
     #[command(flatten)]
     pub(super) vm: VmArgs,
@@ -299,6 +303,9 @@ pub(super) struct AttachArgs {
     /// Where policy files cannot be used, take what was good the last time
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) last_good: bool,
+    /// Behave as a service: go on with a VM that is started anew
+    #[arg(long, conflicts_with_all = ["dry_run", "once"])]
+    pub(super) service: bool,
 }
 
 #[derive(Subcommand, Debug)]
@@ -355,6 +362,16 @@ pub(super) struct DetachArgs {
     /// Not needed: what is put back is in the journal
     #[arg(long, value_name = "PATH", hide = true)]
     pub(super) qmp: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct MayStartArgs {
+    /// Which VM
+    #[arg(value_name = "VM")]
+    pub(super) vm: VmName,
+    /// Nobody has asked for this start
+    #[arg(long)]
+    pub(super) automatic: bool,
 }
 
 #[derive(Args, Debug)]

@@ -2,24 +2,28 @@
 
 use super::args::{AttachArgs, Global};
 use super::{Answer, block_on, output, plan};
+use crate::discover::{VmLocation, boot_id, is_alive, proxmox_process};
 use crate::error::Failure;
+use crate::marks::{Detached, remove_mark, sweep_marks};
 use crate::render::{priority_refusal, restore_lines, thread_refusal};
 use crate::sched::Kernel;
-use crate::supervise::{Follow, Host, Settings, attach_once, follow};
+use crate::supervise::{Ending, Follow, Host, Settings, attach_once, follow};
 use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
-    let policy = if args.last_good {
-        args.policy.policy_or_last_good(global, &root, &args.vm)?
-    } else {
-        args.policy.policy(global, &root, &args.vm)?
+    let policy = || {
+        if args.last_good {
+            args.policy.policy_or_last_good(global, &root, &args.vm)
+        } else {
+            args.policy.policy(global, &root, &args.vm)
+        }
     };
-    let settings = Settings {
+    let mut settings = Settings {
         vm: args.vm.vm.clone(),
         location: args.vm.ask.location(global),
         state: global.state(&root),
-        policy,
+        policy: policy()?,
         limits: args.vm.ask.limits(),
         follow: if args.once { Follow::Once } else { Follow::Stay },
     };
@@ -27,6 +31,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         return plan::show(&root, &settings, plan::Shape::Text(crate::render::Explain::Shortfalls));
     }
     let host = Host { root: &root, sched: &Kernel };
+    forget_marks(&root, &settings, args.service);
     if args.once {
         let (plan, report, isolated) = block_on(attach_once(host, settings))??;
         let threads: Vec<String> = report.applied.iter().filter_map(thread_refusal).collect();
@@ -57,11 +62,39 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         }
         return Ok(if is_whole { Answer::Done } else { Answer::Partly });
     }
-    let vm = settings.vm.clone();
-    let ended = block_on(follow(host, settings))??;
-    let Some(restored) = ended.restored else { return Ok(Answer::Done) };
-    for line in restore_lines(&vm, &restored) {
-        tracing::info!("{line}");
+    loop {
+        let ended = block_on(follow(host, settings.clone()))??;
+        let complete = ended.restored.as_ref().is_none_or(|restored| restored.is_complete());
+        for line in ended.restored.iter().flat_map(|restored| restore_lines(&settings.vm, restored))
+        {
+            tracing::info!("{line}");
+        }
+        let goes_on = args.service && ended.why == Ending::QemuEnded;
+        if !goes_on || !is_started_anew(&root, &settings) {
+            return Ok(if complete { Answer::Done } else { Answer::Partly });
+        }
+        tracing::info!("VM {} has been started anew", settings.vm);
+        settings.policy = policy()?;
     }
-    Ok(if restored.is_complete() { Answer::Done } else { Answer::Partly })
+}
+
+/// Whether the VM, whose QEMU has ended, has another one by now. While its end was restored, systemd took a start of
+/// this service for done, since it was running.
+fn is_started_anew(root: &SysRoot, settings: &Settings) -> bool {
+    match &settings.location {
+        VmLocation::Proxmox { dir } => proxmox_process(root, dir, &settings.vm).is_ok(),
+        VmLocation::Socket { .. } => false,
+    }
+}
+
+/// Removes marks that are of no use any more: of VMs that have ended, and that of this one, since whoever attaches it by
+/// hand wants it attached. What a service may do was decided before it was started.
+fn forget_marks(root: &SysRoot, settings: &Settings, is_service: bool) {
+    let Settings { state, vm, .. } = settings;
+    if let Ok(boot_id) = boot_id(root) {
+        sweep_marks(state, &boot_id, &|process| is_alive(root, process));
+    }
+    if !is_service && let Err(error) = remove_mark::<Detached>(state, vm) {
+        tracing::debug!("VM {vm}: the mark of a detach by hand stays: {error}");
+    }
 }

@@ -1,15 +1,17 @@
 //! `qmpin detach`: ends the supervisor, if there is one, and restores from the journal.
 
 use super::args::{DetachArgs, Global};
+use super::looked_after::Keeper;
 use super::{Answer, output};
 use crate::apply::HostApplied;
 use crate::discover::boot_id;
-use crate::error::{Failure, Kind};
+use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::leases::StateDir;
 use crate::render::{host_lines, restore_lines};
 use crate::restore::Nothing;
 use crate::sched::Kernel;
+use crate::services;
 use crate::supervise::{Host, Supervised, end_supervisor, give_back, lock_forsaken, settle_host};
 use crate::sysroot::SysRoot;
 
@@ -18,17 +20,27 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     let host = Host { root: &root, sched: &Kernel };
     let state = global.state(&root);
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
-    let vms = match &args.vm {
+    let whom = if args.dead { Whom::Forsaken } else { Whom::Any };
+    let mut keeper = Keeper::new(global, &root, &state, &boot_id);
+    let mut vms = match &args.vm {
         Some(vm) => vec![vm.clone()],
         None => state.vms().map_err(Failure::from)?,
     };
-    let whom = if args.dead { Whom::Forsaken } else { Whom::Any };
+    if args.all {
+        vms.extend(keeper.vms());
+        vms.sort_unstable();
+        vms.dedup();
+    }
     let mut answer = Answer::Done;
     let mut failures = Vec::new();
     let mut is_anybody_treated = false;
     for vm in vms {
         // One VM's trouble is no reason to leave the others attached.
-        match detach(host, &state, &vm, &boot_id, whom) {
+        let detached = match whom {
+            Whom::Any => by_hand(host, &mut keeper, &vm).map(Some),
+            Whom::Forsaken => detach(host, &state, &vm, &boot_id, whom),
+        };
+        match detached {
             Ok(None) => continue,
             Ok(Some(Answer::Done)) => {}
             Ok(Some(partly)) => answer = partly,
@@ -65,6 +77,27 @@ enum Whom {
     Any,
     /// Whom nobody looks after any more; nobody is ended.
     Forsaken,
+}
+
+/// Detaches one VM so that it stays so, also where a service looks after it.
+fn by_hand(host: Host<'_>, keeper: &mut Keeper<'_>, vm: &VmName) -> Result<Answer, Failure> {
+    let service = keeper.keep_detached(vm)?;
+    let detached = detach(host, keeper.state, vm, keeper.boot_id, Whom::Any);
+    if let Some(service) = service {
+        match services::wait_stopped(&service) {
+            Ok(true) => output::text(&format!(
+                "VM {vm}: detached by hand, {service} is stopped; `systemctl start qmpin@{vm}` attaches it again\n"
+            ))?,
+            Ok(false) => tracing::warn!("VM {vm}: {service} is still stopping"),
+            Err(error) => {
+                tracing::warn!(
+                    "VM {vm}: whether {service} has stopped is not known: {}",
+                    chain(&error)
+                );
+            }
+        }
+    }
+    Ok(detached?.unwrap_or(Answer::Done))
 }
 
 /// Detaches one VM; `None`: somebody looks after it, and that is not to be changed. That is asked for each

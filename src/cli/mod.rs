@@ -19,6 +19,8 @@ mod doctor;
 mod host_look;
 mod log;
 mod look;
+mod looked_after;
+mod may_start;
 mod output;
 mod plan;
 mod status;
@@ -83,6 +85,7 @@ fn run(args: Qmpin) -> Result<Answer, Failure> {
     match args.command {
         Command::Attach(attach) => attach::run(global, &attach),
         Command::Detach(detach) => detach::run(global, &detach),
+        Command::MayStart(may_start) => may_start::run(global, &may_start),
         Command::Threads(threads) => threads::run(global, &threads),
         Command::Plan(plan) => plan::run(global, &plan),
         Command::Status(status) => status::run(global, &status),

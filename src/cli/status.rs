@@ -8,6 +8,7 @@ use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::journal::{self, HostJournal};
 use crate::leases::{Lease, StateDir};
+use crate::marks::{Detached, Waiting, all_marks};
 use crate::render::{StatusDocument, VmState, VmStatus};
 use crate::standing::read_standing;
 use crate::sysroot::SysRoot;
@@ -18,9 +19,12 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
     let mut leases = all_leases(&state);
     let left = if leases.is_empty() { left_behind(&root, &state, &boot_id) } else { String::new() };
+    let (mut detached, mut waiting) = marks(&root, &state, &boot_id, &leases);
     if let Some(vm) = &args.vm {
         leases.retain(|lease| lease.vm == *vm);
-        if leases.is_empty() {
+        detached.retain(|mark| mark.vm == *vm);
+        waiting.retain(|mark| mark.vm == *vm);
+        if leases.is_empty() && detached.is_empty() && waiting.is_empty() {
             let failure = Failure::new(Kind::No, format!("VM {vm} is not attached"));
             return Err(failure.hint(format!("`qmpin attach {vm}` attaches it")));
         }
@@ -58,13 +62,35 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
         }
         status
     };
-    let document = StatusDocument::new(leases.into_iter().map(status));
+    // Of one VM the answer is no, where it is not attached.
+    let answer = if args.vm.is_some() && leases.is_empty() { Answer::No } else { Answer::Done };
+    let document =
+        StatusDocument::new(leases.into_iter().map(status)).with_marks(detached, waiting);
     if args.json {
         output::json(&document)?;
     } else {
         output::text(&(document.to_text() + &left))?;
     }
-    Ok(Answer::Done)
+    Ok(answer)
+}
+
+/// The marks that hold: of VMs that are not attached, whose QEMU lives, and whose service waits indeed.
+fn marks(
+    root: &SysRoot,
+    state: &StateDir,
+    boot_id: &str,
+    leases: &[Lease],
+) -> (Vec<Detached>, Vec<Waiting>) {
+    let is_open = |vm: &VmName, of_boot: &str, qemu| {
+        of_boot == boot_id && is_alive(root, qemu) && !leases.iter().any(|lease| lease.vm == *vm)
+    };
+    let mut detached: Vec<Detached> = all_marks(state);
+    detached.retain(|mark| is_open(&mark.vm, &mark.boot_id, mark.qemu));
+    let mut waiting: Vec<Waiting> = all_marks(state);
+    waiting.retain(|mark| {
+        is_open(&mark.vm, &mark.boot_id, mark.qemu) && is_alive(root, mark.supervisor)
+    });
+    (detached, waiting)
 }
 
 /// What is not as before although no VM is attached, and what to do about it; empty where there is nothing.

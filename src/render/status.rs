@@ -8,6 +8,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::cgroup::PartitionFile;
 use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
 use crate::leases::Lease;
+use crate::marks::{Detached, Waiting};
 use crate::policy::{Knob, VcpuSched};
 use crate::qmp::ChannelKind;
 use crate::standing::Standing;
@@ -45,6 +46,26 @@ pub struct VmStatus {
 pub struct StatusDocument {
     schema: &'static str,
     vms: Vec<VmRow>,
+    /// VMs that were detached by hand and stay so.
+    detached: Vec<DetachedRow>,
+    /// VMs whose service waits until they can be attached.
+    waiting: Vec<WaitingRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct DetachedRow {
+    vm: VmName,
+    pid: Pid,
+    since_unix_s: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct WaitingRow {
+    vm: VmName,
+    pid: Pid,
+    supervisor_pid: Pid,
+    since_unix_s: u64,
+    reason: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -128,14 +149,52 @@ impl StatusDocument {
                     .collect(),
             }
         };
-        StatusDocument { schema: "qmpin.status/1", vms: vms.map(row).collect() }
+        StatusDocument {
+            schema: "qmpin.status/1",
+            vms: vms.map(row).collect(),
+            detached: Vec::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    /// The same with the VMs that are marked as detached by hand, or as waiting.
+    #[must_use]
+    pub fn with_marks(self, detached: Vec<Detached>, waiting: Vec<Waiting>) -> StatusDocument {
+        let detached = detached.into_iter().map(|mark| DetachedRow {
+            vm: mark.vm,
+            pid: mark.qemu.pid,
+            since_unix_s: mark.since_unix_s,
+        });
+        let waiting = waiting.into_iter().map(|mark| WaitingRow {
+            vm: mark.vm,
+            pid: mark.qemu.pid,
+            supervisor_pid: mark.supervisor.pid,
+            since_unix_s: mark.since_unix_s,
+            reason: mark.reason,
+        });
+        let (detached, waiting) = (detached.collect(), waiting.collect());
+        StatusDocument { detached, waiting, ..self }
+    }
+
+    /// A line for each VM that is not attached and is marked.
+    fn marks_text(&self) -> String {
+        let mut text = String::new();
+        for DetachedRow { vm, .. } in &self.detached {
+            text.push_str(&format!(
+                "VM {vm}: detached by hand; `qmpin attach {vm}` or `systemctl start qmpin@{vm}` attaches it again\n"
+            ));
+        }
+        for WaitingRow { vm, reason, .. } in &self.waiting {
+            text.push_str(&format!("VM {vm}: its service waits: {}\n", printable(reason)));
+        }
+        text
     }
 
     /// The table for a terminal, and a line for each thing that was refused.
     #[must_use]
     pub fn to_text(&self) -> String {
         if self.vms.is_empty() {
-            return "no VM is attached\n".to_owned();
+            return "no VM is attached\n".to_owned() + &self.marks_text();
         }
         let head = [
             "VM",
@@ -183,6 +242,6 @@ impl StatusDocument {
                 text.push_str(&format!("VM {}: {check}: {broken}{reason}\n", vm.vm));
             }
         }
-        text
+        text + &self.marks_text()
     }
 }

@@ -47,3 +47,4 @@ pub use reports::{Learnt, LookError, LookReport};
 pub use run::{Ended, attach_once, follow};
 pub use settings::{Follow, Host, Settings};
 pub use start_error::StartError;
+pub use state::Ending;

@@ -39,6 +39,8 @@ const LOOK_GAP: Duration = Duration::from_millis(20);
 /// How it ended.
 #[derive(Debug)]
 pub struct Ended {
+    /// Why it ended.
+    pub why: Ending,
     /// What was put back; none where nothing was ours.
     pub restored: Option<RestoreReport>,
 }
@@ -101,7 +103,7 @@ pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartEr
                 Some(_lock) => Some(give_back(host, &state, &vm, &boot_id)?),
                 None => None,
             };
-            return Ok(Ended { restored });
+            return Ok(Ended { why: Ending::Told, restored });
         }
     };
     let (attachment, channel, first) = started;
@@ -416,14 +418,20 @@ impl Runner<'_> {
     }
 
     fn finish(self, ending: Ending) -> Result<Ended, StartError> {
-        notify::stopping();
         match ending {
-            Ending::QemuEnded => tracing::info!("QEMU has ended"),
-            Ending::Told => tracing::info!("told to stop: putting everything back"),
+            // Not yet the end of this process: it may go on with a VM that is started anew.
+            Ending::QemuEnded => {
+                notify::status("QEMU has ended: restoring");
+                tracing::info!("QEMU has ended");
+            }
+            Ending::Told => {
+                notify::stopping();
+                tracing::info!("told to stop: putting everything back");
+            }
         }
         // A job under way is dropped with its connection; the masks do not need QEMU.
         let restored = self.attachment.finish()?;
-        Ok(Ended { restored: Some(restored) })
+        Ok(Ended { why: ending, restored: Some(restored) })
     }
 
     /// Tells systemd and `qmpin status` how it stands, where that has changed.

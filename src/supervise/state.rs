@@ -89,7 +89,7 @@ pub(super) enum Effect {
 
 /// Why it ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Ending {
+pub enum Ending {
     /// QEMU has ended.
     QemuEnded,
     /// We were told to.

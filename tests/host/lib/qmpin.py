@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -233,43 +234,20 @@ class Attached(Follower):
         self._dir.cleanup()
 
 
-class Unit(Follower):
-    """`qtest-qmpin@VMID.service`: qmpin as systemd runs it. Installed in the block, removed at its end."""
+class Service(Follower):
+    """`qmpin@VMID.service` as it is shipped: enabled, started and stopped by the scenario, and left alone here."""
 
-    PATH = Path("/run/systemd/system/qtest-qmpin@.service")
-    # The second line after the stop takes down where the VM's threads are at that moment, before any restart.
-    TEXT = """\
-[Service]
-Type=notify
-NotifyAccess=main
-ExecStart=/job/bin/qmpin attach %i --isolation pinned
-ExecStopPost=/job/bin/qmpin detach %i
-ExecStopPost=-/bin/sh -c 'cat /proc/$(cat /run/qemu-server/%i.pid)/task/*/status >/run/qtest/stopped-%i'
-WatchdogSec={watchdog_s}
-Restart=on-failure
-RestartSec=1
-RestartPreventExitStatus=3
-"""
-
-    def __init__(self, vmid: int, watchdog_s: int = 8):
+    def __init__(self, vmid: int):
         super().__init__(vmid)
-        self.name = f"qtest-qmpin@{vmid}.service"
-        self.watchdog_s = watchdog_s
-        self.stopped_path = Path(f"/run/qtest/stopped-{vmid}")
+        self.name = f"qmpin@{vmid}.service"
+        self.path_unit = f"qmpin@{vmid}.path"
         self.since_s = time.time()
 
-    def __enter__(self) -> "Unit":
-        self.PATH.parent.mkdir(parents=True, exist_ok=True)
-        self.PATH.write_text(self.TEXT.format(watchdog_s=self.watchdog_s))
-        systemctl("daemon-reload")
+    def __enter__(self) -> "Service":
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        systemctl("stop", self.name)
-        systemctl("reset-failed", self.name, check=False)
         print(f"--- {self.name}\n{self.log()}---")
-        self.PATH.unlink()
-        systemctl("daemon-reload")
 
     def start(self, check: bool = True) -> int:
         """Starts it as an administrator does; returns systemctl's code."""
@@ -293,48 +271,105 @@ RestartPreventExitStatus=3
 
         wait_until(there, LIMIT_S, f"{self.name} to be {state}", self.states)
 
+    def wait_log(self, words: str, times: int = 1) -> None:
+        """Until its log has these words that often."""
+        wait_until(lambda: self.log().count(words) >= times, LIMIT_S, f"{self.name} to log {words!r}", self.log)
+
     def main_pid(self) -> int:
         return int(self.show("MainPID"))
 
-    def masks_when_stopped(self) -> set[str]:
-        """The masks of the VM's threads when systemd had run the commands after the stop; forgotten by asking."""
-        text = self.stopped_path.read_text()
-        self.stopped_path.unlink()
-        return set(re.findall(r"^Cpus_allowed_list:\s*(\S+)$", text, re.MULTILINE))
-
     def log(self) -> str:
+        """What it has logged since this object was made; unlike `systemctl show` it knows nothing of systemd's own messages."""
         command = ["journalctl", "-q", "-o", "cat", "-u", self.name, "--since", f"@{self.since_s:.0f}"]
         return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S).stdout
 
-
-class Service(Unit):
-    """`qmpin@VMID.service` as the package has it: enabled, started and stopped by the scenario, and left alone here."""
-
-    def __init__(self, vmid: int):
-        super().__init__(vmid)
-        self.name = f"qmpin@{vmid}.service"
-        self.path_unit = f"qmpin@{vmid}.path"
-
-    def __enter__(self) -> "Service":
-        return self
-
-    def moved(self, now: dict[tuple[int, int], threads.Thread], kernel: bool = True) -> list[str]:
-        """Nobody counts: at its level others are moved. Where they may be is what `verify` looks at."""
-        return []
-
     def check(self, vm, host, limit_s: float = LIMIT_S, kernel: bool = True) -> dict:
         plan = super().check(vm, host, limit_s, kernel)
-        verify = lambda: host.run("/usr/bin/qmpin", "verify", str(self.vmid), check=False)
+        verify = lambda: host.run("qmpin", "verify", str(self.vmid), check=False)
         wait_until(lambda: verify().returncode == 0, limit_s, f"all to hold for VM {self.vmid}", lambda: verify().stdout)
         return plan
 
+    def moved(self, now: dict[tuple[int, int], threads.Thread], kernel: bool = True) -> list[str]:
+        """No thread counts: at its level others are moved. Where they may be is what `verify` looks at."""
+        return []
+
     def wait_over(self) -> None:
-        """Until it has ended as it should: with its VM, or because there is none to start again for."""
+        """Until it has ended with its VM, without a failure and without a restart that systemd made by itself."""
         self.wait_state("inactive")
         assert self.show("Result") in ("success", "exec-condition"), self.states()
 
+
+class Shipped:
+    """The files of the repository, where the package has them: units, and the binary under test. Removed at the end of the block.
+
+    POLICY is the text of /etc/qmpin/qmpin.toml, for all VMs of the block.
+    """
+
+    UNITS = Path("/job/integration/systemd")
+    UNIT_FOLDER = Path("/usr/lib/systemd/system")
+    HOOK = Path("/job/integration/proxmox/qmpin-hook")
+    BINARY = Path("/usr/bin/qmpin")
+    CONFIG = Path("/etc/qmpin")
+
+    def __init__(self, policy: str = ""):
+        self.policy = policy
+
+    def __enter__(self) -> "Shipped":
+        shutil.copy(shutil.which("qmpin", path="/job/bin"), self.BINARY)
+        for unit in self.UNITS.iterdir():
+            shutil.copy(unit, self.UNIT_FOLDER)
+        self.write_policy("qmpin", self.policy)
+        systemctl("daemon-reload")
+        return self
+
     def __exit__(self, *_exc: object) -> None:
-        print(f"--- {self.name}\n{self.log()}---")
+        for pattern in ("qmpin@*.path", "qmpin@*.service", "qmpin-running@*.service"):
+            systemctl("stop", pattern)
+        systemctl("reset-failed", "qmpin*", check=False)
+        subprocess.run(["qmpin", "detach", "--all"], stdin=subprocess.DEVNULL, capture_output=True, timeout=LIMIT_S)
+        for mark in Path("/run/qmpin").glob("*.detached"):
+            mark.unlink()
+        for unit in self.UNITS.iterdir():
+            (self.UNIT_FOLDER / unit.name).unlink()
+        self.BINARY.unlink()
+        shutil.rmtree(self.CONFIG)
+        shutil.rmtree("/var/lib/qmpin", ignore_errors=True)
+        systemctl("daemon-reload")
+
+    def write_policy(self, name: str | int, text: str) -> None:
+        """/etc/qmpin/NAME.toml; renamed over what is there, as an editor does."""
+        self.CONFIG.mkdir(exist_ok=True)
+        new = self.CONFIG / "new"
+        new.write_text(text + "\n")
+        new.rename(self.CONFIG / f"{name}.toml")
+
+
+class Unit(Service):
+    """The shipped `qmpin@VMID.service` at the level "pinned", where nothing of the host changes but the VM."""
+
+    def __init__(self, vmid: int):
+        super().__init__(vmid)
+        self._shipped = Shipped('isolation = "pinned"')
+
+    def __enter__(self) -> "Unit":
+        self._shipped.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        super().__exit__(*exc)
+        self._shipped.__exit__(*exc)
+
+    def watchdog_s(self) -> float:
+        """How long systemd waits for a sign of life."""
+        text = self.show("WatchdogUSec")
+        units = {"min": 60.0, "s": 1.0, "ms": 0.001}
+        parts = re.findall(r"(\d+)(min|ms|s)", text)
+        assert parts, text
+        return sum(float(number) * units[unit] for number, unit in parts)
+
+    def moved(self, now: dict[tuple[int, int], threads.Thread], kernel: bool = True) -> list[str]:
+        """At this level no thread of the host may move."""
+        return Follower.moved(self, now, kernel)
 
 
 def attach_once(host, vmid: int, *flags: str, check: bool = True) -> subprocess.CompletedProcess:

@@ -1,0 +1,260 @@
+//! Marks of VMs that are not attached and yet of interest, beside the leases in `/run/qmpin`:
+//!
+//! ```text
+//!   /run/qmpin/100.detached   VM 100 was detached by hand; its service does not attach it by itself
+//!   /run/qmpin/100.waiting    the service of VM 100 waits until it can be attached, and why
+//! ```
+//!
+//! A mark is about one QEMU process in one boot. It says nothing about any other process, so a mark of a process that
+//! has ended does no harm; [`sweep_marks`] removes it.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::VmName;
+use crate::leases::StateDir;
+use crate::state_file::{Folder, FolderLink, folder_of, read_state};
+use crate::threads::ProcessKey;
+
+/// The schema of [`Detached`].
+pub const DETACHED_SCHEMA: &str = "qmpin.detached/1";
+/// The schema of [`Waiting`].
+pub const WAITING_SCHEMA: &str = "qmpin.waiting/1";
+
+const DETACHED: &str = "detached";
+const WAITING: &str = "waiting";
+
+/// The longest mark that is read.
+const BYTES_MAX: u64 = 64 << 10;
+
+/// A VM that was detached by hand.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Detached {
+    /// [`DETACHED_SCHEMA`].
+    pub schema: String,
+    /// Which VM.
+    pub vm: VmName,
+    /// The boot it is valid in.
+    pub boot_id: String,
+    /// The QEMU process that was detached.
+    pub qemu: ProcessKey,
+    /// Since when, in seconds of the Unix epoch.
+    pub since_unix_s: u64,
+}
+
+/// A VM whose service waits until it can be attached.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Waiting {
+    /// [`WAITING_SCHEMA`].
+    pub schema: String,
+    /// Which VM.
+    pub vm: VmName,
+    /// The boot it is valid in.
+    pub boot_id: String,
+    /// The QEMU process that is to be attached.
+    pub qemu: ProcessKey,
+    /// The process that waits.
+    pub supervisor: ProcessKey,
+    /// Since when, in seconds of the Unix epoch.
+    pub since_unix_s: u64,
+    /// Why the VM cannot be attached now.
+    pub reason: String,
+}
+
+impl Detached {
+    /// A mark of this moment.
+    #[must_use]
+    pub fn now(vm: &VmName, boot_id: &str, qemu: ProcessKey) -> Detached {
+        Detached {
+            schema: DETACHED_SCHEMA.to_owned(),
+            vm: vm.clone(),
+            boot_id: boot_id.to_owned(),
+            qemu,
+            since_unix_s: unix_now_s(),
+        }
+    }
+}
+
+fn unix_now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
+}
+
+/// A kind of mark.
+pub trait Mark: Serialize + DeserializeOwned {
+    /// The suffix of its file.
+    const SUFFIX: &'static str;
+    /// Its schema.
+    const SCHEMA: &'static str;
+
+    /// The schema that this one names.
+    fn schema(&self) -> &str;
+    /// Which VM it is about.
+    fn vm(&self) -> &VmName;
+    /// The boot and the QEMU process it is about.
+    fn about(&self) -> (&str, ProcessKey);
+}
+
+impl Mark for Detached {
+    const SUFFIX: &'static str = DETACHED;
+    const SCHEMA: &'static str = DETACHED_SCHEMA;
+
+    fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    fn vm(&self) -> &VmName {
+        &self.vm
+    }
+
+    fn about(&self) -> (&str, ProcessKey) {
+        (&self.boot_id, self.qemu)
+    }
+}
+
+impl Mark for Waiting {
+    const SUFFIX: &'static str = WAITING;
+    const SCHEMA: &'static str = WAITING_SCHEMA;
+
+    fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    fn vm(&self) -> &VmName {
+        &self.vm
+    }
+
+    fn about(&self) -> (&str, ProcessKey) {
+        (&self.boot_id, self.qemu)
+    }
+}
+
+fn path(state: &StateDir, vm: &VmName, suffix: &str) -> PathBuf {
+    state.path().join(format!("{vm}.{suffix}"))
+}
+
+/// Returns the mark of a VM; `None`: there is none that can be understood.
+#[must_use]
+pub fn read_mark<M: Mark>(state: &StateDir, vm: &VmName) -> Option<M> {
+    let text = read_state(&path(state, vm, M::SUFFIX), BYTES_MAX).ok()?;
+    let mark: M = serde_json::from_str(&text).ok()?;
+    (mark.schema() == M::SCHEMA && mark.vm() == vm).then_some(mark)
+}
+
+/// Writes a mark, whole or not at all.
+///
+/// # Errors
+/// The kernel's answer: the folder is not there, full, or another user's.
+pub fn write_mark<M: Mark>(state: &StateDir, mark: &M) -> io::Result<()> {
+    let text = serde_json::to_vec(mark)?;
+    let path = path(state, mark.vm(), M::SUFFIX);
+    let (folder, name) = folder_of(&path, FolderLink::Refuse)?;
+    folder.replace(name, &text, 0o644)
+}
+
+/// Removes the mark of a VM.
+///
+/// # Errors
+/// The kernel's answer; a mark that is not there is no error.
+pub fn remove_mark<M: Mark>(state: &StateDir, vm: &VmName) -> io::Result<()> {
+    let path = path(state, vm, M::SUFFIX);
+    match folder_of(&path, FolderLink::Refuse) {
+        Ok((folder, name)) => folder.remove(name).map(drop),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns every mark of one kind, in order of the VMs' names.
+#[must_use]
+pub fn all_marks<M: Mark>(state: &StateDir) -> Vec<M> {
+    names::<M>(state).iter().filter_map(|vm| read_mark(state, vm)).collect()
+}
+
+/// Removes the marks of QEMU processes that have ended, as `lives` says, and those of an earlier boot.
+pub fn sweep_marks(state: &StateDir, boot_id: &str, lives: &dyn Fn(ProcessKey) -> bool) {
+    sweep::<Detached>(state, boot_id, lives);
+    sweep::<Waiting>(state, boot_id, lives);
+}
+
+fn sweep<M: Mark>(state: &StateDir, boot_id: &str, lives: &dyn Fn(ProcessKey) -> bool) {
+    for vm in names::<M>(state) {
+        let holds = read_mark::<M>(state, &vm).is_some_and(|mark| {
+            let (of_boot, qemu) = mark.about();
+            of_boot == boot_id && lives(qemu)
+        });
+        if !holds && let Err(error) = remove_mark::<M>(state, &vm) {
+            let path = path(state, &vm, M::SUFFIX);
+            tracing::debug!("{} could not be removed: {error}", path.display());
+        }
+    }
+}
+
+/// The VMs that have a file of this kind, also one that cannot be understood.
+fn names<M: Mark>(state: &StateDir) -> Vec<VmName> {
+    let folder = Folder::open(state.path(), FolderLink::Refuse);
+    let names = folder.and_then(|folder| folder.names()).unwrap_or_default();
+    let suffix = format!(".{}", M::SUFFIX);
+    let stems = names.iter().filter_map(|name| name.strip_suffix(&suffix)?.parse().ok());
+    let mut vms: Vec<VmName> = stems.collect();
+    vms.sort_unstable();
+    vms
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::ids::{Pid, StartTicks};
+
+    fn detached(vm: &str, boot_id: &str, pid: i32) -> Detached {
+        Detached {
+            schema: DETACHED_SCHEMA.to_owned(),
+            vm: vm.parse().expect("a name"),
+            boot_id: boot_id.to_owned(),
+            qemu: ProcessKey { pid: Pid(pid), start: StartTicks(7) },
+            since_unix_s: 1,
+        }
+    }
+
+    #[test]
+    fn marks_of_processes_that_have_ended_are_swept_and_others_stay() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let state = StateDir::at(dir.path());
+        for mark in
+            [detached("100", "now", 1), detached("101", "now", 2), detached("102", "then", 1)]
+        {
+            write_mark(&state, &mark).expect("written");
+        }
+        fs::write(dir.path().join("103.detached"), "{").expect("written");
+        fs::write(dir.path().join("104.lease"), "{}").expect("written");
+        assert_eq!(all_marks::<Detached>(&state).len(), 3);
+        sweep_marks(&state, "now", &|process| process.pid == Pid(1));
+        assert_eq!(all_marks::<Detached>(&state), [detached("100", "now", 1)]);
+        let mut left: Vec<String> = fs::read_dir(dir.path())
+            .expect("listed")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        left.sort_unstable();
+        assert_eq!(left, ["100.detached", "104.lease"]);
+    }
+
+    #[test]
+    fn mark_of_another_vm_or_schema_is_none() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let state = StateDir::at(dir.path());
+        let vm = "100".parse().expect("a name");
+        write_mark(&state, &detached("100", "now", 1)).expect("written");
+        assert!(read_mark::<Detached>(&state, &vm).is_some());
+        fs::copy(dir.path().join("100.detached"), dir.path().join("101.detached")).expect("copied");
+        assert!(read_mark::<Detached>(&state, &"101".parse().expect("a name")).is_none());
+        let text = fs::read_to_string(dir.path().join("100.detached")).expect("read");
+        fs::write(dir.path().join("100.detached"), text.replace("detached/1", "detached/2"))
+            .expect("written");
+        assert!(read_mark::<Detached>(&state, &vm).is_none());
+    }
+}
