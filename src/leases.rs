@@ -1,7 +1,8 @@
-//! `/run/qmpin`: one lease per attached VM, one lock per supervisor, and a lock over all.
+//! `/run/qmpin`: one lease per attached VM, one lock per supervisor, and two locks over all (module
+//! [`locks`](crate::locks)).
 //!
 //! ```text
-//!   /run/qmpin/            flock on the folder itself: held for a moment while leases change
+//!   /run/qmpin/.host.lock, .leases.lock
 //!   /run/qmpin/100.lock    flock: held by the supervisor of VM 100 for as long as it lives;
 //!                          while it is held, its content says by whom
 //!   /run/qmpin/100.lease   what VM 100 has; what everybody else plans around
@@ -19,12 +20,14 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
-use crate::ids::{CpuId, VcpuIndex, VmName};
+use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
+use crate::locks::OlderLock;
 use crate::policy::{Knob, VcpuSched, VfioIrqs};
 use crate::state_file::{self, FolderLink};
 use crate::threads::ProcessKey;
@@ -74,6 +77,16 @@ pub struct Lease {
     /// How its vCPU threads are to be scheduled.
     #[serde(default)]
     pub sched: VcpuSched,
+    /// The version of the qmpin that wrote it; 0.1.0 does not say, and uses another lock over all
+    /// (module [`locks`](crate::locks)).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub writer: Option<String>,
+}
+
+/// The version that [`Lease::writer`] has in leases of this qmpin.
+#[must_use]
+pub fn this_version() -> Option<String> {
+    Some(env!("CARGO_PKG_VERSION").to_owned())
 }
 
 /// Why the state folder could not be used.
@@ -90,6 +103,16 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
+    /// Another process holds one of the locks over all for too long.
+    #[error("{} is still locked after {} s{}", path.display(), waited.as_secs(), held_by(*holder))]
+    Busy {
+        /// Which lock.
+        path: PathBuf,
+        /// How long this process has waited.
+        waited: Duration,
+        /// The process that holds it, where the kernel shows that.
+        holder: Option<Pid>,
+    },
     /// A lease is not understood.
     #[error("{} is not a lease of qmpin: {reason}", path.display())]
     NotALease {
@@ -104,15 +127,18 @@ pub enum StateError {
 #[derive(Clone, Debug)]
 pub struct StateDir {
     path: PathBuf,
+    /// The lock of qmpin 0.1.0, while this process holds it.
+    pub(crate) older_lock: OlderLock,
 }
 
-/// Held while leases are read and changed together.
-#[derive(Debug)]
-pub struct LeasesLock(#[allow(dead_code)] Flock<File>); // held for its Drop
+fn held_by(holder: Option<Pid>) -> String {
+    holder.map_or(" by another process".to_owned(), |pid| format!(" by process {pid}"))
+}
 
 /// Held by a VM's supervisor. Dropping it removes the lock file and lets go.
 #[derive(Debug)]
 pub struct SupervisorLock {
+    state: StateDir,
     path: PathBuf,
     lock: Option<Flock<File>>,
 }
@@ -121,7 +147,7 @@ impl StateDir {
     /// The folder at this path; it need not exist yet.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> StateDir {
-        StateDir { path: path.into() }
+        StateDir { path: path.into(), older_lock: OlderLock::default() }
     }
 
     /// Its path.
@@ -163,17 +189,6 @@ impl StateDir {
         self.path.join(format!("{vm}.lock"))
     }
 
-    /// Locks all leases; waits for whoever has them, which is a matter of milliseconds.
-    ///
-    /// # Errors
-    /// [`StateError::Io`].
-    pub fn lock_leases(&self) -> Result<LeasesLock, StateError> {
-        let fail = self.error("lock", self.path.clone());
-        let folder = File::open(&self.path).map_err(&fail)?;
-        let lock = Flock::lock(folder, FlockArg::LockExclusive);
-        lock.map(LeasesLock).map_err(|(_, errno)| fail(errno.into()))
-    }
-
     /// Becomes the VM's supervisor. `None`: somebody else is.
     ///
     /// # Errors
@@ -193,7 +208,8 @@ impl StateDir {
                     if named.is_ok_and(|named| named.ino() == ours.ino()) {
                         // Who had it before and was killed is nobody now.
                         let _ = lock.set_len(0);
-                        return Ok(Some(SupervisorLock { path, lock: Some(lock) }));
+                        let state = self.clone();
+                        return Ok(Some(SupervisorLock { state, path, lock: Some(lock) }));
                     }
                 }
                 Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
@@ -208,6 +224,12 @@ impl StateDir {
     pub fn supervisor(&self, vm: &VmName) -> Option<ProcessKey> {
         let text = state_file::read_state(&self.lock_path(vm), BYTES_MAX).ok()?;
         serde_json::from_str(&text).ok()
+    }
+
+    /// When the supervisor of the VM has last shown that it makes progress; `None`: there is no lock file.
+    #[must_use]
+    pub fn last_heartbeat(&self, vm: &VmName) -> Option<SystemTime> {
+        fs::metadata(self.lock_path(vm)).and_then(|file| file.modified()).ok()
     }
 
     /// A VM's lease, if it has one.
@@ -306,12 +328,22 @@ impl StateDir {
     }
 
     #[allow(clippy::unused_self)] // reads as a method at its uses
-    fn error(&self, action: &'static str, path: PathBuf) -> impl Fn(io::Error) -> StateError {
+    pub(crate) fn error(
+        &self,
+        action: &'static str,
+        path: PathBuf,
+    ) -> impl Fn(io::Error) -> StateError {
         move |source| StateError::Io { action, path: path.clone(), source }
     }
 }
 
 impl SupervisorLock {
+    /// Returns what shows others that this supervisor makes progress.
+    #[must_use]
+    pub fn heart(&self) -> Option<Heart> {
+        self.lock.as_ref().and_then(|lock| lock.try_clone().ok()).map(Heart)
+    }
+
     /// Says who holds it, so that it can be told to end. Nothing depends on it before there is a
     /// lease, which says the same, so that it cannot be written is no error.
     pub fn sign(&mut self, process: ProcessKey) {
@@ -321,18 +353,30 @@ impl SupervisorLock {
     }
 }
 
+/// Shows other processes that a supervisor makes progress, by the time of its lock file.
+#[derive(Debug)]
+pub struct Heart(File);
+
+impl Heart {
+    /// Shows it now. A state folder that is gone or full has no reader either, so an error is ignored.
+    pub fn beat(&self) {
+        let _ = self.0.set_modified(SystemTime::now());
+    }
+}
+
 impl Drop for SupervisorLock {
     fn drop(&mut self) {
         // Removed while still locked: whoever opens the name after this makes a new file.
         let _ = fs::remove_file(&self.path);
         drop(self.lock.take());
+        self.state.tidy();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{Pid, StartTicks};
+    use crate::ids::StartTicks;
 
     fn state() -> (tempfile::TempDir, StateDir) {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -362,6 +406,7 @@ mod tests {
             slices: None,
             vfio_irqs: VfioIrqs::Vcpus,
             sched: VcpuSched::default(),
+            writer: this_version(),
         }
     }
 

@@ -18,6 +18,7 @@ pub mod cgroups;
 pub mod irqbalance;
 pub mod journal;
 pub mod leases;
+pub mod locks;
 pub mod marks;
 pub mod qmp;
 pub mod sched;

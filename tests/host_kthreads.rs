@@ -70,8 +70,7 @@ fn one_that_comes_later_and_is_always_left_out_is_found_in_the_end() {
     world.reconcile_with(&mut knobs);
     world.thread(24, "kswapd3", MOVABLE, "0-7");
     let looks = (1..100).find(|_| {
-        let lock = world.state.lock_leases().expect("locked");
-        knobs.reconcile(world.host(), &world.state, BOOT, &lock).expect("reconciled");
+        knobs.reconcile(world.host(), &world.state, BOOT).expect("reconciled");
         world.mask(24) == set("0-3")
     });
     assert!(looks.is_some_and(|looks| looks > 1), "{looks:?}");

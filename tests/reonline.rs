@@ -98,8 +98,7 @@ impl World {
     }
 
     fn reconcile(&self) {
-        let lock = self.state.lock_leases().expect("locked");
-        HostKnobs::default().reconcile(self.host(), &self.state, BOOT, &lock).expect("reconciled");
+        HostKnobs::default().reconcile(self.host(), &self.state, BOOT).expect("reconciled");
     }
 }
 

@@ -81,37 +81,76 @@ impl HostApplied {
     }
 }
 
+/// The host, by its seams.
+#[derive(Clone, Copy)]
+pub struct HostBench<'a> {
+    /// Files.
+    pub root: &'a SysRoot,
+    /// Affinity calls.
+    pub sched: &'a dyn Sched,
+    /// systemd.
+    pub units: &'a dyn Units,
+}
+
 /// Carries out the steps in their order.
 ///
 /// # Errors
 /// [`JournalError`] where the undo could not be made durable; then nothing was written.
 pub fn apply_host(
-    root: &SysRoot,
-    sched: &dyn Sched,
-    units: &dyn Units,
+    bench: HostBench<'_>,
     online: &CpuSet,
     journal: &mut HostJournal,
     steps: Vec<HostStep>,
 ) -> Result<Vec<HostApplied>, JournalError> {
+    intend(journal, &steps)?;
+    let mut applied = carry_out(bench, online, steps);
+    record(bench.root, journal, &mut applied)?;
+    Ok(applied)
+}
+
+/// Makes the undo of the steps durable.
+///
+/// # Errors
+/// [`JournalError`]; then nothing may be written.
+pub fn intend(journal: &mut HostJournal, steps: &[HostStep]) -> Result<(), JournalError> {
     let intents = steps.iter().filter_map(|step| match step {
         HostStep::Write { place, from, to, .. } => {
             Some(HostRecord::Intent { place: place.clone(), from: from.clone(), to: to.clone() })
         }
         _ => None,
     });
-    journal.append(intents.collect())?;
+    journal.append(intents.collect())
+}
+
+/// Carries out steps whose undo is durable. Where they are about systemd or irqbalance it may take long: no lock
+/// should be held then.
+#[must_use]
+pub fn carry_out(bench: HostBench<'_>, online: &CpuSet, steps: Vec<HostStep>) -> Vec<HostApplied> {
+    let HostBench { root, sched, units } = bench;
     // Units first, and all of them: some kernels change threads' masks with them.
     let (of_units, others): (Vec<HostStep>, Vec<HostStep>) =
         steps.into_iter().partition(|step| matches!(step.place(), Place::AllowedCpus { .. }));
     let mut limits = Limits::new(root, units, present_cpus(root) | *online);
     let mut applied: Vec<HostApplied> = of_units
         .into_iter()
-        .map(|step| carry_out(step, root, sched, online, &mut limits))
+        .map(|step| carry_out_one(step, root, sched, online, &mut limits))
         .collect();
     limits.clean_up();
+    let others = others.into_iter();
+    applied.extend(others.map(|step| carry_out_one(step, root, sched, online, &mut limits)));
     applied
-        .extend(others.into_iter().map(|step| carry_out(step, root, sched, online, &mut limits)));
-    for HostApplied { step, outcome, .. } in &mut applied {
+}
+
+/// Records in the journal what has become of steps.
+///
+/// # Errors
+/// [`JournalError`]; then what is undone is only known to be so at the next pass.
+pub fn record(
+    root: &SysRoot,
+    journal: &mut HostJournal,
+    applied: &mut [HostApplied],
+) -> Result<(), JournalError> {
+    for HostApplied { step, outcome, .. } in &mut *applied {
         // Nobody can have written it: the number is another's by now, or the kernel has chosen by itself what
         // new ones get.
         if let (HostStep::PutBack { place, .. }, HostOutcome::Refused { error }) =
@@ -141,8 +180,7 @@ pub fn apply_host(
         ) => Some(HostRecord::Refused { place: place.clone(), value: to.clone() }),
         _ => None,
     });
-    journal.append(settled.chain(refused).collect())?;
-    Ok(applied)
+    journal.append(settled.chain(refused).collect())
 }
 
 /// Whether its place need not be kept in mind any longer. Kernel threads are: their masks are asked for again.
@@ -156,7 +194,7 @@ fn is_settled(HostApplied { step, outcome, .. }: &HostApplied) -> bool {
     }
 }
 
-fn carry_out(
+fn carry_out_one(
     step: HostStep,
     root: &SysRoot,
     sched: &dyn Sched,

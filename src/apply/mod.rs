@@ -19,7 +19,10 @@ pub(crate) mod slices;
 use std::io;
 
 pub use cookie::{clear_cookie, make_cookie};
-pub use host::{HostApplied, HostOutcome, apply_host, is_kept_irq};
+pub use host::{
+    HostApplied, HostBench, HostOutcome, apply_host, carry_out as carry_out_host,
+    intend as intend_host, is_kept_irq, record as record_host,
+};
 pub use priority::{PriorityApplied, PriorityOutcome, apply_priorities};
 pub use reonline::{CycleReport, Cycled, cycle};
 

@@ -11,7 +11,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use super::host::{HostApplied, HostOutcome, apply_host};
+use super::host::{HostApplied, HostBench, HostOutcome, apply_host};
 use crate::discover::{online_cpus, present_cpus, read_place, switch};
 use crate::ids::CpuId;
 use crate::journal::{HostJournal, HostRecord, JournalError};
@@ -79,7 +79,7 @@ pub fn cycle(
     let mut carry_out = |steps| {
         // Compared on none, all CPUs would look as they should be.
         let online = online_cpus(root).unwrap_or_else(|_| present_cpus(root));
-        apply_host(root, sched, &SystemBus, &online, journal, steps)
+        apply_host(HostBench { root, sched, units: &SystemBus }, &online, journal, steps)
     };
     let place = switch(cpu);
     let [off, on] = ["0", "1"].map(|word| Value::Word(word.to_owned()));

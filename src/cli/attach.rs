@@ -63,7 +63,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         return Ok(if is_whole { Answer::Done } else { Answer::Partly });
     }
     loop {
-        let ended = block_on(follow(host, settings.clone()))??;
+        let ended = follow(&root, &Kernel, settings.clone())?;
         let complete = ended.restored.as_ref().is_none_or(|restored| restored.is_complete());
         for line in ended.restored.iter().flat_map(|restored| restore_lines(&settings.vm, restored))
         {

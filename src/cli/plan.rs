@@ -68,7 +68,8 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let online = topology.online();
     let limit = root.is_live().then(|| vm_limit(host, state, vm, &boot_id, view.process, &online));
     let limit = limit.flatten();
-    let planned = settings.plan(&topology, &guest, limit.as_ref(), &boot_id, &held, Stay::Always);
+    let beside = supervise::neighbours(state, vm, &boot_id);
+    let planned = settings.plan(&topology, &guest, &beside, limit.as_ref(), &held, Stay::Always);
     let mut plan = match planned {
         Ok(plan) => plan,
         Err(error) => {

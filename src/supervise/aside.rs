@@ -22,8 +22,11 @@ pub(super) fn step_aside(
         return;
     }
     *own_cpus = cpus;
-    // 0: the thread that asks (`man 2 sched_setaffinity`), and it is the only one.
-    if let Err(error) = host.sched.set_affinity(Tid(0), &cpus) {
-        tracing::debug!("qmpin itself stays where it is: {error}");
+    // The loop's thread, and the one that asks, which is 0 (`man 2 sched_setaffinity`). Others inherit its mask.
+    let main = i32::try_from(std::process::id()).unwrap_or_default();
+    for thread in [Tid(main), Tid(0)] {
+        if let Err(error) = host.sched.set_affinity(thread, &cpus) {
+            tracing::debug!("qmpin itself stays where it is: {error}");
+        }
     }
 }

@@ -132,6 +132,7 @@ mod tests {
             slices: None,
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
+            writer: crate::leases::this_version(),
         };
         state.write_lease(&lease).expect("written");
         (dir, state, lease, child)

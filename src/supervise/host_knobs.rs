@@ -7,7 +7,16 @@
 //!   every turn of the slow timer  reconcile: interrupts and kernel threads come and go
 //! ```
 //!
-//! Whoever holds the leases' lock does it for all VMs; the result is the same whoever it is.
+//! The process that holds the host's lock does it for all VMs; the result does not depend on which one it is.
+//!
+//! Other programs are asked and told without any lock, because they may take long:
+//!
+//! ```text
+//!   ask irqbalance ─▶ [lock: read, plan, undo durable] ─▶ tell systemd ─▶ [lock: record]
+//!                  ─▶ [lock: read, plan, undo durable, write] ─▶ tell irqbalance ─▶ [lock: record]
+//! ```
+//!
+//! What another process has done in between is seen by the next pass, which starts from what is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
@@ -17,7 +26,9 @@ use super::host_report::{HostReport, is_managed_irq};
 use super::irqbalance::Irqbalances;
 use super::settings::Host;
 use super::start_error::StartError;
-use crate::apply::{HostApplied, HostOutcome, apply_host};
+use crate::apply::{
+    HostApplied, HostOutcome, apply_host, carry_out_host, intend_host, record_host,
+};
 use crate::cpuset::CpuSet;
 use crate::discover::kernel_threads::KthreadScan;
 use crate::discover::{
@@ -27,13 +38,13 @@ use crate::discover::{
 use crate::error::chain;
 use crate::ids::Pid;
 use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError, Memory, UnknownLines};
-use crate::leases::{LeasesLock, StateDir};
-use crate::places::{HostView, Place, Value};
+use crate::leases::{StateDir, StateError};
+use crate::locks::HostLock;
+use crate::places::{HostView, Irqbalance, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
 use crate::plan::host::{Wants, born_behind, like_new, preferences, wishes};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
-use crate::systemd::SystemBus;
 use crate::threads::{ProcessKey, ThreadKey};
 
 /// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
@@ -52,6 +63,9 @@ pub enum HostError {
     /// The host could not be read.
     #[error(transparent)]
     Discover(#[from] DiscoverError),
+    /// The host's lock could not be had; then nothing was written.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// The number of the interrupt that the kernel would not move.
@@ -93,7 +107,7 @@ impl HostKnobs {
         host: Host<'_>,
         state: &StateDir,
         boot_id: &str,
-        _lock: &LeasesLock,
+        _lock: &HostLock,
     ) -> Result<(), HostError> {
         let wants = Wants::of(&live_leases(state, boot_id));
         let concerned = [Knob::Partition, Knob::Kthreads, Knob::Workqueues];
@@ -129,7 +143,7 @@ impl HostKnobs {
         state: &StateDir,
         boot_id: &str,
         vm: &Memory,
-        _lock: &LeasesLock,
+        _lock: &HostLock,
     ) -> Result<(), HostError> {
         let mut journal = self.open(state, boot_id)?;
         if !journal.memory().has_fenced() {
@@ -152,7 +166,7 @@ impl HostKnobs {
         }
     }
 
-    /// Does what is to be done.
+    /// Brings the host in line with all leases. It takes the host's lock itself, more than once.
     ///
     /// # Errors
     /// [`HostError`].
@@ -161,45 +175,38 @@ impl HostKnobs {
         host: Host<'_>,
         state: &StateDir,
         boot_id: &str,
-        _lock: &LeasesLock,
     ) -> Result<HostReport, HostError> {
-        let leases = live_leases(state, boot_id);
-        let wants = Wants::of(&leases);
-        let mut journal = self.open(state, boot_id)?;
-        if wants.is_empty() && !journal.exists() {
-            return Ok(HostReport::default());
-        }
-        if !wants.slices().is_empty() && !journal.memory().has_units() {
-            let vms: Vec<Pid> = leases.iter().map(|lease| lease.qemu.pid).collect();
-            journal.append(own_masks(host, &vms))?;
-        }
+        let site = Site { host, state, boot_id };
+        let mut asked = self.ask_irqbalances(site);
         let mut untold = Vec::new();
         let wished = std::mem::take(&mut self.wished);
-        let scan = self.next_scan(&wants);
-        let (view, mut applied) = self.pass(host, &wants, scan, &mut journal, &mut untold)?;
-        for _ in 1..PASSES_MAX {
-            // Whatever was born meanwhile was born as its parent was.
-            let is_last = wants.is_empty() && journal.memory().has_fenced();
-            // Some kernels change the masks of all threads of a unit that is limited.
-            let is_limited = applied.iter().any(HostApplied::has_limited_unit);
-            if !is_last && !is_limited {
-                break;
+        let Some(first) = self.pass(site, Which::Units, &asked, &mut untold)? else {
+            return Ok(HostReport::default());
+        };
+        let mut applied = first.applied;
+        let mut last = None;
+        for number in 0..PASSES_MAX {
+            if number > 0 {
+                asked = self.ask_irqbalances(site);
             }
-            let (_, more) = self.pass(host, &wants, scan, &mut journal, &mut untold)?;
-            let is_done = !more.iter().any(|applied| {
-                applied.has_limited_unit() || matches!(applied.step, HostStep::PutBack { .. })
-            });
+            let Some(pass) = self.pass(site, Which::Rest, &asked, &mut untold)? else { break };
             // Tried again: what has come of it now counts.
-            applied.retain(|one| {
-                let place = one.step.place();
-                !one.is_left_changed() || !more.iter().any(|again| again.step.place() == place)
-            });
-            applied.extend(more);
-            if is_done {
+            let again = |one: &HostApplied| {
+                pass.applied.iter().any(|other| other.step.place() == one.step.place())
+            };
+            applied.retain(|one| !one.is_left_changed() || !again(one));
+            let is_done =
+                !pass.applied.iter().any(|one| matches!(one.step, HostStep::PutBack { .. }));
+            // A thread that was created meanwhile has the mask of its parent.
+            let is_last = pass.wants.is_empty() && pass.memory.has_fenced();
+            last = Some(Pass { applied: Vec::new(), ..pass });
+            applied.extend(pass.applied);
+            if !is_last || (number > 0 && is_done) {
                 break;
             }
         }
-        // It may have been told by one look, and have taken it by the next.
+        let Some(Pass { view, wants, memory, .. }) = last else { return Ok(HostReport::default()) };
+        // It may have been told by one pass, and have taken it by the next.
         applied.retain(|one| {
             !matches!(one.outcome, HostOutcome::Told { .. })
                 || self.irqbalances.is_waited_for(one.step.place())
@@ -214,7 +221,7 @@ impl HostKnobs {
                 self.refused.insert(place.clone(), to.clone());
             }
         }
-        // Whoever is attached looks again; the last one has to say what he leaves.
+        // An attached VM's supervisor looks again; the last one has to report what it leaves.
         if !wants.is_empty() {
             applied.retain(|one| !matches!(one.step, HostStep::Later { .. }));
         }
@@ -229,23 +236,44 @@ impl HostKnobs {
         // By the leases it is to be as it was to be before, and no qmpin has made it what it was found to be.
         let is_drift = |one: &&HostApplied| match &one.step {
             HostStep::Write { place, from, to, .. } => {
-                wished.get(place) == Some(to) && !journal.memory().was_tried(place, from)
+                wished.get(place) == Some(to) && !memory.was_tried(place, from)
             }
             _ => false,
         };
         let drifted = applied.iter().filter(is_drift).map(|one| one.step.place().clone()).collect();
         // While there is a VM, these may be for a newer qmpin that works for one.
-        let unknown = journal.memory().unknown().filter(|_| wants.is_empty()).cloned();
+        let unknown = memory.unknown().filter(|_| wants.is_empty()).cloned();
         let vfio = view.vfio;
         let report = HostReport { applied, drifted, managed, bound, vfio, untold, unknown };
-        let is_settled = !report.applied.iter().any(HostApplied::is_left_changed)
-            && !journal.memory().has_irqbalance()
-            && report.unknown.is_none();
-        if wants.is_empty() && is_settled {
+        let is_left = report.applied.iter().any(HostApplied::is_left_changed);
+        if wants.is_empty() && !is_left && report.unknown.is_none() {
+            self.settle(site)?;
+        }
+        Ok(report)
+    }
+
+    /// Removes the host's journal after the last VM, where nothing is left to restore.
+    fn settle(&mut self, Site { state, boot_id, .. }: Site<'_>) -> Result<(), HostError> {
+        let _lock = state.lock_host()?;
+        // A VM may have come meanwhile.
+        if !Wants::of(&live_leases(state, boot_id)).is_empty() {
+            return Ok(());
+        }
+        let mut journal = self.open(state, boot_id)?;
+        if !journal.memory().has_irqbalance() {
             journal.remove()?;
         }
         self.known = journal.memory().clone();
-        Ok(report)
+        Ok(())
+    }
+
+    /// Asks every irqbalance, where qmpin has to do with it. It may take long.
+    fn ask_irqbalances(&self, Site { host, state, boot_id }: Site<'_>) -> Vec<Irqbalance> {
+        let is_wanted = Wants::of(&live_leases(state, boot_id)).has(Knob::Irqs);
+        if !is_wanted && !self.memory(state, boot_id).has_irqs() {
+            return Vec::new();
+        }
+        irqbalances(host.root, &self.irqbalances.silent())
     }
 
     /// Whether there is something to put back, as far as is known without the journal.
@@ -281,7 +309,7 @@ impl HostKnobs {
     }
 
     /// Waits until irqbalance does again what it did before, where it was told to: it takes that at the end
-    /// of its interval. To be called when nothing else is left to do, and without the leases' lock.
+    /// of its interval. To be called when nothing else is left to do, and without any lock.
     pub fn await_irqbalance(
         &mut self,
         host: Host<'_>,
@@ -293,9 +321,7 @@ impl HostKnobs {
         tracing::info!("waiting for irqbalance to do again what it did before");
         loop {
             thread::sleep(IRQBALANCE_PAUSE);
-            let Ok(lock) = state.lock_leases() else { return };
-            let again = self.reconcile(host, state, boot_id, &lock);
-            drop(lock);
+            let again = self.reconcile(host, state, boot_id);
             let report = match again {
                 Ok(report) => report,
                 Err(error) => {
@@ -324,20 +350,43 @@ impl HostKnobs {
         if is_due || wants.is_empty() { KthreadScan::All } else { KthreadScan::Children }
     }
 
+    /// Looks at the host, and carries out the steps about systemd, or all others. `None`: there is nothing that
+    /// qmpin has to do with.
     fn pass(
         &mut self,
-        host: Host<'_>,
-        wants: &Wants,
-        scan: KthreadScan,
-        journal: &mut HostJournal,
+        site: Site<'_>,
+        which: Which,
+        asked: &[Irqbalance],
         untold: &mut Vec<String>,
-    ) -> Result<(HostView, Vec<HostApplied>), HostError> {
-        let view = look(host, wants, scan, journal.memory(), &self.irqbalances.silent())?;
+    ) -> Result<Option<Pass>, HostError> {
+        let Site { host, state, boot_id } = site;
+        let lock = state.lock_host()?;
+        let leases = live_leases(state, boot_id);
+        let wants = Wants::of(&leases);
+        let mut journal = self.open(state, boot_id)?;
+        if wants.is_empty() && !journal.exists() {
+            return Ok(None);
+        }
+        let is_about_units = !wants.slices().is_empty() || journal.memory().has_units();
+        if which == Which::Units && !is_about_units {
+            return Ok(Some(Pass::default()));
+        }
+        if !wants.slices().is_empty() && !journal.memory().has_units() {
+            let vms: Vec<Pid> = leases.iter().map(|lease| lease.qemu.pid).collect();
+            journal.append(own_masks(host, &vms))?;
+        }
+        let scan = match which {
+            // Limits do not depend on kernel threads.
+            Which::Units => KthreadScan::Children,
+            Which::Rest => self.next_scan(&wants),
+        };
+        let view = read_host_view(host.root, host.sched, &wants, journal.memory(), scan)?
+            .with_irqbalances(asked.to_vec());
         untold.extend(self.irqbalances.saw(&view));
         journal.append(wants.fences().iter().copied().map(HostRecord::Off).collect())?;
-        journal.append(new_kernel_threads(&view, journal.memory(), wants))?;
-        journal.append(born_behind(&view, wants, journal.memory()))?;
-        let wishes = wishes(&view, wants, journal.memory());
+        journal.append(new_kernel_threads(&view, journal.memory(), &wants))?;
+        journal.append(born_behind(&view, &wants, journal.memory()))?;
+        let wishes = wishes(&view, &wants, journal.memory());
         let mut steps = diff(&view, &wishes, journal.memory());
         // irqbalance takes what it is told later, so it is told more than once.
         let of_ours = wishes.iter().filter(|wish| !matches!(wish.place, Place::Irqbalance(_)));
@@ -347,21 +396,64 @@ impl HostKnobs {
             HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
             _ => true,
         });
+        steps.retain(|step| which.has(step));
         let (steps, mut applied) = self.irqbalances.hold_back(steps, &view.online);
         let mut records = like_new(&view, journal.memory(), &steps);
         records.extend(preferences(&view, &steps));
         journal.append(records)?;
-        applied.extend(apply_host(
-            host.root,
-            host.sched,
-            &SystemBus,
-            &view.online,
-            journal,
-            steps,
-        )?);
+        let (calls, steps): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_call);
+        applied.extend(apply_host(host.bench(), &view.online, &mut journal, steps)?);
+        if !calls.is_empty() {
+            intend_host(&mut journal, &calls)?;
+            // It may be written anew, or removed, while this process does not hold the lock.
+            drop((journal, lock));
+            let mut called = carry_out_host(host.bench(), &view.online, calls);
+            let _lock = state.lock_host()?;
+            journal = self.open(state, boot_id)?;
+            record_host(host.root, &mut journal, &mut called)?;
+            applied.extend(called);
+        }
         self.irqbalances.note(&applied);
-        Ok((view, applied))
+        self.known = journal.memory().clone();
+        Ok(Some(Pass { view, applied, wants, memory: journal.memory().clone() }))
     }
+}
+
+/// Which steps a pass carries out. Limits of units come first, since some kernels change the masks of all threads
+/// of a unit with them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Which {
+    Units,
+    Rest,
+}
+
+impl Which {
+    fn has(self, step: &HostStep) -> bool {
+        let is_of_units = matches!(step.place(), Place::AllowedCpus { .. });
+        is_of_units == (self == Which::Units)
+    }
+}
+
+/// Whether another program is asked for it.
+fn is_call(step: &HostStep) -> bool {
+    matches!(step.place(), Place::AllowedCpus { .. } | Place::Irqbalance(_))
+}
+
+/// What a pass works on.
+#[derive(Clone, Copy)]
+struct Site<'a> {
+    host: Host<'a>,
+    state: &'a StateDir,
+    boot_id: &'a str,
+}
+
+/// What a pass has found and done.
+#[derive(Default)]
+struct Pass {
+    view: HostView,
+    applied: Vec<HostApplied>,
+    wants: Wants,
+    memory: HostMemory,
 }
 
 /// The masks that threads outside all VMs have of their own, before any unit is limited.
@@ -426,11 +518,10 @@ pub fn settle_host(
     state: &StateDir,
     boot_id: &str,
 ) -> Result<HostReport, StartError> {
-    let leases = state.lock_leases()?;
     let mut knobs = HostKnobs::default();
-    let mut report = knobs.reconcile(host, state, boot_id, &leases)?;
-    drop(leases);
+    let mut report = knobs.reconcile(host, state, boot_id)?;
     knobs.await_irqbalance(host, state, boot_id, &mut report.applied);
+    state.tidy();
     Ok(report)
 }
 

@@ -11,7 +11,7 @@ use crate::discover;
 use crate::error::chain;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::journal::{Header, Journal, JournalError, Memory};
-use crate::leases::{LeasesLock, StateDir, SupervisorLock};
+use crate::leases::{StateDir, SupervisorLock};
 use crate::plan::Neighbour;
 use crate::restore::partition::PartitionRestore;
 use crate::restore::{RestoreError, RestoreReport, restore};
@@ -135,44 +135,77 @@ pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour
         .collect()
 }
 
-/// Removes what dead VMs have left. A VM with a living supervisor is left to it.
-pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) {
-    let Ok(vms) = settings.state.vms() else { return };
-    for vm in vms.into_iter().filter(|vm| *vm != settings.vm) {
-        sweep_vm(host, &settings.state, &vm, boot_id);
-    }
+/// A dead VM whose CPUs are free again, and of which systemd has something yet.
+pub(super) struct Swept {
+    vm: VmName,
+    left: Option<(ProcessKey, Memory, PartitionRestore)>,
+    _lock: SupervisorLock,
 }
 
-fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) {
-    let dead = match state.lease(vm) {
+/// Frees the CPUs of dead VMs. A VM with a living supervisor is left to that. The rest of the work, which may
+/// take long, is for [`forget_swept`].
+pub(super) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) -> Vec<Swept> {
+    let vms = settings.state.vms().unwrap_or_default().into_iter();
+    vms.filter(|vm| *vm != settings.vm)
+        .filter_map(|vm| sweep_vm(host, &settings.state, &vm, boot_id))
+        .collect()
+}
+
+fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Option<Swept> {
+    let is_dead = || match state.lease(vm) {
         Ok(Some(lease)) => {
             // Not to be learnt is not dead.
             lease.boot_id != boot_id
                 || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
         }
-        Ok(None) => false,
-        // Left alone; it is named when the neighbours are read.
-        Err(_) => false,
+        // A lease that cannot be read is left alone; it is named when the neighbours are read.
+        Ok(None) | Err(_) => false,
     };
-    if !dead {
-        return;
+    if !is_dead() {
+        return None;
     }
-    let Ok(Some(_lock)) = state.lock_supervisor(vm) else { return };
-    let undone = match partition::remembered(state, vm, boot_id) {
-        Ok(None) => Ok(()),
+    let lock = state.lock_supervisor(vm).ok().flatten()?;
+    // Another process may have swept it, and the VM may have been started and attached since.
+    if !is_dead() {
+        return None;
+    }
+    let left = match partition::remembered(state, vm, boot_id) {
+        Ok(None) => None,
         Ok(Some((process, memory))) => {
             let ground = Ground { host, state, vm, boot_id, process };
-            let restored = partition::take_back_locked(ground, &memory);
-            let refused = restored.refused.first().map(ToString::to_string);
-            let unknown = memory.unknown().map(ToString::to_string);
-            refused.or(unknown).map_or(Ok(()), Err)
+            let restored = partition::free_cpus(ground, &memory);
+            Some((process, memory, restored))
         }
-        // What it had may be there yet.
-        Err(error) => Err(chain(&error)),
+        Err(error) => {
+            let reason = chain(&error);
+            tracing::warn!(
+                "VM {vm}: its QEMU is gone, and what it had cannot be restored: {reason}"
+            );
+            return None;
+        }
     };
-    match undone.and_then(|()| state.forget(vm).map_err(|error| chain(&error))) {
-        Ok(()) => tracing::info!("swept what VM {vm} had left: its QEMU is gone"),
-        Err(reason) => tracing::warn!("could not sweep what VM {vm} has left: {reason}"),
+    Some(Swept { vm: vm.clone(), left, _lock: lock })
+}
+
+/// Gives back what systemd has of dead VMs, and forgets them.
+pub(super) fn forget_swept(host: Host<'_>, state: &StateDir, boot_id: &str, swept: Vec<Swept>) {
+    for Swept { vm, left, _lock } in swept {
+        let refused = left.and_then(|(process, memory, restored)| {
+            let ground = Ground { host, state, vm: &vm, boot_id, process };
+            let restored = partition::hand_back_of(ground, &memory, restored);
+            let refused = restored.refused.first().map(ToString::to_string);
+            refused.or_else(|| memory.unknown().map(ToString::to_string))
+        });
+        let forgotten = refused.map_or(Ok(()), Err).and_then(|()| {
+            let _host = state.lock_host().map_err(|error| chain(&error))?;
+            state.forget(&vm).map_err(|error| chain(&error))
+        });
+        match forgotten {
+            Ok(()) => tracing::info!("VM {vm}: its QEMU is gone, and what it had left is restored"),
+            Err(reason) => {
+                tracing::warn!("VM {vm}: its QEMU is gone, and not all is restored: {reason}");
+            }
+        }
     }
 }
 
@@ -219,12 +252,8 @@ pub fn give_back(
         None => (PartitionRestore::default(), Memory::default()),
     };
     let again = || restore(host.root, host.sched, boot_id, &state.journal_path(vm), &others);
-    // No CPU is offline for a moment meanwhile, and no partition comes or goes before its kernel threads are the
-    // host's.
-    let leases = state.lock_leases();
-    let report = RestoreReport { partition, ..again()? };
     let going = Going { host, state, vm, boot_id, memory: &memory };
-    let mut report = let_go(going, &leases?, &mut knobs, report, &again)?;
+    let mut report = let_go(going, &mut knobs, partition, &again)?;
     knobs.await_irqbalance(host, state, boot_id, &mut report.host);
     Ok(report)
 }
@@ -239,29 +268,36 @@ pub(super) struct Going<'a> {
     pub(super) memory: &'a Memory,
 }
 
-/// The last part of a restore: forgets the VM and brings the host in line without it. Nothing is forgotten
-/// that could not be put back. `again` restores once more: where systemd has limited units, some kernels
-/// change the VM's masks as that goes.
+/// The last part of a restore: restores the VM's threads, forgets the VM, and brings the host in line without it.
+/// Nothing is forgotten that could not be restored. `restore` restores the VM's threads. It is called twice where
+/// systemd has limited units, because some kernels change the VM's masks as that goes.
 pub(super) fn let_go(
     going: Going<'_>,
-    lock: &LeasesLock,
     knobs: &mut HostKnobs,
-    mut report: RestoreReport,
-    again: &dyn Fn() -> Result<RestoreReport, RestoreError>,
+    partition: PartitionRestore,
+    restore: &dyn Fn() -> Result<RestoreReport, RestoreError>,
 ) -> Result<RestoreReport, StartError> {
     let Going { host, state, vm, boot_id, memory } = going;
-    // From here on its kernel threads are the host's.
-    knobs.take_over(host.root, state, boot_id, memory, lock)?;
-    if memory.has_slices() {
-        state.drop_lease(vm)?;
-    } else if report.is_complete() {
-        state.forget(vm)?;
-    }
-    let reconciled = knobs.reconcile(host, state, boot_id, lock)?;
+    let mut report = {
+        // No CPU is offline for a moment meanwhile, and no partition comes or goes before the VM's kernel threads
+        // are the host's. The masks are restored in any case.
+        let lock = state.lock_host();
+        let report = RestoreReport { partition, ..restore()? };
+        let lock = lock?;
+        knobs.take_over(host.root, state, boot_id, memory, &lock)?;
+        if memory.has_slices() {
+            state.drop_lease(vm)?;
+        } else if report.is_complete() {
+            state.forget(vm)?;
+        }
+        report
+    };
+    let reconciled = knobs.reconcile(host, state, boot_id)?;
     report.host = reconciled.applied;
     report.unknown.extend(reconciled.unknown);
     if memory.has_slices() {
-        report.add(again()?);
+        let _lock = state.lock_host()?;
+        report.add(restore()?);
         if report.is_complete() {
             state.forget(vm)?;
         }
@@ -319,6 +355,7 @@ mod tests {
             slices: None,
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
+            writer: crate::leases::this_version(),
         };
         state.write_lease(&lease).expect("written");
         if let Some(journal) = journal {
@@ -326,7 +363,8 @@ mod tests {
         }
         let host = Host { root: &root, sched: &NoThreads };
         let is_left = || state.lease(&vm).expect("a lease").is_some();
-        sweep_vm(host, &state, &vm, BOOT);
+        let swept = sweep_vm(host, &state, &vm, BOOT);
+        forget_swept(host, &state, BOOT, swept.into_iter().collect());
         let after_sweep = is_left();
         state.write_lease(&lease).expect("written");
         if let Some(journal) = journal {

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `sources` has what can wake it; `run` makes events of that and carries out effects; `state` decides;
-//! `attachment` works; `line` is the way to QEMU; `telling` tells.
+//! `worker` is the thread on which `attachment` works; `line` is the way to QEMU; `telling` tells.
 
 mod aside;
 mod attachment;
@@ -32,6 +32,7 @@ mod start_error;
 mod starting;
 mod state;
 mod telling;
+mod worker;
 
 pub use attachment::Attachment;
 pub use cookie::{CookieReport, cookies, core_scheduling_finding};

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+/// How long systemd is asked to wait for the next sign of life while something is under way.
+const BUSY: Duration = Duration::from_secs(30);
+
 use sd_notify::NotifyState;
 
 /// Everything is in place for the first time.
@@ -12,6 +15,13 @@ pub(super) fn ready(status: &str) {
 /// Alive, and how it stands.
 pub(super) fn alive(status: &str) {
     say(&[NotifyState::Watchdog, NotifyState::Status(status)]);
+}
+
+/// Alive, and busy with something that may take longer than systemd waits by default.
+pub(super) fn busy() {
+    let extend =
+        NotifyState::ExtendTimeoutUsec(u32::try_from(BUSY.as_micros()).unwrap_or(u32::MAX));
+    say(&[NotifyState::Watchdog, extend]);
 }
 
 /// How it stands, between two signs of life.

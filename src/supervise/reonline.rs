@@ -1,8 +1,8 @@
 //! Takes a VM's CPUs offline and online again before its first thread is pinned, one after another, and
 //! brings back what somebody who was killed has left offline.
 //!
-//! The leases' lock is held for one CPU at a time: nobody else's look then finds the host's journal with a
-//! CPU in it that is about to come back, and nobody waits for long.
+//! The host's lock is held for one CPU at a time: no other process then finds a CPU in the host's journal that
+//! is about to come back, and none waits for long.
 
 use super::partition::Ground;
 use super::settings::Host;
@@ -24,7 +24,6 @@ use crate::plan::{Finding, Plan, counted, cpus_in_words};
 use crate::policy::{Knob, VmPolicy};
 use crate::render::host_refusal;
 use crate::sysroot::SysRoot;
-use crate::systemd::SystemBus;
 use crate::threads::ThreadKey;
 
 /// How many are named, of many that have changed.
@@ -49,7 +48,7 @@ pub(super) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineRepo
     let mut taken = CpuSet::EMPTY;
     let before = {
         // Masks change as other VMs' partitions do.
-        let _lock = state.lock_leases()?;
+        let _lock = state.lock_host()?;
         Picture::of(ground.host)
     };
     for cpu in cpus.iter() {
@@ -57,7 +56,7 @@ pub(super) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineRepo
         if discover::lives(root, process).is_ok_and(|lives| !lives) {
             break;
         }
-        let _lock = state.lock_leases()?;
+        let _lock = state.lock_host()?;
         let mut journal = HostJournal::open(&state.host_journal_path(), boot_id)?;
         let single = CpuSet::single(cpu);
         let facts = facts(ground.host, state, vm, boot_id, &single, journal.memory())?;
@@ -191,6 +190,15 @@ fn has_lost(was: &CpuSet, is: &CpuSet, taken: &CpuSet) -> bool {
     was.intersects(taken) && (has_grown || *is == *was - *taken)
 }
 
+/// Whether any CPU was brought online.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Brought {
+    /// None was left offline.
+    Nothing,
+    /// Some were: the topology that was read before lacks them.
+    Some,
+}
+
 /// Brings online what a qmpin that was killed has left offline.
 ///
 /// # Errors
@@ -199,25 +207,25 @@ pub(super) fn bring_back(
     host: Host<'_>,
     state: &StateDir,
     boot_id: &str,
-) -> Result<(), StartError> {
+) -> Result<Brought, StartError> {
     let path = state.host_journal_path();
     let has_one = |memory: &HostMemory| memory.originals().any(|(place, _)| is_switch(place));
     if !has_one(&HostJournal::read(&path, boot_id)?) {
-        return Ok(());
+        return Ok(Brought::Nothing);
     }
-    // Whoever is just at it has the lock, and brings it back himself.
-    let _lock = state.lock_leases()?;
+    // A process that takes a CPU offline holds the lock until the CPU is back.
+    let _lock = state.lock_host()?;
     let mut journal = HostJournal::open(&path, boot_id)?;
     let steps = switches_back(host, journal.memory());
     let online = online_cpus(host.root)?;
-    for applied in apply_host(host.root, host.sched, &SystemBus, &online, &mut journal, steps)? {
+    for applied in apply_host(host.bench(), &online, &mut journal, steps)? {
         if let Some(sentence) = host_refusal(&applied) {
             tracing::warn!("{sentence}");
         } else {
             tracing::info!("{RULE}: {} was left offline: online again", applied.step.place());
         }
     }
-    Ok(())
+    Ok(Brought::Some)
 }
 
 fn switches_back(host: Host<'_>, memory: &HostMemory) -> Vec<HostStep> {

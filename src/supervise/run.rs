@@ -1,36 +1,44 @@
-//! The loop around `state`: makes events, carries out effects. It decides nothing.
+//! The loop around `state`: makes events, carries out effects. It decides nothing, and it never waits for
+//! anything but its sources: what may take long is the worker's.
 
 use std::collections::BTreeSet;
+use std::thread;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
-use super::attachment::Attachment;
+use super::attachment::{Attachment, Found};
 use super::host_report::{HostLines, HostReport, log_host};
 use super::leasing::{give_back, lock_forsaken};
-use super::line::{Done, Line, Said};
+use super::line::{Done as LineDone, Line, Said};
 use super::narrate::{log_learnt, log_look, log_plan, log_priority, log_shortfalls};
 use super::notify;
 use super::pace::{ForNeighbours, Pace};
-use super::reports::LookReport;
+use super::reports::{Learnt, LookReport};
 use super::settings::{Host, Settings};
 use super::sources::{BLIND_INTERVAL, Watch, at, next_of, stop_signals};
 use super::start_error::StartError;
-use super::starting::start;
+use super::starting::find;
 use super::state::{Effect, Ending, Event, Hint, Liveness, State};
 use super::telling::Telling;
+use super::worker::{Done, Job, Now, Worker};
 use crate::discover::boot_id;
 use crate::discover::tasks::TasksError;
 use crate::error::chain;
 use crate::ids::Tid;
+use crate::leases::Heart;
 use crate::plan::Plan;
 use crate::policy::ChannelChoice;
 use crate::qmp::{Happening, QmpError, Roles, Upgrade};
 use crate::restore::RestoreReport;
-use crate::threads::Role;
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+use crate::threads::{ProcessKey, Role};
 use crate::watch::{Births, LeaseChanges, SlowTimer};
 
+/// Between two signs of life while the worker is busy.
+const BEAT: Duration = Duration::from_secs(1);
 /// A look waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
 /// Two looks are at least this far apart, however many hints there are.
@@ -82,58 +90,76 @@ pub async fn attach_once(
     Ok((plan, report, kept))
 }
 
-/// Attaches, follows the VM until it ends or a signal comes, and puts everything back.
+/// Attaches, follows the VM until it ends or a signal comes, and restores everything.
 ///
 /// # Errors
 /// [`StartError`].
-pub async fn follow(host: Host<'_>, settings: Settings) -> Result<Ended, StartError> {
-    let channel_choice = settings.policy.vm.channel.value;
-    let (state, vm) = (settings.state.clone(), settings.vm.clone());
+pub fn follow(
+    root: &SysRoot,
+    sched: &(dyn Sched + Sync),
+    settings: Settings,
+) -> Result<Ended, StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|source| StartError::Watch { what: "the VM", source })?;
+    thread::scope(|scope| {
+        let worker = Worker::start(scope, root, sched, settings.clone())?;
+        // On the heap: it is large.
+        runtime.block_on(Box::pin(run(Host { root, sched }, settings, worker)))
+    })
+}
+
+async fn run(host: Host<'_>, settings: Settings, worker: Worker) -> Result<Ended, StartError> {
     // Before anything is written: from then on no signal may end us without restoring.
     let mut stop = stop_signals(host)?;
-    let started = tokio::select! {
+    let found = tokio::select! {
         biased;
-        started = start(host, &settings) => started?,
-        // It waits for QEMU alone: nothing is written yet, but perhaps by an earlier qmpin that was killed.
-        // What somebody else has attached, and follows or has left so, is not ours to give back.
+        found = find(host, &settings) => found?,
+        // It waits for QEMU alone. This process has written nothing, but an earlier one that was killed may have.
+        // A VM that another process follows, or has left so, is not restored.
         _ = stop.next() => {
-            tracing::info!("told to stop before VM {vm} was attached");
+            let Settings { state, vm, .. } = &settings;
+            tracing::info!("VM {vm}: stopped before it was attached");
             let boot_id = boot_id(host.root).map_err(StartError::BootId)?;
-            let restored = match lock_forsaken(host.root, &state, &vm, &boot_id) {
-                Some(_lock) => Some(give_back(host, &state, &vm, &boot_id)?),
+            let restored = match lock_forsaken(host.root, state, vm, &boot_id) {
+                Some(_lock) => Some(give_back(host, state, vm, &boot_id)?),
                 None => None,
             };
             return Ok(Ended { why: Ending::Told, restored });
         }
     };
-    let (attachment, channel, first) = started;
-    let watch = Watch::of(host, &attachment, stop);
+    let (found, channel) = found;
+    let process = found.process();
+    let mut watch = Watch::of(host, &settings, process, stop)?;
     let runner = Runner {
-        upgrade_wanted: channel_choice == ChannelChoice::Auto,
+        root: host.root,
+        process,
+        upgrade_wanted: settings.policy.vm.channel.value == ChannelChoice::Auto,
+        settings,
         pace: Pace::default(),
         last_look: Instant::now(),
         last_ask: None,
         look_at: None,
         ask_at: None,
         line: Line::new(channel),
-        host_due: false,
-        isolate_due: false,
+        heart: found.heart(),
+        next_beat: None,
+        worker,
+        answer: None,
+        due: BTreeSet::new(),
+        isolate_later: false,
+        ending: None,
+        is_ready: false,
+        now: None,
         for_neighbours: ForNeighbours::default(),
         telling: Telling::default(),
-        attachment,
     };
-    match watch {
-        Ok(watch) => Box::pin(runner.run(watch, &first)).await,
-        Err(error) => {
-            // It cannot be followed, so it is not left pinned.
-            let _ = runner.attachment.finish();
-            Err(error)
-        }
-    }
+    runner.run(found, &mut watch).await
 }
 
 struct Runner<'a> {
-    attachment: Attachment<'a>,
+    root: &'a SysRoot,
+    process: ProcessKey,
+    settings: Settings,
     line: Line,
     upgrade_wanted: bool,
     look_at: Option<Instant>,
@@ -141,74 +167,148 @@ struct Runner<'a> {
     last_look: Instant,
     last_ask: Option<Instant>,
     pace: Pace,
-    /// Interrupts and kernel threads may have come since the last time.
-    host_due: bool,
-    /// What others are kept off with could not be written down.
-    isolate_due: bool,
+    heart: Option<Heart>,
+    /// When the next sign of life is due while the worker is busy.
+    next_beat: Option<Instant>,
+    worker: Worker,
+    /// An answer of QEMU's that the worker has yet to take.
+    answer: Option<Job>,
+    due: BTreeSet<Task>,
+    /// What others are excluded with could not be written down: it is tried again with the slow timer.
+    isolate_later: bool,
+    ending: Option<Ending>,
+    /// Whether everything was in place once.
+    is_ready: bool,
+    /// How the VM stands; `None` before it is attached.
+    now: Option<Now>,
     for_neighbours: ForNeighbours,
     telling: Telling,
 }
 
-impl Runner<'_> {
-    async fn run(mut self, mut watch: Watch, first: &LookReport) -> Result<Ended, StartError> {
-        log_plan(self.attachment.plan(), &[]);
-        self.telling.policy(self.attachment.plan());
-        self.telling.look(first);
-        self.isolate();
-        self.keep_host();
-        self.prioritise();
-        self.telling.ready(self.status());
-        let mut state = State::default();
-        // A look at once: kernel threads, and whatever was born while the first was under way.
-        let mut effects = vec![Effect::Look];
-        if self.upgrade_wanted {
-            effects.push(Effect::Upgrade);
+/// What the worker has yet to do, in this order. However often something becomes due, it is done once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Task {
+    Isolate,
+    /// Interrupts and kernel threads may have come since the last time.
+    KeepHost,
+    Prioritise,
+    Look,
+}
+
+impl Task {
+    /// What a VM is given when it is attached.
+    const FIRST: [Task; 3] = [Task::Isolate, Task::KeepHost, Task::Prioritise];
+
+    fn job(self) -> Job {
+        match self {
+            Task::Isolate => Job::Isolate,
+            Task::KeepHost => Job::KeepHost,
+            Task::Prioritise => Job::Prioritise,
+            Task::Look => Job::Look,
         }
-        effects.extend(state.handle(Event::Looked(first.looked)));
+    }
+}
+
+impl Runner<'_> {
+    async fn run(mut self, found: Found, watch: &mut Watch) -> Result<Ended, StartError> {
+        let mut state = State::default();
+        let mut effects = Vec::new();
+        self.give(Job::Begin(Box::new(found)));
         loop {
             for effect in std::mem::take(&mut effects) {
-                if let Effect::Finish(ending) = effect {
-                    return self.finish(ending);
-                }
-                if let Some(event) = self.carry_out(effect) {
-                    effects.extend(state.handle(event));
-                }
+                self.carry_out(effect);
             }
-            if !effects.is_empty() {
-                continue;
-            }
+            self.give_next();
             self.tell();
-            let event = self.next_event(&mut watch).await;
-            effects.extend(event.map(|event| state.handle(event)).unwrap_or_default());
+            let event = match self.next_event(watch).await {
+                Next::Event(event) => event,
+                Next::Done(done, now) => {
+                    let before = match now {
+                        Some(now) => self.now.replace(now),
+                        None => self.now.clone(),
+                    };
+                    self.log_new_shortfalls(before.as_ref());
+                    match self.done(*done)? {
+                        Went::On(events) => {
+                            effects
+                                .extend(events.into_iter().flat_map(|event| state.handle(event)));
+                            continue;
+                        }
+                        Went::Ended(ended) => return Ok(*ended),
+                    }
+                }
+                Next::Nothing => continue,
+            };
+            effects.extend(state.handle(event));
         }
     }
 
-    /// Waits for something to happen. `None`: nothing that concerns the state.
-    async fn next_event(&mut self, watch: &mut Watch) -> Option<Event> {
+    fn give(&mut self, job: Job) {
+        self.next_beat = Some(Instant::now() + BEAT);
+        self.worker.give(job);
+    }
+
+    /// Gives the worker its next job, where it has none. Nothing is begun once it is to end.
+    fn give_next(&mut self) {
+        if !self.worker.is_idle() {
+            return;
+        }
+        self.next_beat = None;
+        let job = match self.ending {
+            Some(_) => Some(Job::Finish),
+            None => self.answer.take().or_else(|| self.due.pop_first().map(Task::job)),
+        };
+        if let Some(job) = job {
+            self.give(job);
+        } else if !self.is_ready && Task::FIRST.iter().all(|first| !self.due.contains(first)) {
+            self.is_ready = true;
+            self.telling.ready(self.status());
+        }
+    }
+
+    /// Shows that this process is alive, unless its worker hangs.
+    fn beat(&mut self) {
+        self.next_beat = Some(Instant::now() + BEAT);
+        if self.worker.is_stuck() {
+            return;
+        }
+        if let Some(heart) = &self.heart {
+            heart.beat();
+        }
+        notify::busy();
+    }
+
+    /// Waits for something to happen.
+    async fn next_event(&mut self, watch: &mut Watch) -> Next {
         let Watch { exit, stop, births, leases, slow_timer } = watch;
         tokio::select! {
             biased;
-            ended = exit.wait() => {
+            ended = exit.wait(), if self.ending.is_none() => {
                 if let Err(error) = ended {
                     tracing::warn!("the end of QEMU can no longer be watched: {error}");
                 }
-                Some(Event::QemuEnded)
+                Next::Event(Event::QemuEnded)
             }
-            _ = stop.next() => Some(Event::Stop),
-            event = self.next_hint(births, leases, slow_timer) => event,
+            _ = stop.next(), if self.ending.is_none() => Next::Event(Event::Stop),
+            next = self.next_hint(births, leases, slow_timer) => next,
         }
     }
 
-    /// The same, of what may happen all the time. Nobody is asked first: a QEMU that never stops talking, or
-    /// bearing threads, is not to keep the others from their turn.
+    /// The same, for sources that may be busy all the time. They are polled without bias, so that a flood of QMP
+    /// events or of new threads cannot starve the others.
     async fn next_hint(
         &mut self,
         births: &mut Option<Births>,
         leases: &mut Option<LeaseChanges>,
         slow_timer: &mut SlowTimer,
-    ) -> Option<Event> {
+    ) -> Next {
         let said = tokio::select! {
-            said = self.line.said() => said,
+            (done, now) = self.worker.done() => return Next::Done(Box::new(done), now),
+            () = at(self.next_beat) => {
+                self.beat();
+                return Next::Nothing;
+            }
+            said = self.line.said(), if self.ending.is_none() => said,
             birth = next_of(births, Births::next) => {
                 if let Err(error) = birth {
                     tracing::warn!("births can no longer be watched: {error}");
@@ -217,40 +317,46 @@ impl Runner<'_> {
                         tracing::warn!("the slow timer stays as slow as it is: {error}");
                     }
                 }
-                return Some(Event::Hint(Hint::Birth));
+                return Next::Event(Event::Hint(Hint::Birth));
             }
             changed = next_of(leases, LeaseChanges::next) => {
                 if let Err(error) = changed {
                     tracing::warn!("other VMs' comings and goings are no longer seen: {error}");
                     *leases = None;
                 }
-                self.attachment.neighbours_changed();
-                self.host_due |= self.for_neighbours.changed(Instant::now());
-                return Some(Event::Hint(Hint::Neighbour));
+                if self.for_neighbours.changed(Instant::now()) {
+                    self.due.insert(Task::KeepHost);
+                }
+                return Next::Event(Event::Hint(Hint::Neighbour));
             }
             () = at(self.for_neighbours.due()) => {
                 self.for_neighbours.looked(Instant::now());
-                self.host_due = true;
-                return Some(Event::Hint(Hint::Neighbour));
+                self.due.insert(Task::KeepHost);
+                return Next::Event(Event::Hint(Hint::Neighbour));
             }
             () = at(self.look_at) => {
                 self.look_at = None;
-                return Some(Event::LookDue);
+                return Next::Event(Event::LookDue);
             }
             () = at(self.ask_at) => {
                 self.ask_at = None;
-                return Some(Event::AskDue);
+                return Next::Event(Event::AskDue);
             }
             ticked = slow_timer.tick() => {
                 if let Err(error) = ticked {
                     tracing::warn!("the slow timer cannot be read: {error}");
                 }
-                notify::alive(&self.status());
-                self.host_due = true;
-                return Some(Event::Hint(Hint::Timer));
+                if !self.worker.is_stuck() {
+                    notify::alive(&self.status());
+                }
+                self.due.insert(Task::KeepHost);
+                if std::mem::take(&mut self.isolate_later) {
+                    self.due.insert(Task::Isolate);
+                }
+                return Next::Event(Event::Hint(Hint::Timer));
             }
         };
-        self.hear(said)
+        self.hear(said).map_or(Next::Nothing, Next::Event)
     }
 
     /// Turns what the line to QEMU says into an event.
@@ -264,11 +370,11 @@ impl Runner<'_> {
                 tracing::debug!("the live channel is gone: {error}");
                 Some(Event::ChannelChanged(Liveness::Leases))
             }
-            Said::Done(Done::Upgraded(result)) => {
-                self.line.ask_if_waiting(self.attachment.root(), self.attachment.process().pid);
+            Said::Done(LineDone::Upgraded(result)) => {
+                self.line.ask_if_waiting(self.root, self.process.pid);
                 self.upgraded(result)
             }
-            Said::Done(Done::Asked { before, roles }) => Some(self.answered(before, roles)),
+            Said::Done(LineDone::Asked { before, roles }) => self.answered(before, roles),
         }
     }
 
@@ -296,15 +402,35 @@ impl Runner<'_> {
         None
     }
 
+    /// Takes an answer of QEMU's: the worker compares it with the process.
     fn answered(
         &mut self,
         before: Result<Vec<Tid>, TasksError>,
         roles: Result<Roles, QmpError>,
-    ) -> Event {
-        let learnt = before.map_err(|error| chain(&error)).and_then(|before| {
-            let roles = roles.map_err(|error| chain(&error))?;
-            self.attachment.learn(&before, &roles).map_err(|error| chain(&error))
-        });
+    ) -> Option<Event> {
+        let answer = before
+            .map_err(|error| chain(&error))
+            .and_then(|before| Ok((before, roles.map_err(|error| chain(&error))?)));
+        match answer {
+            Ok((before, roles)) => {
+                self.answer = Some(Job::Learn { before, roles: Box::new(roles) });
+                None
+            }
+            Err(reason) => Some(self.not_answered(&reason)),
+        }
+    }
+
+    fn not_answered(&mut self, reason: &str) -> Event {
+        // The first may be QEMU on its way out, or a thread that ended just then.
+        if self.pace.failed() == 2 {
+            tracing::warn!("QEMU's answer is of no use, asking again: {reason}");
+        } else {
+            tracing::debug!("QEMU's answer is of no use, asking again: {reason}");
+        }
+        Event::NotAnswered
+    }
+
+    fn learnt(&mut self, learnt: Result<Learnt, TasksError>) -> Event {
         match learnt {
             Ok(learnt) => {
                 if learnt.joined.is_empty() && learnt.left.is_empty() {
@@ -318,141 +444,145 @@ impl Runner<'_> {
                 log_learnt(&learnt);
                 Event::Answered
             }
-            Err(reason) => {
-                // The first may be QEMU on its way out, or a thread that ended just then.
-                if self.pace.failed() == 2 {
-                    tracing::warn!("QEMU's answer is of no use, asking again: {reason}");
-                } else {
-                    tracing::debug!("QEMU's answer is of no use, asking again: {reason}");
-                }
-                Event::NotAnswered
-            }
+            Err(error) => self.not_answered(&chain(&error)),
         }
     }
 
-    /// Carries out one effect; what comes of it at once is an event.
-    fn carry_out(&mut self, effect: Effect) -> Option<Event> {
+    /// Carries out one effect.
+    fn carry_out(&mut self, effect: Effect) {
         let now = Instant::now();
         match effect {
             Effect::LookSoon => {
                 self.look_at = Some((now + LOOK_DELAY).max(self.last_look + LOOK_GAP));
-                None
             }
             Effect::AskSoon => {
                 let earliest = self.last_ask.map_or(now, |last| last + self.pace.gap(now));
                 self.ask_at = Some(earliest.max(now));
-                None
             }
             Effect::Look => {
                 self.last_look = now;
-                self.look().map(Event::Looked)
+                self.due.insert(Task::Look);
             }
             Effect::Ask => {
                 self.last_ask = Some(now);
-                self.line.ask(self.attachment.root(), self.attachment.process().pid);
-                None
+                self.line.ask(self.root, self.process.pid);
             }
             Effect::Upgrade => {
                 if self.upgrade_wanted {
                     self.line.upgrade();
                 }
-                None
             }
-            Effect::Finish(_) => None,
+            Effect::Finish(ending) => {
+                match ending {
+                    // Not yet the end of this process: it may go on with a VM that is started anew.
+                    Ending::QemuEnded => {
+                        notify::status("QEMU has ended: restoring");
+                        tracing::info!("QEMU has ended");
+                    }
+                    Ending::Told => {
+                        notify::stopping();
+                        tracing::info!("stopping: restoring everything");
+                    }
+                }
+                self.ending = Some(ending);
+            }
         }
     }
 
-    fn look(&mut self) -> Option<super::state::Looked> {
-        if self.host_due && self.isolate_due {
-            self.isolate();
-        }
-        if self.host_due {
-            self.keep_host();
-        }
-        let report_before = self.attachment.plan().report.clone();
-        match self.attachment.look() {
-            Ok(report) => {
-                if self.attachment.plan().report != report_before {
-                    log_plan(self.attachment.plan(), &report_before);
+    /// Takes what has become of a job.
+    fn done(&mut self, done: Done) -> Result<Went, StartError> {
+        let mut events = Vec::new();
+        match done {
+            Done::Begun(report) => {
+                let report = report?;
+                if let Some(now) = &self.now {
+                    self.telling.policy(&now.plan);
                 }
+                self.telling.look(&report);
+                self.due.extend(Task::FIRST);
+                // A pass afterwards: kernel threads, and threads that were created while the first was under way.
+                self.due.insert(Task::Look);
+                if self.upgrade_wanted {
+                    self.line.upgrade();
+                }
+                events.push(Event::Looked(report.looked));
+            }
+            Done::Isolated(report) => {
+                if let Ok(Some(report)) = &report {
+                    self.telling.look(report);
+                }
+                self.isolate_later = report.is_err();
+                self.telling.isolated(report.err());
+            }
+            Done::HostKept(report) => self.telling.host(report),
+            Done::Prioritised(Ok(report)) => self.telling.look(&report),
+            Done::Prioritised(Err(error)) => {
+                if !error.means_gone() {
+                    tracing::warn!("the vCPUs have no priority yet: {}", chain(&error));
+                }
+            }
+            Done::Looked(Ok(report)) => {
                 self.telling.look_failed(report.plan_failed.as_ref().map(|error| chain(error)));
                 self.telling.look(&report);
-                Some(report.looked)
+                events.push(Event::Looked(report.looked));
             }
-            Err(error) if error.means_gone() => None,
-            Err(error) => {
-                self.telling.look_failed(Some(chain(&error)));
-                None
+            Done::Looked(Err(error)) => {
+                if !error.means_gone() {
+                    self.telling.look_failed(Some(chain(&error)));
+                }
             }
-        }
-    }
-
-    /// Keeps the rest of the host in line. That it cannot be done is said, and tried again.
-    fn keep_host(&mut self) {
-        self.host_due = false;
-        self.telling.host(self.attachment.keep_host());
-    }
-
-    /// Keeps others off the VM's CPUs. That its undo cannot be written down is said, and tried again.
-    fn isolate(&mut self) {
-        // The kernel does not put back what it changes as a partition is built.
-        let remembered = self.attachment.remember_host().map_err(|error| chain(&error));
-        let isolated = remembered.and_then(|()| match self.attachment.isolate() {
-            Ok(report) => {
-                self.telling.look(&report);
-                Ok(())
-            }
-            Err(error) if error.means_gone() => Ok(()),
-            Err(error) => Err(chain(&error)),
-        });
-        self.isolate_due = isolated.is_err();
-        self.telling.isolated(isolated.err());
-    }
-
-    fn prioritise(&mut self) {
-        match self.attachment.prioritise() {
-            Ok(report) => self.telling.look(&report),
-            Err(error) if error.means_gone() => {}
-            Err(error) => tracing::warn!("the vCPUs have no priority yet: {}", chain(&error)),
-        }
-    }
-
-    fn finish(self, ending: Ending) -> Result<Ended, StartError> {
-        match ending {
-            // Not yet the end of this process: it may go on with a VM that is started anew.
-            Ending::QemuEnded => {
-                notify::status("QEMU has ended: restoring");
-                tracing::info!("QEMU has ended");
-            }
-            Ending::Told => {
-                notify::stopping();
-                tracing::info!("told to stop: putting everything back");
+            Done::Learnt(learnt) => events.push(self.learnt(learnt)),
+            Done::Finished(restored) => {
+                let why = self.ending.unwrap_or(Ending::Told);
+                return Ok(Went::Ended(Box::new(Ended { why, restored: Some(restored?) })));
             }
         }
-        // A job under way is dropped with its connection; the masks do not need QEMU.
-        let restored = self.attachment.finish()?;
-        Ok(Ended { why: ending, restored: Some(restored) })
+        Ok(Went::On(events))
+    }
+
+    /// Logs the plan where a job has changed what it says.
+    fn log_new_shortfalls(&self, before: Option<&Now>) {
+        let Some(Now { plan, .. }) = &self.now else { return };
+        let before = before.map_or(&[][..], |before| &before.plan.report);
+        if plan.report != before {
+            log_plan(plan, before);
+        }
     }
 
     /// Tells systemd and `qmpin status` how it stands, where that has changed.
     fn tell(&mut self) {
+        let Some(drift_total) = self.now.as_ref().map(|now| now.drift_total) else { return };
         let status = self.status();
-        let Settings { state, vm, .. } = self.attachment.settings();
-        let drift_total = self.attachment.drift_total();
+        let Settings { state, vm, .. } = &self.settings;
         self.telling.tell(status, state, vm, self.line.kind(), drift_total);
     }
 
     fn status(&self) -> String {
-        let plan = self.attachment.plan();
+        let Some(Now { plan, drift_total }) = &self.now else {
+            return format!("VM {}: attaching", self.settings.vm);
+        };
         format!(
-            "{} vCPUs on {}, emulator on {}, asked over {}, drift {}",
+            "{} vCPUs on {}, emulator on {}, asked over {}, drift {drift_total}",
             plan.vcpus.len(),
             plan.exclusive,
             plan.emulator,
             self.line.name(),
-            self.attachment.drift_total()
         )
     }
+}
+
+/// What the loop has waited for.
+enum Next {
+    Event(Event),
+    Done(Box<Done>, Option<Now>),
+    /// Nothing that concerns the state.
+    Nothing,
+}
+
+/// What follows from a job.
+enum Went {
+    On(Vec<Event>),
+    Ended(Box<Ended>),
 }
 
 /// What an event of QEMU's may mean.

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use super::leasing::neighbours;
+use crate::apply::HostBench;
 use crate::discover::{self, FirstWay, VmLocation};
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::leases::StateDir;
-use crate::plan::{Allowed, Guest, Plan, PlanError, Request, Stay, plan};
+use crate::plan::{Allowed, Guest, Neighbour, Plan, PlanError, Request, Stay, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::qmp::{ChannelPaths, Limits};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
+use crate::systemd::SystemBus;
 use crate::topology::Topology;
 
 /// The machine, by its two seams.
@@ -20,6 +21,13 @@ pub struct Host<'a> {
     pub root: &'a SysRoot,
     /// What is not a file.
     pub sched: &'a dyn Sched,
+}
+
+impl<'a> Host<'a> {
+    /// What steps on places of the host are carried out with.
+    pub(super) fn bench(self) -> HostBench<'a> {
+        HostBench { root: self.root, sched: self.sched, units: &SystemBus }
+    }
 }
 
 /// What to attach, and how.
@@ -58,8 +66,8 @@ impl Settings {
         &self,
         topology: &Topology,
         guest: &Guest,
+        neighbours: &[Neighbour],
         allowed: Option<&Allowed>,
-        boot_id: &str,
         held: &BTreeMap<VcpuIndex, CpuId>,
         stay: Stay,
     ) -> Result<Plan, PlanError> {
@@ -68,7 +76,7 @@ impl Settings {
             topology,
             guest,
             policy: &self.policy,
-            neighbours: &neighbours(&self.state, &self.vm, boot_id),
+            neighbours,
             allowed,
             held,
             stay,

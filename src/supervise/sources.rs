@@ -10,10 +10,10 @@ use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::SignalStream;
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::attachment::Attachment;
 use super::notify;
-use super::settings::Host;
+use super::settings::{Host, Settings};
 use super::start_error::StartError;
+use crate::threads::ProcessKey;
 use crate::watch::{Births, Exit, LeaseChanges, SlowTimer};
 
 /// Where births cannot be watched, the slow timer is all there is: it is made faster.
@@ -59,12 +59,11 @@ fn hangup_is_ignored(host: Host<'_>) -> bool {
 impl Watch {
     pub(super) fn of(
         host: Host<'_>,
-        attachment: &Attachment<'_>,
+        settings: &Settings,
+        process: ProcessKey,
         stop: Stop,
     ) -> Result<Watch, StartError> {
         let fail = |what| move |source| StartError::Watch { what, source };
-        let process = attachment.process();
-        let settings = attachment.settings();
         let exit = Exit::of(host.root, process).map_err(fail("the QEMU process"))?;
         let births = Births::of(process.pid)
             .inspect_err(|error| {

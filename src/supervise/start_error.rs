@@ -209,10 +209,17 @@ impl From<StateError> for Failure {
         let kind = match &error {
             StateError::Io { source, .. } => permission_or(source, Kind::Partial),
             StateError::NotALease { .. } => Kind::Partial,
+            StateError::Busy { .. } => Kind::No,
         };
         let hint = match &error {
             StateError::NotALease { path, .. } => {
                 Some(format!("if no qmpin is at work, remove {}", path.display()))
+            }
+            StateError::Busy { holder: Some(pid), .. } => Some(format!(
+                "nothing was changed; see what process {pid} is and what it waits for, then try again"
+            )),
+            StateError::Busy { holder: None, .. } => {
+                Some("nothing was changed; try again".to_owned())
             }
             StateError::Io { .. } if kind == Kind::Permission => Some("run it as root".to_owned()),
             StateError::Io { .. } => None,
@@ -288,6 +295,7 @@ impl From<StartError> for Failure {
             StartError::Host(HostError::Journal(error))
             | StartError::Restore(RestoreError::Journal(error)) => error.into(),
             StartError::Host(HostError::Discover(error)) => error.into(),
+            StartError::Host(HostError::State(error)) => error.into(),
             StartError::Restore(RestoreError::Look(ref read)) => {
                 let kind = permission_or(&read.source, Kind::Partial);
                 Failure::from_error(kind, error).hint("nothing was forgotten: try again")

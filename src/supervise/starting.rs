@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::attachment::Attachment;
-use super::reports::LookReport;
+use super::attachment::Found;
 use super::settings::{Host, Settings};
 use super::start_error::StartError;
 use crate::discover::{VmError, VmLocation};
@@ -22,19 +21,19 @@ const PID_FILE_PATIENCE: Duration = Duration::from_secs(1);
 const SOCKET_PATIENCE: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// [`Attachment::start`], again for as long as the VM may be about to be there.
+/// [`Found::find`], again for as long as the VM may be about to be there.
 ///
 /// # Errors
 /// [`StartError`]; then nothing has been written to any thread.
-pub(super) async fn start<'a>(
-    host: Host<'a>,
+pub(super) async fn find(
+    host: Host<'_>,
     settings: &Settings,
-) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
+) -> Result<(Found, Channel), StartError> {
     let begun = Instant::now();
     loop {
-        let error = match Attachment::start(host, settings.clone()).await {
+        let error = match Found::find(host, settings).await {
             Err(error) => error,
-            started => return started,
+            found => return found,
         };
         if begun.elapsed() >= patience(&error, &settings.location) {
             return Err(error);

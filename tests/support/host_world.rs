@@ -122,20 +122,21 @@ impl World {
 
     pub(crate) fn reconcile_with(&self, knobs: &mut HostKnobs) -> HostReport {
         let host = self.host();
-        let lock = self.state.lock_leases().expect("locked");
+        let lock = self.state.lock_host().expect("locked");
         knobs.remember(host, &self.state, BOOT, &lock).expect("remembered");
-        knobs.reconcile(host, &self.state, BOOT, &lock).expect("reconciled")
+        drop(lock);
+        knobs.reconcile(host, &self.state, BOOT).expect("reconciled")
     }
 
     pub(crate) fn remember(&self) {
         let host = self.host();
-        let lock = self.state.lock_leases().expect("locked");
+        let lock = self.state.lock_host().expect("locked");
         HostKnobs::default().remember(host, &self.state, BOOT, &lock).expect("remembered");
     }
 
     /// A VM goes, and the host has its kernel threads.
     pub(crate) fn take_over(&self, vm: &Memory) {
-        let lock = self.state.lock_leases().expect("locked");
+        let lock = self.state.lock_host().expect("locked");
         let taken = HostKnobs::default().take_over(&self.root, &self.state, BOOT, vm, &lock);
         taken.expect("taken over");
     }

@@ -118,6 +118,7 @@ impl World {
             slices: None,
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
+            writer: qmpin::leases::this_version(),
         }
     }
 }

@@ -77,8 +77,8 @@ impl Attachment<'_> {
     /// [`StartError`]; then there had better be no partition.
     pub fn remember_host(&mut self) -> Result<(), StartError> {
         let state = &self.known.settings.state;
-        let leases = state.lock_leases()?;
-        Ok(self.host_knobs.remember(self.known.host, state, &self.known.boot_id, &leases)?)
+        let lock = state.lock_host()?;
+        Ok(self.host_knobs.remember(self.known.host, state, &self.known.boot_id, &lock)?)
     }
 
     /// Keeps interrupts and the kernel's own work off the CPUs of all VMs that want it.
@@ -92,11 +92,10 @@ impl Attachment<'_> {
         if discover::lives(host.root, *process).is_ok_and(|lives| !lives) {
             return Ok(HostReport::default());
         }
-        let leases = state.lock_leases()?;
         if *follow == Follow::Stay {
             step_aside(*host, state, boot_id, self.online, &mut self.own_cpus);
         }
-        let report = self.host_knobs.reconcile(*host, state, boot_id, &leases)?;
+        let report = self.host_knobs.reconcile(*host, state, boot_id)?;
         self.drift_total += report.drifted.len() as u64;
         if report.applied.iter().any(HostApplied::has_limited_unit) {
             // What it did to our masks is nobody's drift.

@@ -1,15 +1,15 @@
 //! What there was before the first write: the masks that go back in the end.
 //!
 //! The kernel shows masks without CPUs that are offline at that moment, and another VM's may be, for a moment:
-//! such a mask would go back without them. So where a CPU may go offline, masks are read under the leases'
-//! lock, which whoever takes one offline holds until it is back.
+//! such a mask would go back without them. So where a CPU may go offline, masks are read under the host's
+//! lock, which a process that takes one offline holds until it is back.
 
 use super::Attachment;
 use crate::cpuset::CpuSet;
 use crate::discover::{live_leases, online_cpus, tasks};
 use crate::error::chain;
 use crate::journal::Record;
-use crate::leases::LeasesLock;
+use crate::locks::HostLock;
 use crate::policy::Knob;
 use crate::supervise::originals::Originals;
 use crate::supervise::reports::LookError;
@@ -20,7 +20,7 @@ impl Attachment<'_> {
     ///
     /// # Errors
     /// [`LookError`].
-    pub(super) fn take_down(&mut self, lock: &LeasesLock) -> Result<(), LookError> {
+    pub(super) fn take_down(&mut self, lock: &HostLock) -> Result<(), LookError> {
         let Attachment { known, outside, journal, .. } = self;
         outside.take_over(known, journal, lock)?;
         if self.cpus_may_go_offline() {
@@ -57,7 +57,7 @@ impl Attachment<'_> {
     /// Finds kernel threads that work for the VM.
     pub(super) fn find_outside(&mut self) {
         let Attachment { known, outside, journal, .. } = self;
-        let lock = known.settings.state.lock_leases().map_err(LookError::from);
+        let lock = known.settings.state.lock_host().map_err(LookError::from);
         if let Err(error) = lock.and_then(|lock| outside.find(known, journal, &lock)) {
             tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
         }

@@ -6,38 +6,40 @@
 
 mod around;
 mod before;
+mod found;
 mod outside;
 mod replan;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+pub(super) use found::Found;
 use outside::Outside;
-use replan::this_process;
 
 use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
 use super::leasing::{
-    Earlier, Going, earlier, held, let_go, new_journal, sweep, take_over_from_dead,
+    Earlier, Going, Swept, earlier, forget_swept, held, let_go, neighbours, new_journal, sweep,
+    take_over_from_dead,
 };
 use super::limit::Limit;
 use super::partition::{Ground, Partition, take_back};
 use super::priority::Priority;
-use super::reonline::{ReonlineReport, bring_back};
+use super::reonline::{Brought, ReonlineReport, bring_back};
 use super::reports::{Learnt, LookError, LookReport};
-use super::settings::{Host, Settings, channel_paths};
+use super::settings::{Host, Settings};
 use super::start_error::StartError;
 use super::state::Looked;
 use crate::apply::{Bench, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
-use crate::discover::{self, Target, VmView, read_topology, read_vm};
+use crate::discover::{self, read_topology};
 use crate::error::chain;
 use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
 use crate::leases::SupervisorLock;
 use crate::plan::diff::{Step, desired, diff};
-use crate::plan::{Guest, Plan, Stay};
+use crate::plan::{Guest, Neighbour, Plan, Stay};
 use crate::qmp::{Channel, Roles};
 use crate::restore::{RestoreReport, restore_process};
 use crate::sysroot::SysRoot;
@@ -54,6 +56,8 @@ pub struct Attachment<'a> {
     outside: Outside,
     plan: Plan,
     limit: Limit,
+    /// The other VMs that the plan was made beside.
+    beside: Vec<Neighbour>,
     /// Whether there should be a new plan, and how much staying is worth then.
     stale: Option<Stay>,
     journal: Journal,
@@ -73,6 +77,15 @@ pub struct Attachment<'a> {
     since_unix_s: u64,
     // Dropped last: until then nobody else may become this VM's supervisor.
     lock: SupervisorLock,
+}
+
+/// A VM that has its lease, and nothing else yet.
+struct Leased<'a> {
+    attachment: Attachment<'a>,
+    scan: Scan,
+    /// Whether no earlier qmpin has attached this process.
+    is_new: bool,
+    swept: Vec<Swept>,
 }
 
 /// What does not change as long as the VM is attached.
@@ -99,101 +112,30 @@ impl<'a> Attachment<'a> {
         host: Host<'a>,
         settings: Settings,
     ) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
-        let (paths, first) = channel_paths(&settings);
-        let target = Target {
-            vm: &settings.vm,
-            location: &settings.location,
-            paths: &paths,
-            first,
-            limits: &settings.limits,
-        };
-        // The host is read and the VM's lock taken while QEMU answers.
-        let meanwhile = |process| -> Result<_, StartError> {
-            let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
-            settings.state.create()?;
-            let mut lock = settings
-                .state
-                .lock_supervisor(&settings.vm)?
-                .ok_or_else(|| StartError::already_attached(&settings))?;
-            if let Some(process) = this_process(host.root) {
-                lock.sign(process);
-            }
-            let earlier = earlier(host, &settings, &boot_id, process)?;
-            let held = held(&settings, &boot_id, process);
-            // Before the topology is read: the VM may have had these CPUs.
-            if let Err(error) = bring_back(host, &settings.state, &boot_id) {
-                tracing::warn!("CPUs that were left offline: {}", chain(&error));
-            }
-            Ok((boot_id, lock, earlier, held, read_topology(host.root)?))
-        };
-        let (view, (boot_id, lock, earlier, held, topology)) =
-            read_vm(host.root, host.sched, target, meanwhile).await?;
-        let VmView { process, channel, roles, identified, scan } = view;
-        let guest = discover::guest(&roles);
-        let resumed = match earlier {
-            Earlier::None => None,
-            Earlier::Same(journal) => Some(journal),
-            // Only now, when QEMU's socket is free for others again.
-            Earlier::Dead(process, journal) => {
-                take_over_from_dead(host, &settings, &boot_id, process, journal)?;
-                None
-            }
-        };
-        let (mut attachment, is_new) = {
-            let leases = settings.state.lock_leases()?;
-            sweep(host, &settings, &boot_id);
-            let ground = Ground {
-                host,
-                state: &settings.state,
-                vm: &settings.vm,
-                boot_id: &boot_id,
-                process,
-            };
-            let limit = Limit::of(ground, &topology.online());
-            let allowed = limit.allowed();
-            let plan = settings.plan(&topology, &guest, allowed, &boot_id, &held, Stay::Always)?;
-            let is_new = resumed.is_none();
-            let journal = match resumed {
-                Some(journal) => journal,
-                None => new_journal(&settings, &boot_id, process)?,
-            };
-            let mut attachment = Attachment {
-                known: Known { host, settings, boot_id, process },
-                online: topology.online(),
-                topology,
-                guest,
-                identified,
-                outside: Outside::default(),
-                plan,
-                limit,
-                stale: None,
-                partition: Partition::resumed(&journal),
-                priority: Priority::default(),
-                cookie: CookieKeeper::default(),
-                journal,
-                settled: BTreeMap::new(),
-                host_knobs: HostKnobs::default(),
-                lease_due: false,
-                early_host: None,
-                own_cpus: CpuSet::EMPTY,
-                drift_total: 0,
-                since_unix_s: unix_now_s(),
-                lock,
-            };
-            let taken_down = attachment.take_down(&leases);
-            let leased = taken_down.and_then(|()| Ok(attachment.write_lease()?));
-            if let Err(error) = leased {
-                // Nothing was written to any thread in this run; an earlier one's undo stays.
-                if is_new {
-                    let _ = attachment.known.settings.state.forget(&attachment.known.settings.vm);
-                }
-                return Err(StartError::before_the_first_write(error));
-            }
-            (attachment, is_new)
-        };
+        let (found, channel) = Found::find(host, &settings).await?;
+        let (attachment, report) = Attachment::begin(host, settings, found)?;
+        Ok((attachment, channel, report))
+    }
+
+    /// Attaches a VM that was found. It may block for long: for locks, and for systemd where an earlier QEMU has
+    /// left something.
+    ///
+    /// # Errors
+    /// As [`Attachment::start`].
+    pub(super) fn begin(
+        host: Host<'a>,
+        settings: Settings,
+        found: Found,
+    ) -> Result<(Attachment<'a>, LookReport), StartError> {
+        let state = settings.state.clone();
+        let leased = Attachment::lease(host, settings, found);
+        // Only now: the host's lock was held.
+        let Leased { mut attachment, scan, is_new, swept } =
+            leased.inspect_err(|_| state.tidy())?;
         let (scan, reonline) =
             if is_new { attachment.reonline(scan) } else { (scan, ReonlineReport::default()) };
         let mended = attachment.mend(scan).map(|report| LookReport { reonline, ..report });
+        forget_swept(host, &state, &attachment.known.boot_id, swept);
         match mended {
             Ok(report) if report.nothing_is_permitted() => {
                 let vm = attachment.known.settings.vm.clone();
@@ -202,7 +144,7 @@ impl<'a> Attachment<'a> {
             }
             Ok(report) => {
                 attachment.find_outside();
-                Ok((attachment, channel, report))
+                Ok((attachment, report))
             }
             Err(error) => {
                 // The undo could not be written any further: what was written before goes back.
@@ -210,6 +152,74 @@ impl<'a> Attachment<'a> {
                 Err(error.into())
             }
         }
+    }
+
+    /// Plans, begins the journal, and writes the lease. Everything that can refuse has refused by then.
+    fn lease(host: Host<'a>, settings: Settings, found: Found) -> Result<Leased<'a>, StartError> {
+        let Found { process, roles, identified, scan, boot_id, lock, mut topology } = found;
+        let guest = discover::guest(&roles);
+        // Before anything is planned: the VM may have had these CPUs.
+        match bring_back(host, &settings.state, &boot_id) {
+            Ok(Brought::Nothing) => {}
+            Ok(Brought::Some) => topology = read_topology(host.root)?,
+            Err(error) => tracing::warn!("CPUs that were left offline: {}", chain(&error)),
+        }
+        let resumed = match earlier(host, &settings, &boot_id, process)? {
+            Earlier::None => None,
+            Earlier::Same(journal) => Some(journal),
+            Earlier::Dead(process, journal) => {
+                take_over_from_dead(host, &settings, &boot_id, process, journal)?;
+                None
+            }
+        };
+        let held = held(&settings, &boot_id, process);
+        let swept = sweep(host, &settings, &boot_id);
+        let is_new = resumed.is_none();
+        let host_lock = settings.state.lock_host()?;
+        // Without the leases' lock: a VM that does not fit is refused before there is a journal.
+        let beside = neighbours(&settings.state, &settings.vm, &boot_id);
+        let Settings { state, vm, .. } = &settings;
+        let limit =
+            Limit::of(Ground { host, state, vm, boot_id: &boot_id, process }, &topology.online());
+        let plan =
+            settings.plan(&topology, &guest, &beside, limit.allowed(), &held, Stay::Always)?;
+        let journal = match resumed {
+            Some(journal) => journal,
+            None => new_journal(&settings, &boot_id, process)?,
+        };
+        let mut attachment = Attachment {
+            known: Known { host, settings, boot_id, process },
+            online: topology.online(),
+            topology,
+            guest,
+            identified,
+            outside: Outside::default(),
+            plan,
+            limit,
+            beside,
+            stale: None,
+            partition: Partition::resumed(&journal),
+            priority: Priority::default(),
+            cookie: CookieKeeper::default(),
+            journal,
+            settled: BTreeMap::new(),
+            host_knobs: HostKnobs::default(),
+            lease_due: false,
+            early_host: None,
+            own_cpus: CpuSet::EMPTY,
+            drift_total: 0,
+            since_unix_s: unix_now_s(),
+            lock,
+        };
+        let taken_down = attachment.take_down(&host_lock);
+        if let Err(error) = taken_down.and_then(|()| attachment.lease_first(&held)) {
+            // Nothing was written to any thread in this run; an earlier one's undo stays.
+            if is_new {
+                let _ = attachment.known.settings.state.forget(&attachment.known.settings.vm);
+            }
+            return Err(StartError::before_the_first_write(error));
+        }
+        Ok(Leased { attachment, scan, is_new, swept })
     }
 
     /// The QEMU process.
@@ -268,11 +278,6 @@ impl<'a> Attachment<'a> {
         Ok(learnt)
     }
 
-    /// Says that other VMs have come or gone.
-    pub fn neighbours_changed(&mut self) {
-        self.stale.get_or_insert(Stay::Always);
-    }
-
     /// Looks afresh and mends what is not as planned.
     ///
     /// # Errors
@@ -280,6 +285,7 @@ impl<'a> Attachment<'a> {
     pub fn look(&mut self) -> Result<LookReport, LookError> {
         self.notice_cpu_hotplug()?;
         self.notice_limit();
+        self.notice_neighbours();
         let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
         let scan = self.scan()?;
         Ok(LookReport { plan_failed, ..self.mend(scan)? })
@@ -294,23 +300,22 @@ impl<'a> Attachment<'a> {
         let partition = take_back(self.known.ground(), self.journal.memory());
         let Attachment { known, journal, mut host_knobs, lock, .. } = self;
         let Known { host, settings, boot_id, process } = known;
-        // From what is in mind, and not from the file: somebody may have removed the folder.
+        let Settings { state, vm, .. } = &settings;
+        // From what is in mind, and not from the file: the folder may have been removed.
         let memory = journal.memory();
-        let others = host_knobs.memory(&settings.state, &boot_id);
-        let again = || restore_process(host.root, host.sched, process, memory, &others);
-        let mut report;
-        if settings.state.path().exists() || host_knobs.knows_something() {
-            settings.state.create()?;
-            let leases = settings.state.lock_leases();
-            report = RestoreReport { partition, ..again()? };
-            let Settings { state, vm, .. } = &settings;
+        let others = host_knobs.memory(state, &boot_id);
+        let restore = || restore_process(host.root, host.sched, process, memory, &others);
+        let mut report = if state.path().exists() || host_knobs.knows_something() {
+            state.create()?;
             let going = Going { host, state, vm, boot_id: &boot_id, memory };
-            report = let_go(going, &leases?, &mut host_knobs, report, &again)?;
+            let_go(going, &mut host_knobs, partition, &restore)?
         } else {
-            report = RestoreReport { partition, ..again()? };
-        }
+            RestoreReport { partition, ..restore()? }
+        };
         drop(lock);
-        host_knobs.await_irqbalance(host, &settings.state, &boot_id, &mut report.host);
+        host_knobs.await_irqbalance(host, state, &boot_id, &mut report.host);
+        // A lock that was taken since the supervisor's was dropped.
+        state.tidy();
         Ok(report)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! As long as no VM is attached that they work for, they are the host's like all others, and other VMs'
 //! partitions move them: what they had before is in the host's journal then. It goes from one journal to the
-//! other under the leases' lock:
+//! other under the host's lock:
 //!
 //! ```text
 //!   attached   the host's journal ─▶ the VM's     before the lease says so: then the host forgets them
@@ -14,7 +14,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
 use crate::discover::online_cpus;
 use crate::journal::{HostJournal, HostMemory, Journal};
-use crate::leases::LeasesLock;
+use crate::locks::HostLock;
 use crate::places::{Place, Value};
 use crate::sched::Sched;
 use crate::supervise::originals::Originals;
@@ -32,7 +32,7 @@ impl Outside {
         &mut self,
         known: &Known<'_>,
         journal: &mut Journal,
-        lock: &LeasesLock,
+        lock: &HostLock,
     ) -> Result<(), LookError> {
         if remembered(known).has_fenced() { self.find(known, journal, lock) } else { Ok(()) }
     }
@@ -46,7 +46,7 @@ impl Outside {
         &mut self,
         known: &Known<'_>,
         journal: &mut Journal,
-        _lock: &LeasesLock,
+        _lock: &HostLock,
     ) -> Result<(), LookError> {
         let (host, process) = (known.host, known.process);
         let (online, memory) = (online_cpus(host.root)?, remembered(known));

@@ -38,6 +38,15 @@ impl Attachment<'_> {
         }
     }
 
+    /// Another VM that comes or goes takes CPUs or leaves some. It is looked for at every pass, since a message about
+    /// it may come later than what it does.
+    pub(super) fn notice_neighbours(&mut self) {
+        let Known { settings, boot_id, .. } = &self.known;
+        if neighbours(&settings.state, &settings.vm, boot_id) != self.beside {
+            self.stale.get_or_insert(Stay::Always);
+        }
+    }
+
     /// The CPUs that are other VMs' alone.
     fn others_cpus(&self) -> CpuSet {
         let Known { settings, boot_id, .. } = &self.known;
@@ -52,8 +61,9 @@ impl Attachment<'_> {
         self.stale = None;
         self.limit.read(self.known.ground(), &self.online);
         let Known { settings, boot_id, .. } = &self.known;
-        let allowed = self.limit.allowed();
-        let plan = settings.plan(&self.topology, &self.guest, allowed, boot_id, &held, stay)?;
+        self.beside = neighbours(&settings.state, &settings.vm, boot_id);
+        let (allowed, beside) = (self.limit.allowed(), &self.beside);
+        let plan = settings.plan(&self.topology, &self.guest, beside, allowed, &held, stay)?;
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
             // A lease that says the same would wake all other VMs for nothing.
@@ -67,6 +77,23 @@ impl Attachment<'_> {
             self.partition.resize(self.known.ground(), &self.plan, &mut self.journal, &lock)?;
         }
         Ok(())
+    }
+
+    /// Writes the first lease. The VM is planned again where others have come or gone since it was planned.
+    pub(super) fn lease_first(
+        &mut self,
+        held: &BTreeMap<VcpuIndex, CpuId>,
+    ) -> Result<(), LookError> {
+        let Known { settings, boot_id, .. } = &self.known;
+        let _lock = settings.state.lock_leases()?;
+        let now = neighbours(&settings.state, &settings.vm, boot_id);
+        if now != self.beside {
+            let allowed = self.limit.allowed();
+            let stay = Stay::Always;
+            self.plan = settings.plan(&self.topology, &self.guest, &now, allowed, held, stay)?;
+            self.beside = now;
+        }
+        Ok(self.write_lease()?)
     }
 
     pub(super) fn write_lease(&self) -> Result<(), StateError> {
@@ -90,6 +117,7 @@ impl Attachment<'_> {
             slices: self.partition.slices(),
             vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
             sched: self.known.settings.policy.vm.sched.value,
+            writer: crate::leases::this_version(),
         })
     }
 }

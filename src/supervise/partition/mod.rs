@@ -10,7 +10,7 @@ mod take_back;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub(super) use take_back::{remembered, take_back, take_back_locked};
+pub(super) use take_back::{free_cpus, hand_back_of, remembered, take_back};
 
 use super::settings::Host;
 use crate::apply::Bench;
@@ -20,7 +20,8 @@ use crate::cpuset::CpuSet;
 use crate::discover::{self, Grips, cgroup};
 use crate::ids::VmName;
 use crate::journal::{Journal, JournalError, Memory, PartitionUndo, Record};
-use crate::leases::{LeasesLock, StateDir};
+use crate::leases::StateDir;
+use crate::locks::LeasesLock;
 use crate::plan::partition::{
     Group, PartitionStep, Rung, Share, Site, Target, affinity_alone, choose, in_words, lower,
     placing, resizing, target,

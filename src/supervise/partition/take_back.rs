@@ -12,30 +12,27 @@ use crate::restore::partition::{PartitionRestore, hand_back, let_systemd_prune, 
 use crate::systemd::SystemBus;
 use crate::threads::ProcessKey;
 
-/// Takes back the partition that is remembered, before any mask is restored.
+/// Takes back the partition that is remembered, before any mask is restored. It may wait for systemd.
 pub(in crate::supervise) fn take_back(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
+    let restored = free_cpus(ground, memory);
+    hand_back_of(ground, memory, restored)
+}
+
+/// The part of [`take_back`] that frees the CPUs: afterwards another VM can have them. What systemd has of the
+/// partition is left for [`hand_back_of`], which may take long.
+pub(in crate::supervise) fn free_cpus(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
     if memory.partition().is_none() {
         return PartitionRestore::default();
     }
-    // Before the lock: nobody else has to wait for systemd.
+    // Before the lock: no other process has to wait for systemd.
     let_prune(ground, memory);
-    // Somebody may have removed the folder: then there are no leases, and nobody to wait for.
+    // The folder may have been removed: then there are no leases either.
     let lock = ground.state.lock_leases().map_err(|error: StateError| {
         tracing::debug!("{}", crate::error::chain(&error));
     });
     let restored = take_down_of(ground, memory);
     drop(lock);
-    hand_back_of(ground, memory, restored)
-}
-
-/// The same for somebody who holds the leases' lock.
-pub(in crate::supervise) fn take_back_locked(
-    ground: Ground<'_>,
-    memory: &Memory,
-) -> PartitionRestore {
-    let_prune(ground, memory);
-    let restored = take_down_of(ground, memory);
-    hand_back_of(ground, memory, restored)
+    restored
 }
 
 fn let_prune(ground: Ground<'_>, memory: &Memory) {
@@ -53,7 +50,8 @@ fn take_down_of(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
     PartitionRestore { taken_back: Some(undo.cgroup.clone()), refused, foreign: Vec::new() }
 }
 
-fn hand_back_of(
+/// Gives back to systemd what it has of the partition. It may take long.
+pub(in crate::supervise) fn hand_back_of(
     ground: Ground<'_>,
     memory: &Memory,
     mut restored: PartitionRestore,

@@ -1,0 +1,276 @@
+//! The two locks over all VMs of this host: files in the state folder that only root can open.
+//!
+//! ```text
+//!   .host.lock     the host's journal and what it is about: taken for one pass over the host, which is
+//!                  tens of milliseconds, and never while another program is asked
+//!   .leases.lock   leases: read, plan, write. Milliseconds, and no other lock is taken below it
+//!
+//!   order: .host.lock, then .leases.lock
+//! ```
+//!
+//! `flock(2)` needs no more than a descriptor, and any user can open a folder that others may read. A lock
+//! on the folder itself could therefore be kept by anyone; these files have mode 0600. Waiting has a limit,
+//! because a process that is stopped or hangs keeps its locks.
+//!
+//! qmpin 0.1.0 locks the folder. While there is a lease of it, that lock is taken as well, but a process that
+//! keeps it for long is not waited for: it may be anyone's.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag};
+
+use crate::ids::Pid;
+use crate::leases::{StateDir, StateError};
+
+/// How long a lock is waited for. It is held for milliseconds, or a few hundred on a busy host.
+pub const WAIT_LIMIT: Duration = Duration::from_secs(10);
+/// How long the lock of qmpin 0.1.0 is waited for.
+const OLDER_WAIT_LIMIT: Duration = Duration::from_secs(2);
+/// Between two tries, at first; doubled for each further one.
+const PAUSE: Duration = Duration::from_millis(1);
+/// Between two tries, at most.
+const PAUSE_MAX: Duration = Duration::from_millis(20);
+
+/// Held while leases are read and changed together.
+#[derive(Debug)]
+pub struct LeasesLock {
+    _lock: Flock<File>,
+    _older: Option<Arc<Flock<File>>>,
+}
+
+/// Held while the host's journal, and what it is about, is read and changed.
+#[derive(Debug)]
+pub struct HostLock {
+    _lock: Flock<File>,
+    _older: Option<Arc<Flock<File>>>,
+}
+
+/// The lock of qmpin 0.1.0. Both locks include it, and one process takes it once.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct OlderLock(Arc<Mutex<Weak<Flock<File>>>>);
+
+impl StateDir {
+    /// Locks all leases. It blocks this thread for [`WAIT_LIMIT`] at most.
+    ///
+    /// # Errors
+    /// [`StateError::Busy`] where another process holds it for longer; [`StateError::Io`].
+    pub fn lock_leases(&self) -> Result<LeasesLock, StateError> {
+        let older = self.lock_older()?;
+        Ok(LeasesLock { _lock: self.lock_file(LEASES, WAIT_LIMIT)?, _older: older })
+    }
+
+    /// Locks the host's journal and what it is about. It blocks this thread for [`WAIT_LIMIT`] at most.
+    ///
+    /// # Errors
+    /// As [`StateDir::lock_leases`].
+    pub fn lock_host(&self) -> Result<HostLock, StateError> {
+        let lock = self.lock_file(HOST, WAIT_LIMIT)?;
+        Ok(HostLock { _lock: lock, _older: self.lock_older()? })
+    }
+
+    /// Removes the lock files, where they are all that is left in the folder. It waits for no other process: the
+    /// last one to go removes them.
+    pub fn tidy(&self) {
+        if !self.has_only_locks() {
+            return;
+        }
+        let Ok(_lock) = self.lock_file(HOST, Duration::ZERO) else { return };
+        let Ok(_leases) = self.lock_file(LEASES, Duration::ZERO) else { return };
+        if self.has_only_locks() {
+            // A process that waits for one of them opens it anew at each try.
+            for name in [LEASES, HOST] {
+                let _ = fs::remove_file(self.path().join(name));
+            }
+        }
+    }
+
+    fn has_only_locks(&self) -> bool {
+        let Ok(entries) = fs::read_dir(self.path()) else { return false };
+        let mut names = entries.flatten().map(|entry| entry.file_name()).peekable();
+        names.peek().is_some() && names.all(|name| name == *LEASES || name == *HOST)
+    }
+
+    fn lock_file(&self, name: &str, limit: Duration) -> Result<Flock<File>, StateError> {
+        let path = self.path().join(name);
+        let fail = self.error("lock", path.clone());
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(false).mode(0o600);
+            options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(&path)
+        };
+        let locked = wait(limit, || {
+            let file = open()?;
+            let ours = file.metadata()?;
+            if !ours.is_file() {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "it is not a regular file",
+                ));
+            }
+            let Some(lock) = try_lock(file)? else { return Ok(None) };
+            // The last of all VMs removes the file, so the one that is locked may have no name any more.
+            let named = fs::symlink_metadata(&path);
+            Ok(named.is_ok_and(|named| named.ino() == ours.ino()).then_some(lock))
+        });
+        locked.map_err(&fail)?.ok_or_else(|| busy(&path, limit))
+    }
+
+    /// The lock of qmpin 0.1.0, where there is a lease of it.
+    fn lock_older(&self) -> Result<Option<Arc<Flock<File>>>, StateError> {
+        let mut known = self.older_lock.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lock) = known.upgrade() {
+            return Ok(Some(lock));
+        }
+        let is_older = |vm| matches!(self.lease(&vm), Ok(Some(lease)) if lease.writer.is_none());
+        if !self.vms()?.into_iter().any(is_older) {
+            return Ok(None);
+        }
+        let open = || File::open(self.path());
+        let locked = wait(OLDER_WAIT_LIMIT, || try_lock(open()?));
+        let Some(lock) = locked.map_err(self.error("lock", self.path().to_owned()))? else {
+            let path = self.path();
+            tracing::warn!("{}", busy(path, OLDER_WAIT_LIMIT));
+            return Ok(None);
+        };
+        let lock = Arc::new(lock);
+        *known = Arc::downgrade(&lock);
+        Ok(Some(lock))
+    }
+}
+
+fn busy(path: &Path, waited: Duration) -> StateError {
+    StateError::Busy { path: path.to_owned(), waited, holder: holder(path) }
+}
+
+const LEASES: &str = ".leases.lock";
+const HOST: &str = ".host.lock";
+
+/// Tries again and again, until there is something or the time is over.
+fn wait<T>(
+    limit: Duration,
+    mut attempt: impl FnMut() -> io::Result<Option<T>>,
+) -> io::Result<Option<T>> {
+    let deadline = Instant::now() + limit;
+    let mut pause = PAUSE;
+    loop {
+        if let Some(done) = attempt()? {
+            return Ok(Some(done));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+fn try_lock(file: File) -> io::Result<Option<Flock<File>>> {
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, errno)) => Err(errno.into()),
+    }
+}
+
+/// The process that holds a lock on this file, by `/proc/locks` (`Documentation/filesystems/proc.rst`):
+/// `1: FLOCK  ADVISORY  WRITE 712 00:19:1234 0 EOF`, which ends with the number of the inode.
+fn holder(path: &Path) -> Option<Pid> {
+    let inode = fs::symlink_metadata(path).ok()?.ino().to_string();
+    let locks = fs::read_to_string(PathBuf::from("/proc/locks")).ok()?;
+    let holder = |line: &str| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [_, "FLOCK", _, _, pid, place, ..] = words.as_slice() else { return None };
+        (place.rsplit(':').next() == Some(&inode)).then(|| pid.parse().ok())?
+    };
+    locks.lines().find_map(holder).filter(|pid| *pid > 0).map(Pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let state = StateDir::at(dir.path().join("qmpin"));
+        state.create().expect("create");
+        (dir, state)
+    }
+
+    #[test]
+    fn a_lock_that_is_held_is_waited_for_and_its_holder_is_named() {
+        let (_dir, state) = state();
+        let held = state.lock_leases().expect("locked");
+        let again = StateDir::at(state.path());
+        let error = again.lock_file(LEASES, Duration::from_millis(50)).expect_err("it is held");
+        let StateError::Busy { holder, .. } = &error else { panic!("{error}") };
+        let me = i32::try_from(std::process::id()).expect("a pid");
+        assert_eq!(*holder, Some(Pid(me)), "{error}");
+        assert!(error.to_string().contains(".leases.lock is still locked after 0 s"), "{error}");
+        let waiting = thread::spawn(move || again.lock_leases().map(drop));
+        drop(held);
+        waiting.join().expect("no panic").expect("locked");
+    }
+
+    #[test]
+    fn an_unprivileged_user_cannot_open_a_lock() {
+        let (_dir, state) = state();
+        let _host = state.lock_host().expect("locked");
+        let _leases = state.lock_leases().expect("both, in this order");
+        for name in [LEASES, HOST] {
+            let mode = fs::metadata(state.path().join(name)).expect("made").permissions().mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_lock_on_the_folder_keeps_nobody_waiting() {
+        let (_dir, state) = state();
+        let _held =
+            try_lock(File::open(state.path()).expect("open")).expect("flock").expect("free");
+        let begun = Instant::now();
+        state.lock_host().and_then(|_| state.lock_leases()).expect("locked");
+        assert!(begun.elapsed() < OLDER_WAIT_LIMIT, "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_link_or_a_fifo_in_place_of_a_lock_is_refused_at_once() {
+        let (dir, state) = state();
+        let other = dir.path().join("other");
+        fs::write(&other, "").expect("written");
+        let lock = state.path().join(LEASES);
+        std::os::unix::fs::symlink(&other, &lock).expect("linked");
+        let error = state.lock_leases().expect_err("a link").to_string();
+        assert!(error.contains(".leases.lock"), "{error}");
+        fs::remove_file(&lock).expect("removed");
+        nix::unistd::mkfifo(&lock, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
+        state.lock_leases().expect_err("a fifo");
+    }
+
+    #[test]
+    fn lock_files_go_with_the_last_file_and_not_before() {
+        let (_dir, state) = state();
+        let left = || fs::read_dir(state.path()).expect("list").count();
+        let lock = state.lock_host().expect("locked");
+        drop(state.lock_leases().expect("locked"));
+        fs::write(state.path().join("100.journal"), "").expect("written");
+        state.tidy();
+        fs::remove_file(state.path().join("100.journal")).expect("removed");
+        state.tidy();
+        assert_eq!(left(), 2, "one is held");
+        drop(lock);
+        state.tidy();
+        assert_eq!(left(), 0);
+        // A process that waits for the removed one finds the next.
+        let again = StateDir::at(state.path());
+        again.lock_host().expect("locked");
+    }
+}

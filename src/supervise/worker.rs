@@ -1,0 +1,192 @@
+//! The thread that works on the attachment, so that the loop never waits for a lock, for systemd or for a big
+//! read: it hears QEMU, feeds the watchdog, and shows `qmpin detach` that there is progress.
+//!
+//! ```text
+//!   loop ── Job, one at a time ──▶ worker: the attachment
+//!        ◀── Done, and how it stands ──
+//! ```
+
+use std::sync::{Arc, mpsc};
+use std::thread::{self, Scope};
+use std::time::Duration;
+
+use tokio::sync::mpsc as tokio_mpsc;
+use tokio::time::Instant;
+
+use super::attachment::{Attachment, Found};
+use super::host_report::HostReport;
+use super::reports::{Learnt, LookError, LookReport};
+use super::settings::{Host, Settings};
+use super::start_error::StartError;
+use crate::discover::tasks::TasksError;
+use crate::error::chain;
+use crate::ids::Tid;
+use crate::plan::Plan;
+use crate::qmp::Roles;
+use crate::restore::RestoreReport;
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+
+/// How long one job may take. Its slowest step is a reload of systemd, which has 90 s; a job has two at most, and
+/// waits for locks.
+const JOB_LIMIT: Duration = Duration::from_secs(240);
+
+/// Something to do with the attachment.
+#[derive(Debug)]
+pub(super) enum Job {
+    /// Attach the VM that was found. Always the first.
+    Begin(Box<Found>),
+    /// Keep others off the VM's CPUs.
+    Isolate,
+    /// Keep interrupts and the kernel's own work off them.
+    KeepHost,
+    /// Give vCPUs their priority, and the VM its cookie.
+    Prioritise,
+    /// One pass over the VM's threads.
+    Look,
+    /// Take QEMU's answer.
+    Learn {
+        /// The threads that were listed before QEMU was asked.
+        before: Vec<Tid>,
+        /// What it said.
+        roles: Box<Roles>,
+    },
+    /// Restore everything. Always the last.
+    Finish,
+}
+
+/// What has become of a job.
+#[derive(Debug)]
+pub(super) enum Done {
+    Begun(Result<LookReport, StartError>),
+    /// `None`: QEMU has ended meanwhile. The error is in words.
+    Isolated(Result<Option<LookReport>, String>),
+    HostKept(Result<HostReport, StartError>),
+    Prioritised(Result<LookReport, LookError>),
+    Looked(Result<LookReport, LookError>),
+    Learnt(Result<Learnt, TasksError>),
+    Finished(Result<RestoreReport, StartError>),
+}
+
+/// How the VM stands after a job.
+#[derive(Clone, Debug)]
+pub(super) struct Now {
+    /// The plan in force.
+    pub(super) plan: Arc<Plan>,
+    /// How many changes of other programs have been mended.
+    pub(super) drift_total: u64,
+}
+
+/// The worker, as the loop sees it. The thread ends when this is dropped.
+#[derive(Debug)]
+pub(super) struct Worker {
+    jobs: mpsc::Sender<Job>,
+    done: tokio_mpsc::UnboundedReceiver<(Done, Option<Now>)>,
+    busy_since: Option<Instant>,
+}
+
+impl Worker {
+    /// Starts the thread.
+    ///
+    /// # Errors
+    /// [`StartError::Watch`] where there can be none.
+    pub(super) fn start<'scope, 'env>(
+        scope: &'scope Scope<'scope, 'env>,
+        root: &'env SysRoot,
+        sched: &'env (dyn Sched + Sync),
+        settings: Settings,
+    ) -> Result<Worker, StartError> {
+        let (jobs, todo) = mpsc::channel();
+        let (report, done) = tokio_mpsc::unbounded_channel();
+        thread::Builder::new()
+            .name("worker".to_owned())
+            .spawn_scoped(scope, move || work(Host { root, sched }, &settings, &todo, &report))
+            .map_err(|source| StartError::Watch {
+                what: "the VM: no thread can be started",
+                source,
+            })?;
+        Ok(Worker { jobs, done, busy_since: None })
+    }
+
+    /// Gives it something to do; only where it [is idle](Worker::is_idle).
+    pub(super) fn give(&mut self, job: Job) {
+        self.busy_since = Some(Instant::now());
+        // It ends only after this has been dropped, or with the process.
+        let _ = self.jobs.send(job);
+    }
+
+    /// Whether it has nothing to do.
+    pub(super) fn is_idle(&self) -> bool {
+        self.busy_since.is_none()
+    }
+
+    /// Whether it works on a job for longer than any job can take.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.busy_since.is_some_and(|since| since.elapsed() > JOB_LIMIT)
+    }
+
+    /// Waits for the end of the job. How the VM stands is `None` where it is not attached. Cancel safe.
+    pub(super) async fn done(&mut self) -> (Done, Option<Now>) {
+        match self.done.recv().await {
+            Some(done) => {
+                self.busy_since = None;
+                done
+            }
+            // Its thread has ended, which it does only with the process.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+fn work(
+    host: Host<'_>,
+    settings: &Settings,
+    todo: &mpsc::Receiver<Job>,
+    report: &tokio_mpsc::UnboundedSender<(Done, Option<Now>)>,
+) {
+    let mut attached: Option<Attachment<'_>> = None;
+    let mut plan: Option<Arc<Plan>> = None;
+    while let Ok(job) = todo.recv() {
+        let done = match (job, &mut attached) {
+            (Job::Begin(found), _) => Done::Begun(
+                Attachment::begin(host, settings.clone(), *found).map(|(begun, report)| {
+                    attached = Some(begun);
+                    report
+                }),
+            ),
+            (Job::Finish, _) => match attached.take() {
+                Some(attachment) => Done::Finished(attachment.finish()),
+                None => continue,
+            },
+            (job, Some(attachment)) => carry_out(attachment, job),
+            (_, None) => continue,
+        };
+        let now = attached.as_ref().map(|attachment| {
+            let known = plan.take().filter(|known| **known == *attachment.plan());
+            let known = known.unwrap_or_else(|| Arc::new(attachment.plan().clone()));
+            plan = Some(Arc::clone(&known));
+            Now { plan: known, drift_total: attachment.drift_total() }
+        });
+        if report.send((done, now)).is_err() {
+            return;
+        }
+    }
+}
+
+fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
+    match job {
+        Job::Isolate => {
+            // The kernel does not restore what it changes as a partition is built.
+            let remembered = attachment.remember_host().map_err(|error| chain(&error));
+            Done::Isolated(remembered.and_then(|()| match attachment.isolate() {
+                Ok(report) => Ok(Some(report)),
+                Err(error) if error.means_gone() => Ok(None),
+                Err(error) => Err(chain(&error)),
+            }))
+        }
+        Job::KeepHost => Done::HostKept(attachment.keep_host()),
+        Job::Prioritise => Done::Prioritised(attachment.prioritise()),
+        Job::Learn { before, roles } => Done::Learnt(attachment.learn(&before, &roles)),
+        Job::Look | Job::Begin(_) | Job::Finish => Done::Looked(attachment.look()),
+    }
+}
