@@ -173,7 +173,10 @@ fn once_moves_every_thread_and_detach_puts_every_thread_back() {
     for (tid, mask) in stage.masks() {
         assert_eq!(mask, if tid == vcpu { "1" } else { "0" }, "{tid}");
     }
-    assert_eq!(stage.place.left_behind(), ["100.journal", "100.lease"]);
+    assert_eq!(
+        stage.place.left_behind(),
+        [".host.lock", ".leases.lock", "100.journal", "100.lease"]
+    );
     // Again: nothing to move, and the undo is still the first.
     stage.run(&["attach", "100", "--once"]).says(0, &["0 threads moved"]);
     stage.run(&["plan", "100"]).says(0, &["0 of"]);
@@ -406,7 +409,9 @@ fn two_vms_keep_apart_and_the_dead_one_s_cpus_are_free_again() {
     // Its VM dead: swept by whoever comes next.
     second.kill();
     let attached = first.attach(&[]);
-    wait_until("it is said", || attached.lines_with("swept what VM other had left") == 1);
+    wait_until("it is said", || {
+        attached.lines_with("VM other: its QEMU is gone, and what it had left is restored") == 1
+    });
     attached.end();
     first.assert_untouched(&of_first);
 }
