@@ -6,6 +6,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::shown;
+
 /// Why a command did not do what was asked; each has its exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
@@ -46,7 +48,7 @@ impl Kind {
 pub struct Failure {
     kind: Kind,
     message: String,
-    hint: Option<String>,
+    hints: Vec<String>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -54,20 +56,20 @@ impl Failure {
     /// A failure with a sentence and no cause below it.
     #[must_use]
     pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
-        Failure { kind, message: message.into(), hint: None, source: None }
+        Failure { kind, message: message.into(), hints: Vec::new(), source: None }
     }
 
     /// A failure whose sentence and causes are those of `error`.
     #[must_use]
     pub fn from_error(kind: Kind, error: impl StdError + Send + Sync + 'static) -> Failure {
         let source = error.source().map(|source| Chained::boxed(source));
-        Failure { kind, message: error.to_string(), hint: None, source }
+        Failure { kind, message: error.to_string(), hints: Vec::new(), source }
     }
 
-    /// Adds the next move for the user.
+    /// Adds the next move for the user; where there are several, each is a line.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Failure {
-        self.hint = Some(hint.into());
+        self.hints.push(hint.into());
         self
     }
 
@@ -77,17 +79,18 @@ impl Failure {
         self.kind
     }
 
-    /// What to print on standard error: the sentence, each cause, the hint.
+    /// What to print on standard error: the sentence, each cause, the hints, each on a line of its own. Hidden
+    /// characters are escaped.
     #[must_use]
     pub fn report(&self) -> String {
-        let mut text = format!("error: {}", self.message);
+        let mut text = format!("error: {}", shown::line(&self.message));
         let mut cause = self.source();
         while let Some(error) = cause {
-            text.push_str(&format!("\ncaused by: {error}"));
+            text.push_str(&format!("\ncaused by: {}", shown::line(&error.to_string())));
             cause = error.source();
         }
-        if let Some(hint) = &self.hint {
-            text.push_str(&format!("\nhint: {hint}"));
+        for hint in &self.hints {
+            text.push_str(&format!("\nhint: {}", shown::line(hint)));
         }
         text
     }

@@ -24,6 +24,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
+use crate::shown;
 use crate::sysroot::SysRoot;
 
 /// Where its sockets are (`SOCKET_TMPFS` in irqbalance.h).
@@ -203,7 +204,7 @@ fn ignores_sigpipe(root: &SysRoot, pid: Pid) -> bool {
 
 fn not_understood(answer: &[u8]) -> IrqbalanceError {
     let start = String::from_utf8_lossy(&answer[..answer.len().min(80)]).into_owned();
-    IrqbalanceError::NotUnderstood { answer: start.escape_debug().to_string() }
+    IrqbalanceError::NotUnderstood { answer: shown::line(&start).into_owned() }
 }
 
 fn connect(address: &SockAddr) -> io::Result<Socket> {

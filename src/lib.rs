@@ -10,6 +10,7 @@ pub mod ids;
 pub mod places;
 pub mod policy;
 pub mod scheduling;
+pub mod shown;
 pub mod threads;
 pub mod topology;
 

@@ -1,13 +1,15 @@
-//! Logging: to standard error, a line per decision. Under systemd a line begins with its priority
+//! Logging: to standard error, a line per decision, hidden characters escaped. Under systemd a line begins with its priority
 //! (`man 3 sd-daemon`) and has no time, since the journal has both.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::os::linux::fs::MetadataExt as _;
 
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
-use tracing_subscriber::fmt::{FmtContext, FormattedFields};
+use tracing_subscriber::fmt::{FmtContext, FormattedFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
+
+use crate::shown;
 
 /// Starts logging for the whole process.
 pub(super) fn start(verbose: u8, quiet: bool) {
@@ -17,15 +19,22 @@ pub(super) fn start(verbose: u8, quiet: bool) {
         (false, 1) => Level::DEBUG,
         (false, _) => Level::TRACE,
     };
-    let subscriber = tracing_subscriber::fmt()
+    let line = Line { to_journal: stderr_is_the_journal() };
+    // Only a second start in one process could fail, and would change nothing.
+    let _ = tracing::subscriber::set_global_default(subscriber(level, line, std::io::stderr));
+}
+
+fn subscriber<W>(level: Level, line: Line, writer: W) -> impl Subscriber + Send + Sync
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
+        .with_writer(writer)
         // A log that nobody reads any more must not end the supervisor.
         .log_internal_errors(false)
-        .event_format(Line { to_journal: stderr_is_the_journal() })
-        .finish();
-    // Only a second start in one process could fail, and would change nothing.
-    let _ = tracing::subscriber::set_global_default(subscriber);
+        .event_format(line)
+        .finish()
 }
 
 /// systemd says by device and inode which stream it reads (`man 5 systemd.exec`, `JOURNAL_STREAM`).
@@ -62,12 +71,40 @@ where
         } else if level != Level::INFO {
             write!(writer, "{}: ", level.as_str().to_ascii_lowercase())?;
         }
+        let mut text = String::new();
         for span in context.event_scope().into_iter().flat_map(|scope| scope.from_root()) {
             if let Some(fields) = span.extensions().get::<FormattedFields<N>>() {
-                write!(writer, "{}: ", fields.fields)?;
+                write!(text, "{}: ", fields.fields)?;
             }
         }
-        context.field_format().format_fields(writer.by_ref(), event)?;
-        writeln!(writer)
+        context.field_format().format_fields(Writer::new(&mut text), event)?;
+        writeln!(writer, "{}", shown::line(&text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_name_in_a_log_line_cannot_drive_a_terminal_or_make_a_line_of_its_own() {
+        let dir = tempfile::tempdir().expect("a folder");
+        for to_journal in [false, true] {
+            let path = dir.path().join("log");
+            let file = fs::File::create(&path).expect("a file");
+            let log = subscriber(Level::INFO, Line { to_journal }, file);
+            tracing::subscriber::with_default(log, || {
+                let vm = tracing::info_span!("vm", name = %"a\u{202e}b\n<0>c");
+                let _entered = vm.enter();
+                tracing::warn!("cgroup x\x1b[2J\x1b]0;t\x07\u{9b}31m.scope\n<0>all is well");
+            });
+            let log = fs::read_to_string(&path).expect("written");
+            assert_eq!(log.lines().count(), 1, "{log:?}");
+            let shown = log.trim_end_matches('\n');
+            assert_eq!(shown::line(shown), shown);
+            assert!(shown.contains("\\u{9b}31m.scope\\n<0>all is well"), "{shown}");
+        }
     }
 }

@@ -54,8 +54,10 @@ pub fn command() -> clap::Command {
 /// Runs the command line and returns the exit code.
 #[must_use]
 pub fn main() -> ExitCode {
-    // clap prints help to standard output with 0, and mistakes to standard error with 2.
-    let args = Qmpin::parse();
+    let args = match Qmpin::try_parse() {
+        Ok(args) => args,
+        Err(mistake) => return not_parsed(&mistake),
+    };
     log::start(args.global.verbose, args.global.quiet);
     std::panic::set_hook(Box::new(|panic| end_with_a_bug(&panic.to_string())));
     let code = match run(args) {
@@ -68,6 +70,18 @@ pub fn main() -> ExitCode {
         }
     };
     ExitCode::from(code)
+}
+
+/// Prints help or the version with exit code 0, or what is wrong with the command line with 2. Its words may be
+/// another program's.
+fn not_parsed(mistake: &clap::Error) -> ExitCode {
+    if !mistake.use_stderr() {
+        // A reader that has gone needs no help.
+        let _ = mistake.print();
+        return ExitCode::SUCCESS;
+    }
+    output::error(mistake.render().to_string().trim_end());
+    ExitCode::from(Kind::Usage.exit_code())
 }
 
 /// Ends the process where it is: it is built without unwinding, and nothing may go on after a mistake.

@@ -5,14 +5,31 @@ use std::io::{self, Write as _};
 use serde::Serialize;
 
 use crate::error::{Failure, Kind};
+use crate::shown;
 
-/// Prints a text on standard output as it is.
+/// Prints a text on standard output, hidden characters escaped.
 ///
 /// # Errors
 /// A failure where it cannot be written. A reader that has gone (`qmpin threads 100 | head -1`) is
 /// none.
 pub(super) fn text(text: &str) -> Result<(), Failure> {
-    written(io::stdout().write_all(text.as_bytes()))
+    written(io::stdout().write_all(shown::block(text).as_bytes()))
+}
+
+/// Prints a text that has colours on standard output; its pieces from outside are escaped already.
+///
+/// # Errors
+/// As [`text`].
+pub(super) fn painted(text: &str) -> Result<(), Failure> {
+    written(io::stdout().write_all(shown::painted(text).as_bytes()))
+}
+
+/// Prints a whole document of a format with escapes of its own on standard output, as it is.
+///
+/// # Errors
+/// As [`text`].
+pub(super) fn document(document: &str) -> Result<(), Failure> {
+    written(io::stdout().write_all(document.as_bytes()))
 }
 
 /// Prints a document on standard output: one line.
@@ -21,14 +38,14 @@ pub(super) fn text(text: &str) -> Result<(), Failure> {
 /// As [`text`].
 pub(super) fn json(document: &impl Serialize) -> Result<(), Failure> {
     let mut line =
-        serde_json::to_vec(document).map_err(|error| Failure::from_error(Kind::Bug, error))?;
-    line.push(b'\n');
-    written(io::stdout().write_all(&line))
+        serde_json::to_string(document).map_err(|error| Failure::from_error(Kind::Bug, error))?;
+    line.push('\n');
+    written(io::stdout().write_all(shown::json(&line).as_bytes()))
 }
 
-/// Prints a message on standard error.
+/// Prints a message on standard error, hidden characters escaped.
 pub(super) fn error(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", shown::block(text));
 }
 
 fn written(result: io::Result<()>) -> Result<(), Failure> {

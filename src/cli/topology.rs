@@ -43,8 +43,8 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
         color: color(),
     };
     match &args.svg {
-        None => output::text(&picture.draw())?,
-        Some(path) if path.as_os_str() == "-" => output::text(&picture.draw_svg())?,
+        None => output::painted(&picture.draw())?,
+        Some(path) if path.as_os_str() == "-" => output::document(&picture.draw_svg())?,
         Some(path) => {
             fs::write(path, picture.draw_svg()).map_err(|error| not_written(path, &error))?;
         }

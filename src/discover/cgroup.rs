@@ -11,6 +11,7 @@ use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};
 use crate::places::Place;
 use crate::plan::partition::{Group, GroupSeen, Seen, Site, levels};
+use crate::shown;
 use crate::sysroot::SysRoot;
 
 /// Processes that Proxmox and libvirt put beside QEMU for the VM's sake; names as in `/proc/PID/stat`,
@@ -216,7 +217,7 @@ fn is_own(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid, site: &Site) -> R
         if !is_helper || seen >= PROCESSES_MAX {
             return Err(format!(
                 "{unit} is not the VM's alone: process {pid} ({}) is in it, too",
-                stat.comm.escape_debug()
+                shown::line(&stat.comm)
             ));
         }
     }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use crate::cpuset::CpuSet;
 use crate::ids::CpuId;
 use crate::places::Place;
+use crate::shown;
 use crate::sysroot::SysRoot;
 
 /// One interrupt.
@@ -124,7 +125,7 @@ impl<'a> Run<'a> {
         };
         let numbers = range(*first, *last);
         let queues = queue.map(|queue| range(queue, queue + (last - first))).unwrap_or_default();
-        match format!("{}{queues}", name.escape_debug()).as_str() {
+        match format!("{}{queues}", shown::line(name)).as_str() {
             "" => format!("{numbers}: {fired}"),
             devices => format!("{numbers} ({devices}): {fired}"),
         }

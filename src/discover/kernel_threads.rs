@@ -6,6 +6,7 @@ use super::stat::{self, Stat};
 use super::tasks::{or_gone, thread};
 use crate::ids::{Pid, Tid};
 use crate::sched::Sched;
+use crate::shown;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{Role, Thread, ThreadKey};
 
@@ -91,7 +92,7 @@ pub fn by_name<'a>(comms: impl Iterator<Item = &'a str>) -> BTreeMap<String, usi
 #[must_use]
 pub fn bound_in_words<'a>(names: impl Iterator<Item = (&'a String, &'a usize)>) -> String {
     let names: Vec<String> =
-        names.map(|(name, number)| format!("{number} {}", name.escape_debug())).collect();
+        names.map(|(name, number)| format!("{number} {}", shown::line(name))).collect();
     format!("the kernel binds them to their CPUs: {}", names.join(", "))
 }
 

@@ -19,6 +19,7 @@ use std::fmt;
 use super::report::{Finding, counted, cpus_in_words};
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, Tid, VmName};
+use crate::shown;
 
 /// The rule's name in reports.
 pub const RULE: &str = "reonline";
@@ -100,7 +101,7 @@ impl fmt::Display for Blocker {
             Blocker::Partition(group) => write!(f, "the partition {group} has it"),
             Blocker::Resctrl(group) => write!(f, "the resctrl group {group} has it"),
             Blocker::Thread { tid, comm, .. } => {
-                write!(f, "thread {tid} ({}) may run nowhere else", comm.escape_debug())
+                write!(f, "thread {tid} ({}) may run nowhere else", shown::line(comm))
             }
             Blocker::Irq(number) => write!(f, "interrupt {number} may fire nowhere else"),
         }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ids::{IothreadId, Pid, Tid, VcpuIndex};
+use crate::shown;
 
 /// Why a caller did not accept the process at the other end.
 pub type CheckError = Box<dyn StdError + Send + Sync>;
@@ -293,18 +294,11 @@ fn partial(bytes: usize) -> String {
     if bytes == 0 { String::new() } else { format!(", {bytes} bytes into a line") }
 }
 
-/// The beginning of a peer's bytes, safe to print: bounded, control characters escaped.
+/// The beginning of a peer's bytes, safe to print: bounded, hidden characters escaped.
 pub(super) fn excerpt(bytes: &[u8]) -> String {
-    let shown = bytes.get(..EXCERPT_BYTES_MAX).unwrap_or(bytes);
-    let mut text = String::with_capacity(shown.len());
-    for char in String::from_utf8_lossy(shown).trim_end().chars() {
-        if char.is_control() {
-            text.extend(char.escape_default());
-        } else {
-            text.push(char);
-        }
-    }
-    if shown.len() < bytes.len() {
+    let start = bytes.get(..EXCERPT_BYTES_MAX).unwrap_or(bytes);
+    let mut text = shown::line(String::from_utf8_lossy(start).trim_end()).into_owned();
+    if start.len() < bytes.len() {
         text.push('…');
     }
     text

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::ids::VmName;
 use crate::policy::{Entry, Origin, Policy, Table};
+use crate::shown;
 
 /// `config show --json`.
 #[derive(Debug, Serialize)]
@@ -54,7 +55,7 @@ pub struct ConfigCheckDocument {
 
 #[derive(Debug, Serialize)]
 struct CheckedFile {
-    path: PathBuf,
+    path: String,
     /// Why it cannot be used; null where it can.
     reason: Option<String>,
 }
@@ -62,7 +63,9 @@ struct CheckedFile {
 impl ConfigCheckDocument {
     /// Of files, and why those that cannot be used cannot.
     pub fn of(files: impl Iterator<Item = (PathBuf, Option<String>)>) -> ConfigCheckDocument {
-        let files = files.map(|(path, reason)| CheckedFile { path, reason }).collect();
+        // A path that is no UTF-8 has no other face in JSON.
+        let path = |path: PathBuf| path.to_string_lossy().into_owned();
+        let files = files.map(|(at, reason)| CheckedFile { path: path(at), reason }).collect();
         ConfigCheckDocument { schema: "qmpin.config-check/1", files }
     }
 
@@ -77,13 +80,13 @@ impl ConfigCheckDocument {
     pub fn to_text(&self) -> String {
         if !self.is_good() {
             let bad = self.files.iter().filter_map(|file| file.reason.as_ref());
-            return bad.flat_map(|reason| [reason.as_str(), "\n"]).collect();
+            return bad.map(|reason| format!("{}\n", shown::line(reason))).collect();
         }
         if self.files.is_empty() {
             return "no policy file: every VM has the defaults\n".to_owned();
         }
-        let paths = self.files.iter().map(|file| file.path.display().to_string());
-        format!("good: {}\n", paths.collect::<Vec<String>>().join(", "))
+        let paths = self.files.iter().map(|file| shown::line(&file.path));
+        format!("good: {}\n", paths.collect::<Vec<_>>().join(", "))
     }
 }
 

@@ -29,4 +29,4 @@ pub use status::{StatusDocument, VmState, VmStatus};
 pub use threads::ThreadsDocument;
 pub use topology::{Picture, TopologyDocument};
 pub use verify::VerifyDocument;
-pub use words::{knob_in_words, printable, thread_in_words};
+pub use words::{knob_in_words, thread_in_words};

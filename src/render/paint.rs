@@ -3,6 +3,8 @@
 //! Every character that qmpin draws with is one column wide (ASCII, box drawing, `·`), and VM names
 //! are ASCII, so a width is a number of characters.
 
+use crate::shown;
+
 /// Whether to write ANSI colours. The command decides: `NO_COLOR`, a terminal or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Color {
@@ -62,7 +64,7 @@ impl Line {
     }
 
     pub(super) fn push(&mut self, paint: Paint, text: impl Into<String>) {
-        self.pieces.push((paint, text.into()));
+        self.pieces.push((paint, shown::line(&text.into()).into_owned()));
     }
 
     pub(super) fn append(&mut self, mut other: Line) {

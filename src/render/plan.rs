@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::table::table;
-use super::words::{knob_in_words, printable};
+use super::words::knob_in_words;
 use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, VcpuIndex, VmName};
 use crate::places::{Place, VfioIrq};
@@ -142,7 +142,7 @@ pub fn plan_text(plan: &Plan, threads: usize, steps: &[Step], explain: Explain) 
                 [
                     format!("~ {}", who(&step.role)),
                     format!("tid {}", step.thread.tid),
-                    printable(&step.comm),
+                    step.comm.clone(),
                     format!("{} → {}", step.from, step.to),
                     why,
                 ]
@@ -189,7 +189,7 @@ pub fn plan_text(plan: &Plan, threads: usize, steps: &[Step], explain: Explain) 
 fn who(role: &Role) -> String {
     match role {
         Role::Vcpu(index) => format!("vcpu {index}"),
-        Role::Iothread(id) => format!("iothread {}", printable(&id.0)),
+        Role::Iothread(id) => format!("iothread {id}"),
         other => other.name().to_owned(),
     }
 }

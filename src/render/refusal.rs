@@ -1,11 +1,12 @@
 //! What the kernel would not do, in a sentence each: the same one wherever it is told.
 
-use super::{printable, thread_in_words};
+use super::thread_in_words;
 use crate::apply::{
     Applied, HostApplied, HostOutcome, PriorityApplied, PriorityOutcome, StepOutcome,
 };
 use crate::places::Place;
 use crate::plan::host::diff::HostStep;
+use crate::shown;
 
 /// About a thread that is not where it should be. `None`: nothing was refused.
 #[must_use]
@@ -86,6 +87,6 @@ pub fn left_alone(applied: &HostApplied) -> Option<String> {
 fn place_in_words(HostApplied { step, comm, .. }: &HostApplied) -> String {
     match comm.as_str() {
         "" => step.place().to_string(),
-        comm => format!("{} ({})", step.place(), printable(comm)),
+        comm => format!("{} ({})", step.place(), shown::line(comm)),
     }
 }

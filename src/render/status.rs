@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::table::table;
-use super::words::printable;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup::PartitionFile;
 use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
@@ -11,6 +10,7 @@ use crate::leases::Lease;
 use crate::marks::{Detached, Waiting};
 use crate::policy::{Knob, VcpuSched};
 use crate::qmp::ChannelKind;
+use crate::shown;
 use crate::standing::Standing;
 use crate::watch::verify::{Check, CheckVerdict};
 
@@ -235,7 +235,7 @@ impl StatusDocument {
         let mut text = table(&rows);
         for vm in &self.vms {
             for refused in &vm.refused {
-                text.push_str(&format!("VM {}: {}\n", vm.vm, printable(refused)));
+                text.push_str(&format!("VM {}: {}\n", vm.vm, shown::line(refused)));
             }
             for Check { check, verdict, reason } in &vm.unmet {
                 let broken = if *verdict == CheckVerdict::Broken { "BROKEN: " } else { "" };

@@ -3,7 +3,6 @@
 use serde::Serialize;
 
 use super::table::table;
-use super::words::printable;
 use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, Pid, Tid, VcpuIndex, VmName};
 use crate::qmp::{ChannelKind, Roles};
@@ -99,7 +98,7 @@ impl ThreadsDocument {
         rows.extend(self.threads.iter().map(|thread| {
             let role = match (thread.vcpu, &thread.iothread) {
                 (Some(index), _) => format!("vcpu {index}"),
-                (None, Some(id)) => format!("iothread {}", printable(&id.0)),
+                (None, Some(id)) => format!("iothread {id}"),
                 (None, None) => thread.role.to_owned(),
             };
             [
@@ -108,7 +107,7 @@ impl ThreadsDocument {
                 thread.guest.as_ref().map_or(String::new(), Position::in_short),
                 thread.allowed_cpus.to_string(),
                 thread.last_cpu.map_or(String::new(), |cpu| cpu.to_string()),
-                printable(&thread.comm),
+                thread.comm.clone(),
             ]
         }));
         format!("VM {}, process {}, asked over {channel}\n{}", self.vm, self.pid, table(&rows))

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::ids::Tid;
 use crate::places::{Place, VfioIrq};
 use crate::policy::Knob;
+use crate::shown;
 use crate::threads::Role;
 
 /// `vCPU 3 (tid 533, CPU 3/KVM)`: a thread in a sentence. An empty name is left out.
@@ -12,14 +13,14 @@ use crate::threads::Role;
 pub fn thread_in_words(tid: Tid, role: &Role, comm: &str) -> String {
     let who = match role {
         Role::Vcpu(index) => format!("vCPU {index}"),
-        Role::Iothread(id) => format!("iothread {id}"),
+        Role::Iothread(id) => format!("iothread {}", shown::line(&id.0)),
         Role::Kernel => "kernel thread".to_owned(),
         Role::Emulator | Role::Worker | Role::Vhost => role.name().to_owned(),
     };
     if comm.is_empty() {
         return format!("{who} (tid {tid})");
     }
-    format!("{who} (tid {tid}, {})", printable(comm))
+    format!("{who} (tid {tid}, {})", shown::line(comm))
 }
 
 /// `irqs`, and `irqs of 0000:0a:00.0` where it is of a VM's own device: they go elsewhere than all others.
@@ -29,10 +30,4 @@ pub fn knob_in_words(knob: Knob, place: &Place, vfio: &BTreeMap<Place, VfioIrq>)
         Some(irq) => format!("{knob} of {}", irq.device),
         None => knob.to_string(),
     }
-}
-
-/// A thread's name as it may be shown: any process can choose its own.
-#[must_use]
-pub fn printable(comm: &str) -> String {
-    comm.chars().flat_map(char::escape_debug).collect()
 }

@@ -7,14 +7,16 @@ const BUSY: Duration = Duration::from_secs(30);
 
 use sd_notify::NotifyState;
 
+use crate::shown;
+
 /// Everything is in place for the first time.
 pub(super) fn ready(status: &str) {
-    say(&[NotifyState::Ready, NotifyState::Status(status)]);
+    say(&[NotifyState::Ready, NotifyState::Status(&shown::line(status))]);
 }
 
 /// Alive, and how it stands.
 pub(super) fn alive(status: &str) {
-    say(&[NotifyState::Watchdog, NotifyState::Status(status)]);
+    say(&[NotifyState::Watchdog, NotifyState::Status(&shown::line(status))]);
 }
 
 /// Alive, and busy with something that may take longer than systemd waits by default.
@@ -26,7 +28,7 @@ pub(super) fn busy() {
 
 /// How it stands, between two signs of life.
 pub(super) fn status(status: &str) {
-    say(&[NotifyState::Status(status)]);
+    say(&[NotifyState::Status(&shown::line(status))]);
 }
 
 /// Restoring now.

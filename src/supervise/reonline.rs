@@ -23,6 +23,7 @@ use crate::plan::reonline::{Beforehand, Choice, Never, RULE, choose, finding};
 use crate::plan::{Finding, Plan, counted, cpus_in_words};
 use crate::policy::{Knob, VmPolicy};
 use crate::render::host_refusal;
+use crate::shown;
 use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
 
@@ -159,7 +160,7 @@ impl Picture {
             let now = read_place(host.root, host.sched, &Place::Thread(*key)).ok()??;
             let is = now.cpus().filter(|is| has_lost(was, is, taken))?;
             let comm = host.root.read(&format!("proc/{}/comm", key.tid)).unwrap_or_default();
-            Some(format!("{} ({}) from {was} to {is}", key.tid, comm.trim().escape_debug()))
+            Some(format!("{} ({}) from {was} to {is}", key.tid, shown::line(comm.trim())))
         };
         let moved: Vec<String> = self.masks.iter().filter_map(moved).collect();
         let mut changed = Vec::new();

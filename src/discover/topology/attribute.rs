@@ -2,6 +2,7 @@
 
 use crate::cpuset::CpuSet;
 use crate::ids::CpuId;
+use crate::shown;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::topology::Unknown;
 
@@ -64,7 +65,7 @@ pub(super) fn id(root: &SysRoot, relative: &str) -> Result<u32, Why> {
 pub(super) fn says(root: &SysRoot, relative: &str, text: &str, wrong: &str) -> Why {
     let shown: String = text.chars().take(SHOWN_CHARS_MAX).collect();
     let path = root.root().join(relative);
-    Why::new(format!("{} says `{}`: {wrong}", path.display(), shown.escape_debug()))
+    Why::new(format!("{} says `{}`: {wrong}", path.display(), shown::line(&shown)))
 }
 
 /// What is not known, with one line for all CPUs that lack the same file.

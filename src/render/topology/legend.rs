@@ -8,6 +8,7 @@
 
 use crate::cpuset::CpuSet;
 use crate::render::paint::{Line, Paint, flow};
+use crate::shown;
 
 use super::marks::{FREE, Marks, OTHERS, RESERVED, SHARED, letter};
 use super::{Picture, count};
@@ -137,6 +138,8 @@ fn sentence(label: &str, text: &str, width: usize) -> Vec<Line> {
 /// Appends `text` to `line`, broken after blanks, commas and slashes.
 fn broken(mut line: Line, text: &str, indent: usize, width: usize) -> Vec<Line> {
     let mut lines = Vec::new();
+    // Before it is measured: an escape is wider than what it stands for.
+    let text = shown::line(text);
     for part in text.split_inclusive([' ', ',', '/']) {
         let mut part: &str = part;
         if line.width() + part.trim_end().chars().count() > width && line.width() > indent {

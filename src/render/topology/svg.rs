@@ -14,6 +14,7 @@ use svg::node::element::{Group as Place, Rectangle, Style, Text, Title};
 
 use crate::ids::CpuId;
 use crate::render::paint::{Line, Paint};
+use crate::shown;
 
 use super::grid::evenly;
 use super::legend::{self, Entry};
@@ -91,6 +92,7 @@ impl Sheet {
     }
 
     fn line(&mut self, words: &str, is_strong: bool) {
+        let words = &shown::line(words);
         let drawn = text(words, MARGIN, self.bottom);
         let drawn = if is_strong { drawn.set("class", "strong") } else { drawn };
         self.add(drawn, MARGIN + text_width(words));
@@ -193,7 +195,7 @@ fn core(cell: &Cell, marks: &Marks<'_>, entries: &[Entry], left: usize, top: usi
         let words = format!("{:>digits$} {mark}", cpu.index()).replace(' ', "\u{a0}");
         let indent = CPU_WIDTH.saturating_sub(text_width(&words)) / 2;
         place = place.add(
-            Place::new().add(Title::new(title(cpu, marks, entries))).add(thread).add(text(
+            Place::new().add(Title::new(title(cpu, marks, entries))).add(thread).add(drawn(
                 &words,
                 left + indent,
                 top + 2,
@@ -208,11 +210,16 @@ fn title(cpu: CpuId, marks: &Marks<'_>, entries: &[Entry]) -> String {
     let whose = marks.owner(cpu).map(|vm| format!("VM {vm}"));
     let named = || entries.iter().find(|entry| entry.cpus.contains(cpu)).map(|entry| &entry.name);
     let whose = whose.or_else(|| named().cloned()).unwrap_or_else(|| FREE.to_string());
-    format!("CPU {}: {whose}", cpu.index())
+    shown::line(&format!("CPU {}: {whose}", cpu.index())).into_owned()
 }
 
-/// One line, whose upper edge is given.
+/// One line, whose upper edge is given. Hidden characters are escaped: XML allows few of them.
 fn text(words: &str, left: usize, top: usize) -> Text {
+    drawn(&shown::line(words), left, top)
+}
+
+/// The same of words that are qmpin's own.
+fn drawn(words: &str, left: usize, top: usize) -> Text {
     Text::new(words).set("x", left).set("y", top + 14)
 }
 

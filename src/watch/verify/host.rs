@@ -10,6 +10,7 @@ use crate::discover::{Interrupt, Occupant, OccupantKind, kept_in_words, kernel_t
 use crate::places::Place;
 use crate::plan::cpus_in_words;
 use crate::plan::partition::ISOLATED;
+use crate::shown;
 
 pub(super) fn partition(facts: &HostFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
@@ -87,7 +88,7 @@ fn nobody(check: &'static str, what: &str, facts: &HostFacts<'_>) -> Check {
 
 fn named(there: &[&Occupant]) -> String {
     let name =
-        |one: &&Occupant| format!("{} ({}) on {}", one.comm.escape_debug(), one.tid, one.allowed);
+        |one: &&Occupant| format!("{} ({}) on {}", shown::line(&one.comm), one.tid, one.allowed);
     some(&there.iter().map(name).collect::<Vec<_>>())
 }
 
