@@ -80,7 +80,8 @@ impl ConfigCheckDocument {
     pub fn to_text(&self) -> String {
         if !self.is_good() {
             let bad = self.files.iter().filter_map(|file| file.reason.as_ref());
-            return bad.map(|reason| format!("{}\n", shown::line(reason))).collect();
+            let lines: Vec<_> = bad.map(|reason| shown::line(reason)).collect();
+            return lines.join("\n") + "\n";
         }
         if self.files.is_empty() {
             return "no policy file: every VM has the defaults\n".to_owned();
