@@ -44,6 +44,12 @@ pub enum ParseCpuListError {
         /// The part as it was written.
         part: String,
     },
+    /// A list names more CPUs than there can be, so some of them again.
+    #[error("it names {cpus} CPUs, and qmpin handles {CPUS_MAX}")]
+    TooLong {
+        /// How many it names.
+        cpus: usize,
+    },
     /// A CPU number is beyond what `sched_setaffinity` can name.
     #[error("CPU {cpu} is beyond the {CPUS_MAX} CPUs that qmpin handles")]
     TooLarge {
@@ -165,42 +171,61 @@ impl CpuSet {
     /// [`ParseCpuListError`] names the part that is wrong. Unlike the kernel, a range that runs
     /// backwards is an error and not the empty set.
     pub fn parse_cpulist(text: &str) -> Result<CpuSet, ParseCpuListError> {
-        let text = text.trim();
         let mut set = CpuSet::EMPTY;
-        if text.is_empty() {
-            return Ok(set);
-        }
-        for part in text.split(',') {
-            let part = part.trim();
-            let (range, stride) = match part.split_once(':') {
-                Some((range, stride)) => (range, Some(stride)),
-                None => (part, None),
-            };
-            let (first, last) = match range.split_once('-') {
-                Some((first, last)) => (number(first, part)?, number(last, part)?),
-                None if stride.is_some() => {
-                    return Err(ParseCpuListError::NotANumber { part: part.to_owned() });
-                }
-                None => {
-                    let cpu = number(range, part)?;
-                    (cpu, cpu)
-                }
-            };
-            if last < first {
-                return Err(ParseCpuListError::Backwards { part: part.to_owned() });
-            }
-            let (used, group) = match stride {
-                None => (1, 1),
-                Some(stride) => parse_stride(stride, part)?,
-            };
-            for (offset, cpu) in (first.index()..=last.index()).enumerate() {
-                if offset % group < used {
-                    set.words[cpu / 64] |= 1 << (cpu % 64);
-                }
-            }
-        }
+        each_cpu(text, |cpu| set.insert(cpu))?;
         Ok(set)
     }
+
+    /// Reads the same as a list: the CPUs in the order in which they are written, also those that are written again.
+    ///
+    /// # Errors
+    /// As [`parse_cpulist`](CpuSet::parse_cpulist), and for a list of more than [`CPUS_MAX`] CPUs.
+    pub fn parse_in_order(text: &str) -> Result<Vec<CpuId>, ParseCpuListError> {
+        let (mut order, mut all) = (Vec::new(), 0);
+        each_cpu(text, |cpu| {
+            all += 1;
+            if all <= CPUS_MAX {
+                order.push(cpu);
+            }
+        })?;
+        if all > CPUS_MAX { Err(ParseCpuListError::TooLong { cpus: all }) } else { Ok(order) }
+    }
+}
+
+/// Calls `each` with the CPUs of a cpulist in the order in which they are written.
+fn each_cpu(text: &str, mut each: impl FnMut(CpuId)) -> Result<(), ParseCpuListError> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(());
+    }
+    for part in text.split(',') {
+        let part = part.trim();
+        let (range, stride) = match part.split_once(':') {
+            Some((range, stride)) => (range, Some(stride)),
+            None => (part, None),
+        };
+        let (first, last) = match range.split_once('-') {
+            Some((first, last)) => (number(first, part)?, number(last, part)?),
+            None if stride.is_some() => {
+                return Err(ParseCpuListError::NotANumber { part: part.to_owned() });
+            }
+            None => {
+                let cpu = number(range, part)?;
+                (cpu, cpu)
+            }
+        };
+        if last < first {
+            return Err(ParseCpuListError::Backwards { part: part.to_owned() });
+        }
+        let (used, group) = match stride {
+            None => (1, 1),
+            Some(stride) => parse_stride(stride, part)?,
+        };
+        let range = (first.index()..=last.index()).enumerate();
+        let used = range.filter(|(offset, _)| offset % group < used);
+        used.filter_map(|(_, cpu)| CpuId::from_index(cpu)).for_each(&mut each);
+    }
+    Ok(())
 }
 
 fn number(text: &str, part: &str) -> Result<CpuId, ParseCpuListError> {

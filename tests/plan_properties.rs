@@ -83,10 +83,8 @@ impl Question {
 
     /// The host's CPUs; where other VMs have them all, the first core that is left.
     fn reserved(&self) -> CpuSet {
-        let reserved = match self.policy.host.reserved.value {
-            CpuChoice::Auto => self.topology.cores[0].cpus,
-            CpuChoice::Cpus(cpus) => cpus,
-        };
+        let reserved = self.policy.host.reserved.value.cpus();
+        let reserved = reserved.unwrap_or(self.topology.cores[0].cpus);
         let taken = self.whole(&self.others());
         if !reserved.is_subset(&taken) {
             return reserved;
@@ -121,10 +119,7 @@ impl Question {
         let shared = self.policy.host.shared.value.unwrap_or_default();
         let blocked = self.whole(&(self.reserved() | shared | self.others()));
         let free = self.allowed() - blocked - self.kept();
-        match self.policy.vm.vcpus.value {
-            CpuChoice::Auto => free,
-            CpuChoice::Cpus(only) => free & only,
-        }
+        self.policy.vm.vcpus.value.cpus().map_or(free, |only| free & only)
     }
 }
 
@@ -138,6 +133,20 @@ fn choice(topology: &Topology, at: Option<&Vec<Index>>) -> CpuChoice {
         Some(cpus) if !cpus.is_empty() => CpuChoice::Cpus(cpus),
         _ => CpuChoice::Auto,
     }
+}
+
+/// The same as they are written: most often in an order of their own.
+fn written(topology: &Topology, at: Option<&Vec<Index>>) -> CpuChoice {
+    let online: Vec<CpuId> = topology.online().iter().collect();
+    let (mut seen, mut words) = (CpuSet::EMPTY, Vec::new());
+    for cpu in at.into_iter().flatten().map(|at| online[at.index(online.len())]) {
+        if !seen.contains(cpu) {
+            seen.insert(cpu);
+            words.push(cpu.to_string());
+        }
+    }
+    let words = if words.is_empty() { "auto".to_owned() } else { words.join(",") };
+    CpuChoice::parse_vcpus(&words).expect("each once")
 }
 
 fn some_cpus(most: usize) -> impl Strategy<Value = Option<Vec<Index>>> {
@@ -159,13 +168,14 @@ fn any_question() -> impl Strategy<Value = Question> {
     let sets = (some_cpus(4), some_cpus(4), some_cpus(24), some_cpus(6), some_cpus(6));
     let others = prop::collection::vec(prop::collection::vec(any::<Index>(), 1..6), 0..3);
     let limit = some_cpus(24);
-    (hosts::any_host(), any_guest(), sets, others, limit, any::<(bool, bool)>()).prop_map(
+    (hosts::any_host(), any_guest(), sets, others, limit, any::<(bool, bool, bool)>()).prop_map(
         |(host, guest, (reserved, shared, vcpus, emulator, iothreads), others, limit, flags)| {
             let topology = host.topology();
             let mut policy = Policy::default();
             policy.host.reserved = sourced(choice(&topology, reserved.as_ref()));
             policy.host.shared = sourced(shared.map(|at| pick(&topology, &at)));
-            policy.vm.vcpus = sourced(choice(&topology, vcpus.as_ref()));
+            let by_hand = if flags.2 { written } else { choice };
+            policy.vm.vcpus = sourced(by_hand(&topology, vcpus.as_ref()));
             policy.vm.emulator = sourced(choice(&topology, emulator.as_ref()));
             policy.vm.iothreads = sourced(choice(&topology, iothreads.as_ref()));
             policy.vm.share = sourced(if flags.0 { Sharing::Wrap } else { Sharing::Refuse });
@@ -230,9 +240,9 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
         (plan.emulator, &question.policy.vm.emulator),
         (plan.iothread_cpus, &question.policy.vm.iothreads),
     ] {
-        match choice.value {
-            CpuChoice::Auto => prop_assert!(helpers.is_subset(&plan.housekeeping)),
-            CpuChoice::Cpus(cpus) => prop_assert_eq!(helpers, cpus),
+        match choice.value.cpus() {
+            None => prop_assert!(helpers.is_subset(&plan.housekeeping)),
+            Some(cpus) => prop_assert_eq!(helpers, cpus),
         }
         prop_assert!(!helpers.intersects(&question.whole(&question.others())));
     }
@@ -245,6 +255,13 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
     let held = plan.held();
     if question.policy.vm.share.value == Sharing::Refuse {
         prop_assert_eq!(used.len(), held.len(), "a CPU each");
+    }
+    if let CpuChoice::InOrder(order) = &question.policy.vm.vcpus.value {
+        for planned in &plan.vcpus {
+            let named = order.as_slice().get(planned.vcpu.0 as usize);
+            let named = named.filter(|cpu| question.free().contains(**cpu));
+            prop_assert!(named.is_none_or(|cpu| planned.cpus == CpuSet::single(*cpu)), "{plan:?}");
+        }
     }
     prop_assert_eq!(met(plan, "share"), false);
     prop_assert_eq!(

@@ -140,7 +140,7 @@ fn answer(case: &Case) -> String {
         Err(error @ PlanError::Policy { .. }) => {
             let _ = writeln!(text, "policy refused\n{}", wrapped(&error.to_string(), 2));
         }
-        Err(PlanError::Infeasible { reason, nearest }) => {
+        Err(PlanError::Infeasible { reason, nearest, .. }) => {
             let _ = writeln!(text, "infeasible\n{}", wrapped(&reason, 2));
             if let Some(nearest) = nearest {
                 let _ = writeln!(text, "\nnearest: {}", nearest.takes);

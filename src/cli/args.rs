@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::cpuset::CpuSet;
 use crate::discover::{Loaded, PolicyDirs, PolicyFileError, VmLocation};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
@@ -126,14 +125,14 @@ impl RootArgs {
 /// Policy by hand; stronger than any file.
 #[derive(Args, Debug)]
 pub(super) struct PolicyArgs {
-    /// CPUs for vCPUs, such as 6-11,18-23
-    #[arg(long, value_name = "CPULIST|auto", value_parser = choice)]
+    /// CPUs for vCPUs, such as 6-11,18-23; an order such as 5,3,1 is kept
+    #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_vcpus)]
     vcpus: Option<CpuChoice>,
     /// CPUs for iothreads
-    #[arg(long, value_name = "CPULIST|auto", value_parser = choice)]
+    #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_set)]
     iothreads: Option<CpuChoice>,
     /// CPUs for the emulator threads
-    #[arg(long, value_name = "CPULIST|auto", value_parser = choice)]
+    #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_set)]
     emulator: Option<CpuChoice>,
     /// Take a VM with more vCPUs than CPUs: they share
     #[arg(long)]
@@ -149,26 +148,15 @@ pub(super) struct PolicyArgs {
     isolation: Option<Level>,
 }
 
-fn choice(text: &str) -> Result<CpuChoice, String> {
-    if text == "auto" {
-        return Ok(CpuChoice::Auto);
-    }
-    match CpuSet::parse_cpulist(text) {
-        Ok(cpus) if cpus.is_empty() => Err("it names no CPU".to_owned()),
-        Ok(cpus) => Ok(CpuChoice::Cpus(cpus)),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 impl PolicyArgs {
     fn fragment(&self) -> Fragment {
         fn flag<T>(value: Option<T>, flag: &'static str) -> Option<Sourced<T>> {
             value.map(|value| Sourced { value, origin: Origin::Flag { flag } })
         }
         Fragment {
-            vcpus: flag(self.vcpus, "--vcpus"),
-            iothreads: flag(self.iothreads, "--iothreads"),
-            emulator: flag(self.emulator, "--emulator"),
+            vcpus: flag(self.vcpus.clone(), "--vcpus"),
+            iothreads: flag(self.iothreads.clone(), "--iothreads"),
+            emulator: flag(self.emulator.clone(), "--emulator"),
             share: flag(self.share.then_some(Sharing::Wrap), "--share"),
             overflow: flag(self.overflow, "--overflow"),
             channel: flag(self.channel, "--channel"),

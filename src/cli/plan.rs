@@ -73,7 +73,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let mut plan = match planned {
         Ok(plan) => plan,
         Err(error) => {
-            if let (PlanError::Infeasible { reason, nearest }, Shape::Json) = (&error, shape) {
+            if let (PlanError::Infeasible { reason, nearest, .. }, Shape::Json) = (&error, shape) {
                 output::json(&PlanDocument::infeasible(vm, reason, nearest.as_deref()))?;
             }
             return Err(error.into());

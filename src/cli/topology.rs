@@ -9,7 +9,6 @@ use super::{Answer, output};
 use crate::cpuset::CpuSet;
 use crate::discover::{all_leases, boot_id, live_leases, read_topology};
 use crate::error::{Failure, Kind};
-use crate::policy::CpuChoice;
 use crate::render::{Color, Owners, Picture, TopologyDocument};
 
 /// Where nobody says how wide the terminal is.
@@ -30,10 +29,8 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
         output::json(&TopologyDocument::new(&topology, &owners))?;
         return Ok(Answer::Done);
     }
-    let reserved = match policy.host.reserved.value {
-        CpuChoice::Cpus(cpus) => cpus,
-        CpuChoice::Auto => topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus),
-    };
+    let first_core = || topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus);
+    let reserved = policy.host.reserved.value.cpus().unwrap_or_else(first_core);
     let picture = Picture {
         topology: &topology,
         owners: &owners,

@@ -31,7 +31,7 @@ pub(super) fn kept_for_helpers(
     others: &CpuSet,
 ) -> CpuSet {
     let free = cpus(request) - *others;
-    let is_by_hand = matches!(request.policy.vm.vcpus.value, CpuChoice::Cpus(_));
+    let is_by_hand = request.policy.vm.vcpus.value != CpuChoice::Auto;
     if request.allowed.is_none() || is_by_hand || free.intersects(housekeeping) {
         return CpuSet::EMPTY;
     }
@@ -52,7 +52,7 @@ pub(super) fn check(request: &Request<'_>, key: &str, cpus: &CpuSet) -> Result<(
                 "{key}: {outside} cannot be had: {}; choose CPUs inside, or lift that limit",
                 allowed.why
             );
-            Err(PlanError::Infeasible { reason, nearest: None })
+            Err(PlanError::Infeasible { reason, nearest: None, waits_for: Vec::new() })
         }
         _ => Ok(()),
     }

@@ -2,7 +2,7 @@
 //! and the check of every set that was given by hand.
 
 use super::machine::Group;
-use super::report::cpus_in_words;
+use super::report::{cpus_in_words, listed};
 use super::{PlanError, Request, allowed, helpers};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Origin, Sourced};
@@ -49,9 +49,9 @@ impl Claims {
         let online = topology.online();
         let taken = request.neighbours.iter().fold(CpuSet::EMPTY, |all, vm| all | vm.exclusive);
         let others = whole_cores(request, &taken);
-        let mut reserved = match host.reserved.value {
-            CpuChoice::Auto => topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus),
-            CpuChoice::Cpus(cpus) => {
+        let mut reserved = match host.reserved.value.cpus() {
+            None => topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus),
+            Some(cpus) => {
                 check_online(request, &online, "[host] reserved", &cpus, &host.reserved.origin)?;
                 cpus
             }
@@ -66,7 +66,7 @@ impl Claims {
         let allowed = allowed::cpus(request);
         let kept = allowed::kept_for_helpers(request, &(reserved | shared), &others);
         let claims = Claims { online, allowed, reserved, shared, kept, others };
-        if let CpuChoice::Cpus(cpus) = request.policy.vm.vcpus.value {
+        if let Some(cpus) = request.policy.vm.vcpus.value.cpus() {
             claims.check_vcpus(request, &cpus)?;
         }
         Ok(claims)
@@ -106,35 +106,63 @@ impl Claims {
                 format!("vcpus = \"{cpus}\": {} {verb} {owner}; {instead}", cpus_in_words(&clash));
             return Err(PlanError::Policy { origin: origin.clone(), reason });
         }
-        self.check_others(request, "vcpus", &cores, origin)?;
-        allowed::check(request, &format!("{origin}: vcpus = \"{cpus}\""), cpus)
+        let choice = &request.policy.vm.vcpus;
+        self.check_others(request, "vcpus", cpus, choice)?;
+        allowed::check(request, &format!("{origin}: vcpus = \"{}\"", choice.value), cpus)
     }
 
+    /// Checks that no CPU of a set by hand, nor a sibling of one, is another VM's.
     fn check_others(
         &self,
         request: &Request<'_>,
         key: &str,
         cpus: &CpuSet,
-        origin: &Origin,
+        choice: &Sourced<CpuChoice>,
     ) -> Result<(), PlanError> {
-        let clash = *cpus & self.others;
-        if clash.is_empty() {
+        if !cpus.intersects(&self.others) {
             return Ok(());
         }
-        let owners: Vec<&str> = request
-            .neighbours
-            .iter()
-            .filter(|vm| whole_cores(request, &vm.exclusive).intersects(&clash))
-            .map(|vm| vm.vm.as_str())
-            .collect();
-        let owners = owners.join(" and VM ");
+        let mut clashes = Vec::new();
+        let mut owners = Vec::new();
+        for other in request.neighbours {
+            let direct = *cpus & other.exclusive;
+            let beside = (*cpus & whole_cores(request, &other.exclusive)) - other.exclusive;
+            if direct.is_empty() && beside.is_empty() {
+                continue;
+            }
+            owners.push(other.vm.clone());
+            if !direct.is_empty() {
+                let belong = if direct.len() == 1 { "belongs" } else { "belong" };
+                clashes.push(format!("{} {belong} to VM {}", cpus_in_words(&direct), other.vm));
+            }
+            if !beside.is_empty() {
+                let are = if beside.len() == 1 {
+                    "is the sibling half"
+                } else {
+                    "are the sibling halves"
+                };
+                let theirs = whole_cores(request, &beside) & other.exclusive;
+                clashes.push(format!(
+                    "{} {are} of VM {}'s {theirs}",
+                    cpus_in_words(&beside),
+                    other.vm
+                ));
+            }
+        }
+        let names: Vec<&str> = owners.iter().map(|vm| vm.as_str()).collect();
+        let halves = if clashes.iter().any(|clash| clash.contains("sibling")) {
+            ", and whole cores are not shared"
+        } else {
+            ""
+        };
         let reason = format!(
-            "{origin}: {key}: {} cannot be had: VM {owners} has {}, by whole cores; choose others, or \
-             detach VM {owners}",
-            cpus_in_words(&clash),
-            cpus_in_words(&(self.others & whole_cores(request, &clash))),
+            "{}: {key} = \"{}\": {}{halves}; choose others, or detach VM {}",
+            choice.origin,
+            choice.value,
+            listed(&clashes, 3, ", "),
+            listed(&names, 3, " and VM "),
         );
-        Err(PlanError::Infeasible { reason, nearest: None })
+        Err(PlanError::Infeasible { reason, nearest: None, waits_for: owners })
     }
 
     /// The CPUs for emulator threads or iothreads.
@@ -150,9 +178,9 @@ impl Claims {
         exclusive: &CpuSet,
         housekeeping: &CpuSet,
     ) -> Result<Helpers, PlanError> {
-        if let CpuChoice::Cpus(cpus) = choice.value {
+        if let Some(cpus) = choice.value.cpus() {
             check_online(request, &self.online, key, &cpus, &choice.origin)?;
-            self.check_others(request, key, &cpus, &choice.origin)?;
+            self.check_others(request, key, &cpus, choice)?;
             let what = format!("{}: {key} = \"{cpus}\"", choice.origin);
             allowed::check(request, &what, &cpus)?;
             return Ok(Helpers { cpus, found: Found::ByHand(choice.origin.clone()) });
@@ -169,6 +197,7 @@ impl Claims {
                     request.allowed.map_or(String::new(), |limit| format!("; {}", limit.why))
                 ),
                 nearest: None,
+                waits_for: request.neighbours.iter().map(|other| other.vm.clone()).collect(),
             }
         })?;
         Ok(Helpers { cpus, found: Found::ByRule(away) })
@@ -184,9 +213,7 @@ pub(super) fn spared(request: &Request<'_>) -> CpuSet {
     }
     let mut spared = CpuSet::EMPTY;
     for choice in [&vm.emulator.value, &vm.iothreads.value] {
-        if let CpuChoice::Cpus(cpus) = choice {
-            spared |= *cpus;
-        }
+        spared |= choice.cpus().unwrap_or(CpuSet::EMPTY);
     }
     let held: CpuSet = request.held.values().copied().collect();
     whole_cores(request, &spared) - whole_cores(request, &held)

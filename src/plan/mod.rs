@@ -6,7 +6,8 @@
 //!   allowed      ─▶ which CPUs the VM's cgroup does not allow it         allowed.rs
 //!   needs        ─▶ which of the others it may have at all                needs.rs
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
-//!                                                                      extension.rs (hotplug)
+//!                                                                      extension.rs (hotplug),
+//!                                                                      in_order.rs (by hand)
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
 //!   partition    ─▶ how the vCPUs' CPUs are kept theirs                partition.rs
 //!   priority     ─▶ which of them are scheduled before others          priority.rs
@@ -27,6 +28,7 @@ mod groups;
 mod helpers;
 pub mod host;
 mod housekeeping;
+mod in_order;
 mod machine;
 mod nearest;
 mod needs;
@@ -40,7 +42,7 @@ mod verdicts;
 use std::collections::BTreeMap;
 
 pub use allowed::Allowed;
-pub use report::{Finding, Placed, Verdict, Why, counted, cpus_in_words};
+pub use report::{Finding, Placed, Verdict, Why, counted, cpus_in_words, listed};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, IothreadId, VcpuIndex, VmName};
@@ -190,6 +192,8 @@ pub enum PlanError {
         reason: String,
         /// The nearest plan that would do, where there is one.
         nearest: Option<Box<Nearest>>,
+        /// The VMs whose CPUs are in the way: a plan may be found when one of their leases ends or shrinks.
+        waits_for: Vec<VmName>,
     },
 }
 
@@ -214,10 +218,8 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
 /// As [`plan`], without looking for what else would do.
 fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
     let claims = Claims::gather(request)?;
-    let only = match &request.policy.vm.vcpus.value {
-        CpuChoice::Auto => None,
-        CpuChoice::Cpus(cpus) => Some(cpus),
-    };
+    let only = request.policy.vm.vcpus.value.cpus();
+    let only = only.as_ref();
     let blocked = claims.reserved | claims.shared | claims.kept | claims.others;
     let usable = match (only, request.allowed) {
         (None, None) => None,
@@ -240,6 +242,7 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
     let placement = placement.ok_or_else(|| PlanError::Infeasible {
         reason: verdicts::shortage(request, &claims, &groups),
         nearest: None,
+        waits_for: request.neighbours.iter().map(|other| other.vm.clone()).collect(),
     })?;
     finish(request, &claims, &groups, &placement, only)
 }
@@ -247,6 +250,9 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
 fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
     let Request { topology, guest, held, .. } = *request;
     let sharing = request.policy.vm.share.value;
+    if let CpuChoice::InOrder(order) = &request.policy.vm.vcpus.value {
+        return in_order::place(topology, groups, guest, held, order, sharing);
+    }
     let fresh = || vcpus::fresh(topology, groups, guest);
     match extension::extended(topology, groups, guest, held, sharing) {
         Some(stay) if request.stay == Stay::UnlessBetter && stay.falls_short() => {
@@ -274,7 +280,7 @@ fn finish(
         |key, choice| claims.helpers(request, groups, key, choice, &exclusive, &housekeeping);
     let vm = &request.policy.vm;
     let emulator = place("emulator", &vm.emulator)?;
-    let iothreads = match (vm.emulator.value, vm.iothreads.value) {
+    let iothreads = match (&vm.emulator.value, &vm.iothreads.value) {
         // The rule is the same for both.
         (CpuChoice::Auto, CpuChoice::Auto) => emulator.clone(),
         _ => place("iothreads", &vm.iothreads)?,

@@ -51,8 +51,8 @@ pub(super) fn nearest(request: &Request<'_>) -> Option<Box<Nearest>> {
 /// With the nearest plan, where the machine cannot hold the VM.
 pub(super) fn with_nearest(error: PlanError, request: &Request<'_>) -> PlanError {
     match error {
-        PlanError::Infeasible { reason, nearest: None } => {
-            PlanError::Infeasible { reason, nearest: nearest(request) }
+        PlanError::Infeasible { reason, nearest: None, waits_for } => {
+            PlanError::Infeasible { reason, nearest: nearest(request), waits_for }
         }
         other => other,
     }

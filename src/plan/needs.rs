@@ -15,7 +15,7 @@ use crate::topology::CoreKind;
 
 /// Takes the cores away that do not meet the VM's needs. CPUs that are given by hand are taken as they are.
 pub(super) fn restrict(groups: &mut [Group<'_>], vm: &VmPolicy) {
-    if matches!(vm.vcpus.value, CpuChoice::Cpus(_)) {
+    if vm.vcpus.value != CpuChoice::Auto {
         return;
     }
     let meets = Needs::of(groups, vm);
@@ -28,8 +28,8 @@ pub(super) fn restrict(groups: &mut [Group<'_>], vm: &VmPolicy) {
 pub(super) fn findings(groups: &[Group<'_>], vm: &VmPolicy, used: &CpuSet) -> Vec<Finding> {
     let meets = Needs::of(groups, vm);
     let by_hand = match vm.vcpus.value {
-        CpuChoice::Cpus(_) => Some(&vm.vcpus.origin),
         CpuChoice::Auto => None,
+        CpuChoice::Cpus(_) | CpuChoice::InOrder(_) => Some(&vm.vcpus.origin),
     };
     let finding = |rule, wish: String, differ: bool, met: &dyn Fn(&Group<'_>) -> bool| {
         let unmet = groups.iter().any(|group| group.cpus.intersects(used) && !met(group));
@@ -58,7 +58,7 @@ pub(super) fn findings(groups: &[Group<'_>], vm: &VmPolicy, used: &CpuSet) -> Ve
 /// The needs that leave cores out, for whoever finds too few; empty where none does.
 pub(super) fn in_force(groups: &[Group<'_>], vm: &VmPolicy) -> Vec<String> {
     let needs = Needs::of(groups, vm);
-    if matches!(vm.vcpus.value, CpuChoice::Cpus(_)) {
+    if vm.vcpus.value != CpuChoice::Auto {
         return Vec::new();
     }
     let mut words = Vec::new();

@@ -57,6 +57,8 @@ pub enum Why {
     SecondThreadBeside(VcpuIndex),
     /// More vCPUs than CPUs, and sharing is allowed: it shares its CPU.
     Wrapped,
+    /// The policy names this CPU for it.
+    ByHand,
     /// It was there before, and still may be.
     Held,
     /// It no longer fitted: it is with the housekeeping CPUs.
@@ -72,6 +74,7 @@ impl Why {
             Why::SiblingOf(_) => "guest-siblings",
             Why::SecondThreadBeside(_) => "cores-then-siblings",
             Why::Wrapped => "share",
+            Why::ByHand => "by-hand",
             Why::Held => "stay",
             Why::Overflow => "overflow",
         }
@@ -87,6 +90,7 @@ impl fmt::Display for Why {
                 write!(f, "every core of the set has a vCPU: the sibling beside vCPU {vcpu}")
             }
             Why::Wrapped => f.write_str("more vCPUs than CPUs and share = true: the CPU is shared"),
+            Why::ByHand => f.write_str("vcpus names this CPU for it"),
             Why::Held => f.write_str("it was there before and still may be"),
             Why::Overflow => f.write_str("no CPU is left: overflow = \"shared\""),
         }
@@ -100,6 +104,16 @@ pub fn cpus_in_words(cpus: &crate::cpuset::CpuSet) -> String {
         0 => "no CPU".to_owned(),
         1 => format!("CPU {cpus}"),
         _ => format!("CPUs {cpus}"),
+    }
+}
+
+/// `a, b and 7 more`: a list in a sentence, cut after `most` of them.
+#[must_use]
+pub fn listed<T: AsRef<str>>(all: &[T], most: usize, between: &str) -> String {
+    let shown: Vec<&str> = all.iter().take(most).map(AsRef::as_ref).collect();
+    match all.len().saturating_sub(most) {
+        0 => shown.join(between),
+        left => format!("{} and {left} more", shown.join(between)),
     }
 }
 

@@ -12,7 +12,7 @@ use super::vcpus::{Placement, Siblings};
 use super::{Plan, Request};
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, NodeId};
-use crate::policy::{CpuChoice, Origin};
+use crate::policy::{CpuChoice, Origin, Sourced};
 use crate::topology::{CoreKind, Llc, Topology};
 
 /// Why the free cores do not hold the VM.
@@ -38,10 +38,10 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'
     }
     let needs = if vcpus == 1 { "needs a CPU of its own" } else { "need a CPU each" };
     let needs = format!("{} {needs}", counted(vcpus, "vCPU"));
-    if let CpuChoice::Cpus(only) = request.policy.vm.vcpus.value {
-        let origin = &request.policy.vm.vcpus.origin;
+    let Sourced { value: by_hand, origin } = &request.policy.vm.vcpus;
+    if *by_hand != CpuChoice::Auto {
         return format!(
-            "{origin}: vcpus = \"{only}\" has {}, and {needs}: name {} more, or say vcpus = \"auto\"",
+            "{origin}: vcpus = \"{by_hand}\" has {}, and {needs}: name {} more, or say vcpus = \"auto\"",
             counted(cpus, "CPU"),
             vcpus - cpus.min(vcpus),
         );
@@ -85,8 +85,9 @@ pub(super) fn report(
         .collect();
     report.push(reserved(request, claims));
     report.extend(allowed::finding(request));
-    if let CpuChoice::Cpus(cpus) = request.policy.vm.vcpus.value {
-        report.push(by_hand("vcpus", &cpus, &request.policy.vm.vcpus.origin));
+    let Sourced { value, origin } = &request.policy.vm.vcpus;
+    if *value != CpuChoice::Auto {
+        report.push(Finding::met("by-hand", format!("vcpus = \"{value}\" ({origin})")));
     }
     let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
     let cells = cells(request, placement);
@@ -106,16 +107,10 @@ pub(super) fn report(
     report
 }
 
-fn by_hand(key: &str, cpus: &CpuSet, origin: &Origin) -> Finding {
-    Finding::met("by-hand", format!("{key} = \"{cpus}\" ({origin})"))
-}
-
 fn reserved(request: &Request<'_>, claims: &Claims) -> Finding {
     let policy = &request.policy.host.reserved;
-    let asked = match policy.value {
-        CpuChoice::Cpus(cpus) => Some(cpus),
-        CpuChoice::Auto => request.topology.cores.first().map(|core| core.cpus),
-    };
+    let first = || request.topology.cores.first().map(|core| core.cpus);
+    let asked = policy.value.cpus().or_else(first);
     let origin = match &policy.origin {
         Origin::Default => "auto: the first core".to_owned(),
         origin => origin.to_string(),

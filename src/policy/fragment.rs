@@ -8,8 +8,8 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Knob, Level, Origin, Overflow, Sharing, Sourced,
-    VcpuSched, VfioIrqs,
+    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Knob, Level, Origin, Overflow,
+    ParseCpuChoiceError, Sharing, Sourced, VcpuSched, VfioIrqs,
 };
 use crate::cpuset::CpuSet;
 
@@ -120,37 +120,24 @@ impl Source<'_> {
         })
     }
 
-    fn cpus(&self, key: &str, value: &Spanned<String>) -> Result<CpuSet, PolicyError> {
-        let text = value.get_ref();
-        let at = value.span().start;
-        let cpus = CpuSet::parse_cpulist(text)
-            .map_err(|error| self.error(at, format!("{key} = \"{text}\": {error}")))?;
-        if cpus.is_empty() {
-            return Err(self.error(at, format!("{key} = \"{text}\" names no CPU")));
-        }
-        Ok(cpus)
-    }
-
     fn choice(
         &self,
         key: &str,
         value: Option<Spanned<String>>,
+        parse: fn(&str) -> Result<CpuChoice, ParseCpuChoiceError>,
     ) -> Result<Option<Sourced<CpuChoice>>, PolicyError> {
         let Some(value) = value else { return Ok(None) };
-        let origin = self.origin(value.span().start);
-        let value = if value.get_ref().trim() == "auto" {
-            CpuChoice::Auto
-        } else if self.kind == FileKind::Cluster {
+        let (text, at) = (value.get_ref(), value.span().start);
+        let choice =
+            parse(text).map_err(|error| self.error(at, format!("{key} = \"{text}\": {error}")))?;
+        if choice != CpuChoice::Auto && self.kind == FileKind::Cluster {
             let reason = format!(
-                "{key} = \"{}\": CPU numbers mean something else on every node; say cores and cache, or put it \
-                 in the node's own /etc/qmpin",
-                value.get_ref()
+                "{key} = \"{text}\": CPU numbers mean something else on every node; say cores and cache, or put it \
+                 in the node's own /etc/qmpin"
             );
-            return Err(self.error(value.span().start, reason));
-        } else {
-            CpuChoice::Cpus(self.cpus(key, &value)?)
-        };
-        Ok(Some(Sourced { value, origin }))
+            return Err(self.error(at, reason));
+        }
+        Ok(Some(Sourced { value: choice, origin: self.origin(at) }))
     }
 }
 
@@ -167,9 +154,9 @@ impl Fragment {
             source.error(at, error.message().replace('\n', " "))
         })?;
         let mut fragment = Fragment {
-            vcpus: source.choice("vcpus", raw.vcpus)?,
-            iothreads: source.choice("iothreads", raw.iothreads)?,
-            emulator: source.choice("emulator", raw.emulator)?,
+            vcpus: source.choice("vcpus", raw.vcpus, CpuChoice::parse_vcpus)?,
+            iothreads: source.choice("iothreads", raw.iothreads, CpuChoice::parse_set)?,
+            emulator: source.choice("emulator", raw.emulator, CpuChoice::parse_set)?,
             cores: source.keep(raw.cores, |value| value),
             cache: source.keep(raw.cache, |value| value),
             share: source
@@ -210,11 +197,17 @@ impl Fragment {
             return Err(source.error(host.span().start, reason));
         }
         let host = host.into_inner();
-        fragment.reserved = source.choice("reserved", host.reserved)?;
-        if let Some(shared) = host.shared {
-            let cpus = source.cpus("shared", &shared)?;
-            fragment.shared = source.keep(Some(shared), |_| Some(cpus));
+        fragment.reserved = source.choice("reserved", host.reserved, CpuChoice::parse_set)?;
+        let at = host.shared.as_ref().map_or(0, |shared| shared.span().start);
+        let shared = source.choice("shared", host.shared, CpuChoice::parse_set)?;
+        if shared.as_ref().is_some_and(|shared| shared.value == CpuChoice::Auto) {
+            let reason =
+                "shared = \"auto\": name CPUs, or leave the line out: there are none by default";
+            return Err(source.error(at, reason));
         }
+        let set =
+            |Sourced { value, origin }: Sourced<CpuChoice>| Sourced { value: value.cpus(), origin };
+        fragment.shared = shared.map(set);
         Ok(fragment)
     }
 }

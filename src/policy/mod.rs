@@ -9,6 +9,7 @@
 //!   flags                          Fragment ─┘
 //! ```
 
+mod cpus;
 mod fragment;
 mod isolation;
 mod listing;
@@ -19,12 +20,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use cpus::{CpuChoice, CpuOrder, ParseCpuChoiceError};
 pub use fragment::{FileKind, Fragment, PolicyError};
 pub use isolation::{Knob, Level};
 pub use listing::{Entry, Table};
 pub use values::{
-    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Overflow, RtPriority, Sharing, VcpuSched,
-    VfioIrqs,
+    CacheNeed, ChannelChoice, CoreNeed, Overflow, RtPriority, Sharing, VcpuSched, VfioIrqs,
 };
 
 use crate::cpuset::CpuSet;
@@ -94,7 +95,7 @@ pub struct HostPolicy {
 /// What one VM asks for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct VmPolicy {
-    /// The CPUs for vCPUs.
+    /// The CPUs for vCPUs; where they are in an order, vCPU by vCPU.
     pub vcpus: Sourced<CpuChoice>,
     /// The CPUs for iothreads.
     pub iothreads: Sourced<CpuChoice>,

@@ -3,34 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use crate::cpuset::CpuSet;
 use crate::scheduling::{Class, OnFork, Scheduling};
-
-/// CPUs by hand, or the planner's choice.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum CpuChoice {
-    /// The planner chooses.
-    Auto,
-    /// These CPUs, by hand.
-    Cpus(CpuSet),
-}
-
-impl Serialize for CpuChoice {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl fmt::Display for CpuChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CpuChoice::Auto => f.write_str("auto"),
-            CpuChoice::Cpus(cpus) => cpus.fmt(f),
-        }
-    }
-}
 
 /// Whether a VM may have more vCPUs than CPUs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -11,7 +11,12 @@ pub(crate) fn ryzen_5900x() -> FakeHost {
         .build()
 }
 
-/// The same with the firmware's "L3 as NUMA": a node for each CCD.
+/// 6 cores behind one cache, siblings at +6.
+pub(crate) fn core_i7_8700() -> FakeHost {
+    Shape::new(vec![node(0, 32, vec![llc(12, 6, 2)])], Numbering::SiblingsLast).build()
+}
+
+/// The same as the 5900X with the firmware's "L3 as NUMA": a node for each CCD.
 pub(crate) fn ryzen_5900x_l3_as_numa() -> FakeHost {
     let nodes = vec![node(0, 32, vec![llc(32, 6, 2)]), node(0, 32, vec![llc(32, 6, 2)])];
     Shape::new(nodes, Numbering::SiblingsLast).build()
@@ -107,6 +112,7 @@ pub(crate) fn sparse() -> FakeHost {
 pub(crate) fn all() -> Vec<(&'static str, FakeHost)> {
     vec![
         ("ryzen_5900x", ryzen_5900x()),
+        ("core_i7_8700", core_i7_8700()),
         ("ryzen_5900x_l3_as_numa", ryzen_5900x_l3_as_numa()),
         ("ryzen_3900x", ryzen_3900x()),
         ("ryzen_7950x3d", ryzen_7950x3d()),
