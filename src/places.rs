@@ -132,8 +132,21 @@ pub struct CpuPower {
     pub governor: Option<Place>,
     /// `energy_performance_preference`, which the kernel changes with the governor.
     pub preference: Option<Place>,
-    /// `pm_qos_resume_latency_us`, and the exit latency of the shallowest idle state, in µs.
-    pub resume_latency: Option<(Place, u32)>,
+    /// `pm_qos_resume_latency_us`, where the CPU has idle states.
+    pub resume_latency: Option<Place>,
+    /// How it can idle.
+    pub idle_states: Vec<IdleState>,
+}
+
+/// An idle state of a CPU.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct IdleState {
+    /// As its driver names it: `POLL`, `C1`, `WFI`.
+    pub name: String,
+    /// How long it takes to leave it, in µs.
+    pub latency_us: u32,
+    /// Whether the administrator has forbidden it.
+    pub is_disabled: bool,
 }
 
 /// An interrupt of a device that is passed through to a VM.

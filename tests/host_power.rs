@@ -113,3 +113,23 @@ fn what_was_preferred_before_stays() {
     assert_eq!(world.changed_since(&before), [""; 0]);
     assert_eq!(world.journal(), None);
 }
+
+/// Arm has no state that polls: the first is `WFI`.
+#[test]
+fn the_first_state_of_arm_is_the_shallowest() {
+    let world = World::new();
+    for (state, name, latency) in [(0, "WFI", "1"), (1, "cpu-sleep-0", "450")] {
+        for (file, text) in [("name", name), ("latency", latency)] {
+            let path = format!("sys/devices/system/cpu/cpu4/cpuidle/state{state}/{file}");
+            world.write(&path, &format!("{text}\n"));
+        }
+    }
+    world.lease("100", "4-5", [Knob::Power]);
+    world.reconcile();
+    let allowed = |cpu: u32| {
+        world.read(&format!("sys/devices/system/cpu/cpu{cpu}/power/pm_qos_resume_latency_us"))
+    };
+    assert_eq!([4, 5].map(allowed), ["1", "2"]);
+    detach(&world);
+    assert_eq!([4, 5].map(allowed), ["0", "0"]);
+}

@@ -15,7 +15,7 @@ use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::ids::CpuId;
 use crate::journal::HostMemory;
-use crate::places::{CpuPower, HostView, Place, Value};
+use crate::places::{CpuPower, HostView, IdleState, Place, Value};
 use crate::plan::host::Wants;
 use crate::policy::Knob;
 use crate::sched::Sched;
@@ -23,6 +23,8 @@ use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
 
 const CPU: &str = "sys/devices/system/cpu";
+/// The kernel has 10 (`CPUIDLE_STATE_MAX`).
+const IDLE_STATES_MAX: usize = 16;
 const SYSCTLS: [&str; 2] = ["vm/stat_interval", "kernel/numa_balancing"];
 const WATCHDOG: &str = "kernel/watchdog_cpumask";
 
@@ -205,13 +207,28 @@ impl Reader<'_> {
             let preference = format!("{of_cpu}/cpufreq/energy_performance_preference");
             power.preference = self.take(Place::Word(preference));
         }
-        // The state before it is polling.
-        let latency_us = self.root.read(&format!("{of_cpu}/cpuidle/state1/latency"));
-        if let Some(latency_us) = latency_us.ok().and_then(|text| text.trim().parse().ok()) {
+        power.idle_states = self.idle_states(&of_cpu);
+        if !power.idle_states.is_empty() {
             let place = Place::Word(format!("{of_cpu}/power/pm_qos_resume_latency_us"));
-            power.resume_latency = self.take(place).map(|place| (place, latency_us));
+            power.resume_latency = self.take(place);
         }
         self.view.power.insert(cpu, power);
+    }
+
+    /// The idle states of a CPU (`Documentation/admin-guide/pm/cpuidle.rst`); those that cannot be read are left out.
+    fn idle_states(&self, of_cpu: &str) -> Vec<IdleState> {
+        let folder = format!("{of_cpu}/cpuidle");
+        let names = self.root.folder(&folder).and_then(|folder| folder.names());
+        let state = |state: String| {
+            let text = |file: &str| self.root.read(&format!("{folder}/{state}/{file}")).ok();
+            Some(IdleState {
+                name: text("name")?.trim().to_owned(),
+                latency_us: text("latency")?.trim().parse().ok()?,
+                is_disabled: text("disable").is_some_and(|text| text.trim() != "0"),
+            })
+        };
+        let names = names.unwrap_or_default().into_iter().take(IDLE_STATES_MAX);
+        names.filter_map(state).collect()
     }
 
     fn sysctls(&mut self) {

@@ -35,10 +35,10 @@ pub enum ParseCpuChoiceError {
     #[error("it names no CPU; write a list such as 6-11,18-23, or auto")]
     Empty,
     /// A CPU that is named again.
-    #[error("it names {} more than once; name each CPU once", in_words(.again))]
+    #[error("it names {again} more than once; name each CPU once")]
     Twice {
-        /// Each of them.
-        again: CpuSet,
+        /// Which: `CPU 3`, `CPUs 3,5`.
+        again: String,
     },
 }
 
@@ -78,7 +78,7 @@ impl CpuChoice {
         }
         match order {
             order if order.is_empty() => Err(ParseCpuChoiceError::Empty),
-            _ if !again.is_empty() => Err(ParseCpuChoiceError::Twice { again }),
+            _ if !again.is_empty() => Err(ParseCpuChoiceError::Twice { again: in_words(&again) }),
             order if order.is_sorted() => Ok(CpuChoice::Cpus(set)),
             order => Ok(CpuChoice::InOrder(CpuOrder { order, set })),
         }

@@ -49,7 +49,12 @@ impl World {
                 ("cpufreq/scaling_available_governors", "performance powersave\n"),
                 ("cpufreq/scaling_governor", "powersave\n"),
                 ("cpufreq/energy_performance_preference", "balance_performance\n"),
+                ("cpuidle/state0/name", "POLL\n"),
+                ("cpuidle/state0/latency", "0\n"),
+                ("cpuidle/state0/disable", "0\n"),
+                ("cpuidle/state1/name", "C1\n"),
                 ("cpuidle/state1/latency", "2\n"),
+                ("cpuidle/state1/disable", "0\n"),
                 ("power/pm_qos_resume_latency_us", "0\n"),
             ] {
                 world.write(&format!("{of_cpu}/{name}"), text);
