@@ -177,3 +177,21 @@ fn we_wait_our_turn_with_one_connection() {
     drop(holder);
     stage.run(&["threads", "100", "--wait-s", "1"]).says(0, &[]);
 }
+
+#[test]
+fn the_hint_for_a_held_monitor_names_the_socket_that_would_be_opened() {
+    let stage = Stage::new(&QemuOptions { vcpus: 2, ..QemuOptions::default() });
+    let shared = stage.qemu.paths().shared.clone();
+    let mut held = BufReader::new(UnixStream::connect(&shared).unwrap());
+    let mut greeting = String::new();
+    held.read_line(&mut greeting).unwrap();
+    let socket = shared.display().to_string();
+    let done = stage.run(&["threads", "vm", "--qmp", &socket, "--wait-s", "1"]);
+    let own = format!("unix:{socket}.qmpin,server=on,wait=off");
+    done.says(5, &[&format!("hint: QEMU's command line: -qmp {own}"), "qemu:commandline"]);
+    done.says(5, &[&format!("<qemu:arg value='{own}'/></qemu:commandline>")]);
+    assert!(!done.err.contains("/run/qemu-server"), "{done:?}");
+    let done = stage.run(&["threads", "100", "--wait-s", "1"]);
+    done.says(5, &["100.qmpin,server=on,wait=off` in the line `args:`"]);
+    assert!(!done.err.contains("libvirt"), "{done:?}");
+}

@@ -8,6 +8,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -50,6 +51,16 @@ pub enum VmError {
     /// It could not be asked.
     #[error(transparent)]
     Qmp(#[from] QmpError),
+    /// Another client holds the socket that it shares, and it has none for qmpin.
+    #[error("{error}")]
+    Held {
+        /// What was tried.
+        error: QmpError,
+        /// Where a socket for qmpin alone would be found.
+        own: PathBuf,
+        /// Where the VM was found.
+        location: VmLocation,
+    },
     /// What it said does not agree with its process.
     #[error(transparent)]
     Tasks(#[from] TasksError),
@@ -160,9 +171,16 @@ async fn ask(
 ) -> Result<(Channel, Roles), VmError> {
     let check = peer_check(root.clone(), Rc::clone(sight));
     let (paths, limits) = (target.paths.clone(), target.limits.clone());
-    Ok(match target.first {
-        FirstWay::Best => Channel::first(paths, limits, check).await?,
-        FirstWay::Lease => Channel::first_by_lease(paths, limits, check).await?,
+    let asked = match target.first {
+        FirstWay::Best => Channel::first(paths, limits, check).await,
+        FirstWay::Lease => Channel::first_by_lease(paths, limits, check).await,
+    };
+    asked.map_err(|error| match error {
+        QmpError::Held { .. } => {
+            let own = target.paths.own.clone();
+            VmError::Held { error, own, location: target.location.clone() }
+        }
+        error => VmError::Qmp(error),
     })
 }
 

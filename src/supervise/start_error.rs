@@ -1,10 +1,12 @@
 //! Why a VM could not be attached, and what kind of end that is.
 
+use std::path::Path;
+
 use super::host_knobs::HostError;
 use super::reports::LookError;
 use super::settings::Settings;
 use crate::apply::partition::Refused;
-use crate::discover::{DiscoverError, ProcessError, VmError};
+use crate::discover::{DiscoverError, ProcessError, VmError, VmLocation};
 use crate::error::{Failure, Kind};
 use crate::ids::{Pid, VmName};
 use crate::journal::{JournalError, UnknownLines};
@@ -157,16 +159,18 @@ impl From<VmError> for Failure {
             }
             VmError::Qmp(qmp) if qmp.is_nobody_there() => Kind::NoVm,
             VmError::Qmp(QmpError::Connect { source, .. }) => permission_or(source, Kind::Qmp),
-            VmError::Process(_) | VmError::Qmp(_) | VmError::Tasks(_) => Kind::Qmp,
+            VmError::Process(_) | VmError::Qmp(_) | VmError::Held { .. } | VmError::Tasks(_) => {
+                Kind::Qmp
+            }
         };
+        if let VmError::Held { own, location, .. } = &error {
+            let hints = own_socket_hints(own, location);
+            let failure = Failure::from_error(kind, error);
+            return hints.into_iter().fold(failure, Failure::hint);
+        }
         let hint = match &error {
             VmError::Process(ProcessError::NoPidFile { vm, .. }) if !vm.is_vmid() => Some(
                 "a VM that is not Proxmox's is named with its QMP socket: --qmp PATH".to_owned(),
-            ),
-            VmError::Qmp(QmpError::Held { .. }) => Some(
-                "a monitor serves one client at a time; give qmpin one of its own, with \
-                 `-qmp unix:/run/qemu-server/<vmid>.qmpin,server=on,wait=off` in the VM's args"
-                    .to_owned(),
             ),
             VmError::Qmp(QmpError::DuplicateTid { .. }) => Some(
                 "QEMU runs several vCPUs on one thread (-accel tcg,thread=single): there is \
@@ -178,6 +182,41 @@ impl From<VmError> for Failure {
         };
         with_hint(Failure::from_error(kind, error), hint)
     }
+}
+
+/// How a VM is given a socket for qmpin alone.
+fn own_socket_hints(own: &Path, location: &VmLocation) -> Vec<String> {
+    // In an option of QEMU's a comma is written twice.
+    let path = own.display().to_string().replace(',', ",,");
+    let option = format!("unix:{path},server=on,wait=off");
+    let first = "a monitor serves one client at a time; give qmpin one of its own";
+    match location {
+        VmLocation::Proxmox { .. } => {
+            vec![format!("{first}: `-qmp {option}` in the line `args:` of the VM's configuration")]
+        }
+        VmLocation::Socket { .. } => {
+            let mut hints = vec![
+                format!("{first}, {}:", own.display()),
+                format!("QEMU's command line: -qmp {option}"),
+                "libvirt (`virsh edit`): <domain xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0' ...>, and"
+                    .to_owned(),
+                "  <qemu:commandline><qemu:arg value='-qmp'/>".to_owned(),
+                format!("  <qemu:arg value='{}'/></qemu:commandline>", in_xml(&option)),
+            ];
+            let folder = own.parent().and_then(|folder| folder.file_name());
+            if folder.is_some_and(|name| name.to_string_lossy().starts_with("domain-")) {
+                hints.push(
+                    "libvirt renames that folder at each start: choose a path that stays, and give it to --qmp"
+                        .to_owned(),
+                );
+            }
+            hints
+        }
+    }
+}
+
+fn in_xml(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
 }
 
 impl From<PlanError> for Failure {
