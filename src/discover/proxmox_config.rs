@@ -1,6 +1,8 @@
 //! A VM's configuration as Proxmox has it, `/etc/pve/qemu-server/<vmid>.conf` (`PVE/QemuServer.pm: parse_vm_config`):
 //! lines `key: value`, then sections of snapshots. It is read and never written.
 
+use std::collections::BTreeMap;
+
 use crate::ids::VmName;
 use crate::state_file::read_config;
 use crate::sysroot::SysRoot;
@@ -8,13 +10,17 @@ use crate::sysroot::SysRoot;
 /// The longest configuration that is read: pmxcfs itself takes no file above 1 MiB.
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
-/// What of it concerns where a VM runs.
+/// What of it concerns where a VM runs, and how QEMU is started.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ProxmoxConfig {
     /// `affinity`: the cpulist that all of QEMU is started on.
     pub affinity: Option<String>,
     /// `cpulimit`: how many CPUs' time it gets; 0 is no limit.
     pub cpulimit: Option<String>,
+    /// `args`: options for QEMU's command line.
+    pub args: Option<String>,
+    /// Whether the guest's memory is bound to nodes of the host: `numa: 1`, and `hostnodes=` in every `numaN`.
+    pub is_memory_bound: bool,
 }
 
 /// A VM's configuration.
@@ -34,22 +40,60 @@ pub fn proxmox_config(root: &SysRoot, vm: &VmName) -> Result<ProxmoxConfig, Stri
 }
 
 fn parse(text: &str) -> ProxmoxConfig {
+    // What follows is of snapshots, and of changes that wait for the next start.
     let own = text.lines().take_while(|line| !line.starts_with('['));
     let mut config = ProxmoxConfig::default();
+    let mut has_numa = false;
+    let mut nodes: BTreeMap<&str, bool> = BTreeMap::new();
     for (key, value) in own.filter_map(|line| line.split_once(':')) {
         let value = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
         match key {
             "affinity" => config.affinity = value,
             "cpulimit" => config.cpulimit = value.filter(|limit| limit.parse() != Ok(0.0)),
+            "args" => config.args = value,
+            "numa" => has_numa = value.as_deref() == Some("1"),
+            key if is_numbered(key, "numa") => {
+                let is_bound =
+                    |value: &String| value.split(',').any(|part| part.starts_with("hostnodes="));
+                nodes.insert(key, value.as_ref().is_some_and(is_bound));
+            }
             _ => {}
         }
     }
+    config.is_memory_bound = has_numa && !nodes.is_empty() && nodes.values().all(|bound| *bound);
     config
+}
+
+/// Whether it is that name with a number behind it.
+fn is_numbered(key: &str, name: &str) -> bool {
+    let number = key.strip_prefix(name).unwrap_or_default();
+    !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_several_lines_the_last_counts_and_a_snapshot_has_none() {
+        let config = parse("args: -k de\nargs: -S \n[before]\nargs: -old\n[PENDING]\nargs: -new\n");
+        assert_eq!(config.args.as_deref(), Some("-S"));
+        assert_eq!(parse("cores: 2\n\n[before]\nargs: -old\n").args, None);
+    }
+
+    #[test]
+    fn memory_is_bound_where_every_node_of_the_guest_is() {
+        let bound = "numa0: cpus=0-3,hostnodes=1,memory=4096,policy=bind\n";
+        for (text, is_bound) in [
+            (format!("numa: 1\n{bound}"), true),
+            (bound.to_owned(), false),
+            (format!("numa: 0\n{bound}"), false),
+            (format!("numa: 1\n{bound}numa1: cpus=4-7,memory=4096\n"), false),
+            (format!("numa: 1\n[before]\n{bound}"), false),
+        ] {
+            assert_eq!(parse(&text).is_memory_bound, is_bound, "{text}");
+        }
+    }
 
     #[test]
     fn snapshots_and_comments_say_nothing_of_now() {

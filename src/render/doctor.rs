@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::table::table;
 use crate::ids::VmName;
+use crate::shown;
 use crate::watch::doctor::{Advice, Health};
 
 /// `doctor --json`.
@@ -39,9 +40,18 @@ impl DoctorDocument<'_> {
             [one.check.to_owned(), health.to_owned(), one.reason.clone()]
         }));
         let mut text = table(&rows);
-        let mends = self.advice.iter().filter_map(|one| Some((one.check, one.mend.as_ref()?)));
-        for (check, mend) in mends {
-            text.push_str(&format!("\n{check}:\n    {mend}\n"));
+        let mut mends: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (check, mend) in
+            self.advice.iter().filter_map(|one| Some((one.check, one.mend.as_ref()?)))
+        {
+            // One line may mend several.
+            match mends.iter_mut().find(|(known, _)| known == mend) {
+                Some((_, checks)) => checks.push(check),
+                None => mends.push((mend, vec![check])),
+            }
+        }
+        for (mend, checks) in mends {
+            text.push_str(&format!("\n{}:\n    {}\n", checks.join(", "), shown::line(mend)));
         }
         text
     }
