@@ -42,6 +42,17 @@ pub struct VmView {
     pub scan: Scan,
 }
 
+/// A VM whose socket another client holds.
+#[derive(Debug)]
+pub struct Held {
+    /// What was tried.
+    pub error: QmpError,
+    /// Where a socket for qmpin alone would be found.
+    pub own: PathBuf,
+    /// Where the VM was found.
+    pub location: VmLocation,
+}
+
 /// Why a VM could not be looked at.
 #[derive(Debug, thiserror::Error)]
 pub enum VmError {
@@ -52,15 +63,8 @@ pub enum VmError {
     #[error(transparent)]
     Qmp(#[from] QmpError),
     /// Another client holds the socket that it shares, and it has none for qmpin.
-    #[error("{error}")]
-    Held {
-        /// What was tried.
-        error: QmpError,
-        /// Where a socket for qmpin alone would be found.
-        own: PathBuf,
-        /// Where the VM was found.
-        location: VmLocation,
-    },
+    #[error("{}", .0.error)]
+    Held(Box<Held>),
     /// What it said does not agree with its process.
     #[error(transparent)]
     Tasks(#[from] TasksError),
@@ -177,8 +181,8 @@ async fn ask(
     };
     asked.map_err(|error| match error {
         QmpError::Held { .. } => {
-            let own = target.paths.own.clone();
-            VmError::Held { error, own, location: target.location.clone() }
+            let (own, location) = (target.paths.own.clone(), target.location.clone());
+            VmError::Held(Box::new(Held { error, own, location }))
         }
         error => VmError::Qmp(error),
     })

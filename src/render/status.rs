@@ -185,7 +185,7 @@ impl StatusDocument {
             ));
         }
         for WaitingRow { vm, reason, .. } in &self.waiting {
-            text.push_str(&format!("VM {vm}: its service waits: {}\n", printable(reason)));
+            text.push_str(&format!("VM {vm}: its service waits: {}\n", shown::line(reason)));
         }
         text
     }

@@ -159,12 +159,12 @@ impl From<VmError> for Failure {
             }
             VmError::Qmp(qmp) if qmp.is_nobody_there() => Kind::NoVm,
             VmError::Qmp(QmpError::Connect { source, .. }) => permission_or(source, Kind::Qmp),
-            VmError::Process(_) | VmError::Qmp(_) | VmError::Held { .. } | VmError::Tasks(_) => {
+            VmError::Process(_) | VmError::Qmp(_) | VmError::Held(_) | VmError::Tasks(_) => {
                 Kind::Qmp
             }
         };
-        if let VmError::Held { own, location, .. } = &error {
-            let hints = own_socket_hints(own, location);
+        if let VmError::Held(held) = &error {
+            let hints = own_socket_hints(&held.own, &held.location);
             let failure = Failure::from_error(kind, error);
             return hints.into_iter().fold(failure, Failure::hint);
         }

@@ -115,9 +115,9 @@ fn with_options(vm: &VmFacts<'_>, mut advice: Advice, options: &[QemuOption]) ->
     let before = config.as_ref().ok().and_then(|config| config.args.as_deref()).unwrap_or_default();
     match args_line::merged(before, options) {
         Ok(line) if line == before => {
-            advice.reason.push_str(&format!(
-                "; its line `args:` is right, and counts from its next start on"
-            ));
+            advice
+                .reason
+                .push_str("; its line `args:` is right, and counts from its next start on");
             advice.mend = Some(format!("qm shutdown {0} && qm start {0}", vm.vm));
         }
         Ok(line) => {
@@ -130,7 +130,7 @@ fn with_options(vm: &VmFacts<'_>, mut advice: Advice, options: &[QemuOption]) ->
             advice.mend = Some(format!("args: {line}"));
         }
         Err(why) => {
-            advice.reason.push_str(&format!("; the line `args:` in {path} cannot be read: {why}"))
+            advice.reason.push_str(&format!("; the line `args:` in {path} cannot be read: {why}"));
         }
     }
     advice

@@ -146,7 +146,7 @@ mod tests {
         let quoted = format!("-qmp '{}'", qmp.value);
         assert_eq!(merged(&quoted, &options()), Ok(format!("{quoted} -smp {}", smp.value)));
         let twice = format!("-smp {} -smp 2", smp.value);
-        assert_eq!(merged(&twice, &[smp.clone()]), Ok(format!("-smp {}", smp.value)));
+        assert_eq!(merged(&twice, std::slice::from_ref(&smp)), Ok(format!("-smp {}", smp.value)));
     }
 
     #[test]
