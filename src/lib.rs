@@ -21,6 +21,7 @@ pub mod journal;
 pub mod leases;
 pub mod locks;
 pub mod marks;
+pub mod peer;
 pub mod qmp;
 pub mod sched;
 pub mod services;

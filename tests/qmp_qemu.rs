@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use qmpin::ids::Pid;
+use qmpin::peer::Peer;
 use qmpin::qmp::{
     Channel, ChannelKind, Happening, LeaseReport, Limits, MONITOR_CHARDEV_ID, MONITOR_OBJECT_ID,
     PeerCheck, QmpError, Roles, Session, Upgrade, lease,
@@ -24,8 +25,8 @@ fn limits() -> Limits {
     Limits { wait_turn_max: PATIENCE, ..Limits::default() }
 }
 
-fn only(pid: Pid) -> impl Fn(Pid) -> Result<(), String> + Clone {
-    move |peer| if peer == pid { Ok(()) } else { Err(format!("not {pid}")) }
+fn only(pid: Pid) -> impl Fn(&Peer) -> Result<(), String> + Clone {
+    move |peer| if peer.pid() == pid { Ok(()) } else { Err(format!("not {pid}")) }
 }
 
 fn check(qemu: &Qemu) -> PeerCheck {
@@ -377,7 +378,7 @@ async fn a_monitor_that_cannot_be_reached_is_taken_away_again() {
 async fn the_qapi_crate_s_commands_are_executed() {
     let qemu = Qemu::start(&QemuOptions { own_socket: true, vcpus: 3, ..QemuOptions::default() });
     let mut session = Session::connect(&qemu.paths().own, &limits()).await.unwrap();
-    assert_eq!(session.peer_pid(), qemu.pid());
+    assert_eq!(session.peer().pid(), qemu.pid());
     let greeting = session.open().await.unwrap();
     assert!(greeting.version.is_some_and(|version| version >= (6, 0, 0)), "{greeting:?}");
     let cpus = session.execute(&qapi::qmp::query_hotpluggable_cpus {}).await.unwrap();

@@ -5,8 +5,8 @@
 //!   --qmp:                                                         whoever listens on the socket
 //! ```
 //!
-//! The listener is told by `SO_PEERCRED` (`man 7 unix`), which no peer can forge. A process is
-//! (pid, start time) from then on: pids are used again.
+//! The kernel says who listens, and `peer.rs` proves it. A process is (pid, start time) from then on: pids are used
+//! again.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -72,6 +72,24 @@ pub enum ProcessError {
         /// Who should.
         expected: Pid,
     },
+    /// The process that made the socket has ended, and another one serves it.
+    #[error(
+        "process {pid} made the socket and has ended; its number may be another process's by now"
+    )]
+    PeerEnded {
+        /// Its number.
+        pid: Pid,
+    },
+    /// The process of the listener's number runs as a user that cannot have made the socket.
+    #[error("user {listener} made the socket, but process {pid} runs as user {}", in_words(*found))]
+    PeerUser {
+        /// The process.
+        pid: Pid,
+        /// The user that the kernel recorded at `listen`.
+        listener: u32,
+        /// Its real, effective and saved user now.
+        found: [u32; 3],
+    },
     /// The process ended, and its number is another's.
     #[error("process {pid} is no longer the one it was")]
     Replaced {
@@ -93,6 +111,15 @@ pub enum ProcessError {
         #[source]
         source: Box<ReadError>,
     },
+}
+
+fn in_words(uids: [u32; 3]) -> String {
+    let [real, effective, saved] = uids;
+    if real == effective && effective == saved {
+        real.to_string()
+    } else {
+        format!("{real} (effective {effective}, saved {saved})")
+    }
 }
 
 impl ProcessError {

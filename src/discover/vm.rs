@@ -15,9 +15,11 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 
+use super::peer::prove_peer;
 use super::process::{self, ProcessError, VmLocation};
 use super::tasks::{self, Identified, NamedThreads, Scan, Survey, TasksError};
-use crate::ids::{Pid, Tid, VmName};
+use crate::ids::{Tid, VmName};
+use crate::peer::Peer;
 use crate::plan::{Guest, GuestVcpu};
 use crate::qmp::{Channel, ChannelPaths, Limits, PeerCheck, QmpError, Roles};
 use crate::sched::Sched;
@@ -231,19 +233,22 @@ async fn both<A, B, E>(
     }
 }
 
-/// Accepts the one process: the pid file's, or whoever was there first. Its threads are listed each
-/// time, because QEMU is about to be asked.
+/// Accepts one process: the one that the pid file names, or the listener of the first connection. Each peer is proved
+/// to be it. Its threads are listed each time, because QEMU is about to be asked.
 fn peer_check(root: SysRoot, sight: Rc<FirstSight>) -> PeerCheck {
-    Box::new(move |pid: Pid| {
+    Box::new(move |peer: &Peer| {
+        let pid = peer.pid();
         let process = match sight.process.get() {
             Some(process) if process.pid != pid => {
                 return Err(ProcessError::WrongPeer { found: pid, expected: process.pid }.into());
             }
-            Some(process) if !process::is_alive(&root, process) => {
-                return Err(ProcessError::Replaced { pid }.into());
+            known => {
+                let found = prove_peer(&root, peer)?;
+                if known.is_some_and(|known| known != found) {
+                    return Err(ProcessError::Replaced { pid }.into());
+                }
+                found
             }
-            Some(process) => process,
-            None => process::process_key(&root, pid)?,
         };
         sight.process.set(Some(process));
         sight.before.replace(tasks::list(&root, pid)?);

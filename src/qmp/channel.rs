@@ -28,7 +28,8 @@ use super::roles::Roles;
 use super::runtime_monitor::{RuntimeMonitor, add_runtime_monitor, remove_runtime_monitor};
 use super::session::{Session, within};
 use super::{Awaited, Limits, Tolerated};
-use crate::ids::{Pid, VmName};
+use crate::ids::VmName;
+use crate::peer::Peer;
 
 /// How QEMU is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +80,7 @@ impl ChannelPaths {
 
 /// Whether the process at the other end of a socket is the VM's QEMU. Asked on every connection,
 /// before anything is sent.
-pub type PeerCheck = Box<dyn Fn(Pid) -> Result<(), CheckError>>;
+pub type PeerCheck = Box<dyn Fn(&Peer) -> Result<(), CheckError>>;
 
 /// What [`Channel::next_event`] has to tell.
 #[derive(Debug)]

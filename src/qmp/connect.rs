@@ -9,12 +9,12 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
 use super::error::QmpError;
-use crate::ids::Pid;
+use crate::peer::{self, Peer};
 
 /// The first and the longest pause between two tries to connect to a full backlog.
 const CONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
-/// Connects, and says which process listens. Waits until `waited` after `asked` for a place in the
+/// Connects, and returns the process that listens beside the stream. Waits until `waited` after `asked` for a place in the
 /// backlog.
 ///
 /// A monitor serves one client; two more fit in its backlog (`listen(fd, 1)` in
@@ -24,11 +24,12 @@ pub(super) async fn connect(
     path: &Path,
     asked: Instant,
     waited: Duration,
-) -> Result<(UnixStream, Pid), QmpError> {
+) -> Result<(UnixStream, Peer), QmpError> {
     let (mut pause, pause_max) = CONNECT_PAUSES;
-    let stream = loop {
+    let (stream, connected_after) = loop {
+        let now = peer::now();
         match UnixStream::connect(path).await {
-            Ok(stream) => break stream,
+            Ok(stream) => break (stream, now),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if asked.elapsed() + pause > waited {
                     return Err(QmpError::Held { path: path.to_owned(), waited });
@@ -42,7 +43,7 @@ pub(super) async fn connect(
             }
         }
     };
-    let peer = peer_pid(&stream)
+    let peer = Peer::of(&stream, connected_after)
         .map_err(|source| QmpError::PeerUnknown { path: path.to_owned(), source })?;
     Ok((stream, peer))
 }
@@ -53,12 +54,4 @@ fn not_a_socket(path: &Path) -> Option<io::Error> {
     let found = std::fs::metadata(path).ok()?;
     (!found.file_type().is_socket())
         .then(|| io::Error::new(io::ErrorKind::InvalidInput, "it is not a socket"))
-}
-
-fn peer_pid(stream: &UnixStream) -> io::Result<Pid> {
-    match stream.peer_cred()?.pid() {
-        Some(pid) if pid > 0 => Ok(Pid(pid)),
-        // 0 is a process outside our PID namespace.
-        _ => Err(io::Error::other("it is not in our PID namespace")),
-    }
 }

@@ -10,7 +10,7 @@ use super::roles::Roles;
 use super::session::Session;
 use super::wire::Batch;
 use super::{Limits, Tolerated};
-use crate::ids::Pid;
+use crate::peer::Peer;
 
 /// What a lease brought home.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct LeaseReport {
 /// else any [`QmpError`] of the wire or of the roles.
 pub async fn lease<E: Into<CheckError>>(
     path: &Path,
-    check: impl Fn(Pid) -> Result<(), E>,
+    check: impl Fn(&Peer) -> Result<(), E>,
     limits: &Limits,
 ) -> Result<LeaseReport, QmpError> {
     let asked = Instant::now();
@@ -57,7 +57,7 @@ pub async fn lease<E: Into<CheckError>>(
 /// Connects, has the peer checked and waits for the greeting, all within `limits.wait_turn_max`.
 pub(super) async fn take_turn<E: Into<CheckError>>(
     path: &Path,
-    check: impl Fn(Pid) -> Result<(), E>,
+    check: impl Fn(&Peer) -> Result<(), E>,
     limits: &Limits,
     asked: Instant,
 ) -> Result<(Session, Duration), QmpError> {
@@ -77,12 +77,11 @@ pub(super) async fn take_turn<E: Into<CheckError>>(
 /// Asks the caller whether the process at the other end is the right one.
 pub(super) fn accept_peer<E: Into<CheckError>>(
     session: &Session,
-    check: impl Fn(Pid) -> Result<(), E>,
+    check: impl Fn(&Peer) -> Result<(), E>,
 ) -> Result<(), QmpError> {
-    let pid = session.peer_pid();
-    check(pid).map_err(|refusal| QmpError::WrongPeer {
+    check(session.peer()).map_err(|refusal| QmpError::WrongPeer {
         path: session.path().to_owned(),
-        pid,
+        pid: session.peer().pid(),
         source: refusal.into(),
     })
 }

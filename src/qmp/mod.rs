@@ -7,7 +7,7 @@
 //!              connect               open                    close, timeout, bad line
 //!   (nothing) --------> Connected ----------> Open <--+ ----------------------------> Ended
 //!                        |  the caller checks  |      | execute, query_roles,
-//!                        |  peer_pid() here    +------+ next_event
+//!                        |  peer() here        +------+ next_event
 //!                        +---- close, timeout, bad line --------------------------> Ended
 //! ```
 //!

@@ -23,7 +23,7 @@ use super::lease::{accept_peer, take_turn};
 use super::session::{Session, within};
 use super::wire::{Batch, CAPABILITIES, all};
 use super::{Limits, Tolerated};
-use crate::ids::Pid;
+use crate::peer::Peer;
 
 /// The id of the chardev we make.
 pub const MONITOR_CHARDEV_ID: &str = "qmpin-chr";
@@ -68,7 +68,7 @@ struct AddMonitor<'a> {
 pub async fn add_runtime_monitor<E: Into<CheckError>>(
     shared: &Path,
     own_socket: &Path,
-    check: impl Fn(Pid) -> Result<(), E>,
+    check: impl Fn(&Peer) -> Result<(), E>,
     limits: &Limits,
     tolerated: &mut Tolerated,
 ) -> Result<RuntimeMonitor, QmpError> {
@@ -97,7 +97,7 @@ pub async fn add_runtime_monitor<E: Into<CheckError>>(
 /// Any [`QmpError`] of the visit.
 pub(super) async fn remove_runtime_monitor<E: Into<CheckError>>(
     shared: &Path,
-    check: impl Fn(Pid) -> Result<(), E>,
+    check: impl Fn(&Peer) -> Result<(), E>,
     limits: &Limits,
 ) -> Result<(), QmpError> {
     let (mut visit, _) = take_turn(shared, check, limits, Instant::now()).await?;
@@ -138,7 +138,7 @@ fn negotiation() -> Result<Batch, QmpError> {
 async fn add_and_connect<E: Into<CheckError>>(
     visit: &mut Session,
     own_socket: &Path,
-    check: impl Fn(Pid) -> Result<(), E>,
+    check: impl Fn(&Peer) -> Result<(), E>,
     hold: &Hold<'_>,
 ) -> Result<RuntimeMonitor, Step> {
     if !knows_monitors(visit, hold).await.map_err(Step::NothingMade)? {

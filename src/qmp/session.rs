@@ -22,7 +22,7 @@ use super::wire::{
     Answer, Batch, CAPABILITIES, Message, Pending, QUERY_CPUS, QUERY_IOTHREADS, all, classify,
 };
 use super::{Limits, Tolerated};
-use crate::ids::Pid;
+use crate::peer::Peer;
 
 /// Lines of no meaning that are passed over in one go; then others have their turn.
 const LINES_AT_A_TIME: u32 = 64;
@@ -36,7 +36,7 @@ const LINES_AT_A_TIME: u32 = 64;
 pub struct Session {
     path: PathBuf,
     limits: Limits,
-    peer: Pid,
+    peer: Peer,
     phase: Phase,
     reader: LineReader,
     events: EventQueue,
@@ -64,7 +64,7 @@ impl Phase {
 }
 
 impl Session {
-    /// Connects, and neither sends nor reads anything. Check [`peer_pid`](Session::peer_pid) next.
+    /// Connects, and neither sends nor reads anything. Check [`peer`](Session::peer) next.
     ///
     /// Waits at most `limits.wait_turn_max` for a place in the socket's backlog.
     ///
@@ -95,10 +95,10 @@ impl Session {
         })
     }
 
-    /// The process that listens on the socket (SO_PEERCRED: who called `listen`).
+    /// The process that listens on the socket.
     #[must_use]
-    pub fn peer_pid(&self) -> Pid {
-        self.peer
+    pub fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// The socket's path.

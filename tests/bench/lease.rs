@@ -1,6 +1,7 @@
 //! How long the socket that Proxmox needs is held: from the greeting, with which QEMU turns to a client,
 //! to the close, with which it turns to the next.
 
+use qmpin::peer::Peer;
 use qmpin::qmp::{CheckError, Limits, lease};
 
 use crate::bare;
@@ -14,7 +15,7 @@ pub(crate) fn measure(table: &mut Table) {
     for vcpus in [4, 16, 64] {
         let vm = Vm::with_vcpus(vcpus);
         let (socket, limits) = (vm.socket(), Limits::default());
-        let accept = |_| Ok::<(), CheckError>(());
+        let accept = |_: &Peer| Ok::<(), CheckError>(());
         let (mut ours, mut bare) = (Samples::default(), Samples::default());
         for _ in 0..ROUNDS {
             ours.add(runtime.block_on(lease(&socket, accept, &limits)).unwrap().held);

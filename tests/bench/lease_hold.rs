@@ -14,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use qmpin::peer::Peer;
 use qmpin::qmp::{Limits, lease};
 use support::qemu::{Accel, Qemu, QemuOptions, has_kvm};
 
@@ -73,7 +74,7 @@ fn main() {
         let mut times: [[Vec<Duration>; 2]; 3] = Default::default();
         for _ in 0..ROUNDS {
             let start = Instant::now();
-            let accept = |_| Ok::<(), String>(());
+            let accept = |_: &Peer| Ok::<(), String>(());
             let report = runtime.block_on(lease(&path, accept, &limits)).unwrap();
             let visits = [
                 [report.held, start.elapsed()],

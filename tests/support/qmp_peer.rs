@@ -3,7 +3,7 @@
 use std::future::{Future, pending};
 use std::path::{Path, PathBuf};
 
-use qmpin::ids::Pid;
+use qmpin::peer::Peer as Listener;
 use qmpin::qmp::{CheckError, PeerCheck};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -146,11 +146,11 @@ pub(crate) async fn run<T, K>(client: impl Future<Output = T>, peer: impl Future
 }
 
 /// A check that takes this very process for QEMU.
-pub(crate) fn ourselves(pid: Pid) -> Result<(), CheckError> {
-    if u32::try_from(pid.0) == Ok(std::process::id()) {
+pub(crate) fn ourselves(peer: &Listener) -> Result<(), CheckError> {
+    if u32::try_from(peer.pid().0) == Ok(std::process::id()) {
         Ok(())
     } else {
-        Err(format!("{pid} is not this test").into())
+        Err(format!("{} is not this test", peer.pid()).into())
     }
 }
 
