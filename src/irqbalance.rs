@@ -7,7 +7,8 @@
 //! ```
 //!
 //! This is `sock_handle` in irqbalance.c of 1.9.4; 1.9.2 does the same on the test host. One line each way
-//! for each connection, from root alone, and with credentials beside it. What it is told it takes at the end
+//! for each connection, from root alone, and with credentials beside it. In turn only root is believed (or the user who
+//! runs qmpin): any user can bind the abstract name. What it is told it takes at the end
 //! of its interval, 10 s unless `-t` says otherwise, and then tries all interrupts anew (`scan`); until then
 //! `setup` says what was before.
 
@@ -18,20 +19,23 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, getsockopt, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, sendmsg};
+use rustix::process::geteuid;
 use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
+use crate::peer::{self, Peer};
 use crate::shown;
 use crate::sysroot::SysRoot;
 
 /// Where its sockets are (`SOCKET_TMPFS` in irqbalance.h).
 pub const SOCKETS: &str = "run/irqbalance";
 
-/// How long it may take to answer. It does so between two scans, which take milliseconds.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long all that run may take to answer, together. One does so between two scans, which take milliseconds.
+pub const PATIENCE: Duration = Duration::from_millis(300);
+/// The longest interval between two scans that is believed. Others wait for its end.
+const INTERVAL_S_MAX: u32 = 3600;
 /// How long one may take that does not ignore SIGPIPE, as those not started by systemd: to answer where
 /// nobody listens any more would end it.
 const PATIENCE_WITH_THE_FRAGILE: Duration = Duration::from_secs(10);
@@ -60,11 +64,19 @@ pub enum IrqbalanceError {
     /// There is no socket, or nobody listens.
     #[error("there is no socket to reach it")]
     Reach(#[source] io::Error),
-    /// Somebody else listens.
+    /// Another process listens.
     #[error("process {found} listens on its socket")]
     OtherPeer {
-        /// Who.
+        /// Which one.
         found: Pid,
+    },
+    /// A process of an unprivileged user listens.
+    #[error("process {found} of user {uid} listens on its socket, and only root is believed")]
+    NotRoot {
+        /// Which one.
+        found: Pid,
+        /// Its user.
+        uid: u32,
     },
     /// It did not answer in time, or the line broke.
     #[error("it does not answer")]
@@ -99,12 +111,12 @@ pub fn pid_of_socket(name: &str) -> Option<Pid> {
     (pid > 0).then_some(Pid(pid))
 }
 
-/// How it is set up.
+/// Returns how it is set up. It is waited for until `deadline`.
 ///
 /// # Errors
 /// [`IrqbalanceError`]. An answer that is not understood is never guessed at.
-pub fn ask(root: &SysRoot, pid: Pid) -> Result<Setup, IrqbalanceError> {
-    Line::to(root, pid)?.setup(root)
+pub fn ask(root: &SysRoot, pid: Pid, deadline: Instant) -> Result<Setup, IrqbalanceError> {
+    Line::to(root, pid, deadline)?.setup(root, deadline)
 }
 
 /// Tells it which CPUs to keep interrupts off; none: those of its own choice, which are those that the
@@ -113,7 +125,12 @@ pub fn ask(root: &SysRoot, pid: Pid) -> Result<Setup, IrqbalanceError> {
 ///
 /// # Errors
 /// [`IrqbalanceError`].
-pub fn tell(root: &SysRoot, pid: Pid, banned: &CpuSet) -> Result<(), IrqbalanceError> {
+pub fn tell(
+    root: &SysRoot,
+    pid: Pid,
+    banned: &CpuSet,
+    deadline: Instant,
+) -> Result<(), IrqbalanceError> {
     // An empty list would be read as CPU 0, or as no word at all, which ends it (`__bitmap_parselist`,
     // `strtok`).
     let cpus = if banned.is_empty() { "NULL".to_owned() } else { banned.to_string() };
@@ -121,7 +138,7 @@ pub fn tell(root: &SysRoot, pid: Pid, banned: &CpuSet) -> Result<(), IrqbalanceE
     if request.len() > REQUEST_BYTES_MAX {
         return Err(IrqbalanceError::TooLong { bytes: request.len() });
     }
-    let answer = Line::to(root, pid)?.talk(&request, PATIENCE)?;
+    let answer = Line::to(root, pid, deadline)?.talk(&request, deadline)?;
     if answer.is_empty() { Ok(()) } else { Err(not_understood(&answer)) }
 }
 
@@ -136,24 +153,34 @@ impl Line {
     /// To the one with that pid.
     ///
     /// # Errors
-    /// [`IrqbalanceError`] where nobody or somebody else listens.
-    pub fn to(root: &SysRoot, pid: Pid) -> Result<Line, IrqbalanceError> {
+    /// [`IrqbalanceError`] where no process, another one or an unprivileged one listens.
+    pub fn to(root: &SysRoot, pid: Pid, deadline: Instant) -> Result<Line, IrqbalanceError> {
         let path = root.path(&format!("{SOCKETS}/{}", socket_name(pid)));
         let path = path.map_err(|error| IrqbalanceError::Reach(error.source))?;
-        let line = match Line::of(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && root.is_live() => {
-                Line::of(OsStr::from_bytes(&ABSTRACT).as_ref())
+        let line = match Line::of(&path, deadline) {
+            Err(IrqbalanceError::Reach(error))
+                if error.kind() == io::ErrorKind::NotFound && root.is_live() =>
+            {
+                Line::of(OsStr::from_bytes(&ABSTRACT).as_ref(), deadline)
             }
             line => line,
-        };
-        let line = line.map_err(IrqbalanceError::Reach)?;
+        }?;
         if line.pid == pid { Ok(line) } else { Err(IrqbalanceError::OtherPeer { found: line.pid }) }
     }
 
-    /// To the one without a path, if there is one.
-    #[must_use]
-    pub fn to_unnamed(root: &SysRoot) -> Option<Line> {
-        root.is_live().then(|| Line::of(OsStr::from_bytes(&ABSTRACT).as_ref()).ok())?
+    /// To the one without a path; `None`: there is no such socket.
+    ///
+    /// # Errors
+    /// [`IrqbalanceError::NotRoot`] where the socket is of a process that is not to be believed.
+    pub fn to_unnamed(root: &SysRoot, deadline: Instant) -> Result<Option<Line>, IrqbalanceError> {
+        if !root.is_live() {
+            return Ok(None);
+        }
+        match Line::of(OsStr::from_bytes(&ABSTRACT).as_ref(), deadline) {
+            Ok(line) => Ok(Some(line)),
+            Err(error @ IrqbalanceError::NotRoot { .. }) => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Who listens.
@@ -162,20 +189,33 @@ impl Line {
         self.pid
     }
 
-    fn of(path: &Path) -> io::Result<Line> {
-        let socket = connect(&SockAddr::unix(path)?)?;
-        let pid = Pid(getsockopt(&socket, PeerCredentials)?.pid());
-        Ok(Line { socket, pid })
+    fn of(path: &Path, deadline: Instant) -> Result<Line, IrqbalanceError> {
+        let reached = || {
+            let asked = peer::now();
+            let socket = connect(&SockAddr::unix(path)?, deadline)?;
+            let peer = Peer::of(&socket, asked)?;
+            io::Result::Ok((socket, peer))
+        };
+        let (socket, peer) = reached().map_err(IrqbalanceError::Reach)?;
+        let (pid, uid) = (peer.pid(), peer.uid());
+        if peer.is_root() || uid == geteuid().as_raw() {
+            Ok(Line { socket, pid })
+        } else {
+            Err(IrqbalanceError::NotRoot { found: pid, uid })
+        }
     }
 
     /// As [`ask`].
     ///
     /// # Errors
     /// [`IrqbalanceError`].
-    pub fn setup(self, root: &SysRoot) -> Result<Setup, IrqbalanceError> {
-        let patience =
-            if ignores_sigpipe(root, self.pid) { PATIENCE } else { PATIENCE_WITH_THE_FRAGILE };
-        let answer = self.talk("setup", patience)?;
+    pub fn setup(self, root: &SysRoot, deadline: Instant) -> Result<Setup, IrqbalanceError> {
+        let deadline = if ignores_sigpipe(root, self.pid) {
+            deadline
+        } else {
+            Instant::now() + PATIENCE_WITH_THE_FRAGILE
+        };
+        let answer = self.talk("setup", deadline)?;
         if answer.is_empty() {
             return Err(IrqbalanceError::Refused);
         }
@@ -183,7 +223,7 @@ impl Line {
     }
 
     /// One request, and all that is answered until it closes the line.
-    fn talk(self, request: &str, patience: Duration) -> Result<Vec<u8>, IrqbalanceError> {
+    fn talk(self, request: &str, deadline: Instant) -> Result<Vec<u8>, IrqbalanceError> {
         let credentials = UnixCredentials::new();
         let beside = [ControlMessage::ScmCredentials(&credentials)];
         let bytes = [IoSlice::new(request.as_bytes())];
@@ -191,7 +231,7 @@ impl Line {
         // So short a message is taken whole by a line that is empty, or not at all.
         sendmsg::<()>(fd, &bytes, &beside, no_signal, None)
             .map_err(|errno| IrqbalanceError::Talk(errno.into()))?;
-        read_all(self.socket, Instant::now() + patience).map_err(IrqbalanceError::Talk)
+        read_all(self.socket, deadline).map_err(IrqbalanceError::Talk)
     }
 }
 
@@ -207,10 +247,14 @@ fn not_understood(answer: &[u8]) -> IrqbalanceError {
     IrqbalanceError::NotUnderstood { answer: shown::line(&start).into_owned() }
 }
 
-fn connect(address: &SockAddr) -> io::Result<Socket> {
+fn connect(address: &SockAddr, deadline: Instant) -> io::Result<Socket> {
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // It holds for `connect`, too: a backlog is full where irqbalance hangs (`unix_stream_connect`).
-    socket.set_write_timeout(Some(PATIENCE))?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    socket.set_write_timeout(Some(left))?;
     socket.connect(address)?;
     Ok(socket)
 }
@@ -252,7 +296,8 @@ fn parse_setup(answer: &[u8]) -> Option<Setup> {
     };
     irqs.chunks(8).all(is_irq).then_some(())?;
     let banned = CpuSet::parse_cpumask(banned)?;
-    Some(Setup { interval_s: interval_s.parse().ok()?, banned })
+    let interval_s = interval_s.parse().ok().filter(|interval_s| *interval_s <= INTERVAL_S_MAX)?;
+    Some(Setup { interval_s, banned })
 }
 
 #[cfg(test)]
@@ -290,6 +335,8 @@ mod tests {
             "SLEEP 10 BANNED ",
             "SLEEP x BANNED 00000000",
             "SLEEP -1 BANNED 00000000",
+            "SLEEP 3601 BANNED 00000000",
+            "SLEEP 4294967295 BANNED 00000000",
             "SLEEP 10 BANNED 00000000 MORE 1",
             "SLEEP 10 MODE fast BANNED 00000000",
             "SLEEP 10 IRQ 9 LOAD 0 BANNED 00000002",

@@ -1,6 +1,7 @@
 //! A socket whose listener is not what the number of its process says by now: an unprivileged user's listener ends or
 //! gains rights, and root attaches the "VM" behind its socket. No thread of another process is moved.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(clippy::zombie_processes)] // one outlives its parent, and init reaps it
 
 mod support;
 
@@ -62,7 +63,8 @@ fn the_other_roles_of_this_binary() {
             set_thread_res_uid(uid(NOBODY), uid(NOBODY), uid(NOBODY)).unwrap();
             let listener = UnixListener::bind(dir.join("socket")).unwrap();
             let mut server = actor("server", &dir);
-            server.stdin(OwnedFd::from(listener)).spawn().unwrap();
+            // It outlives its parent: that is the attack.
+            drop(server.stdin(OwnedFd::from(listener)).spawn().unwrap());
         }
         // Listens as the unprivileged user and runs as root later, as by a program with the set-user-ID bit.
         "listener that gains rights" => {

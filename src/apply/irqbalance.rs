@@ -1,12 +1,13 @@
 //! Tells irqbalance which CPUs to keep interrupts off, and reads back.
 
 use std::io;
+use std::time::Instant;
 
 use super::HostOutcome;
 use crate::cpuset::CpuSet;
 use crate::discover::is_alive;
 use crate::error::chain;
-use crate::irqbalance::{IrqbalanceError, ask, tell};
+use crate::irqbalance::{IrqbalanceError, PATIENCE, ask, tell};
 use crate::places::Value;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -21,7 +22,9 @@ pub(super) fn write(
     if !is_alive(root, process) {
         return HostOutcome::Gone;
     }
-    let read_back = tell(root, process.pid, banned).and_then(|()| ask(root, process.pid));
+    let deadline = Instant::now() + PATIENCE;
+    let read_back =
+        tell(root, process.pid, banned, deadline).and_then(|()| ask(root, process.pid, deadline));
     match read_back {
         Ok(setup) if Value::Cpus(setup.banned).same(&Value::Cpus(*banned), online) => {
             HostOutcome::Done

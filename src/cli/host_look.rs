@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use crate::cgroups::CgroupTree;
 use crate::discover::cgroup::{PartitionFile, partition_file};
-use crate::discover::{Interrupt, Occupant, interrupts, live_leases, occupants};
+use crate::discover::{Interrupt, Occupant, Silent, interrupts, live_leases, occupants};
 use crate::error::{Failure, Kind};
 use crate::journal::{HostJournal, HostMemory, Memory};
 use crate::leases::{Lease, StateDir};
@@ -27,7 +27,7 @@ pub(super) struct HostLook {
 }
 
 impl HostLook {
-    /// Looks. `memory` is what the VM's journal remembers.
+    /// Looks. `memory` is what the VM's journal remembers, `silent` the irqbalances that did not answer before.
     ///
     /// # Errors
     /// What cannot be read.
@@ -37,6 +37,7 @@ impl HostLook {
         boot_id: &str,
         lease: &Lease,
         memory: &Memory,
+        silent: &mut Silent,
     ) -> Result<HostLook, Failure> {
         let journal = HostJournal::read(&state.host_journal_path(), boot_id)?;
         let occupants = occupants(root, &Kernel, &lease.exclusive, lease.qemu.pid);
@@ -45,7 +46,7 @@ impl HostLook {
         Ok(HostLook {
             partition: lease.partition.as_ref().map(file),
             occupants: occupants.map_err(|error| Failure::from_error(Kind::No, error))?,
-            outlook: outlook(root, &live_leases(state, boot_id), &journal, lease)?,
+            outlook: outlook(root, &live_leases(state, boot_id), &journal, lease, silent)?,
             interrupts: interrupts(root, &lease.exclusive),
         })
     }
@@ -79,9 +80,10 @@ fn outlook(
     leases: &[Lease],
     memory: &HostMemory,
     lease: &Lease,
+    silent: &mut Silent,
 ) -> Result<Outlook, Failure> {
     let wants = Wants::of(leases);
-    let (view, steps) = host_steps(Host { root, sched: &Kernel }, &wants, memory)?;
+    let (view, steps) = host_steps(Host { root, sched: &Kernel }, &wants, memory, silent)?;
     let own = || view.vfio.iter().filter(|(_, irq)| irq.vm == lease.qemu);
     let concerns = |place: &Place, found: &Value| match (place, found.cpus()) {
         (Place::Irqbalance(_), Some(banned)) => !lease.exclusive.is_subset(&banned),

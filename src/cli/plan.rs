@@ -6,7 +6,7 @@ use super::args::{Global, PlanArgs, PolicyOfVmArgs};
 use super::look::Look;
 use super::{Answer, output};
 use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
-use crate::discover::{self, read_topology, tasks};
+use crate::discover::{self, Silent, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal::{self, HostJournal};
 use crate::places::HostView;
@@ -128,5 +128,5 @@ fn host_steps(
         wants = wants.with_vfio(process, want);
     }
     let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
-    Ok(supervise::host_steps(Host { root, sched: &Kernel }, &wants, &memory)?)
+    Ok(supervise::host_steps(Host { root, sched: &Kernel }, &wants, &memory, &mut Silent::new())?)
 }

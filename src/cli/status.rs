@@ -3,7 +3,7 @@
 use super::args::{Global, StatusArgs};
 use super::host_look::HostLook;
 use super::{Answer, output};
-use crate::discover::{all_leases, boot_id, is_alive, lives};
+use crate::discover::{Silent, all_leases, boot_id, is_alive, lives};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::journal::{self, HostJournal};
@@ -39,6 +39,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
             _ => VmState::Left,
         }
     };
+    let mut silent = Silent::new();
     let status = |lease: Lease| {
         let vm_state = vm_state(&lease);
         let standing = read_standing(&state, &lease.vm);
@@ -49,7 +50,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
             let lease = &status.lease;
             let memory = journal::read(&state.journal_path(&lease.vm));
             let memory = memory.map(|content| content.memory).unwrap_or_default();
-            match HostLook::at(&root, &state, &boot_id, lease, &memory) {
+            match HostLook::at(&root, &state, &boot_id, lease, &memory, &mut silent) {
                 Ok(look) => {
                     status.checks = look.checks(lease);
                     status.partition = look.partition;

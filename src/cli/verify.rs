@@ -5,7 +5,7 @@ use super::host_look::HostLook;
 use super::look::Look;
 use super::{Answer, output};
 use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
-use crate::discover::{boot_id, read_topology, tasks};
+use crate::discover::{Silent, boot_id, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal;
 use crate::plan::core_scheduling::beside;
@@ -45,7 +45,8 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
         beside: beside(&topology, &lease.exclusive),
         memory: &memory,
     });
-    checks.extend(HostLook::at(&root, &state, &boot_id, &lease, &memory)?.checks(&lease));
+    let look = HostLook::at(&root, &state, &boot_id, &lease, &memory, &mut Silent::new())?;
+    checks.extend(look.checks(&lease));
     let document = VerifyDocument::new(vm, checks);
     if args.json {
         output::json(&document)?;

@@ -6,14 +6,17 @@
 //!   its unit's processes ───────────┘
 //! ```
 //!
-//! One that was built without its socket is found by its unit alone.
+//! One that was built without its socket is found by its unit alone. A process of another user than root that listens
+//! where irqbalance would is ignored, with one warning.
 
 use std::collections::BTreeMap;
+use std::sync::Once;
+use std::time::Instant;
 
 use super::stat;
 use crate::error::chain;
 use crate::ids::Pid;
-use crate::irqbalance::{Line, SOCKETS, ask, pid_of_socket};
+use crate::irqbalance::{IrqbalanceError, Line, PATIENCE, SOCKETS, ask, pid_of_socket};
 use crate::places::Irqbalance;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -24,9 +27,17 @@ const UNITS: [&str; 2] = [
     "sys/fs/cgroup/systemd/system.slice/irqbalance.service/cgroup.procs",
 ];
 
-/// Asks every irqbalance that runs. `silent` are not asked again, and why not is known of them.
+/// The warning about a socket that is not irqbalance's is given once by each process of qmpin.
+static WARNED: Once = Once::new();
+
+/// Those that are not asked again, and why.
+pub type Silent = BTreeMap<ProcessKey, String>;
+
+/// Asks every irqbalance that runs; all together are given [`PATIENCE`]. `silent` are not asked again, and why not is
+/// known of them.
 #[must_use]
-pub fn irqbalances(root: &SysRoot, silent: &BTreeMap<ProcessKey, String>) -> Vec<Irqbalance> {
+pub fn irqbalances(root: &SysRoot, silent: &Silent) -> Vec<Irqbalance> {
+    let deadline = Instant::now() + PATIENCE;
     let mut found: BTreeMap<Pid, Option<Line>> = BTreeMap::new();
     let sockets = root.folder(SOCKETS).and_then(|folder| folder.names()).unwrap_or_default();
     let pids = sockets.iter().filter_map(|name| pid_of_socket(name));
@@ -36,14 +47,18 @@ pub fn irqbalances(root: &SysRoot, silent: &BTreeMap<ProcessKey, String>) -> Vec
         let pids = processes.lines().filter_map(|pid| pid.parse().ok());
         found.extend(pids.map(|pid| (Pid(pid), None)));
     }
-    found.extend(Line::to_unnamed(root).map(|line| (line.pid(), Some(line))));
+    match Line::to_unnamed(root, deadline) {
+        Ok(line) => found.extend(line.map(|line| (line.pid(), Some(line)))),
+        Err(error) => warn_once(&error),
+    }
     let irqbalance = |(pid, line): (Pid, Option<Line>)| {
         let stat = stat::read(root, &format!("proc/{pid}/stat")).ok()?;
         if stat.comm != "irqbalance" || stat.is_dead() {
             return None;
         }
         let process = ProcessKey { pid, start: stat.start };
-        let ask = || line.map_or_else(|| ask(root, pid), |line| line.setup(root));
+        let ask =
+            || line.map_or_else(|| ask(root, pid, deadline), |line| line.setup(root, deadline));
         let banned = match silent.get(&process) {
             Some(why) => Err(why.clone()),
             // It would answer when it goes on, and nobody would listen any more.
@@ -53,4 +68,12 @@ pub fn irqbalances(root: &SysRoot, silent: &BTreeMap<ProcessKey, String>) -> Vec
         Some(Irqbalance { process, banned })
     };
     found.into_iter().filter_map(irqbalance).collect()
+}
+
+fn warn_once(error: &IrqbalanceError) {
+    WARNED.call_once(|| {
+        tracing::warn!(
+            "irqbalance's abstract socket is ignored: {error}; end that process if it is not meant to be there"
+        );
+    });
 }

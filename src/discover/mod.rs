@@ -35,7 +35,7 @@ pub use host::{
 };
 pub use host_view::{read_host_view, read_place};
 pub use interrupts::{Interrupt, interrupts, irq_places, kept_in_words};
-pub use irqbalance::irqbalances;
+pub use irqbalance::{Silent, irqbalances};
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use peer::prove_peer;
 pub use policy::{Loaded, PolicyDirs, PolicyFileError};

@@ -32,7 +32,7 @@ use crate::apply::{
 use crate::cpuset::CpuSet;
 use crate::discover::kernel_threads::KthreadScan;
 use crate::discover::{
-    DiscoverError, interrupts, irqbalances, kernel_threads, live_leases, read_host_view,
+    DiscoverError, Silent, interrupts, irqbalances, kernel_threads, live_leases, read_host_view,
     with_own_masks,
 };
 use crate::error::chain;
@@ -45,7 +45,7 @@ use crate::plan::host::diff::{HostStep, diff};
 use crate::plan::host::{Wants, born_behind, like_new, preferences, wishes};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
-use crate::threads::{ProcessKey, ThreadKey};
+use crate::threads::ThreadKey;
 
 /// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
 const PASSES_MAX: usize = 4;
@@ -464,7 +464,8 @@ fn own_masks(host: Host<'_>, vms: &[Pid]) -> Vec<HostRecord> {
     found.map(original).collect()
 }
 
-/// The host as it is, and what is to be done about it for all who want something of it.
+/// The host as it is, and what is to be done about it for all who want something of it. An irqbalance in `silent` is not
+/// asked; one that does not answer is added.
 ///
 /// # Errors
 /// [`DiscoverError`] where the host cannot be read.
@@ -472,8 +473,12 @@ pub fn host_steps(
     host: Host<'_>,
     wants: &Wants,
     memory: &HostMemory,
+    silent: &mut Silent,
 ) -> Result<(HostView, Vec<HostStep>), DiscoverError> {
-    let view = look(host, wants, KthreadScan::All, memory, &BTreeMap::new())?;
+    let view = look(host, wants, KthreadScan::All, memory, silent)?;
+    let deaf =
+        view.irqbalances.iter().filter_map(|one| Some((one.process, one.banned.clone().err()?)));
+    silent.extend(deaf);
     let steps = diff(&view, &wishes(&view, wants, memory), memory);
     Ok((view, steps))
 }
@@ -484,7 +489,7 @@ fn look(
     wants: &Wants,
     scan: KthreadScan,
     memory: &HostMemory,
-    silent: &BTreeMap<ProcessKey, String>,
+    silent: &Silent,
 ) -> Result<HostView, DiscoverError> {
     let view = read_host_view(host.root, host.sched, wants, memory, scan)?;
     if !wants.has(Knob::Irqs) && !memory.has_irqs() {

@@ -44,9 +44,12 @@ pub(super) struct Irqbalances {
     said: BTreeSet<String>,
 }
 
+/// The longest that one is given, whatever its interval: the end of a detach waits for it.
+const PATIENCE_MAX: Duration = Duration::from_secs(120);
+
 /// How long one that scans in so many seconds at most is given.
 fn patience(within_s: u32) -> Duration {
-    Duration::from_secs(10) + 3 * Duration::from_secs(within_s.into())
+    (Duration::from_secs(10) + 3 * Duration::from_secs(within_s.into())).min(PATIENCE_MAX)
 }
 
 impl Irqbalances {
