@@ -14,16 +14,20 @@
 //! The files are the truth; there is no daemon. A lease whose QEMU process is gone is dead, and
 //! whoever comes next sweeps it.
 
-use std::collections::BTreeSet;
+mod reading;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
-use serde::{Deserialize, Serialize};
+pub use reading::{Kept, Salvaged};
+use serde::Serialize;
 
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
@@ -39,7 +43,7 @@ pub const SCHEMA: &str = "qmpin.lease/1";
 const BYTES_MAX: u64 = 4 << 20;
 
 /// What an attached VM has.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Lease {
     /// [`SCHEMA`].
     pub schema: String,
@@ -62,25 +66,23 @@ pub struct Lease {
     /// Where each vCPU is.
     pub vcpus: Vec<(VcpuIndex, CpuId)>,
     /// What else is to be done about its CPUs.
-    #[serde(default)]
     pub knobs: BTreeSet<Knob>,
     /// The cgroup in which it has, or is about to have, an isolated partition.
-    #[serde(default)]
     pub partition: Option<String>,
     /// The cgroup of its process, where there can be no partition and systemd is to keep the units beside
     /// it off its CPUs.
-    #[serde(default)]
     pub slices: Option<String>,
     /// Where the interrupts of its own devices go, where `knobs` has interrupts.
-    #[serde(default)]
     pub vfio_irqs: VfioIrqs,
     /// How its vCPU threads are to be scheduled.
-    #[serde(default)]
     pub sched: VcpuSched,
     /// The version of the qmpin that wrote it; 0.1.0 does not say, and uses another lock over all
     /// (module [`locks`](crate::locks)).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub writer: Option<String>,
+    /// What a newer qmpin wrote that this version does not know.
+    #[serde(skip)]
+    pub kept: Kept,
 }
 
 /// The version that [`Lease::writer`] has in leases of this qmpin.
@@ -129,11 +131,16 @@ pub struct StateDir {
     path: PathBuf,
     /// The lock of qmpin 0.1.0, while this process holds it.
     pub(crate) older_lock: OlderLock,
+    /// The unreadable leases of which the log has been told, as they were then.
+    reported: Arc<Mutex<BTreeMap<VmName, FileState>>>,
 }
 
 fn held_by(holder: Option<Pid>) -> String {
     holder.map_or(" by another process".to_owned(), |pid| format!(" by process {pid}"))
 }
+
+/// What tells whether a file has changed: device, inode, size, and time of the last change in seconds and ns.
+type FileState = Option<(u64, u64, u64, i64, i64)>;
 
 /// Held by a VM's supervisor. Dropping it removes the lock file and lets go.
 #[derive(Debug)]
@@ -147,7 +154,8 @@ impl StateDir {
     /// The folder at this path; it need not exist yet.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> StateDir {
-        StateDir { path: path.into(), older_lock: OlderLock::default() }
+        let (older_lock, reported) = (OlderLock::default(), Arc::default());
+        StateDir { path: path.into(), older_lock, reported }
     }
 
     /// Its path.
@@ -181,7 +189,9 @@ impl StateDir {
         self.path.join(".host.journal")
     }
 
-    fn lease_path(&self, vm: &VmName) -> PathBuf {
+    /// Where a VM's lease is.
+    #[must_use]
+    pub fn lease_path(&self, vm: &VmName) -> PathBuf {
         self.path.join(format!("{vm}.lease"))
     }
 
@@ -243,16 +253,24 @@ impl StateDir {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.error("read", path)(error)),
         };
-        let not_a_lease = |reason: String| StateError::NotALease { path: path.clone(), reason };
-        let lease: Lease =
-            serde_json::from_str(&text).map_err(|error| not_a_lease(error.to_string()))?;
-        if lease.schema != SCHEMA {
-            return Err(not_a_lease(format!("its schema is {}", lease.schema)));
-        }
-        if lease.vm != *vm {
-            return Err(not_a_lease(format!("it is VM {}'s", lease.vm)));
-        }
-        Ok(Some(lease))
+        reading::parse(&text, vm).map(Some).map_err(|reason| StateError::NotALease { path, reason })
+    }
+
+    /// What can be told of a lease that [`lease`](StateDir::lease) cannot read.
+    #[must_use]
+    pub fn salvage_lease(&self, vm: &VmName) -> Salvaged {
+        let text = state_file::read_state(&self.lease_path(vm), BYTES_MAX);
+        text.map(|text| reading::salvage(&text)).unwrap_or_default()
+    }
+
+    /// Whether an unreadable lease was not reported yet as it is now. It is from now on.
+    #[must_use]
+    pub fn is_news(&self, vm: &VmName) -> bool {
+        let file = fs::symlink_metadata(self.lease_path(vm)).ok();
+        let now =
+            file.map(|file| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()));
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.insert(vm.clone(), now) != Some(now)
     }
 
     /// Every VM that has any file here, in order of name.
@@ -292,7 +310,7 @@ impl StateDir {
     pub fn write_lease(&self, lease: &Lease) -> Result<(), StateError> {
         let path = self.lease_path(&lease.vm);
         let fail = self.error("write", path.clone());
-        let text = serde_json::to_vec(lease).map_err(|error| fail(error.into()))?;
+        let text = reading::text(lease).map_err(|error| fail(error.into()))?;
         let name = format!("{}.lease", lease.vm);
         let written = self.folder().and_then(|folder| folder.replace(name.as_ref(), &text, 0o644));
         written.map_err(fail)
@@ -407,6 +425,7 @@ mod tests {
             vfio_irqs: VfioIrqs::Vcpus,
             sched: VcpuSched::default(),
             writer: this_version(),
+            kept: Kept::default(),
         }
     }
 

@@ -183,7 +183,12 @@ fn any_question() -> impl Strategy<Value = Question> {
             let neighbours = others.iter().enumerate().map(|(at, cpus)| {
                 // A VM has no reserved CPU, unless that was changed after it had come.
                 let exclusive = pick(&topology, cpus);
-                Neighbour { vm: vm(at + 1), exclusive, helpers: topology.online() - exclusive }
+                Neighbour {
+                    vm: vm(at + 1),
+                    exclusive,
+                    helpers: topology.online() - exclusive,
+                    doubt: None,
+                }
             });
             let neighbours = neighbours.collect();
             let allowed = limit.map(|at| {
@@ -444,7 +449,7 @@ proptest! {
                 topology: host.topology(),
                 guest: guest.clone(),
                 policy: Policy::default(),
-                neighbours: vec![Neighbour { vm: vm(1), exclusive, helpers: CpuSet::EMPTY }],
+                neighbours: vec![Neighbour { vm: vm(1), exclusive, helpers: CpuSet::EMPTY, doubt: None }],
                 allowed: None,
                 held: BTreeMap::new(),
             };
@@ -553,6 +558,7 @@ proptest! {
         let beside = |attached: &BTreeMap<usize, (Guest, Plan)>, at: usize| -> Vec<Neighbour> {
             let others = attached.iter().filter(|(other, _)| **other != at);
             others.map(|(other, (_, plan))| Neighbour {
+                doubt: None,
                 vm: vm(*other),
                 exclusive: plan.exclusive,
                 helpers: plan.emulator | plan.iothread_cpus,

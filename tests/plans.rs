@@ -107,6 +107,7 @@ fn answer(case: &Case) -> String {
         .others
         .iter()
         .map(|other| Neighbour {
+            doubt: None,
             vm: other.vm.parse().expect("a VM's name"),
             exclusive: other.exclusive,
             helpers: other.helpers,

@@ -3,7 +3,7 @@
 use super::args::{Global, StatusArgs};
 use super::host_look::HostLook;
 use super::{Answer, output};
-use crate::discover::{Silent, all_leases, boot_id, is_alive, lives};
+use crate::discover::{Silent, all_leases, boot_id, doubts, is_alive, lives};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::journal::{self, HostJournal};
@@ -20,11 +20,13 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
     let mut leases = all_leases(&state);
     let left = if leases.is_empty() { left_behind(&root, &state, &boot_id) } else { String::new() };
     let (mut detached, mut waiting) = marks(&root, &state, &boot_id, &leases);
+    let mut doubts = doubts(&state, &boot_id);
     if let Some(vm) = &args.vm {
         leases.retain(|lease| lease.vm == *vm);
         detached.retain(|mark| mark.vm == *vm);
         waiting.retain(|mark| mark.vm == *vm);
-        if leases.is_empty() && detached.is_empty() && waiting.is_empty() {
+        doubts.retain(|doubt| doubt.vm == *vm);
+        if [leases.len(), detached.len(), waiting.len(), doubts.len()] == [0; 4] {
             let failure = Failure::new(Kind::No, format!("VM {vm} is not attached"));
             return Err(failure.hint(format!("`qmpin attach {vm}` attaches it")));
         }
@@ -65,8 +67,9 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
     };
     // Of one VM the answer is no, where it is not attached.
     let answer = if args.vm.is_some() && leases.is_empty() { Answer::No } else { Answer::Done };
-    let document =
-        StatusDocument::new(leases.into_iter().map(status)).with_marks(detached, waiting);
+    let document = StatusDocument::new(leases.into_iter().map(status))
+        .with_marks(detached, waiting)
+        .with_doubts(doubts);
     if args.json {
         output::json(&document)?;
     } else {
@@ -112,6 +115,9 @@ fn left_behind(root: &SysRoot, state: &StateDir, boot_id: &str) -> String {
         Ok(memory) => {
             for (place, value) in memory.originals() {
                 left += &format!("{place} was {value} before, and is not put back yet\n");
+            }
+            if let Some(unknown) = memory.unknown() {
+                left += &format!("{unknown}\n");
             }
         }
         Err(error) => {

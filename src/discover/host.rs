@@ -1,11 +1,13 @@
 //! Small facts about the host that are read again and again.
 
+use super::doubt::{Doubt, Told, examine};
 use super::{DiscoverError, FirstWay, is_alive, lives};
 use crate::cpuset::CpuSet;
 use crate::error::chain;
 use crate::ids::VmName;
-use crate::leases::{Lease, StateDir};
+use crate::leases::{Lease, StateDir, StateError};
 use crate::plan::priority::Throttling;
+use crate::sched::Kernel;
 use crate::sysroot::{ReadError, SysRoot};
 
 /// The kernel's id of this boot (`/proc/sys/kernel/random/boot_id`).
@@ -46,23 +48,53 @@ pub fn rt_throttling(root: &SysRoot) -> Throttling {
     }
 }
 
-/// Every lease that can be read. One that cannot is reported and left out.
+/// Every lease that can be read. Those that cannot are in [`doubts`].
 #[must_use]
 pub fn all_leases(state: &StateDir) -> Vec<Lease> {
-    let vms = state.vms().unwrap_or_else(|error| {
+    vms(state).iter().filter_map(|vm| state.lease(vm).ok().flatten()).collect()
+}
+
+fn vms(state: &StateDir) -> Vec<VmName> {
+    state.vms().unwrap_or_else(|error| {
         tracing::warn!("{}", chain(&error));
         Vec::new()
-    });
-    let lease = |vm| {
-        state.lease(vm).unwrap_or_else(|error| {
-            tracing::warn!(
-                "what VM {vm} has is not known: {}; if no qmpin is at work for it, remove the file",
-                chain(&error)
-            );
-            None
-        })
+    })
+}
+
+/// As [`doubts`], with a warning that comes once, and again when the file changes.
+#[must_use]
+pub fn warned_doubts(state: &StateDir, boot_id: &str) -> Vec<Doubt> {
+    let doubts = doubts(state, boot_id);
+    for doubt in doubts.iter().filter(|doubt| state.is_news(&doubt.vm)) {
+        tracing::warn!("{doubt}");
+    }
+    doubts
+}
+
+/// Every lease that cannot be read, of a VM that may live.
+#[must_use]
+pub fn doubts(state: &StateDir, boot_id: &str) -> Vec<Doubt> {
+    let live = SysRoot::live();
+    let doubt = |vm: &VmName| {
+        let error = state.lease(vm).err()?;
+        match examine(&live, &Kernel, state, (vm, &error), boot_id, present_cpus(&live)) {
+            Told::Dead => None,
+            Told::Doubt(doubt) => Some(doubt),
+        }
     };
-    vms.iter().filter_map(lease).collect()
+    vms(state).iter().filter_map(doubt).collect()
+}
+
+/// Whether a lease that cannot be read is of a VM that has ended.
+#[must_use]
+pub fn is_of_dead(
+    root: &SysRoot,
+    state: &StateDir,
+    vm: &VmName,
+    error: &StateError,
+    boot_id: &str,
+) -> bool {
+    examine(root, &Kernel, state, (vm, error), boot_id, CpuSet::EMPTY) == Told::Dead
 }
 
 /// The leases whose QEMU lives. One of which that cannot be learnt is taken to live.

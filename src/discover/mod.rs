@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod cpusets;
+mod doubt;
 mod grips;
 mod host;
 mod host_view;
@@ -28,10 +29,11 @@ use std::path::PathBuf;
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
+pub use doubt::Doubt;
 pub use grips::Grips;
 pub use host::{
-    all_leases, boot_id, live_leases, online_cpus, present_cpus, rt_throttling,
-    way_beside_supervisor,
+    all_leases, boot_id, doubts, is_of_dead, live_leases, online_cpus, present_cpus, rt_throttling,
+    warned_doubts, way_beside_supervisor,
 };
 pub use host_view::{read_host_view, read_place};
 pub use interrupts::{Interrupt, interrupts, irq_places, kept_in_words};

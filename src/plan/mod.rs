@@ -23,6 +23,7 @@
 mod allowed;
 pub mod core_scheduling;
 pub mod diff;
+mod doubts;
 mod extension;
 mod groups;
 mod helpers;
@@ -83,6 +84,8 @@ pub struct Neighbour {
     pub exclusive: CpuSet,
     /// Where its emulator threads and iothreads may run.
     pub helpers: CpuSet,
+    /// Where its lease cannot be read: which file, why, and what to do. `exclusive` is then all that it may have.
+    pub doubt: Option<String>,
 }
 
 /// The question.
@@ -212,7 +215,8 @@ pub struct Nearest {
 /// [`PlanError::Policy`] where the policy itself is wrong for this machine, [`PlanError::Infeasible`]
 /// where the machine cannot hold the VM.
 pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
-    plan_strictly(request).map_err(|error| nearest::with_nearest(error, request))
+    let planned = plan_strictly(request).map_err(|error| nearest::with_nearest(error, request));
+    doubts::named(planned, request)
 }
 
 /// As [`plan`], without looking for what else would do.

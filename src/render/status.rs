@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::table::table;
 use crate::cpuset::CpuSet;
+use crate::discover::Doubt;
 use crate::discover::cgroup::PartitionFile;
 use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
 use crate::leases::Lease;
@@ -50,6 +51,19 @@ pub struct StatusDocument {
     detached: Vec<DetachedRow>,
     /// VMs whose service waits until they can be attached.
     waiting: Vec<WaitingRow>,
+    /// VMs whose leases cannot be read.
+    unreadable: Vec<UnreadableRow>,
+}
+
+#[derive(Debug, Serialize)]
+struct UnreadableRow {
+    vm: VmName,
+    path: String,
+    reason: String,
+    /// The CPUs that may be the VM's.
+    cpus: CpuSet,
+    #[serde(skip)]
+    sentence: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -154,7 +168,21 @@ impl StatusDocument {
             vms: vms.map(row).collect(),
             detached: Vec::new(),
             waiting: Vec::new(),
+            unreadable: Vec::new(),
         }
+    }
+
+    /// The same with the VMs whose leases cannot be read.
+    #[must_use]
+    pub fn with_doubts(self, doubts: Vec<Doubt>) -> StatusDocument {
+        let row = |doubt: Doubt| UnreadableRow {
+            sentence: doubt.to_string(),
+            vm: doubt.vm,
+            path: doubt.path.display().to_string(),
+            reason: doubt.reason,
+            cpus: doubt.cpus,
+        };
+        StatusDocument { unreadable: doubts.into_iter().map(row).collect(), ..self }
     }
 
     /// The same with the VMs that are marked as detached by hand, or as waiting.
@@ -186,6 +214,9 @@ impl StatusDocument {
         }
         for WaitingRow { vm, reason, .. } in &self.waiting {
             text.push_str(&format!("VM {vm}: its service waits: {}\n", shown::line(reason)));
+        }
+        for UnreadableRow { sentence, .. } in &self.unreadable {
+            text.push_str(&format!("{}\n", shown::line(sentence)));
         }
         text
     }

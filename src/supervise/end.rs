@@ -104,7 +104,7 @@ mod tests {
     use crate::cpuset::CpuSet;
     use crate::discover::process_key;
     use crate::ids::Pid;
-    use crate::leases::{Lease, SCHEMA};
+    use crate::leases::{Kept, Lease, SCHEMA};
     use crate::policy::{VcpuSched, VfioIrqs};
     use crate::sched::Kernel;
     use crate::sysroot::SysRoot;
@@ -133,6 +133,7 @@ mod tests {
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
             writer: crate::leases::this_version(),
+            kept: Kept::default(),
         };
         state.write_lease(&lease).expect("written");
         (dir, state, lease, child)

@@ -7,11 +7,12 @@ use super::host_knobs::HostKnobs;
 use super::partition::{self, Ground};
 use super::settings::{Host, Settings};
 use super::start_error::StartError;
+use crate::cpuset::CpuSet;
 use crate::discover;
 use crate::error::chain;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::journal::{Header, Journal, JournalError, Memory};
-use crate::leases::{StateDir, SupervisorLock};
+use crate::leases::{Kept, StateDir, SupervisorLock};
 use crate::plan::Neighbour;
 use crate::restore::partition::PartitionRestore;
 use crate::restore::{RestoreError, RestoreReport, restore};
@@ -121,18 +122,30 @@ pub(super) fn held(
     }
 }
 
+/// What a newer qmpin wrote to the earlier lease of this very process: an older one that goes on with it must not
+/// take that away from others.
+pub(super) fn kept(settings: &Settings, boot_id: &str, process: ProcessKey) -> Kept {
+    let lease = settings.state.lease(&settings.vm).ok().flatten();
+    let lease = lease.filter(|lease| lease.boot_id == boot_id && lease.qemu == process);
+    lease.map(|lease| lease.kept).unwrap_or_default()
+}
+
 /// The other VMs that hold CPUs.
 #[must_use]
 pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour> {
-    discover::live_leases(state, boot_id)
-        .into_iter()
-        .filter(|lease| lease.vm != *vm)
-        .map(|lease| Neighbour {
-            vm: lease.vm,
-            exclusive: lease.exclusive,
-            helpers: lease.emulator | lease.iothreads,
-        })
-        .collect()
+    let leases = discover::live_leases(state, boot_id).into_iter().map(|lease| Neighbour {
+        vm: lease.vm,
+        exclusive: lease.exclusive,
+        helpers: lease.emulator | lease.iothreads,
+        doubt: None,
+    });
+    let doubts = discover::warned_doubts(state, boot_id).into_iter().map(|doubt| Neighbour {
+        doubt: Some(doubt.to_string()),
+        vm: doubt.vm,
+        exclusive: doubt.cpus,
+        helpers: CpuSet::EMPTY,
+    });
+    leases.chain(doubts).filter(|neighbour| neighbour.vm != *vm).collect()
 }
 
 /// A dead VM whose CPUs are free again, and of which systemd has something yet.
@@ -158,8 +171,9 @@ fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Opt
             lease.boot_id != boot_id
                 || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
         }
-        // A lease that cannot be read is left alone; it is named when the neighbours are read.
-        Ok(None) | Err(_) => false,
+        Ok(None) => false,
+        // One that may live is named when the neighbours are read.
+        Err(error) => discover::is_of_dead(host.root, state, vm, &error, boot_id),
     };
     if !is_dead() {
         return None;
@@ -311,7 +325,6 @@ mod tests {
     use std::{fs, io};
 
     use super::*;
-    use crate::cpuset::CpuSet;
     use crate::ids::{Pid, StartTicks, Tid};
     use crate::leases::{Lease, SCHEMA};
     use crate::policy::{VcpuSched, VfioIrqs};
@@ -356,6 +369,7 @@ mod tests {
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
             writer: crate::leases::this_version(),
+            kept: Kept::default(),
         };
         state.write_lease(&lease).expect("written");
         if let Some(journal) = journal {

@@ -29,7 +29,7 @@ pub(crate) fn measure(table: &mut Table) {
             let vm: VmName = (100 + number).to_string().parse().unwrap();
             let plan = plan_of(&vm, &topology, &policy, &neighbours);
             let helpers = plan.emulator | plan.iothread_cpus;
-            neighbours.push(Neighbour { vm, exclusive: plan.exclusive, helpers });
+            neighbours.push(Neighbour { vm, exclusive: plan.exclusive, helpers, doubt: None });
         }
         one.add(last.elapsed());
         all.add(start.elapsed());

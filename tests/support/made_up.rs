@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use qmpin::cpuset::CpuSet;
 use qmpin::discover;
 use qmpin::ids::{Pid, Tid};
-use qmpin::leases::{Lease, SCHEMA, StateDir};
+use qmpin::leases::{Kept, Lease, SCHEMA, StateDir};
 use qmpin::policy::{Knob, VcpuSched, VfioIrqs};
 use qmpin::sched::Sched;
 use qmpin::supervise::Host;
@@ -119,6 +119,7 @@ impl World {
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
             writer: qmpin::leases::this_version(),
+            kept: Kept::default(),
         }
     }
 }

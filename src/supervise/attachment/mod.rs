@@ -19,8 +19,8 @@ use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
 use super::host_report::HostReport;
 use super::leasing::{
-    Earlier, Going, Swept, earlier, forget_swept, held, let_go, neighbours, new_journal, sweep,
-    take_over_from_dead,
+    Earlier, Going, Swept, earlier, forget_swept, held, kept, let_go, neighbours, new_journal,
+    sweep, take_over_from_dead,
 };
 use super::limit::Limit;
 use super::partition::{Ground, Partition, take_back};
@@ -37,7 +37,7 @@ use crate::discover::{self, read_topology};
 use crate::error::chain;
 use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
-use crate::leases::SupervisorLock;
+use crate::leases::{Kept, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Neighbour, Plan, Stay};
 use crate::qmp::{Channel, Roles};
@@ -75,6 +75,8 @@ pub struct Attachment<'a> {
     own_cpus: CpuSet,
     drift_total: u64,
     since_unix_s: u64,
+    /// What a newer qmpin wrote to the lease.
+    kept: Kept,
     // Dropped last: until then nobody else may become this VM's supervisor.
     lock: SupervisorLock,
 }
@@ -187,6 +189,7 @@ impl<'a> Attachment<'a> {
             Some(journal) => journal,
             None => new_journal(&settings, &boot_id, process)?,
         };
+        let kept = kept(&settings, &boot_id, process);
         let mut attachment = Attachment {
             known: Known { host, settings, boot_id, process },
             online: topology.online(),
@@ -209,6 +212,7 @@ impl<'a> Attachment<'a> {
             own_cpus: CpuSet::EMPTY,
             drift_total: 0,
             since_unix_s: unix_now_s(),
+            kept,
             lock,
         };
         let taken_down = attachment.take_down(&host_lock);

@@ -118,6 +118,7 @@ impl Attachment<'_> {
             vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
             sched: self.known.settings.policy.vm.sched.value,
             writer: crate::leases::this_version(),
+            kept: self.kept.clone(),
         })
     }
 }

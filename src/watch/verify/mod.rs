@@ -259,6 +259,7 @@ mod tests {
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
             writer: crate::leases::this_version(),
+            kept: crate::leases::Kept::default(),
         }
     }
 

@@ -1,0 +1,104 @@
+//! Leases that cannot be read. What their VMs have is not known to be free, so it is not free.
+//!
+//! ```text
+//!   the boot, or the process, of the lease or of its VM's journal is gone    ─▶ dead: it is swept
+//!   its CPUs can be told from what is left of the lease                      ─▶ these are the VM's
+//!   its journal says that qmpin has moved the main thread                    ─▶ all CPUs but the main thread's are
+//!   else                                                                     ─▶ all CPUs are
+//! ```
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::{lives, tasks};
+use crate::cpuset::CpuSet;
+use crate::ids::VmName;
+use crate::journal::{self, Memory};
+use crate::leases::{Salvaged, StateDir, StateError};
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+use crate::threads::ProcessKey;
+
+/// A lease that cannot be read, of a VM that may live.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Doubt {
+    /// Which VM.
+    pub vm: VmName,
+    /// The lease's path.
+    pub path: PathBuf,
+    /// Why it cannot be read.
+    pub reason: String,
+    /// The CPUs that may be the VM's alone.
+    pub cpus: CpuSet,
+}
+
+/// One sentence: which lease, why, and what to do.
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Doubt { vm, path, reason, .. } = self;
+        let path = path.display();
+        write!(
+            f,
+            "cannot read the lease of VM {vm}, {path}: {reason}; delete it if no qmpin runs for that VM"
+        )
+    }
+}
+
+/// What can be told of a VM whose lease cannot be read.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Told {
+    /// It has ended, or its boot has.
+    Dead,
+    /// It may live.
+    Doubt(Doubt),
+}
+
+/// Examines a lease that cannot be read. `present` are all CPUs of the machine.
+pub(crate) fn examine(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    state: &StateDir,
+    (vm, error): (&VmName, &StateError),
+    boot_id: &str,
+    present: CpuSet,
+) -> Told {
+    let Salvaged { boot_id: boot, qemu, exclusive } = state.salvage_lease(vm);
+    let is_gone = |process: ProcessKey| lives(root, process).is_ok_and(|lives| !lives);
+    let journal = journal::read(&state.journal_path(vm)).ok();
+    let of_journal = journal.as_ref().map(|content| &content.header);
+    if boot.as_deref().is_some_and(|boot| boot != boot_id)
+        || of_journal.is_some_and(|header| header.boot_id != boot_id)
+        || qemu.is_some_and(is_gone)
+        || of_journal.is_some_and(|header| is_gone(header.process))
+    {
+        return Told::Dead;
+    }
+    let free = || {
+        let content = journal.as_ref()?;
+        known_free(root, sched, content.header.process, &content.memory)
+    };
+    let cpus = exclusive.unwrap_or_else(|| present - free().unwrap_or_default());
+    let reason = match error {
+        StateError::NotALease { reason, .. } => reason.clone(),
+        StateError::Io { source, .. } => source.to_string(),
+        busy @ StateError::Busy { .. } => busy.to_string(),
+    };
+    Told::Doubt(Doubt { vm: vm.clone(), path: state.lease_path(vm), reason, cpus })
+}
+
+/// CPUs that are not the VM's alone: where its main thread is by qmpin's doing, because helpers of a VM are kept off
+/// its own CPUs. CPUs that any of its threads has for itself are not among them.
+fn known_free(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    process: ProcessKey,
+    memory: &Memory,
+) -> Option<CpuSet> {
+    let main = sched.affinity(process.pid.main_thread()).ok()?;
+    if !memory.masks().any(|mask| mask == main) {
+        return None;
+    }
+    let threads = tasks::keys(root, process.pid).ok()?;
+    let masks = threads.iter().filter_map(|thread| sched.affinity(thread.tid).ok());
+    Some(masks.filter(|mask| *mask != main).fold(main, |free, mask| free - mask))
+}
