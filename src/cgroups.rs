@@ -182,7 +182,8 @@ pub(crate) mod fake {
         fn groups_in(&self, group: &str) -> Vec<String> {
             let files = self.files.borrow();
             let types = files.keys().filter_map(|file| file.strip_suffix("/cgroup.type"));
-            let within = types.filter_map(|path| path.strip_prefix(&format!("{group}/")));
+            let above = if group.is_empty() { String::new() } else { format!("{group}/") };
+            let within = types.filter_map(|path| path.strip_prefix(above.as_str()));
             within.filter(|name| !name.contains('/')).map(str::to_owned).collect()
         }
     }

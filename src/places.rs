@@ -28,6 +28,9 @@ pub enum Place {
         /// Its cgroup below the root.
         cgroup: String,
     },
+    /// `cpuset.cpus` of a cgroup that is no unit of systemd's, such as `lxc` of Proxmox's containers; no CPU at all
+    /// means that it does not limit. Before the threads, like the units.
+    Cpuset(String),
     /// The affinity of a thread: one of the kernel's, or one outside all VMs that has a mask of its own.
     Thread(ThreadKey),
     /// The CPUs that an irqbalance keeps interrupts off. It takes what it is told later, so what it says at
@@ -60,6 +63,17 @@ impl Place {
     }
 }
 
+impl Place {
+    /// The cgroup that the place limits; `None`: it is no limit of a cgroup.
+    #[must_use]
+    pub fn limited_cgroup(&self) -> Option<&str> {
+        match self {
+            Place::AllowedCpus { cgroup, .. } | Place::Cpuset(cgroup) => Some(cgroup),
+            _ => None,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -67,6 +81,7 @@ impl fmt::Display for Place {
                 write!(f, "/{path}")
             }
             Place::AllowedCpus { unit, .. } => write!(f, "AllowedCPUs of {unit}"),
+            Place::Cpuset(cgroup) => write!(f, "/sys/fs/cgroup/{cgroup}/cpuset.cpus"),
             Place::Thread(key) => write!(f, "thread {}", key.tid),
             Place::Irqbalance(process) => {
                 write!(f, "irqbalance's ban list (process {})", process.pid)
@@ -190,7 +205,7 @@ pub struct HostView {
     pub kthreads: Vec<Place>,
     /// Kernel threads that cannot (`PF_NO_SETAFFINITY`): name and CPUs.
     pub bound: Vec<(String, CpuSet)>,
-    /// Units of systemd's beside a VM that has no partition.
+    /// Units of systemd's, and other cgroups, beside a VM that has no partition.
     pub units: Vec<Place>,
     /// Threads of processes outside all VMs that had a mask of their own.
     pub users: Vec<Place>,

@@ -76,7 +76,7 @@ impl HostApplied {
     pub fn has_limited_unit(&self) -> bool {
         let is_write = matches!(self.step, HostStep::Write { .. } | HostStep::PutBack { .. });
         is_write
-            && matches!(self.step.place(), Place::AllowedCpus { .. })
+            && self.step.place().limited_cgroup().is_some()
             && matches!(self.outcome, HostOutcome::Done | HostOutcome::Narrowed { .. })
     }
 }
@@ -129,7 +129,7 @@ pub fn carry_out(bench: HostBench<'_>, online: &CpuSet, steps: Vec<HostStep>) ->
     let HostBench { root, sched, units } = bench;
     // Units first, and all of them: some kernels change threads' masks with them.
     let (of_units, others): (Vec<HostStep>, Vec<HostStep>) =
-        steps.into_iter().partition(|step| matches!(step.place(), Place::AllowedCpus { .. }));
+        steps.into_iter().partition(|step| step.place().limited_cgroup().is_some());
     let mut limits = Limits::new(root, units, present_cpus(root) | *online);
     let mut applied: Vec<HostApplied> = of_units
         .into_iter()
@@ -256,9 +256,14 @@ fn write(
             root.write_value(path, &cpus.to_cpumask()).map_err(|error| error.source)
         }
         (Place::AllowedCpus { unit, cgroup }, Value::Cpus(cpus)) => limits.set(unit, cgroup, cpus),
+        (Place::Cpuset(cgroup), Value::Cpus(cpus)) => limits.set_cpuset(cgroup, cpus),
         (Place::Thread(key), Value::Cpus(cpus)) => sched.set_affinity(key.tid, cpus),
         (
-            Place::CpuMask(_) | Place::AllowedCpus { .. } | Place::Thread(_) | Place::Irqbalance(_),
+            Place::CpuMask(_)
+            | Place::AllowedCpus { .. }
+            | Place::Cpuset(_)
+            | Place::Thread(_)
+            | Place::Irqbalance(_),
             _,
         ) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a word where CPUs belong")),
     };

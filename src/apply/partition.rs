@@ -184,6 +184,23 @@ pub fn carry_out(
     (steps.len() - refused.len(), refused)
 }
 
+/// The same up to the first refusal: what follows stands on it.
+pub fn carry_out_in_turn(
+    bench: Bench<'_>,
+    cgroups: &dyn Cgroups,
+    site: &Site,
+    steps: &[PartitionStep],
+) -> (usize, Vec<Refused>) {
+    let refused = steps
+        .iter()
+        .enumerate()
+        .find_map(|(at, step)| Some((at, one(bench, cgroups, site, step).err()?)));
+    match refused {
+        Some((at, refused)) => (at, vec![refused]),
+        None => (steps.len(), Vec::new()),
+    }
+}
+
 fn one(
     bench: Bench<'_>,
     cgroups: &dyn Cgroups,

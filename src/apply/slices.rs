@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 
+use crate::cgroups::{CgroupTree, Cgroups as _};
 use crate::cpuset::CpuSet;
 use crate::error::chain;
 use crate::sysroot::SysRoot;
@@ -50,6 +51,23 @@ impl Limits<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Limits a cgroup that is no unit; none lifts the limit. The kernel does not empty the file of a cgroup that
+    /// processes are in (`kernel/cgroup/cpuset.c: validate_change`): then all CPUs are written, which limits
+    /// nothing, as systemd does.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn set_cpuset(&self, cgroup: &str, cpus: &CpuSet) -> io::Result<()> {
+        let tree = CgroupTree::of(self.root);
+        let file = format!("{cgroup}/cpuset.cpus");
+        match tree.write(&file, &cpus.to_string()) {
+            Err(error) if cpus.is_empty() && error.raw_os_error() == Some(nix::libc::ENOSPC) => {
+                tree.write(&file, &self.all.to_string())
+            }
+            written => written,
+        }
     }
 
     /// Removes what a limit that is lifted has left: whoever lifted it may have been killed before he could.

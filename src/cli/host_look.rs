@@ -88,7 +88,7 @@ fn outlook(
     let concerns = |place: &Place, found: &Value| match (place, found.cpus()) {
         (Place::Irqbalance(_), Some(banned)) => !lease.exclusive.is_subset(&banned),
         // Where there is no limit, every CPU is allowed.
-        (Place::AllowedCpus { .. }, Some(limit)) if limit.is_empty() => true,
+        (Place::AllowedCpus { .. } | Place::Cpuset(_), Some(limit)) if limit.is_empty() => true,
         (_, Some(cpus)) => cpus.intersects(&lease.exclusive) || own().any(|(own, _)| own == place),
         (_, None) => true,
     };

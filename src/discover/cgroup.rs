@@ -9,7 +9,6 @@ use super::stat;
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};
-use crate::places::Place;
 use crate::plan::partition::{Group, GroupSeen, Seen, Site, levels};
 use crate::shown;
 use crate::sysroot::SysRoot;
@@ -69,47 +68,6 @@ pub fn slices_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Resul
     Ok(known.join("/"))
 }
 
-/// The units beside the path to a cgroup.
-#[must_use]
-pub fn units_beside(cgroups: &dyn Cgroups, cgroup: &str) -> Vec<Place> {
-    let mut above = String::new();
-    let mut units = Vec::new();
-    for part in cgroup.split('/') {
-        let children = cgroups.children(&above).unwrap_or_default();
-        let below = |name: &str| {
-            if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") }
-        };
-        let others =
-            children.iter().filter(|name| *name != part && is_plain(name) && is_unit(name));
-        units.extend(others.map(|name| Place::AllowedCpus {
-            unit: name.strip_prefix('_').unwrap_or(name).to_owned(),
-            cgroup: below(name),
-        }));
-        above = below(part);
-    }
-    units
-}
-
-/// What systemd limits a cgroup to; no CPU at all: it does not. `None`: there is no such cgroup.
-///
-/// # Errors
-/// What the kernel said, or `InvalidData` where what is there makes no sense.
-pub fn limit(cgroups: &dyn Cgroups, cgroup: &str, online: &CpuSet) -> io::Result<Option<CpuSet>> {
-    let there = |read: io::Result<String>| match read {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if is_gone(&error) => Ok(None),
-        Err(error) => Err(error),
-    };
-    if there(cgroups.read(&format!("{cgroup}/cgroup.type")))?.is_none() {
-        return Ok(None);
-    }
-    // Without the controller there is no limit.
-    let text = there(cgroups.read(&format!("{cgroup}/cpuset.cpus")))?.unwrap_or_default();
-    let cpus = CpuSet::parse_cpulist(&text).map_err(io::Error::other)?;
-    // What it leaves behind when a limit is lifted.
-    Ok(Some(if online.is_subset(&cpus) { CpuSet::EMPTY } else { cpus }))
-}
-
 /// Whether an error says that a group or a file of it is gone: removed before it was opened, or since
 /// (`fs/kernfs`).
 #[must_use]
@@ -142,7 +100,7 @@ fn path_of(text: &str) -> Result<&str, String> {
     line.ok_or_else(|| "QEMU is in no cgroup of the v2 tree".to_owned())
 }
 
-fn is_unit(name: &str) -> bool {
+pub(super) fn is_unit(name: &str) -> bool {
     ["slice", "scope", "service"].into_iter().any(|suffix| has_suffix(name, suffix))
 }
 
@@ -353,7 +311,7 @@ fn has_suffix(name: &str, suffix: &str) -> bool {
 }
 
 /// Whether it is a name as systemd gives them (`man 5 systemd.unit`), and stays where it is.
-fn is_plain(part: &str) -> bool {
+pub(super) fn is_plain(part: &str) -> bool {
     let known = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
     !part.is_empty() && part.len() <= 255 && part != "." && part != ".." && part.chars().all(known)
 }

@@ -6,6 +6,8 @@
 //!   & cpuset.cpus of each level              a limit, also where a partition could be granted CPUs past it
 //! ```
 
+use std::collections::BTreeMap;
+
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup;
@@ -192,13 +194,15 @@ pub fn forbidden_by(
 }
 
 /// Finds the cgroups that conflict with a partition of these CPUs at this site. `shares` are the partitions of
-/// other VMs, which are no conflict: the plan is around them.
+/// other VMs, which are no conflict: the plan is around them. `before` are the limits of cgroups before qmpin
+/// changed them: these count, because they are restored.
 #[must_use]
 pub fn conflicts(
     cgroups: &dyn Cgroups,
     site: &Site,
     cpus: &CpuSet,
     shares: &[Share],
+    before: &BTreeMap<String, CpuSet>,
 ) -> Vec<Holder> {
     let ours = levels(&site.cgroup);
     let is_ours = |cgroup: &str| {
@@ -212,7 +216,8 @@ pub fn conflicts(
         let above = level.rsplit_once('/').map_or("", |(above, _)| above);
         for name in cgroups.children(above).unwrap_or_default() {
             let beside = below(above, &name);
-            let set = cgroup::set(cgroups, &beside, "cpuset.cpus");
+            let now = || cgroup::set(cgroups, &beside, "cpuset.cpus");
+            let set = before.get(&beside).copied().unwrap_or_else(now);
             let is_known = found.iter().any(|holder| holder.cgroup == beside);
             if !is_ours(&beside) && !is_known && set.intersects(cpus) && set.is_subset(&all) {
                 found.push(Holder::new(&beside, Hold::AllItsCpus, &set));
@@ -377,8 +382,9 @@ mod tests {
         let vm = "101".parse().expect("a name");
         let cgroup = "qemu.slice/101.scope".to_owned();
         let shares = [Share { vm, cgroup, cpus: cpus("8-11") }];
-        let words: Vec<String> =
-            conflicts(&tree, &site, &cpus("12-19"), &shares).iter().map(Holder::in_words).collect();
+        let mut before = BTreeMap::new();
+        let found = |list: &str, before: &_| conflicts(&tree, &site, &cpus(list), &shares, before);
+        let words: Vec<String> = found("12-19", &before).iter().map(Holder::in_words).collect();
         assert_eq!(
             words,
             [
@@ -386,7 +392,10 @@ mod tests {
                 "rt.slice has CPUs 11-12 (cpuset.cpus)"
             ]
         );
-        assert_eq!(conflicts(&tree, &site, &cpus("14-19"), &shares), []);
+        assert_eq!(found("14-19", &before), []);
+        // What qmpin has limited it to meanwhile does not count.
+        before.insert("rt.slice".to_owned(), cpus("14-15"));
+        assert_eq!(found("14-19", &before).len(), 1);
     }
 
     #[test]

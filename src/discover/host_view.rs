@@ -4,7 +4,7 @@
 use std::io;
 
 use super::DiscoverError;
-use super::cgroup;
+use super::beside;
 use super::host::online_cpus;
 use super::interrupts::{irq_nodes, irq_places};
 use super::kernel_threads::{self, KthreadScan};
@@ -110,9 +110,9 @@ pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> io::Resul
         Place::CpuList(path) => cpus(path, &|text| CpuSet::parse_cpulist(text).ok()),
         Place::CpuMask(path) => cpus(path, &CpuSet::parse_cpumask),
         Place::Word(path) => Ok(text(path)?.map(|text| Value::Word(text.trim().to_owned()))),
-        Place::AllowedCpus { cgroup, .. } => {
+        Place::AllowedCpus { cgroup, .. } | Place::Cpuset(cgroup) => {
             let online = online_cpus(root).map_err(io::Error::other)?;
-            Ok(cgroup::limit(&CgroupTree::of(root), cgroup, &online)?.map(Value::Cpus))
+            Ok(beside::limit(&CgroupTree::of(root), cgroup, &online)?.map(Value::Cpus))
         }
         Place::Thread(key) => {
             if !tasks::is_thread(root, *key).map_err(|error| error.source)? {
@@ -188,8 +188,8 @@ impl Reader<'_> {
 
     /// The units beside a VM; those that have a partition in them are not for others to limit.
     fn units(&mut self, cgroup: &str, wants: &Wants) {
-        for place in cgroup::units_beside(&CgroupTree::of(self.root), cgroup) {
-            let Place::AllowedCpus { cgroup, .. } = &place else { continue };
+        for place in beside::groups_beside(&CgroupTree::of(self.root), cgroup) {
+            let Some(cgroup) = place.limited_cgroup() else { continue };
             if !wants.is_partition(cgroup) && !self.view.units.contains(&place) {
                 let place = self.take(place);
                 self.view.units.extend(place);

@@ -3,6 +3,7 @@
 //! Called by every command. It decides nothing: a file that says something is written down, a file
 //! that does not is *unknown, with the reason*; only what nothing can be done without is an error.
 
+mod beside;
 pub mod cgroup;
 pub mod cpusets;
 mod doubt;

@@ -190,7 +190,7 @@ impl HostMemory {
     /// Whether units of systemd's are limited, or about to be.
     #[must_use]
     pub fn has_units(&self) -> bool {
-        self.places.keys().any(|place| matches!(place, Place::AllowedCpus { .. }))
+        self.places.keys().any(|place| place.limited_cgroup().is_some())
     }
 
     /// Whether interrupts, where new ones go, or who balances them, are remembered.

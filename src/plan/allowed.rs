@@ -58,8 +58,12 @@ pub(super) fn check(request: &Request<'_>, key: &str, cpus: &CpuSet) -> Result<(
     }
 }
 
-/// The finding about a limit that the plan keeps to; `None` where there is none.
-pub(super) fn finding(request: &Request<'_>) -> Option<Finding> {
+/// The finding about a limit that the plan keeps to; `None` where there is none. It is a shortfall where vCPUs have no
+/// CPU of their own inside it.
+pub(super) fn finding(request: &Request<'_>, unplaced: usize) -> Option<Finding> {
     let allowed = request.allowed?;
-    Some(Finding::met(RULE, format!("the plan is inside the VM's limit: {}", allowed.why)))
+    Some(match unplaced {
+        0 => Finding::met(RULE, format!("the plan is inside the VM's limit: {}", allowed.why)),
+        _ => Finding::degraded(RULE, format!("the VM does not fit: {}", allowed.why)),
+    })
 }

@@ -84,7 +84,7 @@ pub(super) fn report(
         .map(|why| Finding::degraded("policy", format!("as it was good the last time: {why}")))
         .collect();
     report.push(reserved(request, claims));
-    report.extend(allowed::finding(request));
+    report.extend(allowed::finding(request, placement.unplaced.len()));
     let Sourced { value, origin } = &request.policy.vm.vcpus;
     if *value != CpuChoice::Auto {
         report.push(Finding::met("by-hand", format!("vcpus = \"{value}\" ({origin})")));
@@ -99,7 +99,7 @@ pub(super) fn report(
     report.extend(doubled(request, placement));
     report.extend(cores(request, plan));
     report.extend(sharing(placement));
-    report.extend(overflow(placement, plan));
+    report.extend(overflow(claims, placement, plan));
     for (rule, found) in [("emulator", helpers[0]), ("iothreads", helpers[1])] {
         report.push(helper(rule, found, request, plan));
     }
@@ -329,14 +329,14 @@ fn sharing(placement: &Placement) -> Option<Finding> {
     })
 }
 
-fn overflow(placement: &Placement, plan: &Plan) -> Option<Finding> {
+fn overflow(claims: &Claims, placement: &Placement, plan: &Plan) -> Option<Finding> {
     if placement.unplaced.is_empty() {
         return None;
     }
     let who: Vec<String> = placement.unplaced.iter().map(ToString::to_string).collect();
     let who = format!("no CPU is left for vCPU {}", who.join(", "));
     Some(if plan.left_alone.is_empty() {
-        let where_to = cpus_in_words(&plan.housekeeping);
+        let where_to = cpus_in_words(&(plan.housekeeping & claims.allowed));
         Finding::degraded("overflow", format!("{who}: with the housekeeping {where_to}"))
     } else {
         Finding::impossible("overflow", format!("{who}: left alone (overflow = \"refuse\")"))

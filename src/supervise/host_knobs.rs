@@ -42,7 +42,7 @@ use crate::leases::{StateDir, StateError};
 use crate::locks::HostLock;
 use crate::places::{HostView, Irqbalance, Place, Value};
 use crate::plan::host::diff::{HostStep, diff};
-use crate::plan::host::{Wants, born_behind, like_new, preferences, wishes};
+use crate::plan::host::{Wants, born_behind, like_new, preferences, relimited, wishes};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
@@ -276,6 +276,11 @@ impl HostKnobs {
         irqbalances(host.root, &self.irqbalances.silent())
     }
 
+    /// Takes what the kernel changes by itself, as a partition comes or goes, for no other program's doing.
+    pub fn expect_changes(&mut self) {
+        self.wished.clear();
+    }
+
     /// Whether there is something to put back, as far as is known without the journal.
     #[must_use]
     pub fn knows_something(&self) -> bool {
@@ -386,6 +391,7 @@ impl HostKnobs {
         journal.append(wants.fences().iter().copied().map(HostRecord::Off).collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), &wants))?;
         journal.append(born_behind(&view, &wants, journal.memory()))?;
+        journal.append(relimited(&view, journal.memory()))?;
         let wishes = wishes(&view, &wants, journal.memory());
         let mut steps = diff(&view, &wishes, journal.memory());
         // irqbalance takes what it is told later, so it is told more than once.
@@ -429,7 +435,7 @@ enum Which {
 
 impl Which {
     fn has(self, step: &HostStep) -> bool {
-        let is_of_units = matches!(step.place(), Place::AllowedCpus { .. });
+        let is_of_units = step.place().limited_cgroup().is_some();
         is_of_units == (self == Which::Units)
     }
 }

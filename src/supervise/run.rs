@@ -189,6 +189,8 @@ struct Runner<'a> {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Task {
     Isolate,
+    /// The reason for a fallback may have gone.
+    Choose,
     /// Interrupts and kernel threads may have come since the last time.
     KeepHost,
     Prioritise,
@@ -202,6 +204,7 @@ impl Task {
     fn job(self) -> Job {
         match self {
             Task::Isolate => Job::Isolate,
+            Task::Choose => Job::Choose,
             Task::KeepHost => Job::KeepHost,
             Task::Prioritise => Job::Prioritise,
             Task::Look => Job::Look,
@@ -302,6 +305,7 @@ impl Runner<'_> {
         leases: &mut Option<LeaseChanges>,
         slow_timer: &mut SlowTimer,
     ) -> Next {
+        let choice_due = self.choice_due();
         let said = tokio::select! {
             (done, now) = self.worker.done() => return Next::Done(Box::new(done), now),
             () = at(self.next_beat) => {
@@ -333,6 +337,10 @@ impl Runner<'_> {
                 self.for_neighbours.looked(Instant::now());
                 self.due.insert(Task::KeepHost);
                 return Next::Event(Event::Hint(Hint::Neighbour));
+            }
+            () = at(choice_due) => {
+                self.due.insert(Task::Choose);
+                return Next::Nothing;
             }
             () = at(self.look_at) => {
                 self.look_at = None;
@@ -489,6 +497,13 @@ impl Runner<'_> {
         }
     }
 
+    /// When the choice between a partition and a fallback is to be made again; `None` also while it is being made.
+    fn choice_due(&self) -> Option<Instant> {
+        let is_waiting = self.is_ready && self.worker.is_idle() && self.ending.is_none();
+        let due = self.now.as_ref().filter(|_| is_waiting)?.choice_due;
+        due.filter(|_| !self.due.contains(&Task::Choose))
+    }
+
     /// Takes what has become of a job.
     fn done(&mut self, done: Done) -> Result<Went, StartError> {
         let mut events = Vec::new();
@@ -510,6 +525,8 @@ impl Runner<'_> {
             Done::Isolated(report) => {
                 if let Ok(Some(report)) = &report {
                     self.telling.look(report);
+                    // Limits of units come with a fallback, and go with it.
+                    self.due.insert(Task::KeepHost);
                 }
                 self.isolate_later = report.is_err();
                 self.telling.isolated(report.err());
@@ -558,7 +575,7 @@ impl Runner<'_> {
     }
 
     fn status(&self) -> String {
-        let Some(Now { plan, drift_total }) = &self.now else {
+        let Some(Now { plan, drift_total, .. }) = &self.now else {
             return format!("VM {}: attaching", self.settings.vm);
         };
         format!(

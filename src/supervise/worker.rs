@@ -38,6 +38,8 @@ pub(super) enum Job {
     Begin(Box<Found>),
     /// Keep others off the VM's CPUs.
     Isolate,
+    /// The same, where the choice between a partition and a fallback would be another one now.
+    Choose,
     /// Keep interrupts and the kernel's own work off them.
     KeepHost,
     /// Give vCPUs their priority, and the VM its cookie.
@@ -59,7 +61,7 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) enum Done {
     Begun(Result<LookReport, StartError>),
-    /// `None`: QEMU has ended meanwhile. The error is in words.
+    /// `None`: QEMU has ended meanwhile, or the choice stays as it is. The error is in words.
     Isolated(Result<Option<LookReport>, String>),
     HostKept(Result<HostReport, StartError>),
     Prioritised(Result<LookReport, LookError>),
@@ -73,6 +75,8 @@ pub(super) enum Done {
 pub(super) struct Now {
     /// The plan in force.
     pub(super) plan: Arc<Plan>,
+    /// When the choice between a partition and a fallback is to be made again.
+    pub(super) choice_due: Option<Instant>,
     /// How many changes of other programs have been mended.
     pub(super) drift_total: u64,
 }
@@ -165,7 +169,8 @@ fn work(
             let known = plan.take().filter(|known| **known == *attachment.plan());
             let known = known.unwrap_or_else(|| Arc::new(attachment.plan().clone()));
             plan = Some(Arc::clone(&known));
-            Now { plan: known, drift_total: attachment.drift_total() }
+            let choice_due = attachment.choice_due().map(Instant::from_std);
+            Now { plan: known, choice_due, drift_total: attachment.drift_total() }
         });
         if report.send((done, now)).is_err() {
             return;
@@ -175,7 +180,8 @@ fn work(
 
 fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
     match job {
-        Job::Isolate => {
+        Job::Choose if !attachment.would_choose_anew() => Done::Isolated(Ok(None)),
+        Job::Isolate | Job::Choose => {
             // The kernel does not restore what it changes as a partition is built.
             let remembered = attachment.remember_host().map_err(|error| chain(&error));
             Done::Isolated(remembered.and_then(|()| match attachment.isolate() {

@@ -32,6 +32,7 @@ use crate::policy::Knob;
 use crate::threads::ProcessKey;
 pub use new_irqs::{born_behind, like_new};
 pub use power::preferences;
+pub use slices::relimited;
 pub use vfio::VfioWant;
 
 /// For each knob, the CPUs of all VMs that want it.

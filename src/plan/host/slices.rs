@@ -3,6 +3,7 @@
 //!
 //! ```text
 //!   the root ─ init.scope system.slice user.slice         each without the VM's CPUs
+//!            ├ lxc                                        no unit: its own cpuset.cpus, for all containers
 //!            └ qemu.slice                                 as it is: the VM is in it
 //!              ├ 101.scope                                without the VM's CPUs
 //!              └ 100.scope                                the VM
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 
 use super::kept_off;
 use crate::cpuset::CpuSet;
+use crate::journal::{HostMemory, HostRecord};
 use crate::places::{HostView, Place, Value};
 
 /// The units. `slices` are the VMs' cgroups and CPUs.
@@ -25,13 +27,33 @@ pub(super) fn units(
     original: &dyn Fn(&Place) -> Option<Value>,
 ) -> Vec<(Place, Value)> {
     let wish = |place: &Place| {
-        let Place::AllowedCpus { cgroup, .. } = place else { return None };
+        let cgroup = place.limited_cgroup()?;
         let off = all(slices.iter().filter(|(vm, _)| is_beside(cgroup, vm)));
         let limit = original(place)?.cpus()?;
         let limit = if limit.is_empty() { view.online } else { limit };
         Some((place.clone(), Value::Cpus(kept_off(&limit, &off, &view.online)?)))
     };
     view.units.iter().filter_map(wish).collect()
+}
+
+/// The limits of units that another program has changed since qmpin did: what they were changed to is what they go
+/// back to, and what the wishes are made from.
+#[must_use]
+pub fn relimited(view: &HostView, memory: &HostMemory) -> Vec<HostRecord> {
+    let is_changed = |place: &Place, original: &Value, now: &Value| {
+        place.limited_cgroup().is_some()
+            && memory.was_changed(place)
+            && !now.same(original, &view.online)
+            && !memory.is_ours(place, now, &view.online)
+    };
+    let changed = memory.originals().filter_map(|(place, original)| {
+        let now = view.values.get(place)?;
+        is_changed(place, original, now).then(|| {
+            let original = HostRecord::Original { place: place.clone(), value: now.clone() };
+            [HostRecord::Settled(place.clone()), original]
+        })
+    });
+    changed.flatten().collect()
 }
 
 /// Threads that had a mask of their own.
@@ -79,6 +101,25 @@ mod tests {
         for unit in ["qemu.slice", vm, "system.slice/cron.service", "qemu.slice/101.scope/x"] {
             assert!(!is_beside(unit, vm), "{unit}");
         }
+    }
+
+    #[test]
+    fn a_limit_that_an_administrator_changes_is_the_one_that_counts() {
+        let cpus = |list: &str| Value::Cpus(list.parse().expect("a cpulist"));
+        let place =
+            Place::AllowedCpus { unit: "rt.slice".to_owned(), cgroup: "rt.slice".to_owned() };
+        let intent =
+            HostRecord::Intent { place: place.clone(), from: cpus("2-3"), to: cpus("0-1") };
+        let memory = HostMemory::of(&[intent]);
+        let found = |now: &str| {
+            let values = BTreeMap::from([(place.clone(), cpus(now))]);
+            let online = "0-7".parse().expect("a cpulist");
+            relimited(&HostView { online, values, ..HostView::default() }, &memory)
+        };
+        assert_eq!(found("2-3"), [], "as it was");
+        assert_eq!(found("0-1"), [], "as qmpin made it");
+        let original = HostRecord::Original { place: place.clone(), value: cpus("0-5") };
+        assert_eq!(found("0-5"), [HostRecord::Settled(place.clone()), original]);
     }
 
     #[test]

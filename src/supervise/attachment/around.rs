@@ -4,6 +4,8 @@
 //!   reonline ─▶ the first pins ─▶ remember_host ─▶ isolate ─▶ keep_host ─▶ prioritise
 //! ```
 
+use std::time::Instant;
+
 use super::{Attachment, Known};
 use crate::apply::HostApplied;
 use crate::discover;
@@ -18,6 +20,9 @@ use crate::supervise::reports::{LookError, LookReport};
 use crate::supervise::settings::{Follow, Settings};
 use crate::supervise::start_error::StartError;
 
+/// A partition, and the fallback where that is refused.
+const CHOICES_MAX: usize = 2;
+
 impl Attachment<'_> {
     /// Keeps others off the VM's CPUs, as far as the policy wants that and the host can, and looks
     /// again: a thread's mask may have been lost on the way.
@@ -26,13 +31,33 @@ impl Attachment<'_> {
     /// [`LookError`].
     pub fn isolate(&mut self) -> Result<LookReport, LookError> {
         let is_wanted = self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
+        let mut report = LookReport::default();
+        for _ in 0..CHOICES_MAX {
+            let mut applied = std::mem::take(&mut report.applied);
+            report = self.isolate_as_chosen(is_wanted)?;
+            applied.append(&mut report.applied);
+            report.applied = applied;
+            if !self.partition.is_refused() {
+                break;
+            }
+        }
+        let leased = (self.partition.cgroup(), self.partition.slices());
+        self.partition.settle();
+        if (self.partition.cgroup(), self.partition.slices()) != leased {
+            self.relet()?;
+        }
+        Ok(report)
+    }
+
+    /// Makes the choice between a partition and a fallback, and does what it takes.
+    fn isolate_as_chosen(&mut self, is_wanted: bool) -> Result<LookReport, LookError> {
         let earlier = self.partition.site();
         let had_one = earlier.is_some();
         let leased = (self.partition.cgroup(), self.partition.slices());
         let ground = self.known.ground();
         let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
-        if !is_wanted && had_one {
-            self.partition.give_up(ground, self.journal.memory());
+        if !is_wanted {
+            self.partition.abandon(ground, self.journal.memory());
         }
         if claimed {
             if let Err(error) = self.relet() {
@@ -40,13 +65,28 @@ impl Attachment<'_> {
                 self.partition.disclaim(earlier);
                 return Err(error.into());
             }
-            let (plan, journal) = (&self.plan, &mut self.journal);
-            self.partition.prepare(self.known.ground(), plan, journal)?;
+            self.partition.prepare(self.known.ground());
         }
         if self.lease_due || (self.partition.cgroup(), self.partition.slices()) != leased {
             self.relet()?;
         }
-        if claimed || had_one { self.look() } else { Ok(LookReport::default()) }
+        if claimed || had_one {
+            self.host_knobs.expect_changes();
+        }
+        let is_ready = claimed && !self.partition.is_refused();
+        if is_ready || had_one { self.look() } else { Ok(LookReport::default()) }
+    }
+
+    /// When the choice between a partition and a fallback is to be made again; `None`: it is made for good.
+    #[must_use]
+    pub fn choice_due(&self) -> Option<Instant> {
+        self.partition.choice_due()
+    }
+
+    /// Whether that choice would be another one now. It reads, and writes nothing.
+    pub fn would_choose_anew(&mut self) -> bool {
+        let ground = self.known.ground();
+        self.partition.would_choose_anew(ground, &self.plan, self.journal.memory())
     }
 
     /// Gives vCPUs their priority and the VM its core-scheduling cookie, once others are elsewhere: a

@@ -1,38 +1,41 @@
-//! The VM's partition: made once the threads are pinned, kept at every look, taken back at the end.
+//! The VM's partition: made once the threads are pinned, kept in every pass, taken back at the end.
 //!
 //! ```text
-//!   claim ─▶ lease says so ─▶ prepare ─▶ converge at every look ─▶ take_back
-//!     │                          │
-//!     └── no unit of its own … ──┴── systemd says no ─▶ affinity alone, and why
+//!   claim ─▶ lease says so ─▶ prepare ─▶ converge in every pass ─▶ take_back
+//!     │                          │           │
+//!     └── no unit of its own … ──┴───────────┴── refused: the next fallback, and why       choice.rs
 //! ```
 
+mod choice;
 mod take_back;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use take_back::{free_cpus, hand_back_of, remembered, take_back};
 
+use choice::{Fallback, obstacle_of};
+
 use super::settings::Host;
 use crate::apply::Bench;
-use crate::apply::partition::{Refused, UnitNeeds, carry_out, prepare_unit, survey_unit};
+use crate::apply::partition::{Refused, UnitNeeds, carry_out, carry_out_in_turn};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::{self, Grips, cgroup};
 use crate::ids::VmName;
-use crate::journal::{Journal, JournalError, Memory, PartitionUndo, Record};
+use crate::journal::{HostJournal, Journal, JournalError, PartitionUndo, Record};
 use crate::leases::StateDir;
 use crate::locks::LeasesLock;
+use crate::places::{Place, Value};
 use crate::plan::partition::{
     Group, PartitionStep, Rung, Share, Site, Target, affinity_alone, choose, in_words, lower,
     placing, resizing, target,
 };
 use crate::plan::{Finding, Plan};
 use crate::policy::Knob;
-use crate::systemd::SystemBus;
 use crate::threads::{ProcessKey, Thread, ThreadKey};
 
 /// Why a VM that is attached has none, where it looks as if it could have one.
-const NOT_MADE: &str = "it could not be made when the VM was attached, and `qmpin status` says why";
+const NOT_MADE: &str = "it was refused, see `qmpin status`; it is tried again";
 
 /// What there is about one VM's partition, beside the plan.
 #[derive(Clone, Copy)]
@@ -55,8 +58,12 @@ pub(super) struct Partition {
     stuck: BTreeMap<ThreadKey, Refused>,
     /// What was logged already.
     said: BTreeSet<Refused>,
-    /// What has sent it down a rung.
-    fell: Option<Refused>,
+    /// Writes that were refused since the choice was made: it is to be made again.
+    refused: Vec<Refused>,
+    /// What of an earlier partition could not be undone.
+    unrestored: Vec<Refused>,
+    /// The fallback in force, and when the choice is made again.
+    fallback: Option<Fallback>,
     /// What it was given last, and has.
     target: Option<Target>,
     /// How many times it was found changed, since that was asked last.
@@ -93,122 +100,6 @@ impl Partition {
         self.slices.clone()
     }
 
-    /// Chooses the rung, and makes the undo durable where it is a partition: nothing is written yet.
-    /// Whether it is.
-    pub(super) fn claim(
-        &mut self,
-        ground: Ground<'_>,
-        plan: &Plan,
-        journal: &mut Journal,
-    ) -> Result<bool, JournalError> {
-        let Ground { host, process, .. } = ground;
-        let cgroups = CgroupTree::of(host.root);
-        let site = cgroup::partition_site(host.root, &cgroups, process.pid);
-        let shares = ground.shares();
-        let beside = cgroup::slices_site(host.root, &cgroups, process.pid);
-        let (rung, finding) =
-            choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares);
-        let (Rung::Partition(target), Ok(site)) = (&rung, site) else {
-            self.go_down(ground, plan, journal, rung, &finding)?;
-            return Ok(false);
-        };
-        let earlier = journal.memory().partition();
-        let needs = survey_unit(host.root, &cgroups, &SystemBus, &site, earlier);
-        let needs = match needs.and_then(|needs| within(&needs, &site, target).map(|()| needs)) {
-            Ok(needs) => needs,
-            Err(reason) => {
-                self.fall_back(ground, plan, journal, &reason)?;
-                return Ok(false);
-            }
-        };
-        let undo = PartitionUndo {
-            unit: site.unit.clone(),
-            cgroup: site.cgroup.clone(),
-            drop_in: needs.drop_in.clone(),
-            allowed_set: needs.allow.then(|| discover::present_cpus(host.root)),
-            had_controller: needs.had_controller,
-            cpus: target.cpus,
-        };
-        let is_known = earlier.is_some_and(|known| {
-            undo.cpus.is_subset(&known.cpus)
-                && known.drop_in == undo.drop_in
-                && known.allowed_set.is_some() >= undo.allowed_set.is_some()
-        });
-        if !is_known {
-            journal.append(vec![Record::Partition(undo)])?;
-        }
-        self.site = Some(site);
-        self.needs = Some(needs);
-        Ok(true)
-    }
-
-    /// Makes the unit ready; if that cannot be, it goes down a rung.
-    pub(super) fn prepare(
-        &mut self,
-        ground: Ground<'_>,
-        plan: &Plan,
-        journal: &mut Journal,
-    ) -> Result<(), JournalError> {
-        let Host { root, .. } = ground.host;
-        let (Some(site), Some(needs)) = (&self.site, self.needs.take()) else { return Ok(()) };
-        let cgroups = CgroupTree::of(root);
-        let all = discover::present_cpus(ground.host.root);
-        match prepare_unit(root, &cgroups, &SystemBus, site, &needs, &all) {
-            Ok(()) => Ok(()),
-            Err(refused) => {
-                let reason = refused.to_string();
-                self.fell = Some(refused);
-                self.fall_back(ground, plan, journal, &reason)
-            }
-        }
-    }
-
-    /// Goes down a rung, since there can be no partition.
-    fn fall_back(
-        &mut self,
-        ground: Ground<'_>,
-        plan: &Plan,
-        journal: &mut Journal,
-        reason: &str,
-    ) -> Result<(), JournalError> {
-        let Ground { host, process, .. } = ground;
-        let beside = cgroup::slices_site(host.root, &CgroupTree::of(host.root), process.pid);
-        let (rung, finding) = lower(plan, as_strs(&beside), reason);
-        self.go_down(ground, plan, journal, rung, &finding)
-    }
-
-    /// What an earlier qmpin has made is taken back; limits of units are made with the rest of the host.
-    fn go_down(
-        &mut self,
-        ground: Ground<'_>,
-        plan: &Plan,
-        journal: &mut Journal,
-        rung: Rung,
-        finding: &Finding,
-    ) -> Result<(), JournalError> {
-        tracing::warn!("{}: {}", finding.rule, finding.reason);
-        self.give_up(ground, journal.memory());
-        if let Rung::Slices(cgroup) = rung {
-            journal.append(vec![Record::Slices(plan.exclusive)])?;
-            self.slices = Some(cgroup);
-        }
-        Ok(())
-    }
-
-    /// Takes back what an earlier qmpin has made and this one is not to have.
-    pub(super) fn give_up(&mut self, ground: Ground<'_>, memory: &Memory) {
-        self.site = None;
-        self.slices = None;
-        self.target = None;
-        let restored = take_back(ground, memory);
-        for refused in restored.refused {
-            tracing::warn!("{refused}");
-        }
-        for foreign in restored.foreign {
-            tracing::warn!("{foreign}");
-        }
-    }
-
     /// Puts threads into their groups and gives the partition the plan's CPUs, where that is not so.
     /// What was refused.
     pub(super) fn converge(
@@ -219,14 +110,19 @@ impl Partition {
         threads: &[Thread],
         grips: &Grips,
     ) -> Result<Vec<Refused>, JournalError> {
-        let Some(site) = self.site.clone() else { return Ok(self.fell.iter().cloned().collect()) };
+        let Some(site) = self.site.clone() else { return Ok(self.fell()) };
         let Host { root, sched } = ground.host;
         let cgroups = CgroupTree::of(root);
         let shares = ground.shares();
         let target = match target(plan, &shares) {
             Ok(target) => target,
             Err(reason) => {
-                return Ok(self.say(vec![Refused::new(&site.cgroup, "a partition", reason)]));
+                let refused = vec![Refused::new(&site.cgroup, "a partition", reason)];
+                // A neighbour that has yet to make room does so in a moment.
+                if !shares.iter().any(|share| share.cpus.intersects(&plan.exclusive)) {
+                    self.refused.clone_from(&refused);
+                }
+                return Ok(self.say(refused));
             }
         };
         let ever = remember(journal, &target)?;
@@ -250,16 +146,19 @@ impl Partition {
         let (mut written, mut refused) = carry_out(bench, &cgroups, &site, &steps);
         let of_thread = |refused: &Refused| Some((refused.thread?, refused.clone()));
         self.stuck.extend(refused.iter().filter_map(of_thread));
+        let mut fatal: Vec<Refused> =
+            refused.iter().filter(|refused| refused.thread.is_none()).cloned().collect();
         let seen =
             if steps.is_empty() { Ok(seen) } else { cgroup::partition_seen(&cgroups, &site) };
         let Ok(seen) = seen else { return Ok(Vec::new()) };
         let resizing = resizing(&site, &target, ever, &shares, &seen);
         is_changed |= resizing.contains(&PartitionStep::Isolate);
-        if !resizing.is_empty() {
+        if !resizing.is_empty() && fatal.is_empty() {
             match ground.state.lock_leases() {
                 Ok(lock) => {
                     let (more, said) = self.resize_locked(ground, bench, plan, ever, &lock);
                     written += more;
+                    fatal.extend(said.iter().cloned());
                     refused.extend(said);
                 }
                 Err(error) => {
@@ -283,8 +182,13 @@ impl Partition {
         if cgroup::partition_seen(&cgroups, &site).is_err() {
             return Ok(Vec::new());
         }
+        // What makes a partition is refused: the next choice names the cause.
+        refused.retain(|refused| !fatal.contains(refused));
+        self.refused = fatal;
         refused.extend(held);
-        Ok(self.say(refused))
+        let mut said = self.say(refused);
+        said.extend(self.refused.iter().cloned());
+        Ok(said)
     }
 
     /// Somebody has changed what it has; that is mended at every look, and told once.
@@ -338,7 +242,7 @@ impl Partition {
         match (target(plan, &shares), cgroup::partition_seen(&cgroups, site)) {
             (Ok(target), Ok(seen)) => {
                 let steps = resizing(site, &target, ever, &shares, &seen);
-                carry_out(bench, &cgroups, site, &steps)
+                carry_out_in_turn(bench, &cgroups, site, &steps)
             }
             (Err(reason), _) => refuse(reason),
             (_, Err(error)) => refuse(error.to_string()),
@@ -365,6 +269,16 @@ impl Ground<'_> {
         others.map(|lease| lease.exclusive).chain(held).fold(CpuSet::EMPTY, |all, cpus| all | cpus)
     }
 
+    /// What units and other cgroups were limited to before qmpin limited them.
+    fn unit_limits(&self) -> BTreeMap<String, CpuSet> {
+        let path = self.state.host_journal_path();
+        let memory = HostJournal::read(&path, self.boot_id).unwrap_or_default();
+        let limit = |(place, value): (&Place, &Value)| {
+            Some((place.limited_cgroup()?.to_owned(), value.cpus()?))
+        };
+        memory.originals().filter_map(limit).collect()
+    }
+
     /// The other VMs' partitions: what their leases say, and what the kernel still has of them.
     fn shares(&self) -> Vec<Share> {
         shares(self.host, self.state, self.vm, self.boot_id)
@@ -382,18 +296,6 @@ fn shares(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<S
             Some(Share { vm: lease.vm, cgroup, cpus: lease.exclusive | held })
         })
         .collect()
-}
-
-/// Whether what somebody else allows the unit is enough.
-fn within(needs: &UnitNeeds, site: &Site, target: &Target) -> Result<(), String> {
-    let wanted = target.cpus | target.emulator | target.iothreads;
-    match needs.limit {
-        Some(limit) if !wanted.is_subset(&limit) => Err(format!(
-            "{} was given AllowedCPUs={limit} by somebody else, and the plan needs {wanted}",
-            site.unit
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// Makes durable which CPUs the partition may have from now on; all that it ever had.
@@ -422,24 +324,26 @@ pub fn partition_finding(
 ) -> Finding {
     let cgroups = CgroupTree::of(host.root);
     let site = cgroup::partition_site(host.root, &cgroups, process.pid);
-    let shares = shares(host, state, &plan.vm, boot_id);
+    let ground = Ground { host, state, vm: &plan.vm, boot_id, process };
+    let shares = ground.shares();
     let beside = cgroup::slices_site(host.root, &cgroups, process.pid);
     let chosen = choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares);
     let lease = state.lease(&plan.vm).ok().flatten();
-    let has_none = lease.filter(|lease| {
-        lease.qemu == process
-            && lease.boot_id == boot_id
-            && lease.knobs.contains(&Knob::Partition)
-            && lease.partition.is_none()
+    let attached = lease.filter(|lease| {
+        lease.qemu == process && lease.boot_id == boot_id && lease.knobs.contains(&Knob::Partition)
     });
+    let (Rung::Partition(target), Ok(site)) = (&chosen.0, &site) else { return chosen.1 };
+    let has_one = attached.as_ref().is_some_and(|lease| lease.partition.is_some());
+    if has_one {
+        return chosen.1;
+    }
     // What it has tells more than what could be.
-    match (chosen, has_none) {
-        ((Rung::Partition(_), _), Some(lease)) if lease.slices.is_some() => {
-            lower(plan, as_strs(&beside), NOT_MADE).1
+    let reason = obstacle_of(ground, site, &target.cpus);
+    match (attached, reason) {
+        (None, None) => chosen.1,
+        (Some(lease), reason) if lease.slices.is_none() => {
+            affinity_alone(reason.as_deref().unwrap_or(NOT_MADE))
         }
-        ((Rung::Partition(_) | Rung::Slices(_), _), Some(lease)) if lease.slices.is_none() => {
-            affinity_alone(NOT_MADE)
-        }
-        ((_, finding), _) => finding,
+        (_, reason) => lower(plan, as_strs(&beside), reason.as_deref().unwrap_or(NOT_MADE)).1,
     }
 }

@@ -36,7 +36,7 @@ fn rung_below(facts: &HostFacts<'_>) -> Check {
         let reason = "the VM has none; `qmpin plan --explain` says why".to_owned();
         return Check { check: "partition", verdict: CheckVerdict::Refused, reason };
     };
-    let is_limit = |unmet: &&Unmet| matches!(unmet.place, Place::AllowedCpus { .. });
+    let is_limit = |unmet: &&Unmet| unmet.place.limited_cgroup().is_some();
     let limits = facts.unmet.iter().filter(is_limit);
     let wrong: Vec<String> = limits
         .map(|unmet| format!("{} is {} and not {}", unmet.place, unmet.found, unmet.wanted))
