@@ -22,8 +22,9 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 pub use reading::{Kept, Salvaged};
@@ -379,6 +380,33 @@ impl Heart {
     /// Shows it now. A state folder that is gone or full has no reader either, so an error is ignored.
     pub fn beat(&self) {
         let _ = self.0.set_modified(SystemTime::now());
+    }
+}
+
+/// Shows progress once a second, from a thread of its own, until it is dropped or a limit is over.
+#[derive(Debug)]
+pub struct Pulse {
+    _stop: mpsc::Sender<()>,
+}
+
+impl Heart {
+    /// Beats for so long at most.
+    #[must_use]
+    pub fn pulse(self, limit: Duration) -> Pulse {
+        let (stop, stopped) = mpsc::channel();
+        let deadline = Instant::now() + limit;
+        let beat = move || {
+            self.beat();
+            let every = Duration::from_secs(1);
+            while stopped.recv_timeout(every) == Err(mpsc::RecvTimeoutError::Timeout)
+                && Instant::now() < deadline
+            {
+                self.beat();
+            }
+        };
+        // Without it, a process that waits does so for a shorter time.
+        let _ = thread::Builder::new().name("pulse".to_owned()).spawn(beat);
+        Pulse { _stop: stop }
     }
 }
 

@@ -15,19 +15,20 @@
 //! qmpin 0.1.0 locks the folder. While there is a lease of it, that lock is taken as well, but a process that
 //! keeps it for long is not waited for: it may be anyone's.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::fcntl::{Flock, FlockArg};
 
 use crate::ids::Pid;
 use crate::leases::{StateDir, StateError};
+use crate::state_file::{self, FolderLink};
 
 /// How long a lock is waited for. It is held for milliseconds, or a few hundred on a busy host.
 pub const WAIT_LIMIT: Duration = Duration::from_secs(10);
@@ -100,20 +101,10 @@ impl StateDir {
     fn lock_file(&self, name: &str, limit: Duration) -> Result<Flock<File>, StateError> {
         let path = self.path().join(name);
         let fail = self.error("lock", path.clone());
-        let open = || {
-            let mut options = OpenOptions::new();
-            options.write(true).create(true).truncate(false).mode(0o600);
-            options.custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits()).open(&path)
-        };
         let locked = wait(limit, || {
-            let file = open()?;
+            let file = state_file::folder_of(&path, FolderLink::Refuse)
+                .and_then(|(folder, name)| folder.open_or_create(name))?;
             let ours = file.metadata()?;
-            if !ours.is_file() {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidInput,
-                    "it is not a regular file",
-                ));
-            }
             let Some(lock) = try_lock(file)? else { return Ok(None) };
             // The last of all VMs removes the file, so the one that is locked may have no name any more.
             let named = fs::symlink_metadata(&path);

@@ -1,5 +1,7 @@
 //! `qmpin detach`: ends the supervisor, if there is one, and restores from the journal.
 
+use std::time::Duration;
+
 use super::args::{DetachArgs, Global};
 use super::looked_after::Keeper;
 use super::{Answer, output};
@@ -100,6 +102,9 @@ fn by_hand(host: Host<'_>, keeper: &mut Keeper<'_>, vm: &VmName) -> Result<Answe
     Ok(detached?.unwrap_or(Answer::Done))
 }
 
+/// How long one VM's restore may take: two reloads of systemd, and what waits for locks.
+const RESTORE_LIMIT: Duration = Duration::from_secs(240);
+
 /// Detaches one VM; `None`: somebody looks after it, and that is not to be changed. That is asked for each
 /// just before it is treated, since the one before may take its time.
 fn detach(
@@ -113,13 +118,15 @@ fn detach(
         output::text(&format!("VM {vm}: nothing to put back, it is not attached\n"))?;
         return Ok(Some(Answer::Done));
     }
-    let (_lock, supervised) = match whom {
+    let (lock, supervised) = match whom {
         Whom::Any => end_supervisor(host, state, vm)?,
         Whom::Forsaken => match lock_forsaken(host.root, state, vm, boot_id) {
             Some(lock) => (lock, Supervised::WasNot),
             None => return Ok(None),
         },
     };
+    // Another `detach` waits while this one makes progress.
+    let _pulse = lock.heart().map(|heart| heart.pulse(RESTORE_LIMIT));
     let report = give_back(host, state, vm, boot_id)?;
     if supervised == Supervised::Was && report.nothing == Some(Nothing::NeverAttached) {
         output::text(&format!("VM {vm}: its supervisor has put everything back and ended\n"))?;
