@@ -17,6 +17,7 @@ import re
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -31,6 +32,8 @@ from wait import wait_until
 T = TypeVar("T")
 
 LIMIT_S = 60
+# `man 7 socket`: when the kernel had a message. Python has no name for it.
+SO_TIMESTAMP = 29
 # It keeps itself off the CPUs of every VM, also of one that is attached later.
 OWN_NAME = "qmpin"
 # The exit code where QEMU cannot be asked, and how often that is tried.
@@ -161,7 +164,13 @@ class Attached(Follower):
     """
 
     def __init__(
-        self, vmid: int, *flags: str, check_interval_s: int | None = None, isolation: str = "pinned", policy: str = ""
+        self,
+        vmid: int,
+        *flags: str,
+        check_interval_s: int | None = None,
+        isolation: str = "pinned",
+        policy: str = "",
+        watchdog_s: float | None = None,
     ):
         self._dir = tempfile.TemporaryDirectory(prefix="qmpin-")
         self.folder = Path(self._dir.name)
@@ -173,9 +182,19 @@ class Attached(Follower):
         super().__init__(vmid, "--isolation", isolation, *flags)
         self.code: int | None = None
         self.said: dict[str, str] = {}
+        self.watchdog_s = watchdog_s
+        # When the kernel had its words to the watchdog, in seconds of the epoch.
+        self.beats: list[float] = []
 
     def __enter__(self) -> "Attached":
+        self.begin()
+        wait_until(self._is_ready, LIMIT_S, f"qmpin to have attached VM {self.vmid}", self.log)
+        return self
+
+    def begin(self) -> None:
+        """Starts it, and does not wait for READY."""
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._notify.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMP, 1)
         self._notify.bind(str(self.folder / "notify"))
         self._notify.setblocking(False)
         self._log = (self.folder / "log").open("wb")
@@ -183,10 +202,11 @@ class Attached(Follower):
             ["qmpin", "attach", str(self.vmid), *self.flags],
             stdin=subprocess.DEVNULL,
             stderr=self._log,
-            env={**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify")},
+            env={**os.environ, "NOTIFY_SOCKET": str(self.folder / "notify"), **self._watchdog()},
         )
-        wait_until(self._is_ready, LIMIT_S, f"qmpin to have attached VM {self.vmid}", self.log)
-        return self
+
+    def _watchdog(self) -> dict[str, str]:
+        return {} if self.watchdog_s is None else {"WATCHDOG_USEC": str(int(self.watchdog_s * 1e6))}
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, f"qmpin attach ended with {self.process.returncode}: {self.log()}"
@@ -197,10 +217,18 @@ class Attached(Follower):
         """Takes in what it has told systemd since."""
         while True:
             try:
-                message = self._notify.recv(4096).decode()
+                data, beside, _, _ = self._notify.recvmsg(4096, 256)
             except BlockingIOError:
                 return
+            message = data.decode()
+            if "WATCHDOG=1" in message.splitlines():
+                self.beats += [sum(struct.unpack("ll", data)[i] / (1, 1e6)[i] for i in (0, 1)) for _, _, data in beside]
             self.said.update(line.split("=", 1) for line in message.splitlines() if "=" in line)
+
+    def longest_silence_s(self) -> float:
+        """The longest time between two words to the watchdog."""
+        self.hear()
+        return max((later - sooner for sooner, later in zip(self.beats, self.beats[1:])), default=0.0)
 
     def wait_status(self, words: str) -> None:
         """Until its status line has these words."""

@@ -1,0 +1,159 @@
+"""A lock that is kept, a bus that does not answer and an irqbalance that answers late delay what needs them, and nothing else.
+
+Three VMs are attached and detached during each. No watchdog expires, `status` answers, Proxmox's own client never fails, and
+the host is as before.
+"""
+
+import contextlib
+import ctypes
+import fcntl
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import qmpin
+import state
+from pve_poller import PvePoller
+from wait import wait_until
+
+LIMIT_S = 600
+NEEDS = ("kvm", "qmpin")
+SHAPES = ("5900x", "5900x-one-node", "epyc-4x")
+
+VMIDS = (100, 101, 102)
+# systemd would end a process that is silent for so long; each obstacle lasts longer.
+WATCHDOG_S = 6
+OBSTACLE_S = 9
+# What `status` may take more than without an obstacle. The emulated host is slow and busy by itself.
+STATUS_EXTRA_S = 1.0
+PR_SET_NAME = 15
+
+
+def run(host):
+    before = host.before()
+    with contextlib.ExitStack() as stack:
+        vms = [stack.enter_context(host.vm(vmid, cpus=2, disks=0, memory_mib=32)) for vmid in VMIDS]
+        for vm in vms:
+            vm.wait_guest()
+        alone = state.capture()
+        # What it takes without, and the state folder's locks, which need it to be there.
+        usual_s = everything(host, vms, "nothing", contextlib.nullcontext)
+        for name, obstacle in (("locks", locks_kept), ("bus", bus_silent), ("irqbalance", irqbalance_late)):
+            everything(host, vms, name, obstacle, usual_s)
+            state.check_same(alone, state.capture())
+            assert not os.listdir("/run/qmpin"), os.listdir("/run/qmpin")
+    state.check_same(before, state.capture())
+
+
+def everything(host, vms, name, obstacle, usual_s=None):
+    """Attaches all VMs while there is an OBSTACLE, and detaches them while it is there again. Returns what `status` took at most."""
+    followers = [qmpin.Attached(vm.vmid, isolation="exclusive", check_interval_s=1, watchdog_s=WATCHDOG_S) for vm in vms]
+    with contextlib.ExitStack() as stack:
+        pollers = [stack.enter_context(PvePoller(vm)) for vm in vms]
+        with obstacle():
+            for follower in followers:
+                follower.begin()
+            slowest_s = ask_status(host)
+        for follower in followers:
+            wait_until(follower._is_ready, qmpin.LIMIT_S, f"VM {follower.vmid} to be attached", follower.log)
+        for vm, follower in zip(vms, followers):
+            follower.settle(vm)
+        with obstacle():
+            for follower in followers:
+                follower.process.send_signal(signal.SIGTERM)
+            slowest_s = max(slowest_s, ask_status(host))
+        for follower in followers:
+            code = follower.wait()
+            print(f"--- qmpin attach {follower.vmid}, {name}\n{follower.log()}---")
+            assert code == 0, f"{name}: VM {follower.vmid}: ended with {code}: {follower.log()}"
+    silence_s = max(follower.longest_silence_s() for follower in followers)
+    slowest_ms = max(tally.slowest_ms for poller in pollers for tally in poller.report.tallies.values())
+    host.note(
+        f"{name}: status within {slowest_s:.1f} s, watchdog silent for {silence_s:.1f} s, slowest answer to Proxmox {slowest_ms:.0f} ms"
+    )
+    for poller in pollers:
+        poller.report.check()
+    assert silence_s < WATCHDOG_S, f"{name}: {silence_s:.1f} s without a word to the watchdog"
+    if usual_s is not None:
+        assert slowest_s < usual_s + STATUS_EXTRA_S, f"{name}: status took {slowest_s:.1f} s, else {usual_s:.1f} s"
+    for follower in followers:
+        follower.__exit__()
+    return slowest_s
+
+
+def ask_status(host):
+    """Asks for the status as long as an obstacle lasts; what it took at most, in seconds."""
+    slowest_s, end = 0.0, time.monotonic() + OBSTACLE_S
+    while time.monotonic() < end:
+        began = time.monotonic()
+        host.run("qmpin", "status")
+        slowest_s = max(slowest_s, time.monotonic() - began)
+    return slowest_s
+
+
+@contextlib.contextmanager
+def locks_kept():
+    """Another process of root's keeps both locks for a part of the time, and an unprivileged user one on the folder all the time."""
+    Path("/run/qmpin").mkdir(mode=0o755, exist_ok=True)
+    squatter = subprocess.Popen(["setpriv", "--reuid=65534", "--clear-groups", "flock", "/run/qmpin", "sleep", "600"])
+    files = [os.open(f"/run/qmpin/{name}", os.O_WRONLY | os.O_CREAT, 0o600) for name in (".host.lock", ".leases.lock")]
+    for file in files:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    release = threading.Timer(OBSTACLE_S * 0.8, lambda: [os.close(file) for file in files])
+    release.start()
+    try:
+        yield
+    finally:
+        release.join()
+        squatter.kill()
+        squatter.wait()
+
+
+@contextlib.contextmanager
+def bus_silent():
+    """The system bus is stopped: no call to systemd is answered."""
+    pid = int(qmpin.systemctl("show", "dbus.service", "--value", "-p", "MainPID").stdout)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def irqbalance_late():
+    """A process of root's that looks like irqbalance takes every question, and answers when nobody listens any more."""
+    process = multiprocessing.get_context("fork").Process(target=late, daemon=True)
+    process.start()
+    wait_until(lambda: list(Path("/run/irqbalance").glob("*.sock")), 30, "the late irqbalance to listen", lambda: "")
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
+        for path in Path("/run/irqbalance").glob("*.sock"):
+            path.unlink()
+        Path("/run/irqbalance").rmdir()
+
+
+def late():
+    ctypes.CDLL(None).prctl(PR_SET_NAME, b"irqbalance", 0, 0, 0)
+    folder = Path("/run/irqbalance")
+    folder.mkdir(exist_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(folder / f"irqbalance{os.getpid()}.sock"))
+    listener.listen(64)
+    while True:
+        line, _ = listener.accept()
+        threading.Timer(OBSTACLE_S, answer, [line]).start()
+
+
+def answer(line):
+    with contextlib.suppress(OSError):
+        line.sendall(b"SLEEP 10 BANNED 00000000")
+    line.close()
