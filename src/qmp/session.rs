@@ -9,8 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
-use tokio::task::yield_now;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::connect::connect;
 use super::error::{Awaited, QmpError, excerpt};
@@ -26,6 +25,11 @@ use crate::peer::Peer;
 
 /// Lines of no meaning that are passed over in one go; then others have their turn.
 const LINES_AT_A_TIME: u32 = 64;
+/// The same in time: a long line takes long.
+const NOISE_AT_A_TIME: Duration = Duration::from_millis(1);
+/// How long nothing is read after that, at least, and how many times as long as it took.
+const NOISE_PAUSE: Duration = Duration::from_millis(50);
+const NOISE_PAUSE_TIMES: u32 = 50;
 
 /// A session with a QMP monitor. Dropping it closes the connection.
 ///
@@ -43,6 +47,8 @@ pub struct Session {
     tolerated: Tolerated,
     /// What is awaited, for messages.
     awaited: Awaited,
+    /// How long it took to make sense of the last line.
+    line_took: Duration,
     /// A command is on its way out; a future dropped meanwhile has left half a line behind.
     mid_write: bool,
 }
@@ -91,6 +97,7 @@ impl Session {
             events: EventQueue::default(),
             tolerated: Tolerated::default(),
             awaited: Awaited::Greeting,
+            line_took: Duration::ZERO,
             mid_write: false,
         })
     }
@@ -200,16 +207,21 @@ impl Session {
         self.must_be_open()?;
         self.awaited = Awaited::Event;
         loop {
+            let mut took = Duration::ZERO;
             for _ in 0..LINES_AT_A_TIME {
                 let next = self.next_line().await;
+                took += std::mem::take(&mut self.line_took);
                 match self.settled(next)? {
                     Line::Event(event) => return Ok(event),
                     Line::Greeting(_) | Line::Unknown => self.tolerated.unknown_lines += 1,
                     Line::Answer { .. } => self.tolerated.stray_replies += 1,
                 }
+                if took > NOISE_AT_A_TIME {
+                    break;
+                }
             }
-            // A peer that writes faster than it is read would never let go of the thread.
-            yield_now().await;
+            // No QEMU does so. One that writes faster than it is read must not keep a CPU busy here.
+            sleep(NOISE_PAUSE.max(took * NOISE_PAUSE_TIMES)).await;
         }
     }
 
@@ -372,13 +384,14 @@ impl Session {
                 LineError::Io(source) => QmpError::Io { awaited, source },
             }
         })?;
+        let started = std::time::Instant::now();
         let line = self.reader.bytes(range);
         let bad_json = |source| QmpError::BadJson {
             awaited: self.awaited.clone(),
             excerpt: excerpt(line),
             source,
         };
-        Ok(match classify(line).map_err(bad_json)? {
+        let line = match classify(line).map_err(bad_json)? {
             Message::Greeting => Line::Greeting(line.to_vec()),
             Message::Return { id } => Line::Answer { id, answer: Answer::Return(line.to_vec()) },
             Message::Error { id, body } => Line::Answer { id, answer: Answer::Error(body) },
@@ -387,7 +400,9 @@ impl Session {
                 None => Line::Unknown,
             },
             Message::Unknown => Line::Unknown,
-        })
+        };
+        self.line_took = started.elapsed();
+        Ok(line)
     }
 
     fn must_be_open(&self) -> Result<(), QmpError> {

@@ -61,6 +61,23 @@ impl Line {
         }
     }
 
+    /// Returns what it has to tell already; `None`: nothing.
+    pub(super) async fn said_already(&mut self) -> Option<Happening> {
+        match &mut self.state {
+            State::Free(channel) => tokio::select! {
+                biased;
+                happening = channel.next_event() => Some(happening),
+                () = std::future::ready(()) => None,
+            },
+            State::Lent { .. } | State::Between => None,
+        }
+    }
+
+    /// Whether nothing was asked, so that what it says is QEMU's own choice.
+    pub(super) fn is_free(&self) -> bool {
+        matches!(self.state, State::Free(_))
+    }
+
     /// Asks who is who; where it is lent, after the next [`Line::ask_if_waiting`].
     pub(super) fn ask(&mut self, root: &SysRoot, pid: Pid) {
         let root = root.clone();

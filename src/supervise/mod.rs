@@ -9,6 +9,7 @@
 
 mod aside;
 mod attachment;
+mod budget;
 mod cookie;
 mod end;
 mod host_knobs;

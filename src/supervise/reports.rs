@@ -16,7 +16,7 @@ use crate::journal::JournalError;
 use crate::leases::StateError;
 use crate::plan::PlanError;
 use crate::render::thread_in_words;
-use crate::threads::{Role, ThreadKey};
+use crate::threads::{ProcessKey, Role, ThreadKey};
 
 /// What a look has changed.
 #[derive(Debug, Default)]
@@ -90,6 +90,14 @@ pub enum LookError {
     /// The undo could not be made durable.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The process is attached under another name.
+    #[error("process {} is attached as VM {other}", process.pid)]
+    OtherName {
+        /// The process.
+        process: ProcessKey,
+        /// The name that it is attached under.
+        other: VmName,
+    },
 }
 
 impl LookError {

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
 use super::attachment::{Attachment, Found};
+use super::budget::Hearing;
 use super::host_report::{HostLines, HostReport, log_host};
 use super::leasing::{give_back, lock_forsaken};
 use super::line::{Done as LineDone, Line, Said};
@@ -22,7 +23,7 @@ use super::start_error::StartError;
 use super::starting::find;
 use super::state::{Effect, Ending, Event, Hint, Liveness, State};
 use super::telling::Telling;
-use super::worker::{Done, Job, Now, Worker};
+use super::worker::{self, Done, Job, Now, Worker};
 use crate::discover::boot_id;
 use crate::discover::tasks::TasksError;
 use crate::error::chain;
@@ -30,7 +31,7 @@ use crate::ids::Tid;
 use crate::leases::Heart;
 use crate::plan::Plan;
 use crate::policy::ChannelChoice;
-use crate::qmp::{Happening, QmpError, Roles, Upgrade};
+use crate::qmp::{Happening, QmpError, QmpEvent, Roles, Upgrade};
 use crate::restore::RestoreReport;
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
@@ -41,6 +42,9 @@ use crate::watch::{Births, LeaseChanges, SlowTimer};
 const BEAT: Duration = Duration::from_secs(1);
 /// A look waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
+/// QEMU's events that are heard in one go, and for how long at most. One pass follows from all of them.
+const EVENTS_AT_A_TIME: usize = 512;
+const HEARING_TIME: Duration = Duration::from_millis(4);
 /// Two looks are at least this far apart, however many hints there are.
 const LOOK_GAP: Duration = Duration::from_millis(20);
 
@@ -146,6 +150,7 @@ async fn run(host: Host<'_>, settings: Settings, worker: Worker) -> Result<Ended
         worker,
         answer: None,
         due: BTreeSet::new(),
+        hearing: Hearing::new(),
         isolate_later: false,
         ending: None,
         is_ready: false,
@@ -174,6 +179,7 @@ struct Runner<'a> {
     /// An answer of QEMU's that the worker has yet to take.
     answer: Option<Job>,
     due: BTreeSet<Task>,
+    hearing: Hearing,
     /// What others are excluded with could not be written down: it is tried again with the slow timer.
     isolate_later: bool,
     ending: Option<Ending>,
@@ -225,13 +231,18 @@ impl Runner<'_> {
             self.tell();
             let event = match self.next_event(watch).await {
                 Next::Event(event) => event,
-                Next::Done(done, now) => {
+                Next::Done(ended) => {
+                    let worker::Ended { done, now, cost } = *ended;
+                    if matches!(done, Done::Looked(_) | Done::Learnt(_)) {
+                        let is_due = self.look_at.is_some() || self.due.contains(&Task::Look);
+                        self.hearing.done(cost, is_due);
+                    }
                     let before = match now {
                         Some(now) => self.now.replace(now),
                         None => self.now.clone(),
                     };
                     self.log_new_shortfalls(before.as_ref());
-                    match self.done(*done)? {
+                    match self.done(done)? {
                         Went::On(events) => {
                             effects
                                 .extend(events.into_iter().flat_map(|event| state.handle(event)));
@@ -306,14 +317,21 @@ impl Runner<'_> {
         slow_timer: &mut SlowTimer,
     ) -> Next {
         let choice_due = self.choice_due();
+        let rest = self.hearing.rest();
+        // A question under way goes on; it has limits of its own.
+        let hears_line = self.ending.is_none() && (rest.is_none() || !self.line.is_free());
+        // A pass that is about to come sees all threads. Until then what comes is one message to the kernel.
+        let hears_births = rest.is_none() && self.look_at.is_none();
         let said = tokio::select! {
-            (done, now) = self.worker.done() => return Next::Done(Box::new(done), now),
+            ended = self.worker.done() => return Next::Done(Box::new(ended)),
+            () = at(rest) => return Next::Nothing,
             () = at(self.next_beat) => {
                 self.beat();
                 return Next::Nothing;
             }
-            said = self.line.said(), if self.ending.is_none() => said,
-            birth = next_of(births, Births::next) => {
+            said = self.line.said(), if hears_line => said,
+            birth = next_of(births, Births::next), if hears_births => {
+                self.hearing.heard();
                 if let Err(error) = birth {
                     tracing::warn!("births can no longer be watched: {error}");
                     *births = None;
@@ -344,6 +362,9 @@ impl Runner<'_> {
             }
             () = at(self.look_at) => {
                 self.look_at = None;
+                if let Some(births) = births {
+                    births.drain();
+                }
                 return Next::Event(Event::LookDue);
             }
             () = at(self.ask_at) => {
@@ -364,20 +385,45 @@ impl Runner<'_> {
                 return Next::Event(Event::Hint(Hint::Timer));
             }
         };
-        self.hear(said).map_or(Next::Nothing, Next::Event)
+        self.hear(said).await.map_or(Next::Nothing, Next::Event)
+    }
+
+    /// Takes an event, and all that have come with it. The strongest of their hints counts.
+    async fn hear_events(&mut self, first: QmpEvent) -> Option<Event> {
+        let started = Instant::now();
+        let mut strongest = None;
+        let mut event = first;
+        for _ in 0..EVENTS_AT_A_TIME {
+            tracing::debug!("QEMU says {}", event.name);
+            let hint = hint_of(&event.name);
+            if hint == Some(Hint::Device) || strongest.is_none() {
+                strongest = hint;
+            }
+            if started.elapsed() > HEARING_TIME {
+                break;
+            }
+            match self.line.said_already().await {
+                Some(Happening::Event(next)) => event = next,
+                Some(Happening::FellBack(error)) => return Some(Self::fell_back(&error)),
+                None => break,
+            }
+        }
+        if strongest.is_some() {
+            self.hearing.heard();
+        }
+        strongest.map(Event::Hint)
+    }
+
+    fn fell_back(error: &QmpError) -> Event {
+        tracing::debug!("the live channel is gone: {error}");
+        Event::ChannelChanged(Liveness::Leases)
     }
 
     /// Turns what the line to QEMU says into an event.
-    fn hear(&mut self, said: Said) -> Option<Event> {
+    async fn hear(&mut self, said: Said) -> Option<Event> {
         match said {
-            Said::Happening(Happening::Event(event)) => {
-                tracing::debug!("QEMU says {}", event.name);
-                hint_of(&event.name).map(Event::Hint)
-            }
-            Said::Happening(Happening::FellBack(error)) => {
-                tracing::debug!("the live channel is gone: {error}");
-                Some(Event::ChannelChanged(Liveness::Leases))
-            }
+            Said::Happening(Happening::Event(event)) => self.hear_events(event).await,
+            Said::Happening(Happening::FellBack(error)) => Some(Self::fell_back(&error)),
             Said::Done(LineDone::Upgraded(result)) => {
                 self.line.ask_if_waiting(self.root, self.process.pid);
                 self.upgraded(result)
@@ -591,7 +637,7 @@ impl Runner<'_> {
 /// What the loop has waited for.
 enum Next {
     Event(Event),
-    Done(Box<Done>, Option<Now>),
+    Done(Box<worker::Ended>),
     /// Nothing that concerns the state.
     Nothing,
 }

@@ -15,6 +15,7 @@ use crate::plan::PlanError;
 use crate::qmp::QmpError;
 use crate::restore::RestoreError;
 use crate::sysroot::ReadError;
+use crate::threads::ProcessKey;
 
 /// Why a VM could not be attached or given back.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,16 @@ pub enum StartError {
         /// Why it could not be learnt whether it lives.
         #[source]
         source: Option<ReadError>,
+    },
+    /// The process is attached under another name.
+    #[error("VM {vm} cannot be attached: process {} is attached as VM {other}", process.pid)]
+    OtherName {
+        /// The name that was asked for.
+        vm: VmName,
+        /// The process.
+        process: ProcessKey,
+        /// The name that it has.
+        other: VmName,
     },
     /// What a QEMU of this name that is gone has left could not be put back, and is not to be forgotten.
     #[error("what VM {vm} had the last time could not be put back: {refused}")]
@@ -127,8 +138,9 @@ fn still_runs(unknown: Option<&ReadError>) -> &'static str {
 
 impl StartError {
     /// A look that failed before anything was applied.
-    pub(super) fn before_the_first_write(error: LookError) -> StartError {
+    pub(super) fn before_the_first_write(vm: VmName, error: LookError) -> StartError {
         match error {
+            LookError::OtherName { process, other } => StartError::OtherName { vm, process, other },
             LookError::Tasks(error) => StartError::Vm(VmError::Tasks(error)),
             LookError::Discover(error) => StartError::Discover(error),
             LookError::Plan(error) => StartError::Plan(error),
@@ -310,6 +322,10 @@ impl From<StartError> for Failure {
                     "`qmpin detach {vm}` puts everything of that process back; or attach this one under \
                      another name"
                 );
+                Failure::from_error(Kind::No, error).hint(hint)
+            }
+            StartError::OtherName { ref other, .. } => {
+                let hint = format!("`qmpin detach {other}` first, or use that name");
                 Failure::from_error(Kind::No, error).hint(hint)
             }
             StartError::LeftOver { ref vm, .. } => {

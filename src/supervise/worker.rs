@@ -14,6 +14,7 @@ use tokio::sync::mpsc as tokio_mpsc;
 use tokio::time::Instant;
 
 use super::attachment::{Attachment, Found};
+use super::budget::thread_time;
 use super::host_report::HostReport;
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Host, Settings};
@@ -81,11 +82,22 @@ pub(super) struct Now {
     pub(super) drift_total: u64,
 }
 
+/// The end of a job.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// What has become of it.
+    pub(super) done: Done,
+    /// How the VM stands; `None` where it is not attached.
+    pub(super) now: Option<Now>,
+    /// The CPU time that it took.
+    pub(super) cost: Duration,
+}
+
 /// The worker, as the loop sees it. The thread ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Worker {
     jobs: mpsc::Sender<Job>,
-    done: tokio_mpsc::UnboundedReceiver<(Done, Option<Now>)>,
+    done: tokio_mpsc::UnboundedReceiver<Ended>,
     busy_since: Option<Instant>,
 }
 
@@ -129,12 +141,12 @@ impl Worker {
         self.busy_since.is_some_and(|since| since.elapsed() > JOB_LIMIT)
     }
 
-    /// Waits for the end of the job. How the VM stands is `None` where it is not attached. Cancel safe.
-    pub(super) async fn done(&mut self) -> (Done, Option<Now>) {
+    /// Waits for the end of the job. Cancel safe.
+    pub(super) async fn done(&mut self) -> Ended {
         match self.done.recv().await {
-            Some(done) => {
+            Some(ended) => {
                 self.busy_since = None;
-                done
+                ended
             }
             // Its thread has ended, which it does only with the process.
             None => std::future::pending().await,
@@ -146,11 +158,12 @@ fn work(
     host: Host<'_>,
     settings: &Settings,
     todo: &mpsc::Receiver<Job>,
-    report: &tokio_mpsc::UnboundedSender<(Done, Option<Now>)>,
+    report: &tokio_mpsc::UnboundedSender<Ended>,
 ) {
     let mut attached: Option<Attachment<'_>> = None;
     let mut plan: Option<Arc<Plan>> = None;
     while let Ok(job) = todo.recv() {
+        let before = thread_time();
         let done = match (job, &mut attached) {
             (Job::Begin(found), _) => Done::Begun(
                 Attachment::begin(host, settings.clone(), *found).map(|(begun, report)| {
@@ -172,7 +185,8 @@ fn work(
             let choice_due = attachment.choice_due().map(Instant::from_std);
             Now { plan: known, choice_due, drift_total: attachment.drift_total() }
         });
-        if report.send((done, now)).is_err() {
+        let cost = thread_time().saturating_sub(before);
+        if report.send(Ended { done, now, cost }).is_err() {
             return;
         }
     }

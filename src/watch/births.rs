@@ -27,6 +27,8 @@ const PROC_EVENT_FORK: u32 = 1;
 const WHAT_AT: usize = 36;
 const CHILD_PID_AT: usize = 60;
 const CHILD_TGID_AT: usize = 64;
+/// More messages than the kernel keeps for one socket.
+const DRAINED_MAX: usize = 4096;
 
 /// Tells of new threads of one process.
 #[derive(Debug)]
@@ -75,6 +77,20 @@ impl Births {
                 }
                 Err(error) if error.raw_os_error() == Some(nix::libc::ENOBUFS) => return Ok(None),
                 Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl Births {
+    /// Drops what has come so far: a pass that begins after this sees these threads.
+    pub fn drain(&self) {
+        let mut message = [0_u8; 256];
+        // The kernel keeps some hundred of them, and then says that some were lost.
+        for _ in 0..DRAINED_MAX {
+            let socket = self.socket.as_fd().as_raw_fd();
+            if socket::recv(socket, &mut message, MsgFlags::MSG_DONTWAIT).is_err() {
+                return;
             }
         }
     }

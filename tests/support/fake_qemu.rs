@@ -114,6 +114,18 @@ pub(crate) fn serve() {
             thread::sleep(Duration::from_millis(5));
         }
     });
+    if fake.lie == "threads without end" {
+        // Begun by the test, since it is attached first.
+        let begin = dir.join("begin");
+        thread::spawn(move || {
+            while !begin.exists() {
+                thread::sleep(Duration::from_millis(5));
+            }
+            loop {
+                thread::spawn(|| {}).join().unwrap();
+            }
+        });
+    }
     // All its threads are there now.
     fs::write(dir.join("ready"), "").unwrap();
     visits(&shared, &fake);

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use found::Found;
 use outside::Outside;
+use replan::other_name;
 
 use super::cookie::CookieKeeper;
 use super::host_knobs::HostKnobs;
@@ -174,6 +175,10 @@ impl<'a> Attachment<'a> {
                 None
             }
         };
+        // It is asked again under the lock; most are refused here, before anything is written.
+        if let Some(other) = other_name(&settings, &boot_id, process) {
+            return Err(StartError::OtherName { vm: settings.vm, process, other });
+        }
         let held = held(&settings, &boot_id, process);
         let swept = sweep(host, &settings, &boot_id);
         let is_new = resumed.is_none();
@@ -221,7 +226,8 @@ impl<'a> Attachment<'a> {
             if is_new {
                 let _ = attachment.known.settings.state.forget(&attachment.known.settings.vm);
             }
-            return Err(StartError::before_the_first_write(error));
+            let vm = attachment.known.settings.vm.clone();
+            return Err(StartError::before_the_first_write(vm, error));
         }
         Ok(Leased { attachment, scan, is_new, swept })
     }

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::{Attachment, Known};
 use crate::cpuset::CpuSet;
 use crate::discover::{self, DiscoverError, read_topology};
-use crate::ids::{CpuId, Pid, VcpuIndex};
+use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
 use crate::leases::{Lease, StateError};
 use crate::plan::{Plan, Stay};
 use crate::supervise::leasing::neighbours;
 use crate::supervise::reports::LookError;
-use crate::supervise::settings::Follow;
+use crate::supervise::settings::{Follow, Settings};
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
@@ -86,6 +86,9 @@ impl Attachment<'_> {
     ) -> Result<(), LookError> {
         let Known { settings, boot_id, .. } = &self.known;
         let _lock = settings.state.lock_leases()?;
+        if let Some(other) = other_name(settings, boot_id, self.known.process) {
+            return Err(LookError::OtherName { process: self.known.process, other });
+        }
         let now = neighbours(&settings.state, &settings.vm, boot_id);
         if now != self.beside {
             let allowed = self.limit.allowed();
@@ -121,6 +124,16 @@ impl Attachment<'_> {
             kept: self.kept.clone(),
         })
     }
+}
+
+/// The other name that the process is attached under. Two names would each take the other's masks for its own.
+pub(super) fn other_name(
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+) -> Option<VmName> {
+    let mut leases = discover::live_leases(&settings.state, boot_id).into_iter();
+    leases.find(|lease| lease.qemu == process && lease.vm != settings.vm).map(|lease| lease.vm)
 }
 
 /// What others are told of a plan.
