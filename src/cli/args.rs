@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::discover::{Loaded, PolicyDirs, PolicyFileError, VmLocation};
+use crate::discover::{
+    Loaded, PolicyDirs, PolicyFileError, ProxmoxConfig, VmLocation, proxmox_config,
+    proxmox_config_path,
+};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::leases::StateDir;
@@ -176,7 +179,7 @@ impl PolicyArgs {
         vm: &VmArgs,
     ) -> Result<Policy, Failure> {
         let loaded = global.policy_dirs(root, vm.ask.place()).load(Some(&vm.vm));
-        Ok(self.over(loaded.map_err(policy_failure)?))
+        Ok(vm.bounded(self.over(loaded.map_err(policy_failure)?), root))
     }
 
     /// As [`policy`](PolicyArgs::policy), but of what was good the last time where the files are not.
@@ -194,7 +197,7 @@ impl PolicyArgs {
             dirs.load_or_last_good(&vm.vm).map_err(policy_failure)?;
         let mut policy = self.over(fragments);
         policy.instead_of = instead_of.map(|error| chain(&error));
-        Ok(policy)
+        Ok(vm.bounded(policy, root))
     }
 
     fn over(&self, mut fragments: Vec<Fragment>) -> Policy {
@@ -256,7 +259,31 @@ impl Global {
     }
 }
 
+impl VmArgs {
+    /// The policy, with the number of vCPUs that Proxmox's configuration has where no policy file has one.
+    fn bounded(&self, mut policy: Policy, root: &SysRoot) -> Policy {
+        if policy.vm.max_vcpus.value.is_none() && self.ask.place() == Place::Proxmox {
+            match proxmox_config(root, &self.vm) {
+                Ok(ProxmoxConfig { max_vcpus: Some(max), cores_line: line, .. }) => {
+                    let path = root.root().join(proxmox_config_path(&self.vm));
+                    let origin = Origin::File { path, line };
+                    policy.vm.max_vcpus = Sourced { value: Some(max), origin };
+                }
+                Ok(_) => {}
+                Err(reason) => tracing::debug!("VM {}: vCPUs are not bounded: {reason}", self.vm),
+            }
+        }
+        policy
+    }
+}
+
 impl AskArgs {
+    /// What QEMU is granted under this policy.
+    pub(super) fn limits_under(&self, policy: &Policy) -> Limits {
+        let max = policy.vm.max_vcpus.value.and_then(|max| usize::try_from(max).ok());
+        Limits { vcpus_named_max: max, ..self.limits() }
+    }
+
     /// What QEMU is granted.
     pub(super) fn limits(&self) -> Limits {
         Limits { wait_turn_max: Duration::from_secs(self.wait_s), ..Limits::default() }

@@ -19,12 +19,13 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
             args.policy.policy(global, &root, &args.vm)
         }
     };
+    let in_force = policy()?;
     let mut settings = Settings {
         vm: args.vm.vm.clone(),
         location: args.vm.ask.location(global),
         state: global.state(&root),
-        policy: policy()?,
-        limits: args.vm.ask.limits(),
+        limits: args.vm.ask.limits_under(&in_force),
+        policy: in_force,
         follow: if args.once { Follow::Once } else { Follow::Stay },
     };
     if args.dry_run {
@@ -75,6 +76,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         }
         tracing::info!("VM {} has been started anew", settings.vm);
         settings.policy = policy()?;
+        settings.limits = args.vm.ask.limits_under(&settings.policy);
     }
 }
 

@@ -34,12 +34,13 @@ pub(super) enum Shape {
 pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
     let PolicyOfVmArgs { vm, policy, root } = &args.of;
     let root = root.root()?;
+    let policy = policy.policy(global, &root, vm)?;
     let settings = Settings {
         vm: vm.vm.clone(),
         location: vm.ask.location(global),
         state: global.state(&root),
-        policy: policy.policy(global, &root, vm)?,
-        limits: vm.ask.limits(),
+        limits: vm.ask.limits_under(&policy),
+        policy,
         follow: Follow::Once,
     };
     let shape = match (args.json, args.explain) {

@@ -43,7 +43,7 @@ pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use peer::prove_peer;
 pub use policy::{Loaded, PolicyDirs, PolicyFileError};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
-pub use proxmox_config::{ProxmoxConfig, proxmox_config};
+pub use proxmox_config::{ProxmoxConfig, proxmox_config, proxmox_config_path};
 pub use reonline::{is_switch, reonline_facts, switch};
 pub use topology::read_topology;
 pub use vfio::vfio_irqs;

@@ -17,10 +17,21 @@ pub struct ProxmoxConfig {
     pub affinity: Option<String>,
     /// `cpulimit`: how many CPUs' time it gets; 0 is no limit.
     pub cpulimit: Option<String>,
+    /// How many vCPUs it may have, `sockets` times `cores`, each 1 where it is absent; `None` where they are no such
+    /// numbers.
+    pub max_vcpus: Option<u32>,
+    /// The line of `cores`, or else the first, counted from 1.
+    pub cores_line: usize,
     /// `args`: options for QEMU's command line.
     pub args: Option<String>,
     /// Whether the guest's memory is bound to nodes of the host: `numa: 1`, and `hostnodes=` in every `numaN`.
     pub is_memory_bound: bool,
+}
+
+/// Where a VM's configuration is, below the root.
+#[must_use]
+pub fn proxmox_config_path(vm: &VmName) -> String {
+    format!("etc/pve/qemu-server/{vm}.conf")
 }
 
 /// A VM's configuration.
@@ -28,7 +39,7 @@ pub struct ProxmoxConfig {
 /// # Errors
 /// Why it cannot be read, with the path.
 pub fn proxmox_config(root: &SysRoot, vm: &VmName) -> Result<ProxmoxConfig, String> {
-    let name = format!("etc/pve/qemu-server/{vm}.conf");
+    let name = proxmox_config_path(vm);
     let text = if root.is_live() {
         let path = root.path(&name).map_err(|error| format!("{error}: {}", error.source))?;
         let text = read_config(&path, CONFIG_BYTES_MAX);
@@ -45,12 +56,20 @@ fn parse(text: &str) -> ProxmoxConfig {
     let mut config = ProxmoxConfig::default();
     let mut has_numa = false;
     let mut nodes: BTreeMap<&str, bool> = BTreeMap::new();
-    for (key, value) in own.filter_map(|line| line.split_once(':')) {
+    let (mut sockets, mut cores) = (Some(1), Some(1));
+    config.cores_line = 1;
+    let lines = own.zip(1..).filter_map(|(line, at)| Some((line.split_once(':')?, at)));
+    for ((key, value), at) in lines {
         let value = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
         match key {
             "affinity" => config.affinity = value,
             "cpulimit" => config.cpulimit = value.filter(|limit| limit.parse() != Ok(0.0)),
             "args" => config.args = value,
+            "sockets" => sockets = value.and_then(|value| value.parse::<u32>().ok()),
+            "cores" => {
+                cores = value.and_then(|value| value.parse::<u32>().ok());
+                config.cores_line = at;
+            }
             "numa" => has_numa = value.as_deref() == Some("1"),
             key if is_numbered(key, "numa") => {
                 let is_bound =
@@ -60,6 +79,7 @@ fn parse(text: &str) -> ProxmoxConfig {
             _ => {}
         }
     }
+    config.max_vcpus = sockets.zip(cores).and_then(|(sockets, cores)| sockets.checked_mul(cores));
     config.is_memory_bound = has_numa && !nodes.is_empty() && nodes.values().all(|bound| *bound);
     config
 }
@@ -102,6 +122,22 @@ mod tests {
         assert_eq!(config.affinity.as_deref(), Some("6-11,18-23"));
         assert_eq!(config.cpulimit, None);
         assert_eq!(parse("cpulimit: 2.5\n").cpulimit.as_deref(), Some("2.5"));
-        assert_eq!(parse("affinity:\nno line\n\u{fffd}: 1"), ProxmoxConfig::default());
+        let nothing =
+            ProxmoxConfig { max_vcpus: Some(1), cores_line: 1, ..ProxmoxConfig::default() };
+        assert_eq!(parse("affinity:\nno line\n\u{fffd}: 1"), nothing);
+    }
+
+    #[test]
+    fn the_number_of_vcpus_is_sockets_times_cores() {
+        for (text, max, line) in [
+            ("cores: 4\n", Some(4), 1),
+            ("name: x\nsockets: 2\ncores: 4\nvcpus: 3\n", Some(8), 3),
+            ("sockets: 2\n[PENDING]\ncores: 64\n", Some(2), 1),
+            ("cores: many\n", None, 1),
+            ("sockets: 4294967295\ncores: 2\n", None, 2),
+        ] {
+            let config = parse(text);
+            assert_eq!((config.max_vcpus, config.cores_line), (max, line), "{text}");
+        }
     }
 }

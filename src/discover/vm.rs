@@ -280,5 +280,6 @@ pub fn guest(roles: &Roles) -> Guest {
         thread: vcpu.guest.thread,
     });
     let iothreads = roles.iothreads.iter().map(|io| io.id.clone());
-    Guest { vcpus: vcpus.collect(), iothreads: iothreads.collect() }
+    let beyond = roles.beyond.clone();
+    Guest { vcpus: vcpus.collect(), iothreads: iothreads.collect(), beyond }
 }

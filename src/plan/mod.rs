@@ -73,6 +73,8 @@ pub struct Guest {
     pub vcpus: Vec<GuestVcpu>,
     /// Its iothreads, by id.
     pub iothreads: Vec<IothreadId>,
+    /// vCPUs that QEMU reports beyond `max_vcpus`: they are placed as helpers are.
+    pub beyond: Vec<VcpuIndex>,
 }
 
 /// Another attached VM.

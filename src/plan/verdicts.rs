@@ -9,7 +9,7 @@ use super::machine::{Group, caches_group_cores};
 use super::needs;
 use super::report::{Finding, counted, cpus_in_words};
 use super::vcpus::{Placement, Siblings};
-use super::{Plan, Request};
+use super::{Guest, Plan, Request};
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, NodeId};
 use crate::policy::{CpuChoice, Origin, Sourced};
@@ -68,6 +68,23 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'
     )
 }
 
+/// Names vCPUs that QEMU reports and the VM was not given. They get no CPU of their own, since QEMU is not trusted.
+fn beyond(request: &Request<'_>) -> Option<Finding> {
+    let Guest { vcpus, beyond, .. } = request.guest;
+    let (first, last) = (beyond.first()?, beyond.last()?);
+    let Sourced { value, origin } = &request.policy.vm.max_vcpus;
+    let which =
+        if first == last { format!("vCPU {first}") } else { format!("vCPUs {first}-{last}") };
+    Some(Finding::degraded(
+        "max-vcpus",
+        format!(
+            "QEMU reports {}, and {origin} allows {}: {which} run where the helpers do; if that is right, set max_vcpus",
+            counted(vcpus.len() + beyond.len(), "vCPU"),
+            value.map_or_else(|| "fewer".to_owned(), |max| max.to_string()),
+        ),
+    ))
+}
+
 /// All findings, in the order of the walk: host, vCPUs, helpers, neighbours.
 pub(super) fn report(
     request: &Request<'_>,
@@ -84,6 +101,7 @@ pub(super) fn report(
         .map(|why| Finding::degraded("policy", format!("as it was good the last time: {why}")))
         .collect();
     report.push(reserved(request, claims));
+    report.extend(beyond(request));
     report.extend(allowed::finding(request, placement.unplaced.len()));
     let Sourced { value, origin } = &request.policy.vm.vcpus;
     if *value != CpuChoice::Auto {

@@ -16,6 +16,9 @@ use crate::cpuset::CpuSet;
 /// The longest check interval taken, in seconds.
 const CHECK_INTERVAL_S_MAX: u64 = 3600;
 
+/// The largest `max_vcpus` taken: no QEMU has more.
+const MAX_VCPUS_MAX: u32 = 4096;
+
 /// Which of the files it is: `[host]` is for the host's alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
@@ -52,6 +55,7 @@ pub struct Fragment {
     pub cache: Option<Sourced<CacheNeed>>,
     pub share: Option<Sourced<Sharing>>,
     pub overflow: Option<Sourced<Overflow>>,
+    pub max_vcpus: Option<Sourced<Option<u32>>>,
     pub channel: Option<Sourced<ChannelChoice>>,
     pub check_interval: Option<Sourced<Duration>>,
     pub isolation: Option<Sourced<Level>>,
@@ -71,6 +75,7 @@ struct RawFile {
     cache: Option<Spanned<CacheNeed>>,
     share: Option<Spanned<bool>>,
     overflow: Option<Spanned<Overflow>>,
+    max_vcpus: Option<Spanned<u32>>,
     channel: Option<Spanned<ChannelChoice>>,
     check_interval_s: Option<Spanned<u64>>,
     isolation: Option<Spanned<Level>>,
@@ -190,6 +195,13 @@ impl Fragment {
                 return Err(source.error(seconds.span().start, reason));
             }
             fragment.check_interval = source.keep(Some(seconds), Duration::from_secs);
+        }
+        if let Some(max) = raw.max_vcpus {
+            if !(1..=MAX_VCPUS_MAX).contains(max.get_ref()) {
+                let reason = format!("max_vcpus = {}: must be 1 to {MAX_VCPUS_MAX}", max.get_ref());
+                return Err(source.error(max.span().start, reason));
+            }
+            fragment.max_vcpus = source.keep(Some(max), Some);
         }
         let Some(host) = raw.host else { return Ok(fragment) };
         if kind != FileKind::Host {

@@ -51,6 +51,7 @@ impl Policy {
             entry(Table::Vm, "emulator", &vm.emulator),
             entry(Table::Vm, "share", &vm.share.map(|share| *share == Sharing::Wrap)),
             entry(Table::Vm, "overflow", &vm.overflow),
+            entry(Table::Vm, "max_vcpus", &vm.max_vcpus),
             entry(Table::Vm, "channel", &vm.channel),
             entry(Table::Vm, "check_interval_s", &vm.check_interval.map(Duration::as_secs)),
             entry(Table::Vm, "sched", &vm.sched),

@@ -109,6 +109,8 @@ pub struct VmPolicy {
     pub share: Sourced<Sharing>,
     /// What becomes of a hot-added vCPU that no longer fits.
     pub overflow: Sourced<Overflow>,
+    /// How many vCPUs get CPUs of their own at most; `None`: as many as QEMU reports.
+    pub max_vcpus: Sourced<Option<u32>>,
     /// How QEMU is asked.
     pub channel: Sourced<ChannelChoice>,
     /// How often the masks are compared with the plan when nothing else gives cause.
@@ -162,6 +164,7 @@ impl Default for Policy {
                 cache: Sourced::default(CacheNeed::Any),
                 share: Sourced::default(Sharing::Refuse),
                 overflow: Sourced::default(Overflow::Shared),
+                max_vcpus: Sourced::default(None),
                 channel: Sourced::default(ChannelChoice::Auto),
                 isolation: Sourced::default(Level::Exclusive),
                 sched: Sourced::default(VcpuSched::Other),
@@ -188,6 +191,7 @@ impl Policy {
             lay(&mut policy.vm.cache, fragment.cache);
             lay(&mut policy.vm.share, fragment.share);
             lay(&mut policy.vm.overflow, fragment.overflow);
+            lay(&mut policy.vm.max_vcpus, fragment.max_vcpus);
             lay(&mut policy.vm.channel, fragment.channel);
             lay(&mut policy.vm.check_interval, fragment.check_interval);
             lay(&mut policy.vm.isolation, fragment.isolation);

@@ -55,6 +55,8 @@ pub struct Limits {
     pub line_bytes_max: usize,
     /// The most vCPUs accepted, and the bound of `cpu-index`.
     pub vcpus_max: usize,
+    /// The most vCPUs that are taken for such; `None`: all. The rest is in [`Roles::beyond`].
+    pub vcpus_named_max: Option<usize>,
     /// The most iothreads accepted.
     pub iothreads_max: usize,
     /// The most lines that are not the awaited one, while a greeting or reply is awaited.
@@ -74,6 +76,7 @@ impl Default for Limits {
         Limits {
             line_bytes_max: 1 << 20,
             vcpus_max: 4096,
+            vcpus_named_max: None,
             iothreads_max: 1024,
             noise_lines_max: 4096,
             greeting_timeout: Duration::from_secs(1),

@@ -62,6 +62,8 @@ pub struct Roles {
     pub vcpus: Vec<Vcpu>,
     /// The iothreads made by the user, sorted by id.
     pub iothreads: Vec<Iothread>,
+    /// vCPUs that QEMU reports beyond those that the VM was given, sorted by index. Their threads have no role.
+    pub beyond: Vec<VcpuIndex>,
 }
 
 /// The two members of an `IOThreadInfo` that matter. The type of the `qapi` crate wants all six.
@@ -118,7 +120,9 @@ impl Roles {
                 return Err(QmpError::DuplicateTid { tid });
             }
         }
-        Ok(Roles { vcpus, iothreads })
+        let named = limits.vcpus_named_max.unwrap_or(usize::MAX).min(vcpus.len());
+        let beyond = vcpus.split_off(named).into_iter().map(|vcpu| vcpu.index).collect();
+        Ok(Roles { vcpus, iothreads, beyond })
     }
 }
 

@@ -186,6 +186,9 @@ fn visit(mut stream: UnixStream, fake: &Fake, number: usize) -> std::io::Result<
                     cpus.push(cpu(1, tid(fake.other_vcpu)));
                 }
             }
+            ("query-cpus-fast", "more vCPUs than it was given") => {
+                cpus.push(cpu(1, tid(fake.other_vcpu)));
+            }
             ("query-cpus-fast", "100 MB") => {
                 stream.write_all(b"{\"return\": [")?;
                 let row = cpu(0, vcpu).to_string().repeat(5000);
