@@ -14,7 +14,11 @@
 //! are not the ordinary one, separators of lines and paragraphs, combining marks, private and unassigned characters,
 //! and noncharacters such as U+FFFE. XML 1.0 allows everything that is left. Each function is idempotent.
 
+mod cut;
+
 use std::borrow::Cow;
+
+pub use cut::{COLUMNS_MAX, cut};
 
 /// What of the escaped characters is left as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -47,7 +47,7 @@ pub(super) struct Global {
     /// Find Proxmox VMs here
     #[arg(long, global = true, value_name = "DIR", default_value = PROXMOX_DIR)]
     pub(super) proxmox_dir: PathBuf,
-    /// Log more; twice for still more
+    /// Log more, and lists whole; twice for still more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
     /// Log warnings and errors only

@@ -36,12 +36,10 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     if args.once {
         let (plan, report, isolated) = block_on(attach_once(host, settings))??;
         let threads: Vec<String> = report.applied.iter().filter_map(thread_refusal).collect();
-        output::text(&format!(
-            "VM {}: vCPUs on {}, iothreads on {}, emulator on {}; {} threads moved, {} refused\n",
+        output::sentence(&format!(
+            "VM {}: {}; {} threads moved, {} refused",
             plan.vm,
-            plan.exclusive,
-            plan.iothread_cpus,
-            plan.emulator,
+            report.placed.in_words(&plan),
             report.applied.len() - threads.len(),
             threads.len()
         ))?;
@@ -56,10 +54,10 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         let partition = report.partition.iter().map(ToString::to_string);
         let sentences = threads.into_iter().chain(failed).chain(reonline.left_out).chain(partition);
         for sentence in sentences.chain(isolated.refusals()) {
-            output::text(&format!("  refused: {sentence}\n"))?;
+            output::sentence(&format!("  refused: {sentence}"))?;
         }
         for sentence in isolated.kept_by_the_kernel() {
-            output::text(&format!("  stays: {sentence}\n"))?;
+            output::sentence(&format!("  stays: {sentence}"))?;
         }
         return Ok(if is_whole { Answer::Done } else { Answer::Partly });
     }

@@ -55,7 +55,7 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
         let report = settle_host(host, &state, &boot_id).map_err(Failure::from)?;
         let unknown = report.unknown.iter().map(ToString::to_string);
         for line in host_lines(&report.applied).into_iter().chain(unknown) {
-            output::text(&format!("{line}\n"))?;
+            output::sentence(&line)?;
         }
         if report.unknown.is_some() || report.applied.iter().any(HostApplied::is_left_changed) {
             answer = Answer::Partly;
@@ -133,7 +133,7 @@ fn detach(
         return Ok(Some(Answer::Done));
     }
     for line in restore_lines(vm, &report) {
-        output::text(&format!("{line}\n"))?;
+        output::sentence(&line)?;
     }
     Ok(Some(if report.is_complete() { Answer::Done } else { Answer::Partly }))
 }

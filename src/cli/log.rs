@@ -9,6 +9,7 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, FormattedFields, MakeWriter};
 use tracing_subscriber::registry::LookupSpan;
 
+use super::output;
 use crate::shown;
 
 /// Starts logging for the whole process.
@@ -19,7 +20,7 @@ pub(super) fn start(verbose: u8, quiet: bool) {
         (false, 1) => Level::DEBUG,
         (false, _) => Level::TRACE,
     };
-    let line = Line { to_journal: stderr_is_the_journal() };
+    let line = Line { to_journal: stderr_is_the_journal(), columns: output::columns() };
     // Only a second start in one process could fail, and would change nothing.
     let _ = tracing::subscriber::set_global_default(subscriber(level, line, std::io::stderr));
 }
@@ -46,6 +47,8 @@ fn stderr_is_the_journal() -> bool {
 
 struct Line {
     to_journal: bool,
+    /// How wide it may be; `None`: as it is.
+    columns: Option<usize>,
 }
 
 impl<S, N> FormatEvent<S, N> for Line
@@ -78,7 +81,9 @@ where
             }
         }
         context.field_format().format_fields(Writer::new(&mut text), event)?;
-        writeln!(writer, "{}", shown::line(&text))
+        let line = shown::line(&text);
+        let fitted = self.columns.map(|columns| shown::cut(&line, columns));
+        writeln!(writer, "{}", fitted.as_ref().unwrap_or(&line))
     }
 }
 
@@ -94,7 +99,7 @@ mod tests {
         for to_journal in [false, true] {
             let path = dir.path().join("log");
             let file = fs::File::create(&path).expect("a file");
-            let log = subscriber(Level::INFO, Line { to_journal }, file);
+            let log = subscriber(Level::INFO, Line { to_journal, columns: None }, file);
             tracing::subscriber::with_default(log, || {
                 let vm = tracing::info_span!("vm", name = %"a\u{202e}b\n<0>c");
                 let _entered = vm.enter();
@@ -105,6 +110,23 @@ mod tests {
             let shown = log.trim_end_matches('\n');
             assert_eq!(shown::line(shown), shown);
             assert!(shown.contains("\\u{9b}31m.scope\\n<0>all is well"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_list_in_a_log_line_is_cut_unless_all_is_wanted() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let cpus: Vec<String> = (0..200).step_by(2).map(|cpu| cpu.to_string()).collect();
+        for (columns, is_cut) in [(Some(120), true), (None, false)] {
+            let path = dir.path().join("log");
+            let file = fs::File::create(&path).expect("a file");
+            let log = subscriber(Level::INFO, Line { to_journal: false, columns }, file);
+            tracing::subscriber::with_default(log, || {
+                tracing::info!("VM 100: CPUs {} are busy", cpus.join(","));
+            });
+            let log = fs::read_to_string(&path).expect("written");
+            assert_eq!(log.trim_end().chars().count() <= 120, is_cut, "{log}");
+            assert_eq!(log.contains(" more),198 are busy"), is_cut, "{log}");
         }
     }
 }

@@ -58,6 +58,7 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(mistake) => return not_parsed(&mistake),
     };
+    output::show_all(args.global.verbose > 0);
     log::start(args.global.verbose, args.global.quiet);
     std::panic::set_hook(Box::new(|panic| end_with_a_bug(&panic.to_string())));
     let code = match run(args) {

@@ -1,11 +1,38 @@
 //! Standard output and standard error. The one place that prints.
 
+use std::borrow::Cow;
 use std::io::{self, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 
 use crate::error::{Failure, Kind};
 use crate::shown;
+
+/// Whether lists in sentences are shown whole, as `--verbose` asks for.
+static SHOWS_ALL: AtomicBool = AtomicBool::new(false);
+
+/// Has lists in sentences shown whole from now on, or cut where a line is too long.
+pub(super) fn show_all(all: bool) {
+    SHOWS_ALL.store(all, Ordering::Relaxed);
+}
+
+/// The width that a line of a message may have; `None`: any.
+pub(super) fn columns() -> Option<usize> {
+    (!SHOWS_ALL.load(Ordering::Relaxed)).then_some(shown::COLUMNS_MAX)
+}
+
+/// Prints one sentence on standard output: a line, whose lists are cut where it is too long.
+///
+/// # Errors
+/// As [`text`].
+pub(super) fn sentence(sentence: &str) -> Result<(), Failure> {
+    text(&format!("{}\n", fitted(&shown::line(sentence))))
+}
+
+fn fitted(line: &str) -> Cow<'_, str> {
+    columns().map_or(Cow::Borrowed(line), |columns| shown::cut(line, columns))
+}
 
 /// Prints a text on standard output, hidden characters escaped.
 ///
@@ -43,9 +70,11 @@ pub(super) fn json(document: &impl Serialize) -> Result<(), Failure> {
     written(io::stdout().write_all(shown::json(&line).as_bytes()))
 }
 
-/// Prints a message on standard error, hidden characters escaped.
+/// Prints a message on standard error, hidden characters escaped, lists cut where a line is too long.
 pub(super) fn error(text: &str) {
-    let _ = writeln!(io::stderr(), "{}", shown::block(text));
+    let text = shown::block(text);
+    let lines: Vec<Cow<'_, str>> = text.lines().map(fitted).collect();
+    let _ = writeln!(io::stderr(), "{}", lines.join("\n"));
 }
 
 fn written(result: io::Result<()>) -> Result<(), Failure> {

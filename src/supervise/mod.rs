@@ -33,6 +33,7 @@ mod start_error;
 mod starting;
 mod state;
 mod telling;
+mod thread_cpus;
 mod worker;
 
 pub use attachment::Attachment;
@@ -50,3 +51,4 @@ pub use run::{Ended, attach_once, follow};
 pub use settings::{Follow, Host, Settings};
 pub use start_error::StartError;
 pub use state::Ending;
+pub use thread_cpus::ThreadCpus;

@@ -7,6 +7,7 @@ use super::priority::PriorityReport;
 use super::reonline::ReonlineReport;
 use super::start_error::StartError;
 use super::state::Looked;
+use super::thread_cpus::ThreadCpus;
 use crate::apply::partition::Refused;
 use crate::apply::{Applied, StepOutcome};
 use crate::discover::DiscoverError;
@@ -25,6 +26,8 @@ pub struct LookReport {
     pub looked: Looked,
     /// Every step and what became of it.
     pub applied: Vec<Applied>,
+    /// Where the VM's threads are now.
+    pub placed: ThreadCpus,
     /// Steps for threads that had been where they belong: somebody else moved them.
     pub drifted: BTreeSet<ThreadKey>,
     /// Why there is no new plan, where there should be one: the one in force was kept to.

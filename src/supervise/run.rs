@@ -82,6 +82,7 @@ pub async fn attach_once(
     attachment.leave();
     report.applied.extend(isolated?.applied);
     let second = second?;
+    report.placed = second.placed;
     report.applied.extend(second.applied);
     report.partition = second.partition;
     let raised = raised?;
@@ -605,10 +606,10 @@ impl Runner<'_> {
 
     /// Logs the plan where a job has changed what it says.
     fn log_new_shortfalls(&self, before: Option<&Now>) {
-        let Some(Now { plan, .. }) = &self.now else { return };
+        let Some(Now { plan, placed, .. }) = &self.now else { return };
         let before = before.map_or(&[][..], |before| &before.plan.report);
         if plan.report != before {
-            log_plan(plan, before);
+            log_plan(plan, placed, before);
         }
     }
 
@@ -621,14 +622,14 @@ impl Runner<'_> {
     }
 
     fn status(&self) -> String {
-        let Some(Now { plan, drift_total, .. }) = &self.now else {
+        let Some(Now { plan, placed, drift_total, .. }) = &self.now else {
             return format!("VM {}: attaching", self.settings.vm);
         };
         format!(
             "{} vCPUs on {}, emulator on {}, asked over {}, drift {drift_total}",
             plan.vcpus.len(),
-            plan.exclusive,
-            plan.emulator,
+            placed.vcpus_in_words(plan),
+            placed.emulator_in_words(plan),
             self.line.name(),
         )
     }

@@ -19,6 +19,7 @@ use super::host_report::HostReport;
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Host, Settings};
 use super::start_error::StartError;
+use super::thread_cpus::ThreadCpus;
 use crate::discover::tasks::TasksError;
 use crate::error::chain;
 use crate::ids::Tid;
@@ -78,6 +79,8 @@ pub(super) struct Now {
     pub(super) plan: Arc<Plan>,
     /// When the choice between a partition and a fallback is to be made again.
     pub(super) choice_due: Option<Instant>,
+    /// Where its threads are.
+    pub(super) placed: Box<ThreadCpus>,
     /// How many changes of other programs have been mended.
     pub(super) drift_total: u64,
 }
@@ -183,7 +186,8 @@ fn work(
             let known = known.unwrap_or_else(|| Arc::new(attachment.plan().clone()));
             plan = Some(Arc::clone(&known));
             let choice_due = attachment.choice_due().map(Instant::from_std);
-            Now { plan: known, choice_due, drift_total: attachment.drift_total() }
+            let placed = Box::new(attachment.placed());
+            Now { plan: known, choice_due, placed, drift_total: attachment.drift_total() }
         });
         let cost = thread_time().saturating_sub(before);
         if report.send(Ended { done, now, cost }).is_err() {

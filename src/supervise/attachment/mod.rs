@@ -31,6 +31,7 @@ use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Host, Settings};
 use super::start_error::StartError;
 use super::state::Looked;
+use super::thread_cpus::ThreadCpus;
 use crate::apply::{Bench, apply};
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::{self, Identified, Scan, TasksError};
@@ -67,6 +68,8 @@ pub struct Attachment<'a> {
     cookie: CookieKeeper,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, CpuSet>,
+    /// Where its threads are.
+    placed: ThreadCpus,
     host_knobs: HostKnobs,
     /// The lease could not be written, and does not say what there is.
     lease_due: bool,
@@ -211,6 +214,7 @@ impl<'a> Attachment<'a> {
             cookie: CookieKeeper::default(),
             journal,
             settled: BTreeMap::new(),
+            placed: ThreadCpus::default(),
             host_knobs: HostKnobs::default(),
             lease_due: false,
             early_host: None,
@@ -254,6 +258,12 @@ impl<'a> Attachment<'a> {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.known.settings
+    }
+
+    /// Where its threads are after the last pass.
+    #[must_use]
+    pub fn placed(&self) -> ThreadCpus {
+        self.placed
     }
 
     /// How many times a thread was found moved by somebody else.
@@ -375,6 +385,7 @@ impl<'a> Attachment<'a> {
                 self.settled.insert(applied.step.thread, applied.step.to);
             }
         }
+        self.placed = ThreadCpus::of(&self.plan, &threads, &applied);
         let (policy, own) = (&self.known.settings.policy.vm, &threads[..own]);
         let (plan, journal) = (&self.plan, &mut self.journal);
         let sched = policy.sched.value;
@@ -386,6 +397,7 @@ impl<'a> Attachment<'a> {
         Ok(LookReport {
             looked,
             applied,
+            placed: self.placed,
             drifted,
             plan_failed,
             barred,
