@@ -2,9 +2,10 @@
 
 #![allow(clippy::expect_used)] // that is how a test says no
 
+mod support;
+
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use serde_json::Value;
 
@@ -28,7 +29,7 @@ impl World {
     }
 
     fn config(&self, words: &[&str]) -> Done {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qmpin"));
+        let mut command = support::clean::command(env!("CARGO_BIN_EXE_qmpin"));
         command.arg("config").args(words).arg("--sysroot").arg(self.0.path());
         let done = command.output().expect("it runs");
         Done { code: done.status.code(), out: String::from_utf8_lossy(&done.stdout).into_owned() }

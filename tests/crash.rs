@@ -7,7 +7,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as NixPid;
@@ -21,7 +21,7 @@ use support::skipped;
 const CALLS_MAX: usize = 2000;
 
 fn has_strace(test: &str) -> bool {
-    let mut strace = Command::new("strace");
+    let mut strace = support::clean::command("strace");
     let strace = strace.args(["-qq", "-o", "/dev/null", "true"]).stderr(Stdio::null());
     let has = strace.status().is_ok_and(|status| status.success());
     if !has {

@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -214,7 +213,7 @@ fn without_a_process_connector_new_threads_are_found_by_the_slow_timer() {
     let test = "without_a_process_connector_new_threads_are_found_by_the_slow_timer";
     needs_two_cpus!(test);
     let network = ["unshare", "--net"];
-    if !Command::new("unshare").args(["--net", "true"]).status().unwrap().success() {
+    if !support::clean::command("unshare").args(["--net", "true"]).status().unwrap().success() {
         return skipped(test, "no network namespace may be made here");
     }
     // An hour is the policy's; it is shortened where nothing else would tell.
@@ -375,7 +374,7 @@ fn it_sleeps_while_nothing_happens_to_the_vm() {
     while start.elapsed() < 3 * interval {
         // The host is busy with anything else.
         for _ in 0..20 {
-            assert!(Command::new("true").status().unwrap().success());
+            assert!(support::clean::command("true").status().unwrap().success());
         }
         std::thread::sleep(Duration::from_millis(50));
     }

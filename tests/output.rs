@@ -4,7 +4,6 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 
 use support::hosts;
 use support::qemu::QemuOptions;
@@ -38,7 +37,7 @@ fn lines_for_the_journal_begin_with_their_priority() {
 #[test]
 fn colour_is_for_terminals_and_no_color_is_honoured() {
     let test = "colour_is_for_terminals_and_no_color_is_honoured";
-    if Command::new("script").arg("--version").output().is_err() {
+    if support::clean::command("script").arg("--version").output().is_err() {
         return skipped(test, "no script(1) to make a terminal");
     }
     let host = hosts::ryzen_5900x().tree().unwrap();
@@ -46,11 +45,11 @@ fn colour_is_for_terminals_and_no_color_is_honoured() {
     let words = format!("{} topology --sysroot {host}", env!("CARGO_BIN_EXE_qmpin"));
     let seen = |terminal: bool, no_color: Option<&str>| {
         let mut command = if terminal {
-            let mut command = Command::new("script");
+            let mut command = support::clean::command("script");
             command.args(["-qec", &words, "/dev/null"]);
             command
         } else {
-            let mut command = Command::new("sh");
+            let mut command = support::clean::command("sh");
             command.args(["-c", &words]);
             command
         };
@@ -72,7 +71,7 @@ fn a_picture_goes_into_a_file_or_to_standard_output() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("host.svg");
     let draw = |to: &str| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qmpin"));
+        let mut command = support::clean::command(env!("CARGO_BIN_EXE_qmpin"));
         command.args(["topology", "--sysroot"]).arg(host.path()).args(["--svg", to]);
         let done = finish(&mut command);
         done.says(0, &[]);

@@ -6,7 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use qmpin::ids::Tid;
 use qmpin::sched::{Kernel, Sched as _};
@@ -21,7 +21,7 @@ const POLICY: &str = "sched = \"fifo:1\"\ncheck_interval_s = 1\n";
 const CALLS_MAX: usize = 100;
 
 fn can(command: &[&str]) -> bool {
-    let mut tried = Command::new(command[0]);
+    let mut tried = support::clean::command(command[0]);
     let tried = tried.args(&command[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
     tried.is_ok_and(|status| status.success())
 }

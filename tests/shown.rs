@@ -6,7 +6,6 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
 
 use proptest::prelude::*;
 
@@ -108,7 +107,7 @@ proptest! {
 
 /// Runs qmpin and returns all it has printed, which must be shown in full.
 fn printed(args: &[&str]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_qmpin"));
+    let mut command = support::clean::command(env!("CARGO_BIN_EXE_qmpin"));
     let done = finish(command.args(args));
     let text = done.out.clone() + &done.err;
     assert!(is_shown(&text), "{args:?}: {text:?}");
@@ -147,7 +146,7 @@ fn words_of_other_programs_are_shown_and_not_obeyed() {
     let root = host.path().to_str().unwrap();
     for args in [&["-vv"][..], &["--json"], &["--svg", "-"]] {
         let args = [&["topology", "--sysroot", root], args].concat();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_qmpin"));
+        let mut command = support::clean::command(env!("CARGO_BIN_EXE_qmpin"));
         let done = finish(command.args(&args));
         let text = (done.out.clone() + &done.err).replace('\u{a0}', " ");
         assert!(is_shown(&text), "{args:?}: {text:?}");

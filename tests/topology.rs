@@ -7,7 +7,6 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::process::Command;
 
 use proptest::prelude::*;
 
@@ -78,7 +77,7 @@ fn the_named_hosts_are_what_their_names_say() {
 
 #[test]
 fn this_machine_agrees_with_lscpu() {
-    let lscpu = Command::new("lscpu").arg("-p=CPU,CORE,SOCKET,NODE,CACHE").output();
+    let lscpu = support::clean::command("lscpu").arg("-p=CPU,CORE,SOCKET,NODE,CACHE").output();
     let Ok(lscpu) = lscpu.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()) else {
         support::skipped("this_machine_agrees_with_lscpu", "there is no lscpu here");
         return;

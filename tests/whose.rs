@@ -4,7 +4,7 @@
 mod support;
 
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
@@ -38,7 +38,7 @@ fn detach_dead_ends_nobody_who_has_come_alive_meanwhile() {
     let mut detach = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     wait_until("it is at VM 100", || waits_for_a_lock(detach.id()));
     let vm: VmName = "105".parse().unwrap();
-    let mut supervisor = Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut supervisor = support::clean::command("sleep").arg("1000").spawn().unwrap();
     let pid = Pid(i32::try_from(supervisor.id()).unwrap());
     let mut lock = state.lock_supervisor(&vm).unwrap().expect("nobody has it");
     lock.sign(qmpin::discover::process_key(&SysRoot::live(), pid).unwrap());

@@ -10,6 +10,8 @@
 
 mod attach;
 mod bare;
+#[path = "../support/clean.rs"]
+mod clean;
 mod figures;
 mod hotplug;
 mod idle;

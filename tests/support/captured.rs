@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use qmpin::discover::read_topology;
 use qmpin::sysroot::SysRoot;
@@ -15,7 +14,7 @@ pub(crate) fn machines() -> Vec<(PathBuf, Topology)> {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
     let read = |host: PathBuf| {
         let tree = fake_host::empty_tree().expect("a folder");
-        let unpacked = Command::new(tests.join("capture-host"))
+        let unpacked = super::clean::command(tests.join("capture-host"))
             .arg("--unpack")
             .args([&host.join("sysroot.tsv"), tree.path()])
             .status();

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -34,8 +34,8 @@ impl FakeQemu {
     /// Starts one. The test's crate has a test [`SERVING_TEST`] that calls [`serve`] first.
     pub(crate) fn start(lie: &str) -> FakeQemu {
         let dir = tempfile::Builder::new().prefix("qmpin-fake-").tempdir().unwrap();
-        let victim = Command::new("sleep").arg("1000").spawn().unwrap();
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let victim = super::clean::command("sleep").arg("1000").spawn().unwrap();
+        let mut command = super::clean::command(std::env::current_exe().unwrap());
         command.arg0("qemu-fake");
         command.args([SERVING_TEST, "--exact", "--nocapture", "--", "-pidfile"]);
         command.arg(dir.path().join("100.pid"));

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests say no as tests do
 
 pub(crate) mod captured;
+pub(crate) mod clean;
 pub(crate) mod fake_host;
 pub(crate) mod fake_qemu;
 pub(crate) mod guests;

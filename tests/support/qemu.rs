@@ -187,9 +187,9 @@ impl Drop for Qemu {
 }
 
 fn qemu_command(root: Option<&Path>) -> Command {
-    let Some(root) = root else { return Command::new("qemu-system-x86_64") };
+    let Some(root) = root else { return super::clean::command("qemu-system-x86_64") };
     // By the tree's own loader: no chroot, so the sockets have one name inside and outside.
-    let mut command = Command::new(root.join("usr/lib64/ld-linux-x86-64.so.2"));
+    let mut command = super::clean::command(root.join("usr/lib64/ld-linux-x86-64.so.2"));
     command.arg("--library-path").arg(root.join("usr/lib/x86_64-linux-gnu"));
     command.arg(root.join("usr/bin/qemu-system-x86_64"));
     command.arg("-L").arg(root.join("usr/share/qemu"));

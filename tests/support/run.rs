@@ -112,14 +112,12 @@ impl Place {
     ) -> Command {
         let mut words = before.iter().map(PathBuf::from).collect::<Vec<_>>();
         words.push(binary.to_owned());
-        let mut command = Command::new(&words[0]);
+        let mut command = super::clean::command(&words[0]);
         command.args(&words[1..]);
         command.args(args);
         command.arg("--proxmox-dir").arg(proxmox);
         command.arg("--state-dir").arg(self.state());
         command.arg("--config-dir").arg(self.dir.path().join("config"));
-        command.env_remove("NOTIFY_SOCKET").env_remove("JOURNAL_STREAM");
-        command.env_remove("WATCHDOG_USEC").stdin(Stdio::null());
         command
     }
 }
