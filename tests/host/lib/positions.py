@@ -150,10 +150,12 @@ def _follow(pid, listener, done, name_of, at, since, passed, refuse) -> None:
             done.refused.append(position)
             continue
         fcntl.ioctl(listener, NOTIF_SEND, bytearray(RESPONSE.pack(notified, 0, 0, CONTINUE)))
-        if counts and position is not None:
+        if position is None:
+            continue
+        if counts:
             done.made.append(position)
-            if passed is not None:
-                passed(pid, position)
+        if passed is not None:
+            passed(pid, position)
 
 
 def _position(tid: int, call: int, arguments: list[int], name_of: Name) -> str | None:
