@@ -27,7 +27,7 @@ pub struct CpuSet {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ParseCpuListError {
     /// A part between commas is neither `N` nor `A-B` nor `A-B:used/group`.
-    #[error("`{part}` is not a CPU number or a range such as 0-3")]
+    #[error("{}", not_a_number(part))]
     NotANumber {
         /// The part as it was written.
         part: String,
@@ -56,6 +56,15 @@ pub enum ParseCpuListError {
         /// The number as it was written.
         cpu: String,
     },
+}
+
+fn not_a_number(part: &str) -> String {
+    match part {
+        "" => {
+            "there is nothing between two commas, or before the first or after the last".to_owned()
+        }
+        part => format!("`{part}` is not a CPU number or a range such as 0-3"),
+    }
 }
 
 impl CpuSet {

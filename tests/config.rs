@@ -98,7 +98,7 @@ fn every_bad_file_is_named_and_not_the_first_alone() {
     let done = world.config(&["check"]);
     assert_eq!(done.code, Some(1), "{done:?}");
     for (path, reason) in [
-        ("etc/qmpin/101.toml:2", "unknown field `vcpu`"),
+        ("etc/qmpin/101.toml:2", "did you mean `vcpus`?"),
         ("etc/qmpin/102.toml:1", ""),
         ("etc/qmpin/two words.toml", "no VM can have that name"),
         ("etc/pve/qmpin/100.toml:1", "every node"),

@@ -31,6 +31,9 @@ pub enum ParseCpuChoiceError {
     /// Not a cpulist.
     #[error(transparent)]
     List(#[from] ParseCpuListError),
+    /// `auto` in other letters.
+    #[error("did you mean auto? It is written in small letters")]
+    Auto,
     /// Nothing at all.
     #[error("it names no CPU; write a list such as 6-11,18-23, or auto")]
     Empty,
@@ -55,6 +58,9 @@ impl CpuChoice {
         if text.trim() == "auto" {
             return Ok(CpuChoice::Auto);
         }
+        if text.trim().eq_ignore_ascii_case("auto") {
+            return Err(ParseCpuChoiceError::Auto);
+        }
         let cpus = CpuSet::parse_cpulist(text)?;
         if cpus.is_empty() { Err(ParseCpuChoiceError::Empty) } else { Ok(CpuChoice::Cpus(cpus)) }
     }
@@ -67,6 +73,9 @@ impl CpuChoice {
     pub fn parse_vcpus(text: &str) -> Result<CpuChoice, ParseCpuChoiceError> {
         if text.trim() == "auto" {
             return Ok(CpuChoice::Auto);
+        }
+        if text.trim().eq_ignore_ascii_case("auto") {
+            return Err(ParseCpuChoiceError::Auto);
         }
         let order = CpuSet::parse_in_order(text)?;
         let (mut set, mut again) = (CpuSet::EMPTY, CpuSet::EMPTY);

@@ -1,12 +1,14 @@
 //! One policy file (or the flags) as written: every key optional, every value with its line.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::mistakes::Mistake;
 use super::{
     CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Knob, Level, Origin, Overflow,
     ParseCpuChoiceError, Sharing, Sourced, VcpuSched, VfioIrqs,
@@ -110,6 +112,14 @@ impl Source<'_> {
         1 + self.text.bytes().take(at).filter(|byte| *byte == b'\n').count()
     }
 
+    /// The parser's words about a span, in words for people.
+    fn mistake(&self, said: &str, span: Range<usize>) -> String {
+        let before = self.text.get(..span.start).unwrap_or_default();
+        let before = before.rsplit('\n').next().unwrap_or_default();
+        let value = self.text.get(span).unwrap_or_default();
+        Mistake { said, before, value }.in_words()
+    }
+
     fn error(&self, at: usize, reason: impl Into<String>) -> PolicyError {
         PolicyError { path: self.path.to_owned(), line: self.line(at), reason: reason.into() }
     }
@@ -155,8 +165,8 @@ impl Fragment {
     pub fn parse(text: &str, path: &Path, kind: FileKind) -> Result<Fragment, PolicyError> {
         let source = Source { path, text, kind };
         let raw: RawFile = toml::from_str(text).map_err(|error| {
-            let at = error.span().map_or(0, |span| span.start);
-            source.error(at, error.message().replace('\n', " "))
+            let span = error.span().unwrap_or(0..0);
+            source.error(span.start, source.mistake(error.message(), span))
         })?;
         let mut fragment = Fragment {
             vcpus: source.choice("vcpus", raw.vcpus, CpuChoice::parse_vcpus)?,
@@ -237,10 +247,29 @@ mod tests {
     fn every_bad_line_is_named_with_its_reason() {
         for (text, line, reason) in [
             ("share = true\nvcpus = \"6-3\"\n", 2, "ends before it begins"),
-            ("\n\nvcpu = \"1\"\n", 3, "unknown field `vcpu`"),
-            ("share = \"yes\"\n", 1, "expected a boolean"),
-            ("overflow = \"drop\"\n", 1, "unknown variant `drop`"),
-            ("irqs = true\nvfio_irqs = \"host\"\n", 2, "unknown variant `host`"),
+            ("\n\nvcpu = \"1\"\n", 3, "did you mean `vcpus`?"),
+            ("[hosts]\nshared = \"1\"\n", 1, "did you mean `host`?"),
+            ("[host]\nreserve = \"1\"\n", 2, "did you mean `reserved`?"),
+            ("colour = 1\n", 1, "the keys here are host, vcpus, "),
+            ("share = \"yes\"\n", 1, "share = \"yes\": must be true or false, without quotes"),
+            ("overflow = \"drop\"\n", 1, "overflow = \"drop\": must be \"shared\" or \"refuse\""),
+            ("irqs = true\nvfio_irqs = \"vcpu\"\n", 2, "did you mean \"vcpus\"?"),
+            ("isolation = \"Strict\"\n", 1, "did you mean \"strict\"?"),
+            ("vcpus = 5\n", 1, "vcpus = 5: must be \"auto\", or CPUs in quotes"),
+            ("vcpus = [1, 2]\n", 1, "vcpus = [1, 2]: must be \"auto\", or CPUs"),
+            ("vcpus = \"Auto\"\n", 1, "did you mean auto?"),
+            ("vcpus = \"1,,2\"\n", 1, "nothing between two commas"),
+            (
+                "check_interval_s = nan\n",
+                1,
+                "check_interval_s = nan: must be a whole number of seconds",
+            ),
+            (
+                "check_interval_s = -1\n",
+                1,
+                "check_interval_s = -1: must be a whole number of seconds",
+            ),
+            ("host = 3\n", 1, "host = 3: must be a table of its own"),
             ("vcpus = \"\"\n", 1, "names no CPU"),
             ("check_interval_s = 0\n", 1, "1 to 3600"),
             ("share = true\nsched = \"rr:1\"\n", 2, "fifo:1 to fifo:99"),
@@ -263,7 +292,7 @@ mod tests {
         let strict = of("isolation = \"strict\"\npower = false\n");
         assert!(!strict.contains(&Knob::Power) && strict.contains(&Knob::Noise));
         let error = parse("isolation = \"total\"\n", FileKind::Vm).expect_err("no such level");
-        assert!(error.reason.contains("`total`"), "{error}");
+        assert!(error.reason.contains("\"total\""), "{error}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod cpus;
 mod fragment;
 mod isolation;
 mod listing;
+mod mistakes;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};

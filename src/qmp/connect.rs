@@ -38,7 +38,7 @@ pub(super) async fn connect(
                 pause = (pause * 2).min(pause_max);
             }
             Err(source) => {
-                let source = not_a_socket(path).unwrap_or(source);
+                let source = too_long(path).or_else(|| not_a_socket(path)).unwrap_or(source);
                 return Err(QmpError::Connect { path: path.to_owned(), source });
             }
         }
@@ -46,6 +46,15 @@ pub(super) async fn connect(
     let peer = Peer::of(&stream, connected_after)
         .map_err(|source| QmpError::PeerUnknown { path: path.to_owned(), source })?;
     Ok((stream, peer))
+}
+
+/// Longer paths have no room in an address (`man 7 unix`).
+const PATH_BYTES_MAX: usize = 107;
+
+fn too_long(path: &Path) -> Option<io::Error> {
+    let bytes = path.as_os_str().len();
+    let text = format!("its path has {bytes} bytes, and a socket's has {PATH_BYTES_MAX} at most");
+    (bytes > PATH_BYTES_MAX).then(|| io::Error::new(io::ErrorKind::InvalidInput, text))
 }
 
 /// The kernel refuses a connection to a file that is no socket in the same words as to one that nobody

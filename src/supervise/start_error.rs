@@ -181,8 +181,15 @@ impl From<VmError> for Failure {
             return hints.into_iter().fold(failure, Failure::hint);
         }
         let hint = match &error {
-            VmError::Process(ProcessError::NoPidFile { vm, .. }) if !vm.is_vmid() => Some(
-                "a VM that is not Proxmox's is named with its QMP socket: --qmp PATH".to_owned(),
+            VmError::Process(ProcessError::NoPidFile { vm, .. }) => {
+                let start = if vm.is_vmid() { "start it; " } else { "" };
+                Some(format!(
+                    "{start}a VM that is not Proxmox's is named with its QMP socket: --qmp PATH"
+                ))
+            }
+            VmError::Qmp(QmpError::Connect { .. }) if kind == Kind::NoVm => Some(
+                "--qmp names the socket on QEMU's command line: -qmp unix:PATH,server=on,wait=off"
+                    .to_owned(),
             ),
             VmError::Qmp(QmpError::DuplicateTid { .. }) => Some(
                 "QEMU runs several vCPUs on one thread (-accel tcg,thread=single): there is \
