@@ -61,7 +61,7 @@ pub enum ParseCpuListError {
 fn not_a_number(part: &str) -> String {
     match part {
         "" => {
-            "there is nothing between two commas, or before the first or after the last".to_owned()
+            "`` is not a CPU number: there is nothing between two commas, or at an end".to_owned()
         }
         part => format!("`{part}` is not a CPU number or a range such as 0-3"),
     }

@@ -63,7 +63,7 @@ fn stopped_while_it_waits(stage: &Stage) -> Attached {
     wait_until("it waits", || attached.lines_with("not yet") > 0);
     attached.signal(Signal::SIGINT);
     assert_eq!(attached.wait(), Some(0), "{}", attached.err());
-    assert_eq!(attached.lines_with("told to stop before VM 100 was attached"), 1);
+    assert_eq!(attached.lines_with("VM 100: stopped before it was attached"), 1);
     fs::rename(&away, &socket).unwrap();
     attached
 }
