@@ -23,6 +23,7 @@ pub mod locks;
 pub mod marks;
 pub mod peer;
 pub mod qmp;
+pub mod runtime;
 pub mod sched;
 pub mod services;
 pub mod standing;

@@ -240,9 +240,17 @@ fn a_listener_of_another_user_that_stays_as_it_is_is_attached() {
     as_nobody.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(copy);
     as_nobody.args(command.get_args());
     as_nobody.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let spawned = as_nobody.stdin(Stdio::null()).stdout(Stdio::null()).spawn();
-    let Ok(listener) = spawned.map(Actor) else { return skipped(test, "no setpriv") };
-    wait_until("it has its threads", || dir.path().join("tids").exists());
+    as_nobody.stdin(Stdio::null()).stdout(Stdio::null());
+    let Ok(mut listener) = as_nobody.spawn().map(Actor) else {
+        return skipped(test, "no setpriv");
+    };
+    wait_until("it has its threads", || {
+        // A child of another test may have the copy open for writing for a moment: it cannot be run then.
+        if listener.0.try_wait().unwrap().is_some() {
+            listener = Actor(as_nobody.spawn().unwrap());
+        }
+        dir.path().join("tids").exists()
+    });
     let before = masks(listener.pid());
     let socket = dir.path().join("socket").display().to_string();
     let run = |words: &[&str]| finish(&mut place.command(&[], dir.path(), words));

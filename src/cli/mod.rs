@@ -113,9 +113,9 @@ fn run(args: Qmpin) -> Result<Answer, Failure> {
 
 /// Runs a future on a runtime of one thread.
 fn block_on<T>(future: impl Future<Output = T>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::from_error(Kind::Bug, error))?;
+    let runtime = crate::runtime::build().map_err(|error| {
+        let failure = Failure::new(Kind::No, format!("could not start: {error}"));
+        failure.hint("raise the limit on open files: `ulimit -n`, or LimitNOFILE= of the unit")
+    })?;
     Ok(runtime.block_on(future))
 }

@@ -104,8 +104,8 @@ pub fn follow(
     sched: &(dyn Sched + Sync),
     settings: Settings,
 ) -> Result<Ended, StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|source| StartError::Watch { what: "the VM", source })?;
+    let runtime =
+        crate::runtime::build().map_err(|source| StartError::Watch { what: "the VM", source })?;
     thread::scope(|scope| {
         let worker = Worker::start(scope, root, sched, settings.clone())?;
         // On the heap: it is large.

@@ -14,6 +14,7 @@ use crate::leases::StateError;
 use crate::plan::PlanError;
 use crate::qmp::QmpError;
 use crate::restore::RestoreError;
+use crate::runtime::is_shortage;
 use crate::sysroot::ReadError;
 use crate::threads::ProcessKey;
 
@@ -363,6 +364,10 @@ impl From<StartError> for Failure {
                 Failure::from_error(kind, error).hint("nothing was forgotten: try again")
             }
             StartError::Watch { ref source, .. } => {
+                if is_shortage(source) {
+                    let hint = "raise the limits of this process: `ulimit -n`, `ulimit -u`";
+                    return Failure::from_error(Kind::No, error).hint(hint);
+                }
                 let kind = permission_or(source, Kind::NoVm);
                 Failure::from_error(kind, error)
             }
