@@ -27,6 +27,10 @@ LIMIT_S = 120
 WRITE = 1
 BY_FD = {WRITE: "write", 74: "fsync", 75: "fdatasync", 77: "ftruncate"}
 BY_PATH = {82: "rename", 83: "mkdir", 84: "rmdir", 87: "unlink"}
+# The same below a folder that is open: the descriptor first, then the path.
+UNLINKAT = 263
+BELOW = {258: "mkdir", UNLINKAT: "unlink", 264: "rename", 316: "rename"}
+AT_FDCWD, AT_REMOVEDIR = -100, 0x200
 SECCOMP = 317
 PATH_BYTES_MAX = 4096
 
@@ -108,7 +112,7 @@ def _become(command: list[str], theirs: socket.socket, said: int) -> None:
 
 def _install() -> int:
     """Has the calls of this process, and of what it becomes, handed over: a descriptor to take them from."""
-    calls = [*BY_FD, *BY_PATH]
+    calls = [*BY_FD, *BY_PATH, *BELOW]
     # Jumps say how many instructions to skip.
     program = [(LOAD_WORD, 0, 0, ARCH_OFFSET), (JUMP_EQUAL, 0, len(calls) + 1, AUDIT_ARCH_X86_64)]
     program += [(LOAD_WORD, 0, 0, CALL_OFFSET)]
@@ -164,6 +168,11 @@ def _position(tid: int, call: int, arguments: list[int], name_of: Name) -> str |
         path = _memory(tid, arguments[0], PATH_BYTES_MAX).split(b"\0", 1)[0].decode()
         name = name_of(BY_PATH[call], path)
         return name and f"{BY_PATH[call]} {name}"
+    if call in BELOW:
+        kind = "rmdir" if call == UNLINKAT and arguments[2] & AT_REMOVEDIR else BELOW[call]
+        path = os.path.join(_folder(tid, arguments[0]), _memory(tid, arguments[1], PATH_BYTES_MAX).split(b"\0", 1)[0].decode())
+        name = name_of(kind, path)
+        return name and f"{kind} {name}"
     try:
         path = os.readlink(f"/proc/{tid}/fd/{arguments[0]}")
     except FileNotFoundError:
@@ -172,6 +181,16 @@ def _position(tid: int, call: int, arguments: list[int], name_of: Name) -> str |
     if name and call == WRITE:
         name += _record(_memory(tid, arguments[1], arguments[2]))
     return name and f"{BY_FD[call]} {name}"
+
+
+def _folder(tid: int, fd: int) -> str:
+    """The folder that a descriptor of a thread's stands for; its working directory for none."""
+    # The kernel hands over 64 bits of an int.
+    fd = ctypes.c_int(fd & 0xFFFFFFFF).value
+    try:
+        return os.readlink(f"/proc/{tid}/cwd" if fd == AT_FDCWD else f"/proc/{tid}/fd/{fd}")
+    except FileNotFoundError:
+        return ""
 
 
 def _memory(tid: int, address: int, length: int) -> bytes:
