@@ -320,7 +320,7 @@ pub struct HostJournal {
 
 impl HostJournal {
     /// Opens it, or what will be it: nothing is written before the first record. A journal of another
-    /// boot is nobody's any more and is removed. Only for who has the leases' lock, and for no longer: the
+    /// boot is nobody's any more and is removed. Only under the host's lock, and for no longer: the
     /// next one to have it may write the file anew.
     ///
     /// # Errors

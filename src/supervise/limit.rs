@@ -24,7 +24,7 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    /// Reads it. To be called under the leases' lock: the CPUs of other VMs are no limit.
+    /// Reads it. The CPUs of other VMs are no limit; where they change meanwhile, the next pass reads it again.
     pub(super) fn of(ground: Ground<'_>, online: &CpuSet) -> Limit {
         let mut limit = Limit::default();
         limit.read(ground, online);

@@ -91,6 +91,7 @@ impl Attachment<'_> {
         }
         let now = neighbours(&settings.state, &settings.vm, boot_id);
         if now != self.beside {
+            self.limit.read(self.known.ground(), &self.online);
             let allowed = self.limit.allowed();
             let stay = Stay::Always;
             self.plan = settings.plan(&self.topology, &self.guest, &now, allowed, held, stay)?;
