@@ -80,14 +80,15 @@ fn for_every_call(
     panic!("more than {CALLS_MAX} calls of {call}");
 }
 
-const CALLS_THAT_CHANGE: [&str; 8] = [
+const CALLS_THAT_CHANGE: [&str; 9] = [
     "write",
     "fdatasync",
     "fsync",
     "sched_setaffinity",
     "sched_getaffinity",
-    "rename",
+    "renameat",
     "unlink",
+    "unlinkat",
     "flock",
 ];
 
@@ -115,7 +116,7 @@ fn attach_killed_anywhere_is_undone() {
     }
     // Not in vain: these are made once per thread at least.
     assert!(kills["sched_setaffinity"] >= 5, "{kills:?}");
-    for call in ["write", "fdatasync", "rename"] {
+    for call in ["write", "fdatasync", "renameat"] {
         assert!(kills[call] >= 1, "{kills:?}");
     }
 }

@@ -167,6 +167,7 @@ fn what_was_killed_as_it_wrote_is_removed_and_is_no_vms() {
     world.forget("100");
     world.reconcile();
     assert_eq!(world.changed_since(&before), [""; 0]);
+    world.state.tidy();
     assert_eq!(fs::read_dir(world.state.path()).expect("listed").count(), 0);
 }
 

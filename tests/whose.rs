@@ -6,7 +6,6 @@ mod support;
 use std::fs;
 use std::process::Stdio;
 
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::Signal;
 use qmpin::ids::{Pid, VmName};
 use qmpin::leases::StateDir;
@@ -14,13 +13,6 @@ use qmpin::sysroot::SysRoot;
 use serde_json::json;
 use support::qemu::{Qemu, QemuOptions, wait_until};
 use support::run::{Attached, Place, Stage, finish, masks, needs_two_cpus};
-
-/// Whether a process waits for a lock of the kernel's (`man 5 proc_locks`).
-fn waits_for_a_lock(pid: u32) -> bool {
-    let locks = fs::read_to_string("/proc/locks").unwrap();
-    let pid = pid.to_string();
-    locks.lines().any(|line| line.contains("->") && line.split_whitespace().any(|word| word == pid))
-}
 
 #[test]
 fn detach_dead_ends_nobody_who_has_come_alive_meanwhile() {
@@ -31,12 +23,12 @@ fn detach_dead_ends_nobody_who_has_come_alive_meanwhile() {
     for vm in ["100", "105"] {
         fs::write(place.state().join(format!("{vm}.journal")), "").unwrap();
     }
-    // VM 100 keeps it busy for as long as somebody changes leases.
-    let folder = fs::File::open(place.state()).unwrap();
-    let busy = Flock::lock(folder, FlockArg::LockExclusive).unwrap();
+    // VM 100 keeps it busy for as long as another process works on the host.
+    let busy = state.lock_host().unwrap();
     let mut command = place.command(&[], place.path(), &["detach", "--dead"]);
     let mut detach = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    wait_until("it is at VM 100", || waits_for_a_lock(detach.id()));
+    let has_100 = || place.left_behind().contains(&"100.lock".to_owned());
+    wait_until("it is at VM 100", has_100);
     let vm: VmName = "105".parse().unwrap();
     let mut supervisor = support::clean::command("sleep").arg("1000").spawn().unwrap();
     let pid = Pid(i32::try_from(supervisor.id()).unwrap());
@@ -49,7 +41,7 @@ fn detach_dead_ends_nobody_who_has_come_alive_meanwhile() {
     supervisor.wait().unwrap();
     assert_eq!(ended, None, "told to end");
     assert_eq!(detach.wait().unwrap().code(), Some(0));
-    assert_eq!(place.left_behind(), ["105.journal", "105.lock"]);
+    assert_eq!(place.left_behind(), [".host.lock", "105.journal", "105.lock"]);
     drop(lock);
     finish(&mut place.command(&[], place.path(), &["detach", "--dead"])).says(0, &[]);
     assert_eq!(place.left_behind(), [""; 0]);
