@@ -141,7 +141,7 @@ fn held_by(holder: Option<Pid>) -> String {
 }
 
 /// What tells whether a file has changed: device, inode, size, and time of the last change in seconds and ns.
-type FileState = Option<(u64, u64, u64, i64, i64)>;
+pub(crate) type FileState = Option<(u64, u64, u64, i64, i64)>;
 
 /// Held by a VM's supervisor. Dropping it removes the lock file and lets go.
 #[derive(Debug)]
@@ -149,6 +149,7 @@ pub struct SupervisorLock {
     state: StateDir,
     path: PathBuf,
     lock: Option<Flock<File>>,
+    heart: Arc<Mutex<Option<File>>>,
 }
 
 impl StateDir {
@@ -218,9 +219,10 @@ impl StateDir {
                     let named = fs::metadata(&path);
                     if named.is_ok_and(|named| named.ino() == ours.ino()) {
                         // Who had it before and was killed is nobody now.
-                        let _ = lock.set_len(0);
+                        lock.set_len(0).map_err(&fail)?;
                         let state = self.clone();
-                        return Ok(Some(SupervisorLock { state, path, lock: Some(lock) }));
+                        let heart = Arc::new(Mutex::new(lock.try_clone().ok()));
+                        return Ok(Some(SupervisorLock { state, path, lock: Some(lock), heart }));
                     }
                 }
                 Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
@@ -264,12 +266,16 @@ impl StateDir {
         text.map(|text| reading::salvage(&text)).unwrap_or_default()
     }
 
+    /// What tells whether a VM's lease has changed; `None`: there is none.
+    pub(crate) fn lease_state(&self, vm: &VmName) -> FileState {
+        let file = fs::symlink_metadata(self.lease_path(vm)).ok()?;
+        Some((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+    }
+
     /// Whether an unreadable lease was not reported yet as it is now. It is from now on.
     #[must_use]
     pub fn is_news(&self, vm: &VmName) -> bool {
-        let file = fs::symlink_metadata(self.lease_path(vm)).ok();
-        let now =
-            file.map(|file| (file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()));
+        let now = self.lease_state(vm);
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         reported.insert(vm.clone(), now) != Some(now)
     }
@@ -360,7 +366,48 @@ impl SupervisorLock {
     /// Returns what shows others that this supervisor makes progress.
     #[must_use]
     pub fn heart(&self) -> Option<Heart> {
-        self.lock.as_ref().and_then(|lock| lock.try_clone().ok()).map(Heart)
+        Some(Heart(Arc::clone(&self.heart)))
+    }
+
+    /// Whether the file that is locked still has its name.
+    fn has_name(&self) -> bool {
+        let own = self.lock.as_ref().and_then(|lock| lock.metadata().ok());
+        match (own, fs::symlink_metadata(&self.path)) {
+            (Some(own), Ok(named)) => (own.dev(), own.ino()) == (named.dev(), named.ino()),
+            _ => false,
+        }
+    }
+
+    /// Locks a new file where the one that is locked was removed, so that others find this supervisor again.
+    /// Where another process holds a new one already, that is tried again the next time: it finds out that this
+    /// supervisor lives, and lets go.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn renew(&mut self, process: Option<ProcessKey>) -> Result<(), StateError> {
+        if self.has_name() {
+            return Ok(());
+        }
+        let state = self.state.clone();
+        let fail = state.error("lock", self.path.clone());
+        let (folder, name) =
+            state_file::folder_of(&self.path, FolderLink::Refuse).map_err(&fail)?;
+        let file = folder.open_or_create(name).map_err(&fail)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                let heart = lock.try_clone().ok();
+                *self.heart.lock().unwrap_or_else(PoisonError::into_inner) = heart;
+                lock.set_len(0).map_err(&fail)?;
+                self.lock = Some(lock);
+                if let Some(process) = process {
+                    self.sign(process);
+                }
+                tracing::warn!("{} was removed: it is locked again", self.path.display());
+                Ok(())
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(()),
+            Err((_, errno)) => Err(fail(errno.into())),
+        }
     }
 
     /// Says who holds it, so that it can be told to end. Nothing depends on it before there is a
@@ -374,12 +421,16 @@ impl SupervisorLock {
 
 /// Shows other processes that a supervisor makes progress, by the time of its lock file.
 #[derive(Debug)]
-pub struct Heart(File);
+pub struct Heart(Arc<Mutex<Option<File>>>);
 
 impl Heart {
     /// Shows it now. A state folder that is gone or full has no reader either, so an error is ignored.
     pub fn beat(&self) {
-        let _ = self.0.set_modified(SystemTime::now());
+        let file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let beat = file.as_ref().map(|file| file.set_modified(SystemTime::now()));
+        if let Some(Err(error)) = beat {
+            tracing::trace!("no sign of life: {error}");
+        }
     }
 }
 
@@ -412,8 +463,13 @@ impl Heart {
 
 impl Drop for SupervisorLock {
     fn drop(&mut self) {
-        // Removed while still locked: whoever opens the name after this makes a new file.
-        let _ = fs::remove_file(&self.path);
+        // Removed while still locked: a process that opens the name after this makes a new file. One that has another
+        // file by now is another supervisor's.
+        if self.has_name()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!("{} stays: {error}", self.path.display());
+        }
         drop(self.lock.take());
         self.state.tidy();
     }

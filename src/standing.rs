@@ -4,7 +4,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::ids::VmName;
 use crate::leases::StateDir;
@@ -14,16 +15,19 @@ use crate::state_file::{FolderLink, folder_of, read_state};
 /// The schema of the file.
 pub const STANDING_SCHEMA: &str = "qmpin.standing/1";
 
+/// The beginning of the schema of every version.
+const FAMILY: &str = "qmpin.standing/";
+
 /// The longest one that is read.
 const BYTES_MAX: u64 = 1 << 20;
 
 /// What a supervisor has to tell.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Standing {
     /// [`STANDING_SCHEMA`].
     pub schema: String,
-    /// How QEMU is asked.
-    pub channel: ChannelKind,
+    /// How QEMU is asked; `None`: in a way that this version does not know.
+    pub channel: Option<ChannelKind>,
     /// How many times a thread was found moved by somebody else.
     pub drift_total: u64,
     /// What the kernel would not do, in sentences.
@@ -38,9 +42,22 @@ fn path(state: &StateDir, vm: &VmName) -> PathBuf {
 #[must_use]
 pub fn read_standing(state: &StateDir, vm: &VmName) -> Option<Standing> {
     let text = read_state(&path(state, vm), BYTES_MAX).ok()?;
-    serde_json::from_str(&text)
-        .ok()
-        .filter(|standing: &Standing| standing.schema == STANDING_SCHEMA)
+    parse(&text)
+}
+
+/// Reads what this version or a later one has written. A member that is not understood is as if it were not there.
+fn parse(text: &str) -> Option<Standing> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    let version = value.get("schema")?.as_str()?.strip_prefix(FAMILY)?;
+    version.parse::<u32>().ok().filter(|version| *version > 0)?;
+    let channel = value.get("channel").cloned().and_then(|name| serde_json::from_value(name).ok());
+    let refused = value.get("refused").cloned();
+    Some(Standing {
+        schema: STANDING_SCHEMA.to_owned(),
+        channel,
+        drift_total: value.get("drift_total").and_then(Value::as_u64).unwrap_or(0),
+        refused: refused.and_then(|lines| serde_json::from_value(lines).ok()).unwrap_or_default(),
+    })
 }
 
 /// Tells, whole or not at all.
@@ -52,4 +69,27 @@ pub fn write_standing(state: &StateDir, vm: &VmName, standing: &Standing) -> io:
     let path = path(state, vm);
     let (folder, name) = folder_of(&path, FolderLink::Refuse)?;
     folder.replace(name, &text, 0o644)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OF_0_1_0: &str = include_str!("../tests/fixtures/state-0.1.0/strict/100.standing");
+
+    #[test]
+    fn what_another_version_wrote_is_read_as_far_as_it_is_known() {
+        let standing = parse(OF_0_1_0).expect("a standing");
+        assert_eq!((standing.channel, standing.drift_total), (Some(ChannelKind::Lease), 4));
+        let later = OF_0_1_0.replace("standing/1", "standing/2").replace("lease", "io_uring");
+        let later = parse(&later.replace("\"refused\":[]", "\"refused\":[\"x\"],\"ways\":{}"));
+        let later = later.expect("a standing");
+        assert_eq!((later.channel, later.drift_total), (None, 4));
+        assert_eq!(later.refused, ["x"]);
+        for other in
+            ["", "{}", "[]", "{\"schema\":\"qmpin.lease/1\"}", "{\"schema\":\"qmpin.standing/0\"}"]
+        {
+            assert_eq!(parse(other), None, "{other}");
+        }
+    }
 }

@@ -376,3 +376,60 @@ fn what_attach_cannot_read_ends_it_or_does_not_matter() {
         });
     }
 }
+
+#[test]
+fn refusals_are_listed_once_and_threads_counted_once() {
+    needs_strace!("refusals_are_listed_once_and_threads_counted_once");
+    let (stage, before) = stage();
+    let log = stage.place.path().join("strace");
+    let log = log.to_str().unwrap();
+    let strace = |inject: &[&str], args: &[&str]| {
+        let mut words = vec!["strace", "-f", "-qq", "-o", log];
+        inject.iter().for_each(|inject| words.extend(["-e", inject]));
+        stage.run_under(&words, args)
+    };
+    let done = strace(&["inject=sched_setaffinity:error=EINVAL"], &["attach", "100", "--once"]);
+    let mut refused: Vec<&str> =
+        done.out.lines().filter(|line| line.trim_start().starts_with("refused: ")).collect();
+    let listed = refused.len();
+    assert!(listed >= 5, "{done:?}");
+    done.says(6, &["0 threads moved", &format!("{listed} refused")]);
+    refused.sort_unstable();
+    refused.dedup();
+    assert_eq!(refused.len(), listed, "{done:?}");
+    stage.run(&["detach", "100"]).says(0, &["0 threads put back"]);
+    stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
+    let changed = stage.masks().iter().filter(|(tid, mask)| before[tid] != **mask).count();
+    stage.run(&["detach", "100"]).says(0, &[&format!("{changed} threads put back")]);
+    assert_eq!(stage.masks(), before);
+}
+
+#[test]
+fn an_undo_that_is_refused_after_a_failed_attach_is_reported() {
+    needs_strace!("an_undo_that_is_refused_after_a_failed_attach_is_reported");
+    let (stage, before) = stage();
+    // No thread may be moved, and from some call on none may be looked at: also not when all is restored.
+    for from in 1..CALLS_MAX {
+        let looked = format!("inject=sched_getaffinity:error=EPERM:when={from}+");
+        let strace = [
+            "strace",
+            "-f",
+            "-qq",
+            "-o",
+            "/dev/null",
+            "-e",
+            "inject=sched_setaffinity:error=EPERM",
+        ];
+        let strace = [&strace[..], &["-e", &looked]].concat();
+        let done = stage.run_under(&strace, &["attach", "100", "--once"]);
+        assert_ne!(done.code, Some(0), "{done:?}");
+        assert_eq!(stage.masks(), before, "{from}");
+        let is_reported = done.err.contains("not all is restored");
+        stage.run(&["detach", "100"]).says(0, &[]);
+        if is_reported {
+            done.says(6, &["could not be put back", "hint: nothing was forgotten"]);
+            return;
+        }
+        assert!(done.code != Some(4) || from < 100, "none is reported: {done:?}");
+    }
+}

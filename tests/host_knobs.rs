@@ -526,3 +526,32 @@ fn a_journal_of_another_boot_is_nobodys() {
     assert_eq!(world.changed_since(&before), [""; 0]);
     assert_eq!(world.journal(), None);
 }
+
+#[test]
+fn nothing_is_taken_from_a_vm_whose_lease_cannot_be_read() {
+    let world = World::new();
+    let before = world.picture();
+    world.strict("100", "4-5");
+    world.strict("101", "6");
+    world.reconcile();
+    let (kept, journal) = (world.picture(), world.journal());
+    let path = world.state.lease_path(&"100".parse().expect("a name"));
+    let lease = fs::read_to_string(&path).expect("a lease");
+    for text in ["", "{", &lease[..lease.len() / 2]] {
+        fs::write(&path, text).expect("written");
+        world.forget("101");
+        let report = world.reconcile();
+        assert!(report.fell_short() && report.applied.is_empty(), "{report:?}");
+        let said = report.refusals().join("; ");
+        assert!(
+            said.contains("cannot read the lease of VM 100") && said.contains("100.lease"),
+            "{said}"
+        );
+        assert_eq!((world.picture(), world.journal()), (kept.clone(), journal.clone()));
+    }
+    fs::write(&path, lease).expect("written");
+    world.reconcile();
+    world.forget("100");
+    world.reconcile();
+    assert_eq!(world.changed_since(&before), [""; 0]);
+}

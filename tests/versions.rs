@@ -6,10 +6,11 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::sys::signal::Signal;
 use qmpin::journal::{self, HostJournal};
 use serde_json::{Value, json};
 use support::qemu::{Qemu, QemuOptions, wait_until};
-use support::run::{Stage, masks, needs_two_cpus, taskset};
+use support::run::{Attached, Stage, masks, needs_two_cpus, taskset};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/state-0.1.0");
 
@@ -121,8 +122,7 @@ fn a_warning_about_an_unreadable_lease_comes_once_and_again_when_it_changes() {
     needs_two_cpus!("a_warning_about_an_unreadable_lease_comes_once_and_again_when_it_changes");
     let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");
     let mut attached = stage.attach(&[]);
-    let warnings =
-        |attached: &support::run::Attached| attached.lines_with("cannot read the lease of VM 9");
+    let warnings = |attached: &Attached| attached.lines_with("cannot read the lease of VM 9");
     let new = stage.place.state().join("new");
     let put = |text: &str| {
         fs::write(&new, text).unwrap();
@@ -130,7 +130,7 @@ fn a_warning_about_an_unreadable_lease_comes_once_and_again_when_it_changes() {
     };
     // Passes of the slow timer.
     let mut drifts = 0;
-    let mut passes = |attached: &mut support::run::Attached| {
+    let mut passes = |attached: &mut Attached| {
         let vcpu = stage.vcpu(0);
         for _ in 0..3 {
             attached.wait_told(&format!("drift {drifts}"));
@@ -177,7 +177,7 @@ fn what_a_newer_version_wrote_to_the_journal_is_named_and_kept() {
     }
     // A supervisor that goes on with it says so when it ends.
     let mut attached = stage.attach(&[]);
-    attached.signal(nix::sys::signal::Signal::SIGTERM);
+    attached.signal(Signal::SIGTERM);
     assert_eq!(attached.wait(), Some(6), "{}", attached.err());
     assert_eq!(attached.lines_with("a newer qmpin wrote line"), 1, "{}", attached.err());
     assert_eq!(stage.masks(), before);
@@ -300,4 +300,151 @@ fn a_vm_that_0_1_0_attached_is_restored_by_this_version() {
     assert_eq!(stage.mask(vcpu), "1");
     stage.run(&["detach", "100"]).says(0, &["put back"]);
     stage.assert_untouched(&before);
+}
+
+#[test]
+fn files_that_were_removed_are_written_again_and_their_vm_is_not_attached_twice() {
+    needs_two_cpus!("files_that_were_removed_are_written_again_and_their_vm_is_not_attached_twice");
+    let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");
+    let before = stage.masks();
+    let attached = stage.attach(&[]);
+    let (pinned, files) = (stage.masks(), stage.place.left_behind());
+    assert_ne!(pinned, before);
+    let remove = || fs::remove_dir_all(stage.place.state()).unwrap();
+    // While it cannot notice.
+    attached.signal(Signal::SIGSTOP);
+    let by = format!("process {} follows it", attached.pid());
+    for _ in 0..2 {
+        remove();
+        stage.run(&["attach", "100", "--once"]).says(1, &["attached already", &by]);
+        stage.run(&["attach", "100"]).says(1, &["attached already", &by]);
+        assert_eq!(stage.masks(), pinned);
+        stage.run(&["detach", "100", "--dead"]).says(0, &[]);
+        assert_eq!(stage.masks(), pinned);
+    }
+    attached.signal(Signal::SIGCONT);
+    let is_there = |name: &str| stage.place.state().join(name).exists();
+    wait_until("it has noticed", || {
+        files
+            .iter()
+            .filter(|name| name.starts_with("100."))
+            .all(|name| name.ends_with(".standing") || is_there(name))
+    });
+    stage.run(&["attach", "100", "--once"]).says(1, &["attached already", &by]);
+    stage.run(&["status", "100"]).says(0, &["followed"]);
+    // One file after the other.
+    for name in ["100.lease", "100.journal", "100.lock"] {
+        fs::remove_file(stage.place.state().join(name)).unwrap();
+        wait_until(name, || is_there(name));
+    }
+    fs::write(stage.place.state().join("100.lease"), "{").unwrap();
+    wait_until("its lease is whole", || stage.run(&["status", "100"]).out.contains("followed"));
+    stage.run(&["verify", "100"]).says(0, &["all holds"]);
+    attached.end();
+    stage.assert_untouched(&before);
+}
+
+#[test]
+fn a_vm_whose_files_were_removed_is_detached() {
+    needs_two_cpus!("a_vm_whose_files_were_removed_is_detached");
+    for noticed in [false, true] {
+        let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");
+        let before = stage.masks();
+        let mut attached = stage.attach(&[]);
+        fs::remove_dir_all(stage.place.state()).unwrap();
+        if noticed {
+            wait_until("it has noticed", || stage.place.state().join("100.lock").exists());
+        }
+        stage.run(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+        assert_eq!(attached.wait(), Some(0), "{}", attached.err());
+        stage.assert_untouched(&before);
+    }
+}
+
+#[test]
+fn a_journal_that_another_program_changed_stops_further_changes_and_keeps_the_undo() {
+    needs_two_cpus!(
+        "a_journal_that_another_program_changed_stops_further_changes_and_keeps_the_undo"
+    );
+    let options = QemuOptions { iothreads: 1, ..QemuOptions::default() };
+    let stage = Stage::new(&options).with_policy("check_interval_s = 1\n");
+    let before = stage.masks();
+    let attached = stage.attach(&["--iothreads", "0-1"]);
+    append(&journal_of(&stage), "{\"intent\":{\"thr");
+    let text = fs::read_to_string(journal_of(&stage)).unwrap();
+    // It needs a line that says what its undo is.
+    stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "late"}));
+    let late = stage.iothread("late");
+    wait_until("it is said", || attached.lines_with("another program changed the journal") > 0);
+    assert_eq!(stage.mask(late), "0", "not moved");
+    assert_eq!(stage.mask(stage.vcpu(0)), "1", "what is in force stays");
+    assert_eq!(fs::read_to_string(journal_of(&stage)).unwrap(), text, "not one byte more");
+    attached.end();
+    let mut after = stage.masks();
+    after.remove(&late);
+    assert_eq!(after, before);
+}
+
+/// The released 0.1.0, where there is one.
+fn binary_of_0_1_0(test: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("QMPIN_0_1_0").map(PathBuf::from);
+    if path.is_none() {
+        support::skipped(test, "QMPIN_0_1_0 does not name a binary of 0.1.0");
+    }
+    path
+}
+
+#[test]
+fn an_upgrade_beside_a_running_0_1_0_loses_nothing() {
+    let test = "an_upgrade_beside_a_running_0_1_0_loses_nothing";
+    needs_two_cpus!(test);
+    let Some(old) = binary_of_0_1_0(test) else { return };
+    let stage = Stage::new(&QemuOptions::default());
+    let second = Qemu::start(&QemuOptions::default());
+    let socket = second.paths().shared.display().to_string();
+    let before = stage.masks();
+    let older = |args: &[&str]| stage.place.command_of(&old, &[], stage.qemu.dir(), args);
+    let mut attached = Attached::spawn(older(&["attach", "100"]), stage.place.path());
+    attached.wait_ready();
+    stage.run(&["status", "100"]).says(0, &["followed"]);
+    stage.run(&["verify", "100"]).says(0, &["all holds"]);
+    let by = format!("process {} follows it", attached.pid());
+    stage.run(&["attach", "100"]).says(1, &["attached already", &by]);
+    stage.run(&["attach", "two", "--qmp", &socket, "--once"]).says(1, &["belongs to VM 100"]);
+    stage.run(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+    assert_eq!(attached.wait(), Some(0), "{}", attached.err());
+    stage.assert_untouched(&before);
+    // Killed, it leaves a journal.
+    let mut attached = Attached::spawn(older(&["attach", "100"]), stage.place.path());
+    attached.wait_ready();
+    attached.kill();
+    stage.run(&["detach", "100"]).says(0, &["put back"]);
+    stage.assert_untouched(&before);
+    // And goes on under this version.
+    let mut attached = Attached::spawn(older(&["attach", "100"]), stage.place.path());
+    attached.wait_ready();
+    attached.kill();
+    stage.attach(&[]).end();
+    stage.assert_untouched(&before);
+}
+
+#[test]
+fn what_this_version_writes_is_read_by_0_1_0() {
+    let test = "what_this_version_writes_is_read_by_0_1_0";
+    needs_two_cpus!(test);
+    let Some(old) = binary_of_0_1_0(test) else { return };
+    let stage = Stage::new(&QemuOptions::default());
+    let before = stage.masks();
+    let older = |args: &[&str]| {
+        support::run::finish(&mut stage.place.command_of(&old, &[], stage.qemu.dir(), args))
+    };
+    let mut attached = stage.attach(&[]);
+    older(&["status", "100"]).says(0, &["followed"]);
+    older(&["verify", "100"]).says(0, &["all holds"]);
+    older(&["attach", "100"]).says(1, &["attached already"]);
+    older(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+    assert_eq!(attached.wait(), Some(0), "{}", attached.err());
+    stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
+    older(&["detach", "100"]).says(0, &["put back"]);
+    assert_eq!(stage.masks(), before);
 }

@@ -6,7 +6,7 @@ use super::args::{DetachArgs, Global};
 use super::looked_after::Keeper;
 use super::{Answer, output};
 use crate::apply::HostApplied;
-use crate::discover::boot_id;
+use crate::discover::{boot_id, unlinked_holder};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::leases::StateDir;
@@ -53,11 +53,15 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     if !is_anybody_treated && state.path().exists() {
         // A qmpin that was killed between its lease's end and the host's.
         let report = settle_host(host, &state, &boot_id).map_err(Failure::from)?;
-        let unknown = report.unknown.iter().map(ToString::to_string);
+        let unknown =
+            report.unknown.iter().map(ToString::to_string).chain(report.held_back.clone());
         for line in host_lines(&report.applied).into_iter().chain(unknown) {
             output::sentence(&line)?;
         }
-        if report.unknown.is_some() || report.applied.iter().any(HostApplied::is_left_changed) {
+        if report.unknown.is_some()
+            || !report.held_back.is_empty()
+            || report.applied.iter().any(HostApplied::is_left_changed)
+        {
             answer = Answer::Partly;
         }
     }
@@ -115,12 +119,16 @@ fn detach(
     whom: Whom,
 ) -> Result<Option<Answer>, Failure> {
     if !state.path().exists() {
-        output::text(&format!("VM {vm}: nothing to put back, it is not attached\n"))?;
-        return Ok(Some(Answer::Done));
+        if unlinked_holder(state, vm).is_none() {
+            output::text(&format!("VM {vm}: nothing to put back, it is not attached\n"))?;
+            return Ok(Some(Answer::Done));
+        }
+        // It was removed under a supervisor that lives.
+        state.create()?;
     }
     let (lock, supervised) = match whom {
         Whom::Any => end_supervisor(host, state, vm)?,
-        Whom::Forsaken => match lock_forsaken(host.root, state, vm, boot_id) {
+        Whom::Forsaken => match lock_forsaken(host.root, state, vm, boot_id)? {
             Some(lock) => (lock, Supervised::WasNot),
             None => return Ok(None),
         },

@@ -68,7 +68,7 @@ fn look(
 
 /// How whoever follows it asks QEMU; a VM that nobody follows would be visited.
 fn asked_by_supervisor(state: &StateDir, vm: &VmName) -> Asked {
-    match read_standing(state, vm).map(|standing| standing.channel) {
+    match read_standing(state, vm).and_then(|standing| standing.channel) {
         Some(ChannelKind::Socket | ChannelKind::RuntimeMonitor) => Asked::Alone,
         Some(ChannelKind::Lease) | None => Asked::Visits,
     }

@@ -64,25 +64,47 @@ fn vms(state: &StateDir) -> Vec<VmName> {
 /// As [`doubts`], with a warning that comes once, and again when the file changes.
 #[must_use]
 pub fn warned_doubts(state: &StateDir, boot_id: &str) -> Vec<Doubt> {
-    let doubts = doubts(state, boot_id);
+    live_leases_and_doubts(state, boot_id).1
+}
+
+/// The leases whose QEMU lives, and those that cannot be read, of which a warning comes once, and again when the
+/// file changes. Each file is read once.
+#[must_use]
+pub fn live_leases_and_doubts(state: &StateDir, boot_id: &str) -> (Vec<Lease>, Vec<Doubt>) {
+    let live = SysRoot::live();
+    let (mut leases, mut doubts) = (Vec::new(), Vec::new());
+    for vm in vms(state) {
+        match state.lease(&vm) {
+            Ok(lease) => leases.extend(lease),
+            Err(error) => doubts.extend(doubt(&live, state, &vm, &error, boot_id)),
+        }
+    }
+    leases.retain(|lease| lease.boot_id == boot_id && lives(&live, lease.qemu).unwrap_or(true));
     for doubt in doubts.iter().filter(|doubt| state.is_news(&doubt.vm)) {
         tracing::warn!("{doubt}");
     }
-    doubts
+    (leases, doubts)
+}
+
+fn doubt(
+    root: &SysRoot,
+    state: &StateDir,
+    vm: &VmName,
+    error: &StateError,
+    boot_id: &str,
+) -> Option<Doubt> {
+    match examine(root, &Kernel, state, (vm, error), boot_id, present_cpus(root)) {
+        Told::Dead => None,
+        Told::Doubt(doubt) => Some(doubt),
+    }
 }
 
 /// Every lease that cannot be read, of a VM that may live.
 #[must_use]
 pub fn doubts(state: &StateDir, boot_id: &str) -> Vec<Doubt> {
     let live = SysRoot::live();
-    let doubt = |vm: &VmName| {
-        let error = state.lease(vm).err()?;
-        match examine(&live, &Kernel, state, (vm, &error), boot_id, present_cpus(&live)) {
-            Told::Dead => None,
-            Told::Doubt(doubt) => Some(doubt),
-        }
-    };
-    vms(state).iter().filter_map(doubt).collect()
+    let of = |vm: &VmName| doubt(&live, state, vm, &state.lease(vm).err()?, boot_id);
+    vms(state).iter().filter_map(of).collect()
 }
 
 /// Whether a lease that cannot be read is of a VM that has ended.

@@ -8,6 +8,7 @@ pub mod cgroup;
 pub mod cpusets;
 mod doubt;
 mod grips;
+mod holder;
 mod host;
 mod host_view;
 mod interrupts;
@@ -32,9 +33,10 @@ use crate::sysroot::ReadError;
 
 pub use doubt::Doubt;
 pub use grips::Grips;
+pub use holder::unlinked_holder;
 pub use host::{
-    all_leases, boot_id, doubts, is_of_dead, live_leases, online_cpus, present_cpus, rt_throttling,
-    warned_doubts, way_beside_supervisor,
+    all_leases, boot_id, doubts, is_of_dead, live_leases, live_leases_and_doubts, online_cpus,
+    present_cpus, rt_throttling, warned_doubts, way_beside_supervisor,
 };
 pub use host_view::{read_host_view, read_place};
 pub use interrupts::{Interrupt, interrupts, irq_places, kept_in_words};

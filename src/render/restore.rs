@@ -93,6 +93,7 @@ fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
             failed.thread.tid, failed.to, failed.error
         ));
     }
+    lines.extend(report.host_left.iter().cloned());
     lines.extend(report.unknown.iter().map(ToString::to_string));
     lines
 }

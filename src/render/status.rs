@@ -154,7 +154,7 @@ impl StatusDocument {
                     cpus: file.cpus,
                 }),
                 slices: lease.slices,
-                channel: standing.as_ref().map(|standing| standing.channel),
+                channel: standing.as_ref().and_then(|standing| standing.channel),
                 drift_total: standing.as_ref().map(|standing| standing.drift_total),
                 refused: standing.map(|standing| standing.refused).unwrap_or_default(),
                 unmet: checks

@@ -54,6 +54,8 @@ pub struct RestoreReport {
     pub failed: Vec<FailedRestore>,
     /// Places of the host that nobody needs changed any more, and what became of them.
     pub host: Vec<HostApplied>,
+    /// Why nothing was done about the host, in sentences.
+    pub host_left: Vec<String>,
     /// Lines of the VM's journal, and of the host's where no VM is left, that this qmpin does not know how to undo.
     pub unknown: Vec<UnknownLines>,
     /// Why there was nothing to put back, where that is so.
@@ -130,6 +132,7 @@ impl RestoreReport {
             && self.cookie.failed.is_empty()
             && self.partition.refused.is_empty()
             && self.unknown.is_empty()
+            && self.host_left.is_empty()
             && self.host.iter().all(|applied| !applied.is_left_changed())
     }
 }

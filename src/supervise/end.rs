@@ -15,7 +15,7 @@ use rustix::process::{Pid as RustixPid, PidfdFlags, Signal, pidfd_open, pidfd_se
 
 use super::settings::Host;
 use super::start_error::StartError;
-use crate::discover::{boot_id, is_alive};
+use crate::discover::{boot_id, is_alive, unlinked_holder};
 use crate::ids::VmName;
 use crate::leases::{StateDir, SupervisorLock};
 use crate::threads::ProcessKey;
@@ -69,6 +69,19 @@ fn end_within(
     patience: Patience,
 ) -> Result<(SupervisorLock, Supervised), StartError> {
     let mut was = Supervised::WasNot;
+    // Its files were removed, so that the lock that can be had says nothing of it.
+    if let Some(supervisor) = unlinked_holder(state, vm) {
+        tracing::info!("VM {vm}: process {} supervises it: sending SIGTERM", supervisor.pid);
+        was = Supervised::Was;
+        // The file by whose time it shows progress has no name any more.
+        let since = Instant::now();
+        let is_worth_it = || since.elapsed() < patience.older_silence;
+        let ended = end(host, supervisor, Signal::TERM, is_worth_it);
+        ended.map_err(|source| StartError::Watch { what: "the VM's supervisor", source })?;
+        if unlinked_holder(state, vm).is_some() {
+            return Err(StartError::NotEnded { vm: vm.clone(), pid: Some(supervisor.pid) });
+        }
+    }
     for signal in [Signal::TERM, Signal::KILL] {
         if let Some(lock) = state.lock_supervisor(vm)? {
             return Ok((lock, was));

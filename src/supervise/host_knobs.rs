@@ -33,7 +33,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::kernel_threads::KthreadScan;
 use crate::discover::{
     DiscoverError, Silent, interrupts, irqbalances, kernel_threads, live_leases, read_host_view,
-    with_own_masks,
+    warned_doubts, with_own_masks,
 };
 use crate::error::chain;
 use crate::ids::Pid;
@@ -176,6 +176,16 @@ impl HostKnobs {
         state: &StateDir,
         boot_id: &str,
     ) -> Result<HostReport, HostError> {
+        // What a VM wants whose lease cannot be read is not known, so that nothing may be taken from it.
+        let doubts = warned_doubts(state, boot_id);
+        if !doubts.is_empty() {
+            let is_changed = !self.memory(state, boot_id).is_empty();
+            let wants = !Wants::of(&live_leases(state, boot_id)).is_empty();
+            let left =
+                doubts.iter().map(|doubt| format!("the rest of the host stays as it is: {doubt}"));
+            let held_back = if is_changed || wants { left.collect() } else { Vec::new() };
+            return Ok(HostReport { held_back, ..HostReport::default() });
+        }
         let site = Site { host, state, boot_id };
         let mut asked = self.ask_irqbalances(site);
         let mut untold = Vec::new();
@@ -244,7 +254,16 @@ impl HostKnobs {
         // While there is a VM, these may be for a newer qmpin that works for one.
         let unknown = memory.unknown().filter(|_| wants.is_empty()).cloned();
         let vfio = view.vfio;
-        let report = HostReport { applied, drifted, managed, bound, vfio, untold, unknown };
+        let report = HostReport {
+            applied,
+            drifted,
+            managed,
+            bound,
+            vfio,
+            untold,
+            unknown,
+            held_back: Vec::new(),
+        };
         let is_left = report.applied.iter().any(HostApplied::is_left_changed);
         if wants.is_empty() && !is_left && report.unknown.is_none() {
             self.settle(site)?;

@@ -27,6 +27,8 @@ pub struct HostReport {
     pub untold: Vec<String>,
     /// Lines of the host's journal that this qmpin does not know how to undo, where no VM is left.
     pub unknown: Option<UnknownLines>,
+    /// Why nothing was done, in sentences: a lease cannot be read.
+    pub held_back: Vec<String>,
 }
 
 impl HostReport {
@@ -47,7 +49,7 @@ impl HostReport {
             HostOutcome::Narrowed { .. } => true,
             HostOutcome::Done | HostOutcome::Told { .. } | HostOutcome::Gone => false,
         });
-        fell_short || !self.untold.is_empty()
+        fell_short || !self.untold.is_empty() || !self.held_back.is_empty()
     }
 
     /// What the kernel would not do, in sentences.
@@ -59,7 +61,7 @@ impl HostReport {
         };
         let mut sentences: Vec<String> =
             self.applied.iter().filter(|one| !is_expected(one)).filter_map(host_refusal).collect();
-        sentences.extend(self.untold.iter().cloned());
+        sentences.extend(self.untold.iter().chain(&self.held_back).cloned());
         sentences
     }
 

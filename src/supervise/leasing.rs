@@ -12,7 +12,7 @@ use crate::discover;
 use crate::error::chain;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::journal::{Header, Journal, JournalError, Memory};
-use crate::leases::{Kept, StateDir, SupervisorLock};
+use crate::leases::{Kept, StateDir, StateError, SupervisorLock};
 use crate::plan::Neighbour;
 use crate::restore::partition::PartitionRestore;
 use crate::restore::{RestoreError, RestoreReport, restore};
@@ -133,13 +133,14 @@ pub(super) fn kept(settings: &Settings, boot_id: &str, process: ProcessKey) -> K
 /// The other VMs that hold CPUs.
 #[must_use]
 pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour> {
-    let leases = discover::live_leases(state, boot_id).into_iter().map(|lease| Neighbour {
+    let (leases, doubts) = discover::live_leases_and_doubts(state, boot_id);
+    let leases = leases.into_iter().map(|lease| Neighbour {
         vm: lease.vm,
         exclusive: lease.exclusive,
         helpers: lease.emulator | lease.iothreads,
         doubt: None,
     });
-    let doubts = discover::warned_doubts(state, boot_id).into_iter().map(|doubt| Neighbour {
+    let doubts = doubts.into_iter().map(|doubt| Neighbour {
         doubt: Some(doubt.to_string()),
         vm: doubt.vm,
         exclusive: doubt.cpus,
@@ -178,7 +179,16 @@ fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Opt
     if !is_dead() {
         return None;
     }
-    let lock = state.lock_supervisor(vm).ok().flatten()?;
+    let lock = match state.lock_supervisor(vm) {
+        Ok(lock) => lock?,
+        Err(error) => {
+            tracing::warn!(
+                "VM {vm}: its QEMU is gone, and what it had is not restored: {}",
+                chain(&error)
+            );
+            return None;
+        }
+    };
     // Another process may have swept it, and the VM may have been started and attached since.
     if !is_dead() {
         return None;
@@ -226,14 +236,16 @@ pub(super) fn forget_swept(host: Host<'_>, state: &StateDir, boot_id: &str, swep
 /// The lock of a VM that was followed, or has left something, and that nobody looks after any more. One that
 /// was attached with `--once` is left as it was meant, for as long as its QEMU lives. Whoever gives back what
 /// it has left holds the lock meanwhile: without it, somebody may have attached the VM since.
-#[must_use]
+///
+/// # Errors
+/// [`StateError`] where the lock cannot be used: then it is not known whether there is something to restore.
 pub fn lock_forsaken(
     root: &SysRoot,
     state: &StateDir,
     vm: &VmName,
     boot_id: &str,
-) -> Option<SupervisorLock> {
-    let lock = state.lock_supervisor(vm).ok().flatten()?;
+) -> Result<Option<SupervisorLock>, StateError> {
+    let Some(lock) = state.lock_supervisor(vm)? else { return Ok(None) };
     let is_forsaken = match state.lease(vm) {
         Ok(Some(lease)) => {
             lease.supervisor.is_some()
@@ -243,7 +255,8 @@ pub fn lock_forsaken(
         // A journal without a lease: somebody was killed in between.
         Ok(None) | Err(_) => true,
     };
-    is_forsaken.then_some(lock)
+    let is_forsaken = is_forsaken && discover::unlinked_holder(state, vm).is_none();
+    Ok(is_forsaken.then_some(lock))
 }
 
 /// Restores a VM and forgets it. Nothing is forgotten that could not be put back.
@@ -308,6 +321,7 @@ pub(super) fn let_go(
     };
     let reconciled = knobs.reconcile(host, state, boot_id)?;
     report.host = reconciled.applied;
+    report.host_left = reconciled.held_back;
     report.unknown.extend(reconciled.unknown);
     if memory.has_slices() {
         let _lock = state.lock_host()?;

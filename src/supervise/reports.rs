@@ -54,6 +54,17 @@ pub struct Learnt {
 }
 
 impl LookReport {
+    /// Adds the steps of a later pass. A thread that had one before counts once, with what became of it last.
+    pub(super) fn then_applied(&mut self, later: Vec<Applied>) {
+        for applied in later {
+            let thread = applied.step.thread;
+            match self.applied.iter_mut().find(|earlier| earlier.step.thread == thread) {
+                Some(earlier) => *earlier = applied,
+                None => self.applied.push(applied),
+            }
+        }
+    }
+
     /// Whether there was something to move, and the kernel denied us every thread.
     pub(super) fn nothing_is_permitted(&self) -> bool {
         let denied = |applied: &Applied| {

@@ -80,13 +80,13 @@ pub async fn attach_once(
     let second = attachment.look();
     let plan = attachment.plan().clone();
     attachment.leave();
-    report.applied.extend(isolated?.applied);
+    report.then_applied(isolated?.applied);
     let second = second?;
     report.placed = second.placed;
-    report.applied.extend(second.applied);
-    report.partition = second.partition;
     let raised = raised?;
-    report.applied.extend(raised.applied);
+    report.then_applied(raised.applied);
+    report.then_applied(second.applied);
+    report.partition = second.partition;
     (report.priority, report.cookie) = (raised.priority, raised.cookie);
     log_priority(&report.priority, &mut BTreeSet::new());
     remembered?;
@@ -125,7 +125,7 @@ async fn run(host: Host<'_>, settings: Settings, worker: Worker) -> Result<Ended
             let Settings { state, vm, .. } = &settings;
             tracing::info!("VM {vm}: stopped before it was attached");
             let boot_id = boot_id(host.root).map_err(StartError::BootId)?;
-            let restored = match lock_forsaken(host.root, state, vm, &boot_id) {
+            let restored = match lock_forsaken(host.root, state, vm, &boot_id)? {
                 Some(_lock) => Some(give_back(host, state, vm, &boot_id)?),
                 None => None,
             };

@@ -74,6 +74,14 @@ pub enum StartError {
         /// Which lines.
         unknown: UnknownLines,
     },
+    /// It could not be attached, and what had been written before is not all restored.
+    #[error("{source}; not all is restored: {}", left.join("; "))]
+    NotUndone {
+        /// Why it could not be attached.
+        source: Box<StartError>,
+        /// What became of restoring, in sentences.
+        left: Vec<String>,
+    },
     /// The VM could not be looked at.
     #[error(transparent)]
     Vm(#[from] VmError),
@@ -340,6 +348,8 @@ impl From<StartError> for Failure {
                 let hint = format!("nothing was forgotten: `qmpin detach {vm}` tries again");
                 Failure::from_error(Kind::No, error).hint(hint)
             }
+            StartError::NotUndone { .. } => Failure::from_error(Kind::Partial, error)
+                .hint("nothing was forgotten: `qmpin detach` tries again"),
             StartError::UnknownUndo { ref unknown, .. } => {
                 let hint = format!("or remove {} if that is not needed", unknown.path.display());
                 Failure::from_error(Kind::Partial, error).hint(hint)

@@ -155,7 +155,7 @@ impl Telling {
         let not_isolated =
             not_isolated.map(|why| format!("the VM's CPUs are not its alone: {why}"));
         let refused = self.refused.union(&self.refused_now).cloned().chain(not_isolated).collect();
-        let told = Standing { schema, channel, drift_total, refused };
+        let told = Standing { schema, channel: Some(channel), drift_total, refused };
         match write_standing(state, vm, &told) {
             Ok(()) => {
                 self.standing = Some(standing);

@@ -2,12 +2,21 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Duration;
 
-use inotify::{Inotify, WatchMask};
+use inotify::{EventMask, Inotify, WatchMask};
 
 use super::readable::Readable;
 use crate::ids::VmName;
 use crate::leases::StateDir;
+
+/// Between two tries to watch a folder that was removed.
+const BLIND_PAUSE: Duration = Duration::from_millis(500);
+
+fn mask() -> WatchMask {
+    WatchMask::MOVED_TO | WatchMask::DELETE
+}
 
 /// Tells when another VM's lease is written or removed.
 #[derive(Debug)]
@@ -15,6 +24,9 @@ pub struct LeaseChanges {
     inotify: Inotify,
     readable: Readable,
     own: String,
+    folder: PathBuf,
+    /// The folder was removed, and one of its name is not watched yet.
+    is_blind: bool,
 }
 
 impl LeaseChanges {
@@ -25,23 +37,31 @@ impl LeaseChanges {
     pub fn of(state: &StateDir, vm: &VmName) -> io::Result<LeaseChanges> {
         let inotify = Inotify::init()?;
         // A lease is renamed into place, so a write is seen once and whole.
-        inotify.watches().add(state.path(), WatchMask::MOVED_TO | WatchMask::DELETE)?;
+        inotify.watches().add(state.path(), mask())?;
         // A second descriptor of the same queue, to wait on while the first is read.
         let readable = Readable::new(inotify.as_fd().try_clone_to_owned()?)?;
-        Ok(LeaseChanges { inotify, readable, own: format!("{vm}.lease") })
+        let (own, folder) = (format!("{vm}.lease"), state.path().to_owned());
+        Ok(LeaseChanges { inotify, readable, own, folder, is_blind: false })
     }
 
-    /// Returns when a lease of another VM has changed. Cancel safe.
+    /// Returns when a lease of another VM has changed, or the folder was removed. Cancel safe.
     ///
     /// # Errors
     /// Those of reading.
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
-            let (own, inotify) = (&self.own, &mut self.inotify);
+            while self.is_blind {
+                match self.inotify.watches().add(&self.folder, mask()) {
+                    Ok(_) => self.is_blind = false,
+                    Err(_) => tokio::time::sleep(BLIND_PAUSE).await,
+                }
+            }
+            let (own, inotify, is_blind) = (&self.own, &mut self.inotify, &mut self.is_blind);
             let mut buffer = [0; 4096];
             let read = self.readable.read(|_| {
                 let mut events = inotify.read_events(&mut buffer)?;
                 Ok(events.any(|event| {
+                    *is_blind |= event.mask.contains(EventMask::IGNORED);
                     // An event without a name says that some were lost.
                     event.name.is_none_or(|name| {
                         let name = name.to_string_lossy();

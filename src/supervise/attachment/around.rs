@@ -102,7 +102,7 @@ impl Attachment<'_> {
     }
 
     /// Writes the lease while nobody else does.
-    fn relet(&mut self) -> Result<(), StateError> {
+    pub(super) fn relet(&mut self) -> Result<(), StateError> {
         self.lease_due = true;
         let _lock = self.known.settings.state.lock_leases()?;
         self.write_lease()?;

@@ -6,10 +6,12 @@
 
 mod around;
 mod before;
+mod files;
 mod found;
 mod outside;
 mod replan;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) use found::Found;
@@ -39,10 +41,11 @@ use crate::discover::{self, read_topology};
 use crate::error::chain;
 use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
-use crate::leases::{Kept, SupervisorLock};
+use crate::leases::{FileState, Kept, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Neighbour, Plan, Stay};
 use crate::qmp::{Channel, Roles};
+use crate::render::restore_lines;
 use crate::restore::{RestoreReport, restore_process};
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
@@ -81,6 +84,8 @@ pub struct Attachment<'a> {
     since_unix_s: u64,
     /// What a newer qmpin wrote to the lease.
     kept: Kept,
+    /// The lease's file as it was written.
+    leased: Cell<FileState>,
     // Dropped last: until then nobody else may become this VM's supervisor.
     lock: SupervisorLock,
 }
@@ -145,8 +150,7 @@ impl<'a> Attachment<'a> {
         match mended {
             Ok(report) if report.nothing_is_permitted() => {
                 let vm = attachment.known.settings.vm.clone();
-                let _ = attachment.finish();
-                Err(report.not_permitted(vm))
+                Err(attachment.give_up(report.not_permitted(vm)))
             }
             Ok(report) => {
                 attachment.find_outside();
@@ -154,8 +158,7 @@ impl<'a> Attachment<'a> {
             }
             Err(error) => {
                 // The undo could not be written any further: what was written before goes back.
-                let _ = attachment.finish();
-                Err(error.into())
+                Err(attachment.give_up(error.into()))
             }
         }
     }
@@ -181,6 +184,10 @@ impl<'a> Attachment<'a> {
         // It is asked again under the lock; most are refused here, before anything is written.
         if let Some(other) = other_name(&settings, &boot_id, process) {
             return Err(StartError::OtherName { vm: settings.vm, process, other });
+        }
+        if let Some(supervisor) = discover::unlinked_holder(&settings.state, &settings.vm) {
+            let (vm, pid) = (settings.vm, Some(supervisor.pid));
+            return Err(StartError::AlreadyAttached { vm, pid });
         }
         let held = held(&settings, &boot_id, process);
         let swept = sweep(host, &settings, &boot_id);
@@ -222,16 +229,21 @@ impl<'a> Attachment<'a> {
             drift_total: 0,
             since_unix_s: unix_now_s(),
             kept,
+            leased: Cell::default(),
             lock,
         };
         let taken_down = attachment.take_down(&host_lock);
         if let Err(error) = taken_down.and_then(|()| attachment.lease_first(&held)) {
             // Nothing was written to any thread in this run; an earlier one's undo stays.
-            if is_new {
-                let _ = attachment.known.settings.state.forget(&attachment.known.settings.vm);
-            }
-            let vm = attachment.known.settings.vm.clone();
-            return Err(StartError::before_the_first_write(vm, error));
+            let Settings { state, vm, .. } = &attachment.known.settings;
+            let error = StartError::before_the_first_write(vm.clone(), error);
+            let forgotten = if is_new { state.forget(vm) } else { Ok(()) };
+            return Err(match forgotten {
+                Ok(()) => error,
+                Err(left) => {
+                    StartError::NotUndone { left: vec![chain(&left)], source: Box::new(error) }
+                }
+            });
         }
         Ok(Leased { attachment, scan, is_new, swept })
     }
@@ -303,6 +315,7 @@ impl<'a> Attachment<'a> {
     /// # Errors
     /// [`LookError`]. That there is no new plan is none: the plan in force stays in force.
     pub fn look(&mut self) -> Result<LookReport, LookError> {
+        self.keep_files()?;
         self.notice_cpu_hotplug()?;
         self.notice_limit();
         self.notice_neighbours();
@@ -337,6 +350,17 @@ impl<'a> Attachment<'a> {
         // A lock that was taken since the supervisor's was dropped.
         state.tidy();
         Ok(report)
+    }
+
+    /// Restores everything because it could not be attached. Returns why, and what could not be restored.
+    fn give_up(self, error: StartError) -> StartError {
+        let vm = self.known.settings.vm.clone();
+        let left = match self.finish() {
+            Ok(report) if report.is_complete() => return error,
+            Ok(report) => restore_lines(&vm, &report),
+            Err(undo) => vec![chain(&undo)],
+        };
+        StartError::NotUndone { left, source: Box::new(error) }
     }
 
     /// Leaves everything applied, and the VM without a supervisor.

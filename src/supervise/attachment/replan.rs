@@ -105,7 +105,8 @@ impl Attachment<'_> {
             Follow::Stay => this_process(self.known.host.root),
             Follow::Once => None,
         };
-        self.known.settings.state.write_lease(&Lease {
+        let Settings { state, vm, .. } = &self.known.settings;
+        state.write_lease(&Lease {
             schema: crate::leases::SCHEMA.to_owned(),
             vm: self.known.settings.vm.clone(),
             boot_id: self.known.boot_id.clone(),
@@ -123,7 +124,9 @@ impl Attachment<'_> {
             sched: self.known.settings.policy.vm.sched.value,
             writer: crate::leases::this_version(),
             kept: self.kept.clone(),
-        })
+        })?;
+        self.leased.set(state.lease_state(vm));
+        Ok(())
     }
 }
 
