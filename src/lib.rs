@@ -5,6 +5,7 @@
 
 // Words: no I/O.
 pub mod cpuset;
+pub mod drop_ins;
 pub mod error;
 pub mod ids;
 pub mod places;

@@ -5,7 +5,10 @@
 //!                  tens of milliseconds, and never while another program is asked
 //!   .leases.lock   leases: read, plan, write. Milliseconds, and no other lock is taken below it
 //!
-//!   order: .host.lock, then .leases.lock
+//!   .reload.lock   one reload of systemd at a time, which may take long. Never taken below another lock, and no
+//!                  other lock is held while systemd works
+//!
+//!   order: .reload.lock, .host.lock, then .leases.lock
 //! ```
 //!
 //! `flock(2)` needs no more than a descriptor, and any user can open a folder that others may read. A lock
@@ -32,6 +35,8 @@ use crate::state_file::{self, FolderLink};
 
 /// How long a lock is waited for. It is held for milliseconds, or a few hundred on a busy host.
 pub const WAIT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a reload of another qmpin is waited for: longer than one may take.
+const RELOAD_WAIT_LIMIT: Duration = Duration::from_secs(120);
 /// How long the lock of qmpin 0.1.0 is waited for.
 const OLDER_WAIT_LIMIT: Duration = Duration::from_secs(2);
 /// Between two tries, at first; doubled for each further one.
@@ -51,6 +56,12 @@ pub struct LeasesLock {
 pub struct HostLock {
     _lock: Flock<File>,
     _older: Option<Arc<Flock<File>>>,
+}
+
+/// Held while systemd reloads on behalf of all VMs.
+#[derive(Debug)]
+pub struct ReloadLock {
+    _lock: Flock<File>,
 }
 
 /// The lock of qmpin 0.1.0. Both locks include it, and one process takes it once.
@@ -76,6 +87,14 @@ impl StateDir {
         Ok(HostLock { _lock: lock, _older: self.lock_older()? })
     }
 
+    /// Locks systemd's reload. It blocks this thread for two minutes at most.
+    ///
+    /// # Errors
+    /// As [`StateDir::lock_leases`].
+    pub fn lock_reload(&self) -> Result<ReloadLock, StateError> {
+        Ok(ReloadLock { _lock: self.lock_file(RELOAD, RELOAD_WAIT_LIMIT)? })
+    }
+
     /// Removes the lock files, where they are all that is left in the folder. It waits for no other process: the
     /// last one to go removes them.
     pub fn tidy(&self) {
@@ -84,9 +103,10 @@ impl StateDir {
         }
         let Ok(_lock) = self.lock_file(HOST, Duration::ZERO) else { return };
         let Ok(_leases) = self.lock_file(LEASES, Duration::ZERO) else { return };
+        let Ok(_reload) = self.lock_file(RELOAD, Duration::ZERO) else { return };
         if self.has_only_locks() {
             // A process that waits for one of them opens it anew at each try.
-            for name in [LEASES, HOST] {
+            for name in ALL {
                 let _ = fs::remove_file(self.path().join(name));
             }
         }
@@ -95,7 +115,7 @@ impl StateDir {
     fn has_only_locks(&self) -> bool {
         let Ok(entries) = fs::read_dir(self.path()) else { return false };
         let mut names = entries.flatten().map(|entry| entry.file_name()).peekable();
-        names.peek().is_some() && names.all(|name| name == *LEASES || name == *HOST)
+        names.peek().is_some() && names.all(|name| ALL.iter().any(|lock| name == **lock))
     }
 
     fn lock_file(&self, name: &str, limit: Duration) -> Result<Flock<File>, StateError> {
@@ -142,6 +162,8 @@ fn busy(path: &Path, waited: Duration) -> StateError {
 
 const LEASES: &str = ".leases.lock";
 const HOST: &str = ".host.lock";
+const RELOAD: &str = ".reload.lock";
+const ALL: [&str; 3] = [LEASES, HOST, RELOAD];
 
 /// Tries again and again, until there is something or the time is over.
 fn wait<T>(

@@ -31,6 +31,9 @@ pub enum Place {
     /// `cpuset.cpus` of a cgroup that is no unit of systemd's, such as `lxc` of Proxmox's containers; no CPU at all
     /// means that it does not limit. Before the threads, like the units.
     Cpuset(String),
+    /// The drop-in of a VM that qmpin looks after and that is not attached: a word that says whether it is there.
+    /// It goes with the last VM.
+    DropIn(String),
     /// The affinity of a thread: one of the kernel's, or one outside all VMs that has a mask of its own.
     Thread(ThreadKey),
     /// The CPUs that an irqbalance keeps interrupts off. It takes what it is told later, so what it says at
@@ -77,7 +80,10 @@ impl Place {
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Place::CpuList(path) | Place::CpuMask(path) | Place::Word(path) => {
+            Place::CpuList(path)
+            | Place::CpuMask(path)
+            | Place::Word(path)
+            | Place::DropIn(path) => {
                 write!(f, "/{path}")
             }
             Place::AllowedCpus { unit, .. } => write!(f, "AllowedCPUs of {unit}"),
@@ -89,6 +95,9 @@ impl fmt::Display for Place {
         }
     }
 }
+
+/// The word of a drop-in that is there.
+pub const DROP_IN_THERE: &str = "Delegate=cpuset";
 
 /// What a place holds.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

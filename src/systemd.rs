@@ -96,6 +96,12 @@ pub trait Units {
     /// [`SystemdError`].
     fn realize(&self, slice: &str) -> Result<(), SystemdError>;
 
+    /// The names of active units that match a pattern, such as `qmpin@*.path`.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    fn active(&self, pattern: &str) -> Result<Vec<String>, SystemdError>;
+
     /// Reads all unit files again; returns when that is done.
     ///
     /// # Errors
@@ -159,12 +165,25 @@ impl Units for SystemBus {
         .map_err(|error| no_such_unit(error, slice))
     }
 
+    fn active(&self, pattern: &str) -> Result<Vec<String>, SystemdError> {
+        ask(&format!("list {pattern}"), CALL_LIMIT, async |bus| {
+            let body = (vec!["active"], vec![pattern]);
+            let found = call(bus, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", &body).await?;
+            let units: Vec<ListedUnit> = found.body().deserialize()?;
+            Ok(units.into_iter().map(|unit| unit.0).collect())
+        })
+    }
+
     fn reload(&self) -> Result<(), SystemdError> {
         ask("reload its unit files", RELOAD_LIMIT, async |bus| {
             call(bus, MANAGER_PATH, MANAGER, "Reload", &()).await.map(drop)
         })
     }
 }
+
+/// Name, description, load state, active state, sub state, followed unit, path; number, type and path of its job.
+type ListedUnit =
+    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 pub(crate) async fn call<B>(
     bus: &Connection,

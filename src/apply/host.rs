@@ -138,6 +138,7 @@ pub fn carry_out(bench: HostBench<'_>, online: &CpuSet, steps: Vec<HostStep>) ->
     limits.clean_up();
     let others = others.into_iter();
     applied.extend(others.map(|step| carry_out_one(step, root, sched, online, &mut limits)));
+    limits.clean_up();
     applied
 }
 
@@ -257,11 +258,13 @@ fn write(
         }
         (Place::AllowedCpus { unit, cgroup }, Value::Cpus(cpus)) => limits.set(unit, cgroup, cpus),
         (Place::Cpuset(cgroup), Value::Cpus(cpus)) => limits.set_cpuset(cgroup, cpus),
+        (Place::DropIn(path), Value::Word(_)) => limits.remove_drop_in(path),
         (Place::Thread(key), Value::Cpus(cpus)) => sched.set_affinity(key.tid, cpus),
         (
             Place::CpuMask(_)
             | Place::AllowedCpus { .. }
             | Place::Cpuset(_)
+            | Place::DropIn(_)
             | Place::Thread(_)
             | Place::Irqbalance(_),
             _,

@@ -9,12 +9,13 @@ use super::Bench;
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::discover::{cgroup, tasks};
+use crate::drop_ins::{drop_in, drop_in_new};
 use crate::error::chain;
 use crate::journal::PartitionUndo;
 use crate::plan::partition::{Group, ISOLATED, PartitionStep, Seat, Site};
 use crate::state_file::{FolderLink, create_folder, folder_of};
 use crate::sysroot::SysRoot;
-use crate::systemd::Units;
+use crate::systemd::{SystemdError, Units};
 use crate::threads::{Thread, ThreadKey};
 
 /// A write that did not come to what was wanted.
@@ -93,16 +94,39 @@ pub struct UnitNeeds {
     pub had_controller: bool,
 }
 
-/// Where the drop-in of a unit is, relative to the root.
-#[must_use]
-pub fn drop_in(unit: &str) -> String {
-    format!("run/systemd/system/{unit}.d/50-qmpin.conf")
+/// Delegates the unit to qmpin by a drop-in, and the units in `others` with the same reload of systemd.
+///
+/// # Errors
+/// What could not be done for this unit. Others are served by their own attach.
+pub fn delegate(
+    root: &SysRoot,
+    units: &dyn Units,
+    unit: &str,
+    others: &[String],
+) -> Result<(), Refused> {
+    let path = drop_in(unit);
+    write_drop_in(root, unit, &path)
+        .map_err(|error| Refused::new(format!("/{path}"), "Delegate=cpuset", error))?;
+    for other in others {
+        if let Err(error) = write_drop_in(root, other, &drop_in(other)) {
+            tracing::debug!("/{}: {error}", drop_in(other));
+        }
+    }
+    let refused = |reason: String| Refused::new(unit, "Delegate=cpuset", reason);
+    units.reload().map_err(|error| refused(chain(&error)))?;
+    match is_delegated(units, unit) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(refused("systemd has read the drop-in and does not heed it".to_owned())),
+        Err(error) => Err(refused(chain(&error))),
+    }
 }
 
-/// Where it is until it is whole.
-#[must_use]
-pub fn drop_in_new(drop_in: &str) -> String {
-    format!("{}.new", drop_in.trim_end_matches(".conf"))
+/// Whether systemd has delegated cpusets to what runs in the unit.
+///
+/// # Errors
+/// [`SystemdError`].
+pub fn is_delegated(units: &dyn Units, unit: &str) -> Result<bool, SystemdError> {
+    Ok(units.state(unit)?.delegated.iter().any(|controller| controller == "cpuset"))
 }
 
 /// Makes the unit ready: delegated, with the controller. `all` are the host's CPUs.
@@ -119,15 +143,7 @@ pub fn prepare_unit(
 ) -> Result<(), Refused> {
     let unit = &site.unit;
     if needs.delegate {
-        let path = drop_in(unit);
-        write_drop_in(root, unit, &path)
-            .map_err(|error| Refused::new(format!("/{path}"), "Delegate=cpuset", error))?;
-        let refused = |reason: String| Refused::new(unit, "Delegate=cpuset", reason);
-        units.reload().map_err(|error| refused(chain(&error)))?;
-        let state = units.state(unit).map_err(|error| refused(chain(&error)))?;
-        if !state.delegated.iter().any(|controller| controller == "cpuset") {
-            return Err(refused("systemd has read the drop-in and does not heed it".to_owned()));
-        }
+        delegate(root, units, unit, &[])?;
     }
     if needs.allow {
         units
@@ -142,15 +158,6 @@ pub fn prepare_unit(
         }
         Err(error) => Err(Refused::new(probe, "there", error)),
     }
-}
-
-/// Whether the text says no more and no less than what is written there: comments may differ from one version to
-/// the next.
-#[must_use]
-pub fn is_our_drop_in(text: &str) -> bool {
-    let is_said = |line: &&str| !line.is_empty() && !line.starts_with(['#', ';']);
-    let said: Vec<&str> = text.lines().map(str::trim).filter(is_said).collect();
-    matches!(said[..], ["[Scope]" | "[Service]", "Delegate=cpuset"])
 }
 
 fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {

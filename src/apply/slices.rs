@@ -9,6 +9,7 @@ use std::io;
 
 use crate::cgroups::{CgroupTree, Cgroups as _};
 use crate::cpuset::CpuSet;
+use crate::drop_ins::unit_of;
 use crate::error::chain;
 use crate::sysroot::SysRoot;
 use crate::systemd::{SystemdError, Units};
@@ -21,11 +22,13 @@ pub(super) struct Limits<'a> {
     all: CpuSet,
     /// The slices that have a unit whose limit was lifted.
     lifted: BTreeSet<String>,
+    /// Units that systemd has read a drop-in of which is gone.
+    delegated: bool,
 }
 
 impl Limits<'_> {
     pub(super) fn new<'a>(root: &'a SysRoot, units: &'a dyn Units, all: CpuSet) -> Limits<'a> {
-        Limits { root, units, all, lifted: BTreeSet::new() }
+        Limits { root, units, all, lifted: BTreeSet::new(), delegated: false }
     }
 
     /// Limits a unit to these CPUs; none lifts the limit. On return the cgroup has them.
@@ -84,10 +87,25 @@ impl Limits<'_> {
         Ok(())
     }
 
+    /// Removes the drop-in of a VM that is not attached. Where its scope runs, systemd has to read that.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub(super) fn remove_drop_in(&mut self, path: &str) -> io::Result<()> {
+        remove(self.root, path)?;
+        let unit = unit_of(path);
+        self.delegated |= unit.is_some_and(|unit| {
+            let state = self.units.state(unit);
+            state.is_ok_and(|state| !state.control_group.is_empty() && !state.delegated.is_empty())
+        });
+        Ok(())
+    }
+
     /// Has systemd forget the files, and take the controller back where nobody needs it.
     pub(super) fn clean_up(&mut self) {
         let lifted = std::mem::take(&mut self.lifted);
-        if lifted.is_empty() {
+        let delegated = std::mem::take(&mut self.delegated);
+        if lifted.is_empty() && !delegated {
             return;
         }
         if let Err(error) = self.units.reload() {
@@ -160,6 +178,10 @@ mod tests {
 
         fn realize(&self, _slice: &str) -> Result<(), SystemdError> {
             Ok(())
+        }
+
+        fn active(&self, _pattern: &str) -> Result<Vec<String>, SystemdError> {
+            Ok(Vec::new())
         }
 
         fn reload(&self) -> Result<(), SystemdError> {

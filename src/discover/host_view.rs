@@ -13,9 +13,10 @@ use super::vfio::vfio_irqs;
 use super::{stat, tasks};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
+use crate::drop_ins::is_our_drop_in;
 use crate::ids::CpuId;
 use crate::journal::HostMemory;
-use crate::places::{CpuPower, HostView, IdleState, Place, Value};
+use crate::places::{CpuPower, DROP_IN_THERE, HostView, IdleState, Place, Value};
 use crate::plan::host::Wants;
 use crate::policy::Knob;
 use crate::sched::Sched;
@@ -124,6 +125,11 @@ pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> io::Resul
                 Err(error) => Err(error),
             }
         }
+        Place::DropIn(path) => Ok(Some(Value::Word(match text(path)? {
+            Some(text) if is_our_drop_in(&text) => DROP_IN_THERE.to_owned(),
+            Some(_) => "changed".to_owned(),
+            None => String::new(),
+        }))),
         // One that does not answer is not gone: `irqbalances` tells the two apart.
         Place::Irqbalance(_) => Ok(None),
     }

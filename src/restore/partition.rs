@@ -15,11 +15,12 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::apply::partition::{Refused, drop_in_new, is_our_drop_in, set_cpus, write};
+use crate::apply::partition::{Refused, set_cpus, write};
 use crate::apply::slices::{files, lifts, remove};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup::{self, is_gone};
+use crate::drop_ins::{drop_in_new, is_our_drop_in};
 use crate::error::chain;
 use crate::ids::Tid;
 use crate::journal::PartitionUndo;
@@ -166,7 +167,11 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Par
     let unit = undo.unit.as_str();
     let said = |what: &str, error: SystemdError| Refused::new(unit, what, chain(&error));
     let (state, is_there) = match units.state(unit) {
-        Ok(state) => (state, true),
+        // One without a cgroup is about to be forgotten; it reads its files anew when it starts.
+        Ok(state) => {
+            let is_there = !state.control_group.is_empty();
+            (state, is_there)
+        }
         Err(SystemdError::NoSuchUnit { .. }) => (UnitState::default(), false),
         Err(error) => {
             refused.push(said("as it was", error));
@@ -226,10 +231,11 @@ mod tests {
 
     use super::*;
     use crate::apply::Bench;
-    use crate::apply::partition::{carry_out, drop_in, prepare_unit, survey_unit};
+    use crate::apply::partition::{carry_out, prepare_unit, survey_unit};
     use crate::cgroups::fake::FakeCgroups;
     use crate::discover::Grips;
     use crate::discover::cgroup::partition_seen;
+    use crate::drop_ins::drop_in;
     use crate::ids::{Pid, StartTicks, VcpuIndex};
     use crate::plan::partition::{Site, Target, placing, resizing};
     use crate::plan::{Plan, PlannedVcpu, Why};
@@ -423,6 +429,10 @@ mod tests {
         fn realize(&self, slice: &str) -> Result<(), SystemdError> {
             self.log.borrow_mut().push(format!("realize {slice}"));
             Ok(())
+        }
+
+        fn active(&self, _pattern: &str) -> Result<Vec<String>, SystemdError> {
+            Ok(Vec::new())
         }
 
         fn reload(&self) -> Result<(), SystemdError> {

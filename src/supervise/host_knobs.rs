@@ -461,7 +461,7 @@ impl Which {
 
 /// Whether another program is asked for it.
 fn is_call(step: &HostStep) -> bool {
-    matches!(step.place(), Place::AllowedCpus { .. } | Place::Irqbalance(_))
+    matches!(step.place(), Place::AllowedCpus { .. } | Place::DropIn(_) | Place::Irqbalance(_))
 }
 
 /// What a pass works on.

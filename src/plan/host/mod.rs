@@ -166,6 +166,7 @@ pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> 
     let wanted = |knob| wants.cpus(knob);
     wish(Knob::Partition, slices::units(view, wants.slices(), &original));
     wish(Knob::Partition, slices::users(view, wants.slices(), &original));
+    wish(Knob::Partition, slices::drop_ins(view, wants, memory));
     // Told before interrupts are moved, or it moves them back.
     wish(Knob::Irqs, irqbalance::wishes(view, wants, &original));
     let mut irqs = irqs::wishes(view, wants, &original);

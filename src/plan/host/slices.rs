@@ -15,10 +15,11 @@
 
 use std::collections::BTreeMap;
 
-use super::kept_off;
+use super::{Wants, kept_off};
 use crate::cpuset::CpuSet;
 use crate::journal::{HostMemory, HostRecord};
 use crate::places::{HostView, Place, Value};
+use crate::policy::Knob;
 
 /// The units. `slices` are the VMs' cgroups and CPUs.
 pub(super) fn units(
@@ -56,6 +57,16 @@ pub fn relimited(view: &HostView, memory: &HostMemory) -> Vec<HostRecord> {
     changed.flatten().collect()
 }
 
+/// Drop-ins of VMs that are not attached: they stay as they are while any VM has a partition.
+pub(super) fn drop_ins(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<(Place, Value)> {
+    if !wants.has(Knob::Partition) {
+        return Vec::new();
+    }
+    let places = memory.originals().map(|(place, _)| place);
+    let drop_ins = places.filter(|place| matches!(place, Place::DropIn(_)));
+    drop_ins.filter_map(|place| Some((place.clone(), view.values.get(place)?.clone()))).collect()
+}
+
 /// Threads that had a mask of their own.
 pub(super) fn users(
     view: &HostView,
@@ -90,6 +101,8 @@ fn is_beside(unit: &str, vm: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::diff::{HostStep, diff};
+    use super::super::wishes;
     use super::*;
 
     #[test]
@@ -101,6 +114,25 @@ mod tests {
         for unit in ["qemu.slice", vm, "system.slice/cron.service", "qemu.slice/101.scope/x"] {
             assert!(!is_beside(unit, vm), "{unit}");
         }
+    }
+
+    #[test]
+    fn a_drop_in_stays_as_long_as_any_vm_has_a_partition() {
+        let word = |word: &str| Value::Word(word.to_owned());
+        let place = Place::DropIn("run/systemd/system/105.scope.d/50-qmpin.conf".to_owned());
+        let (from, to) = (word(""), word(crate::places::DROP_IN_THERE));
+        let intent =
+            HostRecord::Intent { place: place.clone(), from: from.clone(), to: to.clone() };
+        let memory = HostMemory::of(&[intent]);
+        let view = HostView {
+            values: BTreeMap::from([(place.clone(), to.clone())]),
+            ..HostView::default()
+        };
+        let steps = |wants: &Wants| diff(&view, &wishes(&view, wants, &memory), &memory);
+        let some = Wants::default().with([Knob::Partition], "2-3".parse().expect("a cpulist"));
+        assert_eq!(steps(&some), []);
+        let back = HostStep::PutBack { place, from: to, to: from };
+        assert_eq!(steps(&Wants::default()), [back]);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::reload::have_delegated;
 use super::{Ground, Partition, take_back};
 use crate::apply::partition::{Refused, UnitNeeds, prepare_unit, survey_unit};
 use crate::cgroups::CgroupTree;
@@ -205,7 +206,12 @@ impl Partition {
         let (Some(site), Some(needs)) = (&self.site, self.needs.take()) else { return };
         let all = discover::present_cpus(root);
         let tree = CgroupTree::of(root);
-        if let Err(refused) = prepare_unit(root, &tree, &SystemBus, site, &needs, &all) {
+        let delegated =
+            if needs.delegate { have_delegated(ground, &SystemBus, site) } else { Ok(()) };
+        let needs = UnitNeeds { delegate: false, ..needs };
+        let prepared =
+            delegated.and_then(|()| prepare_unit(root, &tree, &SystemBus, site, &needs, &all));
+        if let Err(refused) = prepared {
             self.refused = vec![refused];
         }
     }

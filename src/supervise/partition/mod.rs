@@ -7,6 +7,7 @@
 //! ```
 
 mod choice;
+mod reload;
 mod take_back;
 
 use std::collections::{BTreeMap, BTreeSet};
