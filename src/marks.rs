@@ -1,8 +1,9 @@
-//! Marks of VMs that are not attached and yet of interest, beside the leases in `/run/qmpin`:
+//! Marks of what leases do not say of a VM, beside them in `/run/qmpin`:
 //!
 //! ```text
 //!   /run/qmpin/100.detached   VM 100 was detached by hand; its service does not attach it by itself
 //!   /run/qmpin/100.waiting    the service of VM 100 waits until it can be attached, and why
+//!   /run/qmpin/100.reloaded   the service of VM 100 was asked to read its policy again, and the result
 //! ```
 //!
 //! A mark is about one QEMU process in one boot. It says nothing about any other process, so a mark of a process that
@@ -22,10 +23,13 @@ use crate::threads::ProcessKey;
 
 /// The schema of [`Detached`].
 pub const DETACHED_SCHEMA: &str = "qmpin.detached/1";
+/// The schema of [`Reloaded`].
+pub const RELOADED_SCHEMA: &str = "qmpin.reloaded/1";
 /// The schema of [`Waiting`].
 pub const WAITING_SCHEMA: &str = "qmpin.waiting/1";
 
 const DETACHED: &str = "detached";
+const RELOADED: &str = "reloaded";
 const WAITING: &str = "waiting";
 
 /// The longest mark that is read.
@@ -65,6 +69,25 @@ pub struct Waiting {
     pub reason: String,
 }
 
+/// How often the supervisor of a VM has read its policy again, and with which result.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// [`RELOADED_SCHEMA`].
+    pub schema: String,
+    /// Which VM.
+    pub vm: VmName,
+    /// The boot it is valid in.
+    pub boot_id: String,
+    /// The QEMU process that is followed.
+    pub qemu: ProcessKey,
+    /// How often.
+    pub times: u64,
+    /// Why the policy before stays in force; `None`: the new one is.
+    pub refused: Option<String>,
+    /// What of the new one takes effect when the VM is attached the next time.
+    pub later: Vec<String>,
+}
+
 impl Detached {
     /// A mark of this moment.
     #[must_use]
@@ -75,6 +98,28 @@ impl Detached {
             boot_id: boot_id.to_owned(),
             qemu,
             since_unix_s: unix_now_s(),
+        }
+    }
+}
+
+impl Waiting {
+    /// A mark of this moment.
+    #[must_use]
+    pub fn now(
+        vm: &VmName,
+        boot_id: &str,
+        qemu: ProcessKey,
+        supervisor: ProcessKey,
+        reason: &str,
+    ) -> Waiting {
+        Waiting {
+            schema: WAITING_SCHEMA.to_owned(),
+            vm: vm.clone(),
+            boot_id: boot_id.to_owned(),
+            qemu,
+            supervisor,
+            since_unix_s: unix_now_s(),
+            reason: reason.to_owned(),
         }
     }
 }
@@ -101,6 +146,23 @@ pub trait Mark: Serialize + DeserializeOwned {
 impl Mark for Detached {
     const SUFFIX: &'static str = DETACHED;
     const SCHEMA: &'static str = DETACHED_SCHEMA;
+
+    fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    fn vm(&self) -> &VmName {
+        &self.vm
+    }
+
+    fn about(&self) -> (&str, ProcessKey) {
+        (&self.boot_id, self.qemu)
+    }
+}
+
+impl Mark for Reloaded {
+    const SUFFIX: &'static str = RELOADED;
+    const SCHEMA: &'static str = RELOADED_SCHEMA;
 
     fn schema(&self) -> &str {
         &self.schema
@@ -155,6 +217,30 @@ pub fn write_mark<M: Mark>(state: &StateDir, mark: &M) -> io::Result<()> {
     folder.replace(name, &text, 0o644)
 }
 
+/// Notes for `qmpin reload` that a policy was read again, and the result. That it cannot be written is logged.
+pub fn note_reload(
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+    qemu: ProcessKey,
+    refused: Option<String>,
+    later: Vec<String>,
+) {
+    let before: Option<Reloaded> = read_mark(state, vm);
+    let mark = Reloaded {
+        schema: RELOADED_SCHEMA.to_owned(),
+        vm: vm.clone(),
+        boot_id: boot_id.to_owned(),
+        qemu,
+        times: before.map_or(0, |mark| mark.times).saturating_add(1),
+        refused,
+        later,
+    };
+    if let Err(error) = write_mark(state, &mark) {
+        tracing::warn!("VM {vm}: `qmpin reload` does not learn the result: {error}");
+    }
+}
+
 /// Removes the mark of a VM.
 ///
 /// # Errors
@@ -162,7 +248,12 @@ pub fn write_mark<M: Mark>(state: &StateDir, mark: &M) -> io::Result<()> {
 pub fn remove_mark<M: Mark>(state: &StateDir, vm: &VmName) -> io::Result<()> {
     let path = path(state, vm, M::SUFFIX);
     match folder_of(&path, FolderLink::Refuse) {
-        Ok((folder, name)) => folder.remove(name).map(drop),
+        Ok((folder, name)) => {
+            if folder.remove(name)? {
+                state.tidy();
+            }
+            Ok(())
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(error),
     }
@@ -177,6 +268,7 @@ pub fn all_marks<M: Mark>(state: &StateDir) -> Vec<M> {
 /// Removes the marks of QEMU processes that have ended, as `lives` says, and those of an earlier boot.
 pub fn sweep_marks(state: &StateDir, boot_id: &str, lives: &dyn Fn(ProcessKey) -> bool) {
     sweep::<Detached>(state, boot_id, lives);
+    sweep::<Reloaded>(state, boot_id, lives);
     sweep::<Waiting>(state, boot_id, lives);
 }
 

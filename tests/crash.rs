@@ -385,7 +385,9 @@ fn refusals_are_listed_once_and_threads_counted_once() {
     let log = log.to_str().unwrap();
     let strace = |inject: &[&str], args: &[&str]| {
         let mut words = vec!["strace", "-f", "-qq", "-o", log];
-        inject.iter().for_each(|inject| words.extend(["-e", inject]));
+        for inject in inject {
+            words.extend(["-e", inject]);
+        }
         stage.run_under(&words, args)
     };
     let done = strace(&["inject=sched_setaffinity:error=EINVAL"], &["attach", "100", "--once"]);

@@ -64,6 +64,9 @@ pub(super) enum Command {
     /// Say whether a VM's service may start: for systemd
     #[command(hide = true)]
     MayStart(MayStartArgs),
+    /// Have the service of a VM read its policy again
+    #[command(hide = true)]
+    Reload(ReloadArgs),
     /// Show every thread of a VM: role, CPUs, last CPU
     Threads(ThreadsArgs),
     /// Show what attach would do, and why
@@ -289,7 +292,7 @@ impl AskArgs {
         Limits { wait_turn_max: Duration::from_secs(self.wait_s), ..Limits::default() }
     }
 
-    fn place(&self) -> Place {
+    pub(super) fn place(&self) -> Place {
         if self.qmp.is_some() { Place::Elsewhere } else { Place::Proxmox }
     }
 
@@ -318,7 +321,7 @@ pub(super) struct AttachArgs {
     /// Where policy files cannot be used, take what was good the last time
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) last_good: bool,
-    /// Behave as a service: go on with a VM that is started anew
+    /// Behave as a service: wait where there is no room, go on with a VM that is started anew
     #[arg(long, conflicts_with_all = ["dry_run", "once"])]
     pub(super) service: bool,
 }
@@ -387,6 +390,13 @@ pub(super) struct MayStartArgs {
     /// Nobody has asked for this start
     #[arg(long)]
     pub(super) automatic: bool,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct ReloadArgs {
+    /// Which VM
+    #[arg(value_name = "VM")]
+    pub(super) vm: VmName,
 }
 
 #[derive(Args, Debug)]

@@ -1,13 +1,13 @@
 //! `qmpin attach`.
 
 use super::args::{AttachArgs, Global};
-use super::{Answer, block_on, output, plan};
-use crate::discover::{VmLocation, boot_id, is_alive, proxmox_process};
+use super::{Answer, block_on, output, plan, serve};
+use crate::discover::{boot_id, is_alive};
 use crate::error::Failure;
 use crate::marks::{Detached, remove_mark, sweep_marks};
-use crate::render::{priority_refusal, restore_lines, thread_refusal};
+use crate::render::{priority_refusal, thread_refusal};
 use crate::sched::Kernel;
-use crate::supervise::{Ending, Follow, Host, Settings, attach_once, follow};
+use crate::supervise::{Follow, Host, PolicySource, Settings, attach_once};
 use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure> {
@@ -20,7 +20,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         }
     };
     let in_force = policy()?;
-    let mut settings = Settings {
+    let settings = Settings {
         vm: args.vm.vm.clone(),
         location: args.vm.ask.location(global),
         state: global.state(&root),
@@ -61,30 +61,11 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
         }
         return Ok(if is_whole { Answer::Done } else { Answer::Partly });
     }
-    loop {
-        let ended = follow(&root, &Kernel, settings.clone())?;
-        let complete = ended.restored.as_ref().is_none_or(|restored| restored.is_complete());
-        for line in ended.restored.iter().flat_map(|restored| restore_lines(&settings.vm, restored))
-        {
-            tracing::info!("{line}");
-        }
-        let goes_on = args.service && ended.why == Ending::QemuEnded;
-        if !goes_on || !is_started_anew(&root, &settings) {
-            return Ok(if complete { Answer::Done } else { Answer::Partly });
-        }
-        tracing::info!("VM {} has been started anew", settings.vm);
-        settings.policy = policy()?;
-        settings.limits = args.vm.ask.limits_under(&settings.policy);
-    }
-}
-
-/// Whether the VM, whose QEMU has ended, has another one by now. While its end was restored, systemd took a start of
-/// this service for done, since it was running.
-fn is_started_anew(root: &SysRoot, settings: &Settings) -> bool {
-    match &settings.location {
-        VmLocation::Proxmox { dir } => proxmox_process(root, dir, &settings.vm).is_ok(),
-        VmLocation::Socket { .. } => false,
-    }
+    let files = global.policy_dirs(&root, args.vm.ask.place()).files(Some(&settings.vm));
+    let files: Vec<_> = files.into_iter().map(|(path, _)| path).collect();
+    let source = PolicySource { files: &files, read: &policy };
+    let limits = |policy: &_| args.vm.ask.limits_under(policy);
+    serve::serve(&root, source, settings, args.service, &limits)
 }
 
 /// Removes marks that are of no use any more: of VMs that have ended, and that of this one, since whoever attaches it by

@@ -14,7 +14,9 @@ use crate::render::{host_lines, restore_lines};
 use crate::restore::Nothing;
 use crate::sched::Kernel;
 use crate::services;
-use crate::supervise::{Host, Supervised, end_supervisor, give_back, lock_forsaken, settle_host};
+use crate::supervise::{
+    Host, Supervised, end_supervisor, end_waiting, give_back, lock_forsaken, settle_host,
+};
 use crate::sysroot::SysRoot;
 
 pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure> {
@@ -88,6 +90,10 @@ enum Whom {
 /// Detaches one VM so that it stays so, also where a service looks after it.
 fn by_hand(host: Host<'_>, keeper: &mut Keeper<'_>, vm: &VmName) -> Result<Answer, Failure> {
     let service = keeper.keep_detached(vm)?;
+    // Where systemd has stopped it, it has ended or is about to.
+    if let Err(error) = end_waiting(host.root, keeper.state, vm) {
+        tracing::warn!("VM {vm}: the process that waits to attach it could not be ended: {error}");
+    }
     let detached = detach(host, keeper.state, vm, keeper.boot_id, Whom::Any);
     if let Some(service) = service {
         match services::wait_stopped(&service) {

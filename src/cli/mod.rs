@@ -23,6 +23,8 @@ mod looked_after;
 mod may_start;
 mod output;
 mod plan;
+mod reload;
+mod serve;
 mod status;
 mod threads;
 mod topology;
@@ -101,6 +103,7 @@ fn run(args: Qmpin) -> Result<Answer, Failure> {
         Command::Attach(attach) => attach::run(global, &attach),
         Command::Detach(detach) => detach::run(global, &detach),
         Command::MayStart(may_start) => may_start::run(global, &may_start),
+        Command::Reload(reload) => reload::run(global, &reload),
         Command::Threads(threads) => threads::run(global, &threads),
         Command::Plan(plan) => plan::run(global, &plan),
         Command::Status(status) => status::run(global, &status),

@@ -2,7 +2,6 @@
 //! anything but its sources: what may take long is the worker's.
 
 use std::collections::BTreeSet;
-use std::thread;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,9 +15,11 @@ use super::line::{Done as LineDone, Line, Said};
 use super::narrate::{log_learnt, log_look, log_plan, log_priority, log_shortfalls};
 use super::notify;
 use super::pace::{ForNeighbours, Pace};
+use super::reload::Taken;
 use super::reports::{Learnt, LookReport};
 use super::settings::{Host, Settings};
-use super::sources::{BLIND_INTERVAL, Watch, at, next_of, stop_signals};
+use super::signals::Signals;
+use super::sources::{BLIND_INTERVAL, Watch, at, interval, next_of};
 use super::start_error::StartError;
 use super::starting::find;
 use super::state::{Effect, Ending, Event, Hint, Liveness, State};
@@ -29,11 +30,11 @@ use crate::discover::tasks::TasksError;
 use crate::error::chain;
 use crate::ids::Tid;
 use crate::leases::Heart;
+use crate::marks::note_reload;
 use crate::plan::Plan;
 use crate::policy::ChannelChoice;
 use crate::qmp::{Happening, QmpError, QmpEvent, Roles, Upgrade};
 use crate::restore::RestoreReport;
-use crate::sched::Sched;
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Role};
 use crate::watch::{Births, LeaseChanges, SlowTimer};
@@ -95,33 +96,19 @@ pub async fn attach_once(
     Ok((plan, report, kept))
 }
 
-/// Attaches, follows the VM until it ends or a signal comes, and restores everything.
-///
-/// # Errors
-/// [`StartError`].
-pub fn follow(
-    root: &SysRoot,
-    sched: &(dyn Sched + Sync),
+/// See [`Supervisor::follow`](super::supervisor::Supervisor::follow).
+pub(super) async fn run(
+    host: Host<'_>,
     settings: Settings,
+    worker: Worker,
+    signals: &mut Signals,
 ) -> Result<Ended, StartError> {
-    let runtime =
-        crate::runtime::build().map_err(|source| StartError::Watch { what: "the VM", source })?;
-    thread::scope(|scope| {
-        let worker = Worker::start(scope, root, sched, settings.clone())?;
-        // On the heap: it is large.
-        runtime.block_on(Box::pin(run(Host { root, sched }, settings, worker)))
-    })
-}
-
-async fn run(host: Host<'_>, settings: Settings, worker: Worker) -> Result<Ended, StartError> {
-    // Before anything is written: from then on no signal may end us without restoring.
-    let mut stop = stop_signals(host)?;
     let found = tokio::select! {
         biased;
         found = find(host, &settings) => found?,
         // It waits for QEMU alone. This process has written nothing, but an earlier one that was killed may have.
         // A VM that another process follows, or has left so, is not restored.
-        _ = stop.next() => {
+        _ = signals.stop.next() => {
             let Settings { state, vm, .. } = &settings;
             tracing::info!("VM {vm}: stopped before it was attached");
             let boot_id = boot_id(host.root).map_err(StartError::BootId)?;
@@ -134,7 +121,7 @@ async fn run(host: Host<'_>, settings: Settings, worker: Worker) -> Result<Ended
     };
     let (found, channel) = found;
     let process = found.process();
-    let mut watch = Watch::of(host, &settings, process, stop)?;
+    let mut watch = Watch::of(host, &settings, process)?;
     let runner = Runner {
         root: host.root,
         process,
@@ -154,12 +141,13 @@ async fn run(host: Host<'_>, settings: Settings, worker: Worker) -> Result<Ended
         hearing: Hearing::new(),
         isolate_later: false,
         ending: None,
+        new_interval: None,
         is_ready: false,
         now: None,
         for_neighbours: ForNeighbours::default(),
         telling: Telling::default(),
     };
-    runner.run(found, &mut watch).await
+    runner.run(found, &mut watch, signals).await
 }
 
 struct Runner<'a> {
@@ -184,6 +172,8 @@ struct Runner<'a> {
     /// What others are excluded with could not be written down: it is tried again with the slow timer.
     isolate_later: bool,
     ending: Option<Ending>,
+    /// The slow timer is to tick this often.
+    new_interval: Option<Duration>,
     /// Whether everything was in place once.
     is_ready: bool,
     /// How the VM stands; `None` before it is attached.
@@ -195,6 +185,8 @@ struct Runner<'a> {
 /// What the worker has yet to do, in this order. However often something becomes due, it is done once.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Task {
+    /// The policy is to be read again.
+    Reload,
     Isolate,
     /// The reason for a fallback may have gone.
     Choose,
@@ -210,6 +202,7 @@ impl Task {
 
     fn job(self) -> Job {
         match self {
+            Task::Reload => Job::Reload,
             Task::Isolate => Job::Isolate,
             Task::Choose => Job::Choose,
             Task::KeepHost => Job::KeepHost,
@@ -220,7 +213,12 @@ impl Task {
 }
 
 impl Runner<'_> {
-    async fn run(mut self, found: Found, watch: &mut Watch) -> Result<Ended, StartError> {
+    async fn run(
+        mut self,
+        found: Found,
+        watch: &mut Watch,
+        signals: &mut Signals,
+    ) -> Result<Ended, StartError> {
         let mut state = State::default();
         let mut effects = Vec::new();
         self.give(Job::Begin(Box::new(found)));
@@ -230,7 +228,7 @@ impl Runner<'_> {
             }
             self.give_next();
             self.tell();
-            let event = match self.next_event(watch).await {
+            let event = match self.next_event(watch, signals).await {
                 Next::Event(event) => event,
                 Next::Done(ended) => {
                     let worker::Ended { done, now, cost } = *ended;
@@ -294,8 +292,14 @@ impl Runner<'_> {
     }
 
     /// Waits for something to happen.
-    async fn next_event(&mut self, watch: &mut Watch) -> Next {
-        let Watch { exit, stop, births, leases, slow_timer } = watch;
+    async fn next_event(&mut self, watch: &mut Watch, signals: &mut Signals) -> Next {
+        let Watch { exit, births, leases, slow_timer } = watch;
+        if let Some(every) = self.new_interval.take() {
+            let every = if births.is_none() { every.min(BLIND_INTERVAL) } else { every };
+            if let Err(error) = slow_timer.set_interval(every) {
+                tracing::warn!("the slow timer stays as it was: {error}");
+            }
+        }
         tokio::select! {
             biased;
             ended = exit.wait(), if self.ending.is_none() => {
@@ -304,7 +308,11 @@ impl Runner<'_> {
                 }
                 Next::Event(Event::QemuEnded)
             }
-            _ = stop.next(), if self.ending.is_none() => Next::Event(Event::Stop),
+            _ = signals.stop.next(), if self.ending.is_none() => Next::Event(Event::Stop),
+            _ = signals.reload.next(), if self.ending.is_none() => {
+                self.due.insert(Task::Reload);
+                Next::Nothing
+            }
             next = self.next_hint(births, leases, slow_timer) => next,
         }
     }
@@ -596,12 +604,42 @@ impl Runner<'_> {
                 }
             }
             Done::Learnt(learnt) => events.push(self.learnt(learnt)),
+            Done::Reloaded(taken) => self.reloaded(taken),
             Done::Finished(restored) => {
                 let why = self.ending.unwrap_or(Ending::Told);
                 return Ok(Went::Ended(Box::new(Ended { why, restored: Some(restored?) })));
             }
         }
         Ok(Went::On(events))
+    }
+
+    /// Takes what has become of a reload.
+    fn reloaded(&mut self, taken: Result<Taken, String>) {
+        let vm = self.settings.vm.clone();
+        let (refused, later) = match taken {
+            Ok(Taken { policy, later }) => {
+                tracing::info!("VM {vm}: its policy was read again and is in force");
+                for key in &later {
+                    tracing::info!(
+                        "VM {vm}: takes effect when the VM is attached the next time: {key}"
+                    );
+                }
+                self.settings.policy = *policy;
+                self.new_interval = Some(interval(&self.settings, true));
+                self.due.extend(Task::FIRST);
+                self.due.insert(Task::Look);
+                (None, later)
+            }
+            Err(why) => {
+                tracing::warn!("VM {vm}: the policy before stays in force: {why}");
+                (Some(why), Vec::new())
+            }
+        };
+        if let Some(now) = &self.now {
+            self.telling.policy(&now.plan);
+        }
+        let Ok(boot_id) = boot_id(self.root) else { return };
+        note_reload(&self.settings.state, &vm, &boot_id, self.process, refused, later);
     }
 
     /// Logs the plan where a job has changed what it says.

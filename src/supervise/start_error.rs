@@ -8,10 +8,10 @@ use super::settings::Settings;
 use crate::apply::partition::Refused;
 use crate::discover::{DiscoverError, ProcessError, VmError, VmLocation};
 use crate::error::{Failure, Kind};
-use crate::ids::{Pid, VmName};
+use crate::ids::{Pid, Tid, VmName};
 use crate::journal::{JournalError, UnknownLines};
 use crate::leases::StateError;
-use crate::plan::PlanError;
+use crate::plan::{Guest, PlanError};
 use crate::qmp::QmpError;
 use crate::restore::RestoreError;
 use crate::runtime::is_shortage;
@@ -94,6 +94,14 @@ pub enum StartError {
     /// There is no plan.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// There is no room for the VM on this host now.
+    #[error("{reason}")]
+    NoRoom {
+        /// What is known of the VM, so that it can be planned again without asking QEMU.
+        seen: Box<Seen>,
+        /// What it needs and what there is. (Not a source: it is the message.)
+        reason: PlanError,
+    },
     /// The state folder could not be used.
     #[error(transparent)]
     State(#[from] StateError),
@@ -129,6 +137,17 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// What a visit of QEMU has shown of a VM.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// Its process.
+    pub process: ProcessKey,
+    /// What it needs.
+    pub guest: Guest,
+    /// The threads of its vCPUs.
+    pub vcpus: Vec<Tid>,
 }
 
 fn by(pid: Option<Pid>) -> String {
@@ -357,7 +376,7 @@ impl From<StartError> for Failure {
             StartError::Vm(error) => error.into(),
             StartError::Discover(error) => error.into(),
             StartError::BootId(error) => Failure::from_error(Kind::No, error),
-            StartError::Plan(error) => error.into(),
+            StartError::Plan(error) | StartError::NoRoom { reason: error, .. } => error.into(),
             StartError::State(error) => error.into(),
             StartError::Journal(error) => error.into(),
             StartError::NotPermitted { .. } => {

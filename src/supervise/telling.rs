@@ -39,6 +39,8 @@ pub(super) struct Telling {
     not_isolated: Option<String>,
     /// What the kernel would not do, and is not asked for again.
     refused: BTreeSet<String>,
+    /// What holds although the policy files say otherwise.
+    of_policy: BTreeSet<String>,
     /// What it would not do at the last look.
     refused_now: BTreeSet<String>,
     /// What `status` was told last of channel and drift.
@@ -73,7 +75,9 @@ impl Telling {
     /// What holds although the policy files say otherwise, or nothing that can be understood.
     pub(super) fn policy(&mut self, plan: &Plan) {
         let of_policy = plan.report.iter().filter(|finding| finding.rule == "policy");
-        self.refuse(of_policy.map(|one| format!("{}: {}", one.rule, one.reason)).collect());
+        let of_policy = of_policy.map(|one| format!("{}: {}", one.rule, one.reason)).collect();
+        self.is_stale |= self.of_policy != of_policy;
+        self.of_policy = of_policy;
     }
 
     /// Why a look was not whole. A full /run stays full for a while: once is enough.
@@ -154,7 +158,8 @@ impl Telling {
         let not_isolated = self.not_isolated.iter();
         let not_isolated =
             not_isolated.map(|why| format!("the VM's CPUs are not its alone: {why}"));
-        let refused = self.refused.union(&self.refused_now).cloned().chain(not_isolated).collect();
+        let refused = self.refused.union(&self.refused_now).cloned();
+        let refused = self.of_policy.iter().cloned().chain(refused).chain(not_isolated).collect();
         let told = Standing { schema, channel: Some(channel), drift_total, refused };
         match write_standing(state, vm, &told) {
             Ok(()) => {

@@ -16,9 +16,11 @@ use tokio::time::Instant;
 use super::attachment::{Attachment, Found};
 use super::budget::thread_time;
 use super::host_report::HostReport;
+use super::reload::{Taken, reload};
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Host, Settings};
 use super::start_error::StartError;
+use super::supervisor::PolicySource;
 use super::thread_cpus::ThreadCpus;
 use crate::discover::tasks::TasksError;
 use crate::error::chain;
@@ -55,6 +57,8 @@ pub(super) enum Job {
         /// What it said.
         roles: Box<Roles>,
     },
+    /// Read the policy again, and go by it.
+    Reload,
     /// Restore everything. Always the last.
     Finish,
 }
@@ -69,6 +73,8 @@ pub(super) enum Done {
     Prioritised(Result<LookReport, LookError>),
     Looked(Result<LookReport, LookError>),
     Learnt(Result<Learnt, TasksError>),
+    /// What takes effect at the next attach; or why the policy before stays in force.
+    Reloaded(Result<Taken, String>),
     Finished(Result<RestoreReport, StartError>),
 }
 
@@ -114,12 +120,15 @@ impl Worker {
         root: &'env SysRoot,
         sched: &'env (dyn Sched + Sync),
         settings: Settings,
+        source: PolicySource<'env>,
     ) -> Result<Worker, StartError> {
         let (jobs, todo) = mpsc::channel();
         let (report, done) = tokio_mpsc::unbounded_channel();
         thread::Builder::new()
             .name("worker".to_owned())
-            .spawn_scoped(scope, move || work(Host { root, sched }, &settings, &todo, &report))
+            .spawn_scoped(scope, move || {
+                work(Host { root, sched }, &settings, source, &todo, &report);
+            })
             .map_err(|source| StartError::Watch {
                 what: "the VM: no thread can be started",
                 source,
@@ -160,6 +169,7 @@ impl Worker {
 fn work(
     host: Host<'_>,
     settings: &Settings,
+    source: PolicySource<'_>,
     todo: &mpsc::Receiver<Job>,
     report: &tokio_mpsc::UnboundedSender<Ended>,
 ) {
@@ -178,6 +188,7 @@ fn work(
                 Some(attachment) => Done::Finished(attachment.finish()),
                 None => continue,
             },
+            (Job::Reload, Some(attachment)) => Done::Reloaded(reload(attachment, source)),
             (job, Some(attachment)) => carry_out(attachment, job),
             (_, None) => continue,
         };
@@ -211,6 +222,6 @@ fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
         Job::KeepHost => Done::HostKept(attachment.keep_host()),
         Job::Prioritise => Done::Prioritised(attachment.prioritise()),
         Job::Learn { before, roles } => Done::Learnt(attachment.learn(&before, &roles)),
-        Job::Look | Job::Begin(_) | Job::Finish => Done::Looked(attachment.look()),
+        Job::Look | Job::Begin(_) | Job::Finish | Job::Reload => Done::Looked(attachment.look()),
     }
 }

@@ -23,6 +23,7 @@ fn mask() -> WatchMask {
 pub struct LeaseChanges {
     inotify: Inotify,
     readable: Readable,
+    /// The file that does not count; empty: every one does.
     own: String,
     folder: PathBuf,
     /// The folder was removed, and one of its name is not watched yet.
@@ -35,12 +36,24 @@ impl LeaseChanges {
     /// # Errors
     /// Those of `inotify_add_watch(2)`.
     pub fn of(state: &StateDir, vm: &VmName) -> io::Result<LeaseChanges> {
+        LeaseChanges::but(state, format!("{vm}.lease"))
+    }
+
+    /// Watches the folder for leases of all VMs. As [`LeaseChanges::of`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_all(state: &StateDir) -> io::Result<LeaseChanges> {
+        LeaseChanges::but(state, String::new())
+    }
+
+    fn but(state: &StateDir, own: String) -> io::Result<LeaseChanges> {
         let inotify = Inotify::init()?;
         // A lease is renamed into place, so a write is seen once and whole.
         inotify.watches().add(state.path(), mask())?;
         // A second descriptor of the same queue, to wait on while the first is read.
         let readable = Readable::new(inotify.as_fd().try_clone_to_owned()?)?;
-        let (own, folder) = (format!("{vm}.lease"), state.path().to_owned());
+        let folder = state.path().to_owned();
         Ok(LeaseChanges { inotify, readable, own, folder, is_blind: false })
     }
 

@@ -43,6 +43,15 @@ impl SlowTimer {
         set(self.timer.as_fd(), self.interval)
     }
 
+    /// Makes it tick this often from now on.
+    ///
+    /// # Errors
+    /// Those of `timerfd_settime(2)`.
+    pub fn set_interval(&mut self, interval: Duration) -> io::Result<()> {
+        self.interval = interval;
+        set(self.timer.as_fd(), interval)
+    }
+
     /// The next tick. Cancel safe.
     ///
     /// # Errors

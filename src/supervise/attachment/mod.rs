@@ -4,6 +4,7 @@
 //! The order is what keeps the host safe: lock, look, plan, lease, journal, and only then the first
 //! write. Everything that can refuse, refuses before that.
 
+mod adopt;
 mod around;
 mod before;
 mod files;
@@ -31,7 +32,7 @@ use super::priority::Priority;
 use super::reonline::{Brought, ReonlineReport, bring_back};
 use super::reports::{Learnt, LookError, LookReport};
 use super::settings::{Host, Settings};
-use super::start_error::StartError;
+use super::start_error::{Seen, StartError};
 use super::state::Looked;
 use super::thread_cpus::ThreadCpus;
 use crate::apply::{Bench, apply};
@@ -43,7 +44,7 @@ use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
 use crate::leases::{FileState, Kept, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
-use crate::plan::{Guest, Neighbour, Plan, Stay};
+use crate::plan::{Guest, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
 use crate::render::restore_lines;
 use crate::restore::{RestoreReport, restore_process};
@@ -198,8 +199,8 @@ impl<'a> Attachment<'a> {
         let Settings { state, vm, .. } = &settings;
         let limit =
             Limit::of(Ground { host, state, vm, boot_id: &boot_id, process }, &topology.online());
-        let plan =
-            settings.plan(&topology, &guest, &beside, limit.allowed(), &held, Stay::Always)?;
+        let plan = settings.plan(&topology, &guest, &beside, limit.allowed(), &held, Stay::Always);
+        let plan = plan.map_err(|reason| no_room(process, &roles, &guest, reason))?;
         let journal = match resumed {
             Some(journal) => journal,
             None => new_journal(&settings, &boot_id, process)?,
@@ -431,6 +432,15 @@ impl<'a> Attachment<'a> {
             reonline,
         })
     }
+}
+
+/// Why there is no plan; where the host has no room, with what is known of the VM.
+fn no_room(process: ProcessKey, roles: &Roles, guest: &Guest, reason: PlanError) -> StartError {
+    if matches!(reason, PlanError::Policy { .. }) {
+        return reason.into();
+    }
+    let vcpus = roles.vcpus.iter().map(|vcpu| vcpu.tid).collect();
+    StartError::NoRoom { seen: Box::new(Seen { process, guest: guest.clone(), vcpus }), reason }
 }
 
 /// Workers come and go by the dozen under I/O and are never vCPUs or iothreads; everything else that QMP

@@ -25,7 +25,8 @@ What is sound to compare:
 - qmpin itself, where one runs, is no part of the host.
 - Cgroups, unit files and IRQs that come or go are differences. So capture `before` with the same units running as `after`;
   `diff(..., ignore=[...])` takes glob patterns for what a scenario means to leave.
-- The slice that systemd keeps for all instances of qmpin@.service comes with the first and goes sometime after the last.
+- The slices that systemd keeps for all instances of qmpin@.service and qmpin-running@.service come with the first and go some time
+  after the last.
 - The `cpu` controller is not in the value of a subtree_control: each VM's own scope asks for it (CPUWeight=), and systemd
   leaves it on in the root after the scope until something else makes it look at the root again, whenever that is. qmpin
   asks for `cpuset` alone.
@@ -63,7 +64,7 @@ FILES = [
 # Folders of which every file is an entry; a symlink's value is its target.
 TREES = ["run/systemd/system", "run/systemd/system.control", "run/systemd/transient", "etc/systemd/system", "run/qmpin"]
 CGROUPS = "sys/fs/cgroup"
-UNITS_SLICE = "system-qmpin.slice"
+UNITS_SLICES = {"system-qmpin.slice", r"system-qmpin\x2drunning.slice"}
 # It keeps itself off the CPUs of every VM.
 OWN_NAME = "qmpin"
 # And all that are called cpuset.*
@@ -110,7 +111,7 @@ def capture() -> State:
     for tree in TREES:
         found += _walk(f"/{tree}")
     for folder, names, members in os.walk(f"/{CGROUPS}"):
-        names[:] = [name for name in names if name != UNITS_SLICE]
+        names[:] = [name for name in names if name not in UNITS_SLICES]
         found += (f"{folder}/{name}" for name in members if name.startswith("cpuset.") or name in CGROUP_FILES)
     files: dict[str, str] = {}
     for path in found:
