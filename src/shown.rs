@@ -41,7 +41,7 @@ pub fn block(text: &str) -> Cow<'_, str> {
 }
 
 /// Returns the text of many lines without hidden characters, with the colours that it has. Only for texts whose
-/// pieces from outside have passed [`line`] before.
+/// pieces from outside have passed [`line()`] before.
 #[must_use]
 pub fn painted(text: &str) -> Cow<'_, str> {
     escaped(text, Keep::LineEndsAndColors)
