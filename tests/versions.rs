@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::signal::Signal;
 use qmpin::journal::{self, HostJournal};
 use serde_json::{Value, json};
-use support::qemu::{Qemu, QemuOptions, wait_until};
+use support::qemu::{Qemu, QemuOptions, clients_of, wait_until};
 use support::run::{Attached, Stage, masks, needs_two_cpus, taskset};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/state-0.1.0");
@@ -311,8 +311,21 @@ fn files_that_were_removed_are_written_again_and_their_vm_is_not_attached_twice(
     let (pinned, files) = (stage.masks(), stage.place.left_behind());
     assert_ne!(pinned, before);
     let remove = || fs::remove_dir_all(stage.place.state()).unwrap();
-    // While it cannot notice.
-    attached.signal(Signal::SIGSTOP);
+    // While it cannot notice, and does not hold the monitor.
+    let shared = stage.qemu.paths().shared;
+    let is_stopped = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", attached.pid())).unwrap();
+        stat.rsplit(')').next().unwrap().trim_start().starts_with('T')
+    };
+    wait_until("it is stopped between two visits", || {
+        attached.signal(Signal::SIGSTOP);
+        wait_until("it is stopped", is_stopped);
+        let is_apart = clients_of(&shared) == 0;
+        if !is_apart {
+            attached.signal(Signal::SIGCONT);
+        }
+        is_apart
+    });
     let by = format!("process {} follows it", attached.pid());
     for _ in 0..2 {
         remove();
