@@ -18,6 +18,8 @@ use tokio::time::Instant;
 const SHARE: u32 = 40;
 /// What can be spent at once: some hundred passes.
 const CREDIT_MAX: Duration = Duration::from_millis(120);
+/// The longest rest, whatever was spent: a vCPU that is plugged is not to wait for longer.
+const REST_MAX: Duration = Duration::from_secs(5);
 
 /// What is left for QEMU to spend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +37,7 @@ impl Budget {
     /// Spends.
     pub(super) fn spend(&mut self, now: Instant, cost: Duration) {
         let fullest = now.checked_sub(CREDIT_MAX * SHARE).unwrap_or(now);
-        self.zero_at = self.zero_at.max(fullest) + cost * SHARE;
+        self.zero_at = (self.zero_at.max(fullest) + cost * SHARE).min(now + REST_MAX);
     }
 
     /// Until when QEMU is not heard; `None`: it is.

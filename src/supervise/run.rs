@@ -654,6 +654,10 @@ impl Runner<'_> {
     /// Tells systemd and `qmpin status` how it stands, where that has changed.
     fn tell(&mut self) {
         let Some(drift_total) = self.now.as_ref().map(|now| now.drift_total) else { return };
+        // Before that, what there is to tell changes with every step.
+        if !self.is_ready {
+            return;
+        }
         let status = self.status();
         let Settings { state, vm, .. } = &self.settings;
         self.telling.tell(status, state, vm, self.line.kind(), drift_total);

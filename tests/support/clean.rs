@@ -18,7 +18,8 @@ const OPEN_FILES: u64 = 1024;
 /// A command with the signals, limits and environment that a login has, and no standard input.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     static CLEANED: OnceLock<()> = OnceLock::new();
-    CLEANED.get_or_init(clean_this_process);
+    // In a thread of its own: the test may be within a runtime, in which no other can end.
+    CLEANED.get_or_init(|| std::thread::spawn(clean_this_process).join().unwrap());
     let mut command = Command::new(program);
     command.env_clear().stdin(Stdio::null()).env("LC_ALL", "C.UTF-8");
     command.envs(KEPT.iter().filter_map(|name| Some((name, std::env::var_os(name)?))));

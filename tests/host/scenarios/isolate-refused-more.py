@@ -17,7 +17,7 @@ DROP_INS = "/run/systemd/system"
 # A view of one's own of a folder that is full.
 FULL = """\
 folder=$1; shift
-mount -t tmpfs -o size=4096 tmpfs "$folder" && head -c 4096 /dev/zero > "$folder/full" || exit
+mount -t tmpfs -o mode=0755,size=4096 tmpfs "$folder" && head -c 4096 /dev/zero > "$folder/full" || exit
 exec "$@"
 """
 

@@ -81,7 +81,7 @@ def full(case):
         case.policy(partition, reonline=False)
         said = ""
         for pages in range(1, PAGES_MAX):
-            case.host.run("mount", "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs", RUN)
+            case.host.run("mount", "-t", "tmpfs", "-o", f"mode=0755,size={pages * PAGE}", "tmpfs", RUN)
             try:
                 done = qmpin.attach_once(case.host, 100, *case.flags, check=False)
                 print(f"{pages} pages: {done.returncode} {done.stderr}")
@@ -104,7 +104,7 @@ def full_for_a_while(case):
     """/run/qmpin has no room for the host's undo: no partition, until it has."""
     case.policy(partition=True, reonline=False)
     for pages in range(1, PAGES_MAX):
-        case.host.run("mount", "-t", "tmpfs", "-o", f"size={pages * PAGE}", "tmpfs", RUN)
+        case.host.run("mount", "-t", "tmpfs", "-o", f"mode=0755,size={pages * PAGE}", "tmpfs", RUN)
         try:
             done = qmpin.attach_once(case.host, 100, *case.flags, check=False)
             case.detach()
