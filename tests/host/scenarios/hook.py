@@ -52,7 +52,7 @@ def bad_policy(host, vm, service, installed):
     """The VM starts; what is wrong is in the task's log; it is pinned by what was good the last time."""
     installed.write_policy(100, 'isolation = "total"')
     said = package.hook(100, "pre-start")
-    assert "100.toml:1" in said and "`total`" in said, said
+    assert "100.toml:1" in said and '"total"' in said, said
     package.start(vm)
     vm.wait_guest()
     service.wait_state("active")
