@@ -52,6 +52,9 @@ pub(super) struct Hearing {
     budget: Budget,
     /// The CPU time of the loop's thread that is accounted for.
     loop_time: Duration,
+    /// Whether QEMU is heard since then. What the loop does otherwise is not of QEMU's making; charged to it, the
+    /// end of one rest would cost the next.
+    is_heard: bool,
     /// Whether QEMU has caused the pass or answer that is due or under way.
     is_cause: bool,
 }
@@ -59,16 +62,27 @@ pub(super) struct Hearing {
 impl Hearing {
     /// Nothing heard yet.
     pub(super) fn new() -> Hearing {
-        let budget = Budget::new(Instant::now());
-        Hearing { budget, loop_time: thread_time(), is_cause: false }
+        Hearing::at(Instant::now(), thread_time())
     }
 
-    /// Accounts for what the loop's thread has done since the last time. Until when QEMU is not heard.
-    pub(super) fn rest(&mut self) -> Option<Instant> {
-        let (now, time) = (Instant::now(), thread_time());
-        let used = time.saturating_sub(std::mem::replace(&mut self.loop_time, time));
-        self.budget.spend(now, used);
-        self.budget.rest(now)
+    fn at(now: Instant, loop_time: Duration) -> Hearing {
+        Hearing { budget: Budget::new(now), loop_time, is_heard: false, is_cause: false }
+    }
+
+    /// Accounts for what the loop's thread has done since the last time. Until when QEMU is not heard, but for
+    /// the answer to a question under way.
+    pub(super) fn rest(&mut self, is_asked: bool) -> Option<Instant> {
+        self.rest_at(Instant::now(), thread_time(), is_asked)
+    }
+
+    fn rest_at(&mut self, now: Instant, loop_time: Duration, is_asked: bool) -> Option<Instant> {
+        let used = loop_time.saturating_sub(std::mem::replace(&mut self.loop_time, loop_time));
+        if self.is_heard {
+            self.budget.spend(now, used);
+        }
+        let rest = self.budget.rest(now);
+        self.is_heard = rest.is_none() || is_asked;
+        rest
     }
 
     /// QEMU has caused a pass.
@@ -108,6 +122,21 @@ mod tests {
             now += Duration::from_millis(41);
             budget.spend(now, Duration::from_millis(1));
             assert_eq!(budget.rest(now), None);
+        }
+    }
+
+    #[test]
+    fn a_rest_ends_however_much_the_loop_costs_meanwhile() {
+        let (mut now, mut loop_time) = (Instant::now(), Duration::ZERO);
+        let mut hearing = Hearing::at(now, loop_time);
+        assert_eq!(hearing.rest_at(now, loop_time, false), None);
+        loop_time += 2 * CREDIT_MAX;
+        let begun = now;
+        while let Some(rest) = hearing.rest_at(now, loop_time, false) {
+            // The loop wakes, does what others want, and uses more than the rest was meant to save.
+            loop_time += Duration::from_millis(1);
+            now = rest;
+            assert!(now - begun <= REST_MAX, "{:?}", now - begun);
         }
     }
 

@@ -326,9 +326,10 @@ impl Runner<'_> {
         slow_timer: &mut SlowTimer,
     ) -> Next {
         let choice_due = self.choice_due();
-        let rest = self.hearing.rest();
         // A question under way goes on; it has limits of its own.
-        let hears_line = self.ending.is_none() && (rest.is_none() || !self.line.is_free());
+        let is_asked = !self.line.is_free();
+        let rest = self.hearing.rest(is_asked);
+        let hears_line = self.ending.is_none() && (rest.is_none() || is_asked);
         // A pass that is about to come sees all threads. Until then what comes is one message to the kernel.
         let hears_births = rest.is_none() && self.look_at.is_none();
         let said = tokio::select! {
