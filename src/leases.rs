@@ -77,6 +77,9 @@ pub struct Lease {
     pub vfio_irqs: VfioIrqs,
     /// How its vCPU threads are to be scheduled.
     pub sched: VcpuSched,
+    /// How many vCPUs it may have, where that is bounded. QEMU's other vCPUs are placed as helpers are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_vcpus: Option<u32>,
     /// The version of the qmpin that wrote it; 0.1.0 does not say, and uses another lock over all
     /// (module [`locks`](crate::locks)).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -508,6 +511,7 @@ mod tests {
             slices: None,
             vfio_irqs: VfioIrqs::Vcpus,
             sched: VcpuSched::default(),
+            max_vcpus: None,
             writer: this_version(),
             kept: Kept::default(),
         }

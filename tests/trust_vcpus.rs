@@ -39,6 +39,7 @@ fn vcpus_beyond_the_bound_are_placed_as_helpers_and_reported() {
     run(&["attach", "100", "--once"]).says(0, &["vCPUs on 1,"]);
     let on_vcpus = masks(fake.pid()).into_values().filter(|mask| mask == "1").count();
     assert_eq!(on_vcpus, 1);
+    run(&["verify", "100"]).says(0, &[]);
     run(&["detach", "100"]).says(0, &[]);
     assert_eq!(masks(fake.pid()), before);
     place.config("100.toml", "max_vcpus = 0\n");

@@ -283,7 +283,12 @@ impl VmArgs {
 impl AskArgs {
     /// What QEMU is granted under this policy.
     pub(super) fn limits_under(&self, policy: &Policy) -> Limits {
-        let max = policy.vm.max_vcpus.value.and_then(|max| usize::try_from(max).ok());
+        self.limits_bounded(policy.vm.max_vcpus.value)
+    }
+
+    /// What QEMU is granted where the VM has at most so many vCPUs.
+    pub(super) fn limits_bounded(&self, max_vcpus: Option<u32>) -> Limits {
+        let max = max_vcpus.and_then(|max| usize::try_from(max).ok());
         Limits { vcpus_named_max: max, ..self.limits() }
     }
 

@@ -18,7 +18,9 @@ use crate::watch::verify::{VmFacts, vm_checks};
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
     let root = args.root.root()?;
     let (vm, ask, state) = (&args.vm.vm, &args.vm.ask, global.state(&root));
-    let (location, limits) = (ask.location(global), ask.limits());
+    // Of another QEMU it bounds nothing: that is found out below.
+    let bound = state.lease(vm).ok().flatten().and_then(|lease| lease.max_vcpus);
+    let (location, limits) = (ask.location(global), ask.limits_bounded(bound));
     let look = Look { vm, location: &location, limits: &limits, state: &state };
     let (view, topology) = look.at_it(|| Ok(read_topology(&root)?))?;
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;

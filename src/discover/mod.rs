@@ -14,6 +14,7 @@ mod host_view;
 mod interrupts;
 mod irqbalance;
 pub mod kernel_threads;
+mod namespaces;
 mod occupants;
 mod peer;
 mod policy;
@@ -41,6 +42,7 @@ pub use host::{
 pub use host_view::{read_host_view, read_place};
 pub use interrupts::{Interrupt, interrupts, irq_places, kept_in_words};
 pub use irqbalance::{Silent, irqbalances};
+pub use namespaces::in_our_numbers;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use peer::prove_peer;
 pub use policy::{Loaded, PolicyDirs, PolicyFileError};

@@ -108,6 +108,12 @@ pub enum TasksError {
     },
 }
 
+impl TasksError {
+    pub(super) fn not_its_thread(role: &Role, tid: Tid, pid: Pid) -> TasksError {
+        TasksError::NotItsThread { what: in_words(role), tid, pid }
+    }
+}
+
 /// The numbers of a process's threads, ascending. One folder is read and nothing else.
 ///
 /// # Errors
@@ -276,7 +282,7 @@ pub fn identify(
         }
     }
     match by_tid.into_iter().next() {
-        Some((tid, role)) => Err(TasksError::NotItsThread { what: in_words(&role), tid, pid }),
+        Some((tid, role)) => Err(TasksError::not_its_thread(&role, tid, pid)),
         None => Ok(identified),
     }
 }

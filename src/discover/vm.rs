@@ -15,6 +15,7 @@ use std::rc::Rc;
 use tokio::sync::Notify;
 use tokio::task::yield_now;
 
+use super::namespaces::in_our_numbers;
 use super::peer::prove_peer;
 use super::process::{self, ProcessError, VmLocation};
 use super::tasks::{self, Identified, NamedThreads, Scan, Survey, TasksError};
@@ -202,15 +203,27 @@ async fn join(
     let process = sight.process(target)?;
     let before = sight.before.take();
     let mut scan = tasks::scan(root, sched, process.pid, survey)?;
-    let mut joined = tasks::identify(process, &before, &named(&roles), &scan);
+    let mut joined = identify(root, process, &before, &mut roles, &scan);
     if joined.is_err() {
         // A thread that ended between the answer and the scan looks like a lie. Once more.
         let before = tasks::list(root, process.pid)?;
         roles = channel.roles().await?;
         scan = tasks::scan(root, sched, process.pid, None)?;
-        joined = tasks::identify(process, &before, &named(&roles), &scan);
+        joined = identify(root, process, &before, &mut roles, &scan);
     }
     Ok(VmView { process, channel, roles, identified: joined?, scan })
+}
+
+/// Finds the threads that QEMU named; from then on the roles have our numbers.
+fn identify(
+    root: &SysRoot,
+    process: ProcessKey,
+    before: &[Tid],
+    roles: &mut Roles,
+    scan: &Scan,
+) -> Result<Identified, TasksError> {
+    *roles = in_our_numbers(root, process.pid, std::mem::take(roles))?;
+    tasks::identify(process, before, &named(roles), scan)
 }
 
 /// Both results, or the first error.

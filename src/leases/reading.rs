@@ -78,6 +78,7 @@ pub(super) fn parse(text: &str, vm: &VmName) -> Result<Lease, String> {
         slices: optional(&mut members, "slices"),
         vfio_irqs: optional(&mut members, "vfio_irqs"),
         sched: optional(&mut members, "sched"),
+        max_vcpus: optional(&mut members, "max_vcpus"),
         writer: optional(&mut members, "writer"),
         kept: Kept { knobs: unknown, members },
     })

@@ -382,6 +382,7 @@ mod tests {
             slices: None,
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
+            max_vcpus: None,
             writer: crate::leases::this_version(),
             kept: Kept::default(),
         };

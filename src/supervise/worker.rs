@@ -221,7 +221,7 @@ fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
         }
         Job::KeepHost => Done::HostKept(attachment.keep_host()),
         Job::Prioritise => Done::Prioritised(attachment.prioritise()),
-        Job::Learn { before, roles } => Done::Learnt(attachment.learn(&before, &roles)),
+        Job::Learn { before, roles } => Done::Learnt(attachment.learn(&before, *roles)),
         Job::Look | Job::Begin(_) | Job::Finish | Job::Reload => Done::Looked(attachment.look()),
     }
 }

@@ -118,6 +118,7 @@ impl World {
             slices: None,
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
+            max_vcpus: None,
             writer: qmpin::leases::this_version(),
             kept: Kept::default(),
         }

@@ -53,6 +53,8 @@ pub(crate) struct QemuOptions {
     pub(crate) named_threads: bool,
     /// Whether the pid file is `100.pid`, as on Proxmox, or another that qmpin does not know.
     pub(crate) pid_file: bool,
+    /// Whether it is in a PID namespace of its own, where it has other numbers.
+    pub(crate) pid_namespace: bool,
 }
 
 impl Default for QemuOptions {
@@ -68,6 +70,7 @@ impl Default for QemuOptions {
             extra: Vec::new(),
             named_threads: true,
             pid_file: true,
+            pid_namespace: false,
         }
     }
 }
@@ -92,7 +95,7 @@ impl Qemu {
             .arg(format!("socket,id=qmp,path={},server=on,wait=off", at("100.qmp")));
         command.args(["-mon", "chardev=qmp,mode=control"]);
         let pid_file = if options.pid_file { "100.pid" } else { "other.pid" };
-        command.args(["-pidfile", &at(pid_file), "-daemonize"]);
+        command.args(["-pidfile", &at(pid_file)]);
         command.args(["-M", "q35", "-nodefaults", "-display", "none", "-m", "64"]);
         match options.accel {
             Accel::Kvm => command.args(["-accel", "kvm", "-cpu", "host,-arch-capabilities"]),
@@ -113,10 +116,20 @@ impl Qemu {
         if options.own_socket {
             command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at("100.qmpin")));
         }
-        let output = command.output().expect("QEMU is installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-
-        let pid = fs::read_to_string(dir.path().join(pid_file)).unwrap().trim().parse().unwrap();
+        let pid = if options.pid_namespace {
+            let sockets = ["100.qmp", "100.qmpin"].map(|name| dir.path().join(name));
+            let is_expected = [true, options.own_socket];
+            let sockets = sockets.into_iter().zip(is_expected).filter(|(_, is)| *is);
+            let pid = start_in_namespace(&command, &dir.path().join(pid_file));
+            for (socket, _) in sockets {
+                wait_until("QEMU listens", || UnixStream::connect(&socket).is_ok());
+            }
+            pid
+        } else {
+            let output = command.arg("-daemonize").output().expect("QEMU is installed");
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            fs::read_to_string(dir.path().join(pid_file)).unwrap().trim().parse().unwrap()
+        };
         let pidfd =
             pidfd_open(rustix::process::Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap();
         Qemu { dir, pid: Pid(pid), pidfd }
@@ -184,6 +197,20 @@ impl Drop for Qemu {
     fn drop(&mut self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
+}
+
+/// Starts it as the first process of a PID namespace. Its number here.
+fn start_in_namespace(qemu: &Command, pid_file: &Path) -> i32 {
+    let mut command = super::clean::command("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--"]);
+    let mut outside = command.arg(qemu.get_program()).args(qemu.get_args()).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", outside.id());
+    // Nobody waits for it otherwise; it ends with QEMU.
+    std::thread::spawn(move || outside.wait());
+    wait_until("QEMU has written its pid file", || {
+        fs::read_to_string(pid_file).is_ok_and(|text| text.ends_with('\n'))
+    });
+    fs::read_to_string(children).unwrap().trim().parse().unwrap()
 }
 
 fn qemu_command(root: Option<&Path>) -> Command {

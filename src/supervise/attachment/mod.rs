@@ -289,8 +289,10 @@ impl<'a> Attachment<'a> {
     ///
     /// # Errors
     /// [`TasksError`] where the answer does not agree with the process.
-    pub fn learn(&mut self, before: &[Tid], roles: &Roles) -> Result<Learnt, TasksError> {
+    pub fn learn(&mut self, before: &[Tid], roles: Roles) -> Result<Learnt, TasksError> {
         let scan = self.scan()?;
+        let Known { host, process, .. } = &self.known;
+        let roles = &discover::in_our_numbers(host.root, process.pid, roles)?;
         let identified =
             tasks::identify(self.known.process, before, &discover::named(roles), &scan)?;
         let only_in = |these: &Identified, those: &Identified| -> Vec<(ThreadKey, Role)> {

@@ -122,6 +122,7 @@ impl Attachment<'_> {
             slices: self.partition.slices(),
             vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
             sched: self.known.settings.policy.vm.sched.value,
+            max_vcpus: self.known.settings.policy.vm.max_vcpus.value,
             writer: crate::leases::this_version(),
             kept: self.kept.clone(),
         })?;
