@@ -4,41 +4,101 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cpuset::CpuSet;
+use crate::drop_ins;
 use crate::ids::CpuId;
 use crate::threads::{ProcessKey, ThreadKey};
 
 /// Where a value is. Paths are relative to the root of the file system.
+///
+/// Only places that qmpin writes can be read from a journal: a line with another is not acted on.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
     /// A file that holds a cpulist, such as `proc/irq/24/smp_affinity_list`.
-    CpuList(String),
+    CpuList(#[serde(deserialize_with = "kernel_file")] String),
     /// A file that holds a cpumask, such as `proc/irq/default_smp_affinity`.
-    CpuMask(String),
+    CpuMask(#[serde(deserialize_with = "kernel_file")] String),
     /// A file that holds a word or number.
-    Word(String),
+    Word(#[serde(deserialize_with = "kernel_file")] String),
     /// What systemd limits a unit to (`AllowedCPUs=`); no CPU at all means that it does not. Before the
     /// threads, whose masks some kernels change with it.
     AllowedCpus {
         /// The unit, as `system.slice`.
+        #[serde(deserialize_with = "name")]
         unit: String,
         /// Its cgroup below the root.
+        #[serde(deserialize_with = "below")]
         cgroup: String,
     },
     /// `cpuset.cpus` of a cgroup that is no unit of systemd's, such as `lxc` of Proxmox's containers; no CPU at all
     /// means that it does not limit. Before the threads, like the units.
-    Cpuset(String),
+    Cpuset(#[serde(deserialize_with = "below")] String),
     /// The drop-in of a VM that qmpin looks after and that is not attached: a word that says whether it is there.
     /// It goes with the last VM.
-    DropIn(String),
+    DropIn(#[serde(deserialize_with = "drop_in")] String),
     /// The affinity of a thread: one of the kernel's, or one outside all VMs that has a mask of its own.
     Thread(ThreadKey),
     /// The CPUs that an irqbalance keeps interrupts off. It takes what it is told later, so what it says at
     /// the moment may be about to change.
     Irqbalance(ProcessKey),
+}
+
+/// The files of the kernel's that qmpin writes; `#` is a number.
+const KERNEL_FILES: [&str; 13] = [
+    "proc/irq/#/smp_affinity_list",
+    "proc/irq/default_smp_affinity",
+    "proc/sys/kernel/numa_balancing",
+    "proc/sys/kernel/watchdog_cpumask",
+    "proc/sys/vm/stat_interval",
+    "sys/devices/system/cpu/cpu#/cpufreq/energy_performance_preference",
+    "sys/devices/system/cpu/cpu#/cpufreq/scaling_governor",
+    "sys/devices/system/cpu/cpu#/cpufreq/scaling_max_freq",
+    "sys/devices/system/cpu/cpu#/cpufreq/scaling_min_freq",
+    "sys/devices/system/cpu/cpu#/cpuidle/state#/disable",
+    "sys/devices/system/cpu/cpu#/online",
+    "sys/devices/system/cpu/cpu#/power/pm_qos_resume_latency_us",
+    "sys/devices/virtual/workqueue/cpumask",
+];
+
+/// Whether the path is of this pattern.
+fn is_like(path: &str, pattern: &str) -> bool {
+    let Some((before, after)) = pattern.split_once('#') else { return path == pattern };
+    let Some(rest) = path.strip_prefix(before) else { return false };
+    let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+    digits > 0 && rest.get(digits..).is_some_and(|rest| is_like(rest, after))
+}
+
+fn checked<'de, D: Deserializer<'de>>(
+    from: D,
+    is: impl Fn(&str) -> bool,
+) -> Result<String, D::Error> {
+    let text = String::deserialize(from)?;
+    if is(&text) { Ok(text) } else { Err(D::Error::custom(format!("qmpin does not write {text}"))) }
+}
+
+fn kernel_file<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    checked(from, |path| KERNEL_FILES.iter().any(|pattern| is_like(path, pattern)))
+}
+
+fn drop_in<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    checked(from, |path| drop_ins::unit_of(path).is_some_and(is_name))
+}
+
+fn name<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    checked(from, is_name)
+}
+
+/// A path below the root of the cgroup tree.
+fn below<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    checked(from, |path| path.split('/').all(is_name))
+}
+
+fn is_name(name: &str) -> bool {
+    !matches!(name, "" | "." | "..") && !name.contains('/')
 }
 
 impl Place {
@@ -237,5 +297,45 @@ impl HostView {
         self.values.extend(irqbalances.iter().filter_map(place));
         self.irqbalances = irqbalances;
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_that_qmpin_does_not_write_is_not_read() {
+        let read = |text: &str| serde_json::from_str::<Place>(text).is_ok();
+        for ours in [
+            r#"{"cpu_list": "proc/irq/24/smp_affinity_list"}"#,
+            r#"{"cpu_mask": "proc/irq/default_smp_affinity"}"#,
+            r#"{"word": "sys/devices/system/cpu/cpu11/cpuidle/state2/disable"}"#,
+            r#"{"word": "sys/devices/system/cpu/cpu0/online"}"#,
+            r#"{"allowed_cpus": {"unit": "system.slice", "cgroup": "system.slice"}}"#,
+            r#"{"allowed_cpus": {"unit": "a.service", "cgroup": "system.slice/a.service"}}"#,
+            r#"{"cpuset": "lxc/101"}"#,
+            r#"{"drop_in": "run/systemd/system/105.scope.d/50-qmpin.conf"}"#,
+        ] {
+            assert!(read(ours), "{ours}");
+        }
+        for foreign in [
+            r#"{"word": "etc/shadow"}"#,
+            r#"{"word": "proc/sys/kernel/core_pattern"}"#,
+            r#"{"word": "proc/sysrq-trigger"}"#,
+            r#"{"word": "sys/devices/system/cpu/cpu/online"}"#,
+            r#"{"word": "sys/devices/system/cpu/cpu1/../../../../../etc/shadow/online"}"#,
+            r#"{"word": "sys/devices/system/cpu/cpu1/online/"}"#,
+            r#"{"cpu_list": "/proc/irq/24/smp_affinity_list"}"#,
+            r#"{"cpu_list": "proc/irq/x/smp_affinity_list"}"#,
+            r#"{"allowed_cpus": {"unit": "system.slice", "cgroup": "../system.slice"}}"#,
+            r#"{"allowed_cpus": {"unit": "a/b", "cgroup": "a"}}"#,
+            r#"{"cpuset": "/lxc"}"#,
+            r#"{"cpuset": ""}"#,
+            r#"{"drop_in": "etc/systemd/system/105.scope.d/50-qmpin.conf"}"#,
+            r#"{"drop_in": "run/systemd/system/../x.d/50-qmpin.conf"}"#,
+        ] {
+            assert!(!read(foreign), "{foreign}");
+        }
     }
 }
