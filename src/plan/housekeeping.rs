@@ -3,7 +3,7 @@
 
 use super::machine::Group;
 use super::report::{cpus_in_words, listed};
-use super::{PlanError, Request, allowed, helpers};
+use super::{Lasts, PlanError, Request, allowed, helpers};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Origin, Sourced};
 
@@ -104,7 +104,8 @@ impl Claims {
             };
             let reason =
                 format!("vcpus = \"{cpus}\": {} {verb} {owner}; {instead}", cpus_in_words(&clash));
-            return Err(PlanError::Policy { origin: origin.clone(), reason });
+            let lasts = Lasts::ForGood;
+            return Err(PlanError::Policy { origin: origin.clone(), reason, lasts });
         }
         let choice = &request.policy.vm.vcpus;
         self.check_others(request, "vcpus", cpus, choice)?;
@@ -238,13 +239,16 @@ fn check_online(
     }
     let present: CpuSet = request.topology.cpus.iter().map(|cpu| cpu.id).collect();
     let absent = missing - present;
-    let (which, what) =
-        if absent.is_empty() { (missing, "offline") } else { (absent, "not in this machine") };
+    let (which, what, lasts) = if absent.is_empty() {
+        (missing, "offline", Lasts::WhileOffline)
+    } else {
+        (absent, "not in this machine", Lasts::ForGood)
+    };
     let verb = if which.len() == 1 { "is" } else { "are" };
     let reason = format!(
         "{key} = \"{cpus}\": {} {verb} {what}; online are {}",
         cpus_in_words(&which),
         online
     );
-    Err(PlanError::Policy { origin: origin.clone(), reason })
+    Err(PlanError::Policy { origin: origin.clone(), reason, lasts })
 }

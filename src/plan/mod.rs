@@ -189,6 +189,8 @@ pub enum PlanError {
         origin: Origin,
         /// What is wrong.
         reason: String,
+        /// For how long.
+        lasts: Lasts,
     },
     /// The machine, as it is now, does not have what the VM needs.
     #[error("{reason}")]
@@ -200,6 +202,15 @@ pub enum PlanError {
         /// The VMs whose CPUs are in the way: a plan may be found when one of their leases ends or shrinks.
         waits_for: Vec<VmName>,
     },
+}
+
+/// For how long a policy cannot be met.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lasts {
+    /// Until it is changed.
+    ForGood,
+    /// Until CPUs that it names are online.
+    WhileOffline,
 }
 
 /// A plan that would do, and what it takes.

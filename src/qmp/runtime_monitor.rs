@@ -81,9 +81,13 @@ pub async fn add_runtime_monitor<E: Into<CheckError>>(
         Err(Step::NothingMade(error)) => Err(error),
         Err(Step::Made(error)) => {
             if remove_monitor(&mut visit, &hold).await.is_err() {
-                // The visit broke off. Once more, and then it is as good as it gets.
+                // The visit broke off: once more over another.
                 drop(visit);
-                let _ = remove_runtime_monitor(shared, &check, limits).await;
+                if let Err(left) = remove_runtime_monitor(shared, &check, limits).await {
+                    tracing::warn!(
+                        "QEMU keeps the monitor {MONITOR_OBJECT_ID}, which could not be removed: {left}; the next attach removes it"
+                    );
+                }
             }
             Err(error)
         }
@@ -160,7 +164,9 @@ async fn add_and_connect<E: Into<CheckError>>(
         Ok(Ok(own)) => {
             // A QEMU that is killed leaves its sockets' files behind. Nobody but us is to come here, so
             // the file has done its service; that it is gone already is fine with QEMU.
-            let _ = std::fs::remove_file(own_socket);
+            if let Err(error) = std::fs::remove_file(own_socket) {
+                tracing::debug!("could not remove {}: {error}", own_socket.display());
+            }
             Ok(RuntimeMonitor::Added(Box::new(own)))
         }
         Ok(Err(error)) => Err(Step::Made(error)),

@@ -109,7 +109,8 @@ impl Refusal {
             StartError::NoRoom { seen, reason } => (Some(seen), Failure::from(reason)),
             error => (None, Failure::from(error)),
         };
-        if !matches!(failure.kind(), Kind::No | Kind::Qmp | Kind::Partial) {
+        let may_pass = matches!(failure.kind(), Kind::No | Kind::Qmp | Kind::Partial);
+        if seen.is_none() && !may_pass {
             return Err(failure);
         }
         let process = match (&seen, &settings.location) {

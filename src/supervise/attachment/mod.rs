@@ -44,7 +44,7 @@ use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
 use crate::leases::{FileState, Kept, SupervisorLock};
 use crate::plan::diff::{Step, desired, diff};
-use crate::plan::{Guest, Neighbour, Plan, PlanError, Stay};
+use crate::plan::{Guest, Lasts, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
 use crate::render::restore_lines;
 use crate::restore::{RestoreReport, restore_process};
@@ -438,7 +438,7 @@ impl<'a> Attachment<'a> {
 
 /// Why there is no plan; where the host has no room, with what is known of the VM.
 fn no_room(process: ProcessKey, roles: &Roles, guest: &Guest, reason: PlanError) -> StartError {
-    if matches!(reason, PlanError::Policy { .. }) {
+    if matches!(reason, PlanError::Policy { lasts: Lasts::ForGood, .. }) {
         return reason.into();
     }
     let vcpus = roles.vcpus.iter().map(|vcpu| vcpu.tid).collect();

@@ -32,7 +32,8 @@ def run(host):
             with host.vm(101, smp="18,cores=9,threads=2", paused=True) as two:
                 waits_for_room(host, first, second, two)
                 policy(host, shipped, second)
-            cpus(host)
+            cpus(host, shipped, 'vcpus = "auto"')
+            cpus(host, shipped, 'vcpus = "4-7"')
         reloaded(host, shipped, first)
     state.check_same(before, state.capture(), ignore=["sys/fs/cgroup/system.slice/cgroup.subtree_control"])
 
@@ -107,9 +108,11 @@ def policy(host, shipped, second):
     (shipped.CONFIG / "101.toml").unlink()
 
 
-def cpus(host):
-    """There is room for the VM but for a CPU that is offline; then it comes online."""
-    with host.vm(102, smp="14,cores=7,threads=2", paused=True), qmpin.Service(102) as third:
+def cpus(host, shipped, policy):
+    """There is room for the VM but for a CPU that is offline, chosen or named by its policy; then it comes online."""
+    vcpus = 4 if "-" in policy else 14
+    shipped.write_policy(102, policy)
+    with host.vm(102, smp=f"{vcpus},cores={vcpus // 2},threads=2", paused=True), qmpin.Service(102) as third:
         SWITCH.write_text("0")
         try:
             third.start()
@@ -119,6 +122,7 @@ def cpus(host):
             SWITCH.write_text("1")
         third.wait_log("vCPUs on")
         third.stop()
+    (shipped.CONFIG / "102.toml").unlink()
 
 
 class Masks(threading.Thread):
