@@ -15,7 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use tokio::time::Instant;
 
 /// One part in this many of a CPU.
-const SHARE: u32 = 40;
+const SHARE: u32 = 50;
 /// What can be spent at once: some hundred passes.
 const CREDIT_MAX: Duration = Duration::from_millis(120);
 /// The longest rest, whatever was spent: a vCPU that is plugged is not to wait for longer.
@@ -52,8 +52,8 @@ pub(super) struct Hearing {
     budget: Budget,
     /// The CPU time of the loop's thread that is accounted for.
     loop_time: Duration,
-    /// Whether QEMU is heard since then. What the loop does otherwise is not of QEMU's making; charged to it, the
-    /// end of one rest would cost the next.
+    /// Whether QEMU is heard since then. What the loop does otherwise, but for the pass that QEMU has caused, is not
+    /// of its making; charged to it, the end of one rest would cost the next.
     is_heard: bool,
     /// Whether QEMU has caused the pass or answer that is due or under way.
     is_cause: bool,
@@ -77,7 +77,7 @@ impl Hearing {
 
     fn rest_at(&mut self, now: Instant, loop_time: Duration, is_asked: bool) -> Option<Instant> {
         let used = loop_time.saturating_sub(std::mem::replace(&mut self.loop_time, loop_time));
-        if self.is_heard {
+        if self.is_heard || self.is_cause {
             self.budget.spend(now, used);
         }
         let rest = self.budget.rest(now);
@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(budget.rest(now), Some(now + Duration::from_millis(10) * SHARE));
         now += Duration::from_secs(3600);
         for _ in 0..10_000 {
-            now += Duration::from_millis(41);
+            now += Duration::from_millis(1) * (SHARE + 1);
             budget.spend(now, Duration::from_millis(1));
             assert_eq!(budget.rest(now), None);
         }

@@ -27,8 +27,11 @@ const PROC_EVENT_FORK: u32 = 1;
 const WHAT_AT: usize = 36;
 const CHILD_PID_AT: usize = 60;
 const CHILD_TGID_AT: usize = 64;
-/// More messages than the kernel keeps for one socket.
-const DRAINED_MAX: usize = 4096;
+/// What the kernel keeps for the socket: some messages. Each that comes wakes this process, also while it does not
+/// want to hear of any; of those that do not fit it hears once.
+const BUFFER_BYTES: usize = 4096;
+/// More messages than the kernel keeps.
+const DRAINED_MAX: usize = 64;
 
 /// Tells of new threads of one process.
 #[derive(Debug)]
@@ -47,6 +50,7 @@ impl Births {
         let domain = Domain::from(nix::libc::AF_NETLINK);
         let protocol = Some(Protocol::from(NETLINK_CONNECTOR));
         let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), protocol)?;
+        socket.set_recv_buffer_size(BUFFER_BYTES)?;
         // The filter comes before the subscription: not one foreign message is queued.
         socket.attach_filter(&filter(process))?;
         socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, CN_IDX_PROC))?;
@@ -86,7 +90,7 @@ impl Births {
     /// Drops what has come so far: a pass that begins after this sees these threads.
     pub fn drain(&self) {
         let mut message = [0_u8; 256];
-        // The kernel keeps some hundred of them, and then says that some were lost.
+        // The kernel keeps a few of them, and then says that some were lost.
         for _ in 0..DRAINED_MAX {
             let socket = self.socket.as_fd().as_raw_fd();
             if socket::recv(socket, &mut message, MsgFlags::MSG_DONTWAIT).is_err() {
