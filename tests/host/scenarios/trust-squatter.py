@@ -32,8 +32,11 @@ while True:
     if sys.argv[1] == "silent":
         kept.append(line)
         continue
-    line.recv(500)
-    line.sendall(sys.argv[1].encode())
+    try:
+        line.recv(500)
+        line.sendall(sys.argv[1].encode())
+    except OSError:
+        pass  # who does not listen any more does not end it
     line.close()
 """
 
