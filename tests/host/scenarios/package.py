@@ -197,6 +197,9 @@ def again(host, vm, service, installed):
     service.start()
     os.kill(pid, signal.SIGCONT)
     service.wait_log("has been started anew")
+    # It was active all the while, so that does not say when the new one has all.
+    holds = lambda: host.run("qmpin", "verify", "100", check=False).returncode == 0
+    wait_until(holds, 60, "all to hold for the VM that was started anew", service.log)
     service.check(vm, host)
     assert service.main_pid() == pid, service.states()
 
@@ -296,7 +299,7 @@ def story(service):
         "gone: iothread iothread-virtioscsi9",
         "somebody else moved it",
         "QEMU has ended",
-        "told to stop: putting everything back",
+        "stopping: restoring everything",
     ):
         if words == "somebody else moved it" and "vCPU 1 (tid" not in log:
             continue
