@@ -207,3 +207,27 @@ fn it_does_not_grow_with_kernel_threads_that_come_and_go() {
     assert_eq!(world.changed_since(&before), [""; 0]);
     assert_eq!(world.journal(), None);
 }
+
+#[test]
+fn a_place_that_qmpin_does_not_write_is_neither_recorded_nor_restored() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join(".host.journal");
+    let mut journal = open(&path);
+    journal.append(history(20)[..2].to_vec()).expect("written");
+    let before = fs::read(&path).expect("a journal");
+    let foreign = Place::Word("etc/shadow".to_owned());
+    let record = HostRecord::Original { place: foreign, value: Value::Word("x".to_owned()) };
+    let refused = journal.append(vec![record]).expect_err("it could not be read again");
+    assert!(
+        matches!(&refused, JournalError::Io { source, .. } if source.to_string().contains("etc/shadow"))
+    );
+    assert_eq!(fs::read(&path).expect("a journal"), before);
+
+    // The same line from another program: the rest is undone, and this one is reported.
+    let line = r#"{"original":{"place":{"word":"etc/shadow"},"value":{"word":"x"}}}"#;
+    fs::write(&path, [before.as_slice(), line.as_bytes(), b"\n"].concat()).expect("written");
+    let memory = read(&path);
+    assert_eq!(memory.originals().map(|(place, _)| place.clone()).collect::<Vec<_>>(), [place(20)]);
+    let unknown = memory.unknown().expect("a line that is not acted on").to_string();
+    assert!(unknown.contains("line 4"), "{unknown}");
+}

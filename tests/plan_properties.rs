@@ -13,7 +13,9 @@ use proptest::sample::Index;
 use qmpin::cpuset::CpuSet;
 use qmpin::ids::{CpuId, Pid, StartTicks, Tid, VcpuIndex, VmName};
 use qmpin::plan::diff::{desired, diff};
-use qmpin::plan::{Allowed, Guest, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
+use qmpin::plan::{
+    Allowed, Guest, Neighbour, Plan, PlanError, PlannedVcpu, Request, Stay, Verdict, plan,
+};
 use qmpin::policy::{CpuChoice, Origin, Overflow, Policy, Sharing, Sourced};
 use qmpin::threads::{Role, Thread, ThreadKey};
 use qmpin::topology::Topology;
@@ -265,14 +267,15 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
         for planned in &plan.vcpus {
             let named = order.as_slice().get(planned.vcpu.0 as usize);
             let named = named.filter(|cpu| question.free().contains(**cpu));
-            // A vCPU that was plugged later takes no CPU away from one that has it.
-            let is_new = !question.held.contains_key(&planned.vcpu);
-            let has_it = |vcpu: &VcpuIndex, on: &CpuId, cpu: &CpuId| {
-                vcpu.0 as usize >= order.as_slice().len() && on == cpu
+            // Unless a vCPU beyond the list had that CPU before and keeps it: this one was plugged later.
+            let keeps = |other: &PlannedVcpu, cpu: CpuId| {
+                other.vcpu.0 as usize >= order.as_slice().len()
+                    && other.cpus == CpuSet::single(cpu)
+                    && question.held.get(&other.vcpu) == Some(&cpu)
             };
-            let named = named.filter(|cpu| {
-                !(is_new && question.held.iter().any(|(vcpu, on)| has_it(vcpu, on, cpu)))
-            });
+            let is_new = !question.held.contains_key(&planned.vcpu);
+            let named =
+                named.filter(|cpu| !(is_new && plan.vcpus.iter().any(|other| keeps(other, **cpu))));
             prop_assert!(named.is_none_or(|cpu| planned.cpus == CpuSet::single(*cpu)), "{plan:?}");
         }
     }

@@ -408,11 +408,16 @@ impl HostJournal {
     /// Adds records, all or none, and returns once they are durable. What is known already is left out.
     ///
     /// # Errors
-    /// [`JournalError::Io`]; then nothing may be written anywhere.
+    /// [`JournalError`]; then nothing may be written anywhere. Also where a record could not be read again, since a
+    /// place is only read where qmpin is known to write it.
     pub fn append(&mut self, mut records: Vec<HostRecord>) -> Result<(), JournalError> {
         records.retain(|record| !self.memory.covers(record));
         if records.is_empty() {
             return Ok(());
+        }
+        for record in &records {
+            let again = serde_json::to_value(record).and_then(HostRecord::deserialize);
+            again.map_err(|error| io_error("write", &self.path)(error.into()))?;
         }
         let header = self.header();
         let lines = match &mut self.lines {

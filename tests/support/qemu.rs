@@ -117,14 +117,9 @@ impl Qemu {
             command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", at("100.qmpin")));
         }
         let pid = if options.pid_namespace {
-            let sockets = ["100.qmp", "100.qmpin"].map(|name| dir.path().join(name));
-            let is_expected = [true, options.own_socket];
-            let sockets = sockets.into_iter().zip(is_expected).filter(|(_, is)| *is);
-            let pid = start_in_namespace(&command, &dir.path().join(pid_file));
-            for (socket, _) in sockets {
-                wait_until("QEMU listens", || UnixStream::connect(&socket).is_ok());
-            }
-            pid
+            // QEMU makes its monitors in the order of its command line.
+            let last = dir.path().join(if options.own_socket { "100.qmpin" } else { "100.qmp" });
+            start_in_namespace(&command, &last)
         } else {
             let output = command.arg("-daemonize").output().expect("QEMU is installed");
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -199,17 +194,16 @@ impl Drop for Qemu {
     }
 }
 
-/// Starts it as the first process of a PID namespace. Its number here.
-fn start_in_namespace(qemu: &Command, pid_file: &Path) -> i32 {
+/// Starts QEMU as the first process of a PID namespace, and waits until it listens on `socket`. Returns its process
+/// number outside.
+fn start_in_namespace(qemu: &Command, socket: &Path) -> i32 {
     let mut command = super::clean::command("unshare");
     command.args(["--pid", "--fork", "--kill-child", "--"]);
     let mut outside = command.arg(qemu.get_program()).args(qemu.get_args()).spawn().unwrap();
     let children = format!("/proc/{0}/task/{0}/children", outside.id());
-    // Nobody waits for it otherwise; it ends with QEMU.
+    // Reaps it, so that no zombie stays.
     std::thread::spawn(move || outside.wait());
-    wait_until("QEMU has written its pid file", || {
-        fs::read_to_string(pid_file).is_ok_and(|text| text.ends_with('\n'))
-    });
+    wait_until("QEMU listens", || UnixStream::connect(socket).is_ok());
     fs::read_to_string(children).unwrap().trim().parse().unwrap()
 }
 

@@ -291,10 +291,9 @@ impl<'a> Attachment<'a> {
     /// [`TasksError`] where the answer does not agree with the process.
     pub fn learn(&mut self, before: &[Tid], roles: Roles) -> Result<Learnt, TasksError> {
         let scan = self.scan()?;
-        let Known { host, process, .. } = &self.known;
-        let roles = &discover::in_our_numbers(host.root, process.pid, roles)?;
-        let identified =
-            tasks::identify(self.known.process, before, &discover::named(roles), &scan)?;
+        let Known { host, process, .. } = self.known;
+        let roles = discover::in_our_numbers(host.root, process.pid, roles)?;
+        let identified = tasks::identify(process, before, &discover::named(&roles), &scan)?;
         let only_in = |these: &Identified, those: &Identified| -> Vec<(ThreadKey, Role)> {
             let named = these.named().filter(|(key, role)| those.role(*key) != Some(*role));
             named.map(|(key, role)| (key, role.clone())).collect()
@@ -304,7 +303,7 @@ impl<'a> Attachment<'a> {
             left: only_in(&self.identified, &identified),
         };
         self.identified = identified;
-        let guest = discover::guest(roles);
+        let guest = discover::guest(&roles);
         if guest != self.guest {
             self.guest = guest;
             self.stale.get_or_insert(Stay::Always);

@@ -36,7 +36,7 @@ while True:
         line.recv(500)
         line.sendall(sys.argv[1].encode())
     except OSError:
-        pass  # who does not listen any more does not end it
+        pass  # a client that closes the connection does not end the squatter
     line.close()
 """
 
