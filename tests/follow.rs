@@ -270,7 +270,7 @@ fn a_state_folder_that_was_removed_does_not_keep_it_from_restoring() {
     taskset(stage.vcpu(0), &[0]);
     let before = stage.masks();
     let attached = stage.attach(&[]);
-    fs::remove_dir_all(stage.place.state()).unwrap();
+    stage.place.remove_state();
     attached.end();
     stage.assert_untouched(&before);
 }

@@ -310,7 +310,7 @@ fn files_that_were_removed_are_written_again_and_their_vm_is_not_attached_twice(
     let attached = stage.attach(&[]);
     let (pinned, files) = (stage.masks(), stage.place.left_behind());
     assert_ne!(pinned, before);
-    let remove = || fs::remove_dir_all(stage.place.state()).unwrap();
+    let remove = || stage.place.remove_state();
     // While it cannot notice, and does not hold the monitor.
     let shared = stage.qemu.paths().shared;
     let is_stopped = || {
@@ -364,7 +364,7 @@ fn a_vm_whose_files_were_removed_is_detached() {
         let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");
         let before = stage.masks();
         let mut attached = stage.attach(&[]);
-        fs::remove_dir_all(stage.place.state()).unwrap();
+        stage.place.remove_state();
         if noticed {
             wait_until("it has noticed", || stage.place.state().join("100.lock").exists());
         }

@@ -89,6 +89,14 @@ impl Place {
         path
     }
 
+    /// Removes the state folder. A supervisor may write a file meanwhile.
+    pub(crate) fn remove_state(&self) {
+        wait_until("the state folder is removed", || match fs::remove_dir_all(self.state()) {
+            Err(error) if error.kind() == std::io::ErrorKind::DirectoryNotEmpty => false,
+            removed => removed.map(|()| true).unwrap(),
+        });
+    }
+
     /// What is in the state folder.
     pub(crate) fn left_behind(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.state()) else { return Vec::new() };
