@@ -1,51 +1,42 @@
 //! The loop around `state`: makes events, carries out effects. It decides nothing, and it never waits for
 //! anything but its sources: what may take long is the worker's.
 
+mod heard;
+mod outcome;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
-use super::attachment::{Attachment, Found};
+use super::attachment::Found;
 use super::budget::Hearing;
-use super::host_report::{HostLines, HostReport, log_host};
 use super::leasing::{give_back, lock_forsaken};
-use super::line::{Done as LineDone, Line, Said};
-use super::narrate::{log_learnt, log_look, log_plan, log_priority, log_shortfalls};
+use super::line::Line;
 use super::notify;
 use super::pace::{ForNeighbours, Pace};
-use super::reload::Taken;
-use super::reports::{Learnt, LookReport};
 use super::settings::{Host, Settings};
 use super::signals::Signals;
-use super::sources::{BLIND_INTERVAL, Watch, at, interval, next_of};
+use super::sources::{BLIND_INTERVAL, Watch, at, next_of};
 use super::start_error::StartError;
 use super::starting::find;
-use super::state::{Effect, Ending, Event, Hint, Liveness, State};
+use super::state::{Effect, Ending, Event, Hint, State};
 use super::telling::Telling;
 use super::worker::{self, Done, Job, Now, Worker};
 use crate::discover::boot_id;
-use crate::discover::tasks::TasksError;
-use crate::error::chain;
-use crate::ids::Tid;
 use crate::leases::Heart;
-use crate::marks::note_reload;
-use crate::plan::Plan;
 use crate::policy::ChannelChoice;
-use crate::qmp::{Happening, QmpError, QmpEvent, Roles, Upgrade};
 use crate::restore::RestoreReport;
 use crate::sysroot::SysRoot;
-use crate::threads::{ProcessKey, Role};
+use crate::threads::ProcessKey;
 use crate::watch::{Births, LeaseChanges, SlowTimer};
+use outcome::Went;
 
 /// Between two signs of life while the worker is busy.
 const BEAT: Duration = Duration::from_secs(1);
 /// A look waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
-/// QEMU's events that are heard in one go, and for how long at most. One pass follows from all of them.
-const EVENTS_AT_A_TIME: usize = 512;
-const HEARING_TIME: Duration = Duration::from_millis(4);
 /// Two looks are at least this far apart, however many hints there are.
 const LOOK_GAP: Duration = Duration::from_millis(20);
 
@@ -56,44 +47,6 @@ pub struct Ended {
     pub why: Ending,
     /// What was put back; none where nothing was ours.
     pub restored: Option<RestoreReport>,
-}
-
-/// Attaches, and leaves all as it is then.
-///
-/// # Errors
-/// [`StartError`].
-pub async fn attach_once(
-    host: Host<'_>,
-    settings: Settings,
-) -> Result<(Plan, LookReport, HostReport), StartError> {
-    let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
-    log_look(&report, &mut BTreeSet::new());
-    log_shortfalls(attachment.plan(), &[]);
-    // Anything that fails from here on leaves the VM pinned, with its undo.
-    let remembered = attachment.remember_host();
-    // The kernel does not put back what it changes as a partition is built.
-    let isolated = match &remembered {
-        Ok(()) => attachment.isolate(),
-        Err(_) => Ok(LookReport::default()),
-    };
-    let kept = attachment.keep_host();
-    let raised = attachment.prioritise();
-    let second = attachment.look();
-    let plan = attachment.plan().clone();
-    attachment.leave();
-    report.then_applied(isolated?.applied);
-    let second = second?;
-    report.placed = second.placed;
-    let raised = raised?;
-    report.then_applied(raised.applied);
-    report.then_applied(second.applied);
-    report.partition = second.partition;
-    (report.priority, report.cookie) = (raised.priority, raised.cookie);
-    log_priority(&report.priority, &mut BTreeSet::new());
-    remembered?;
-    let kept = kept?;
-    log_host(&kept, &mut HostLines::default());
-    Ok((plan, report, kept))
 }
 
 /// See [`Supervisor::follow`](super::supervisor::Supervisor::follow).
@@ -398,120 +351,6 @@ impl Runner<'_> {
         self.hear(said).await.map_or(Next::Nothing, Next::Event)
     }
 
-    /// Takes an event, and all that have come with it. The strongest of their hints counts.
-    async fn hear_events(&mut self, first: QmpEvent) -> Option<Event> {
-        let started = Instant::now();
-        let mut strongest = None;
-        let mut event = first;
-        for _ in 0..EVENTS_AT_A_TIME {
-            tracing::debug!("QEMU says {}", event.name);
-            let hint = hint_of(&event.name);
-            if hint == Some(Hint::Device) || strongest.is_none() {
-                strongest = hint;
-            }
-            if started.elapsed() > HEARING_TIME {
-                break;
-            }
-            match self.line.said_already().await {
-                Some(Happening::Event(next)) => event = next,
-                Some(Happening::FellBack(error)) => return Some(Self::fell_back(&error)),
-                None => break,
-            }
-        }
-        if strongest.is_some() {
-            self.hearing.heard();
-        }
-        strongest.map(Event::Hint)
-    }
-
-    fn fell_back(error: &QmpError) -> Event {
-        tracing::debug!("the live channel is gone: {error}");
-        Event::ChannelChanged(Liveness::Leases)
-    }
-
-    /// Turns what the line to QEMU says into an event.
-    async fn hear(&mut self, said: Said) -> Option<Event> {
-        match said {
-            Said::Happening(Happening::Event(event)) => self.hear_events(event).await,
-            Said::Happening(Happening::FellBack(error)) => Some(Self::fell_back(&error)),
-            Said::Done(LineDone::Upgraded(result)) => {
-                self.line.ask_if_waiting(self.root, self.process.pid);
-                self.upgraded(result)
-            }
-            Said::Done(LineDone::Asked { before, roles }) => self.answered(before, roles),
-        }
-    }
-
-    fn upgraded(&mut self, result: Result<Upgrade, QmpError>) -> Option<Event> {
-        match result {
-            Ok(Upgrade::Live) => {
-                tracing::info!("QEMU is asked over {}", self.line.name());
-                return Some(Event::ChannelChanged(Liveness::Live));
-            }
-            Ok(Upgrade::NotNeeded) => {}
-            Ok(Upgrade::Unsupported) => {
-                self.upgrade_wanted = false;
-                tracing::info!("QEMU is asked by leases: it has no monitor for qmpin alone");
-            }
-            Ok(Upgrade::OwnPathTaken) => {
-                self.upgrade_wanted = false;
-                tracing::warn!(
-                    "QEMU is asked by leases: something else is where qmpin's own socket would be"
-                );
-            }
-            // Most likely it has just ended; if not, the next question says so.
-            Err(error) if error.is_nobody_there() => tracing::debug!("{}", chain(&error)),
-            Err(error) => tracing::warn!("QEMU is asked by leases: {}", chain(&error)),
-        }
-        None
-    }
-
-    /// Takes an answer of QEMU's: the worker compares it with the process.
-    fn answered(
-        &mut self,
-        before: Result<Vec<Tid>, TasksError>,
-        roles: Result<Roles, QmpError>,
-    ) -> Option<Event> {
-        let answer = before
-            .map_err(|error| chain(&error))
-            .and_then(|before| Ok((before, roles.map_err(|error| chain(&error))?)));
-        match answer {
-            Ok((before, roles)) => {
-                self.answer = Some(Job::Learn { before, roles: Box::new(roles) });
-                None
-            }
-            Err(reason) => Some(self.not_answered(&reason)),
-        }
-    }
-
-    fn not_answered(&mut self, reason: &str) -> Event {
-        // The first may be QEMU on its way out, or a thread that ended just then.
-        if self.pace.failed() == 2 {
-            tracing::warn!("QEMU's answer is of no use, asking again: {reason}");
-        } else {
-            tracing::debug!("QEMU's answer is of no use, asking again: {reason}");
-        }
-        Event::NotAnswered
-    }
-
-    fn learnt(&mut self, learnt: Result<Learnt, TasksError>) -> Event {
-        match learnt {
-            Ok(learnt) => {
-                if learnt.joined.is_empty() && learnt.left.is_empty() {
-                    self.pace.in_vain();
-                } else {
-                    self.pace.taught();
-                }
-                if learnt.left.iter().any(|(_, role)| matches!(role, Role::Vcpu(_))) {
-                    self.pace.lost_a_vcpu(Instant::now());
-                }
-                log_learnt(&learnt);
-                Event::Answered
-            }
-            Err(error) => self.not_answered(&chain(&error)),
-        }
-    }
-
     /// Carries out one effect.
     fn carry_out(&mut self, effect: Effect) {
         let now = Instant::now();
@@ -559,123 +398,6 @@ impl Runner<'_> {
         let due = self.now.as_ref().filter(|_| is_waiting)?.choice_due;
         due.filter(|_| !self.due.contains(&Task::Choose))
     }
-
-    /// Takes what has become of a job.
-    fn done(&mut self, done: Done) -> Result<Went, StartError> {
-        let mut events = Vec::new();
-        match done {
-            Done::Begun(report) => {
-                let report = report?;
-                if let Some(now) = &self.now {
-                    self.telling.policy(&now.plan);
-                }
-                self.telling.look(&report);
-                self.due.extend(Task::FIRST);
-                // A pass afterwards: kernel threads, and threads that were created while the first was under way.
-                self.due.insert(Task::Look);
-                if self.upgrade_wanted {
-                    self.line.upgrade();
-                }
-                events.push(Event::Looked(report.looked));
-            }
-            Done::Isolated(report) => {
-                if let Ok(Some(report)) = &report {
-                    self.telling.look(report);
-                    // Limits of units come with a fallback, and go with it.
-                    self.due.insert(Task::KeepHost);
-                }
-                self.isolate_later = report.is_err();
-                self.telling.isolated(report.err());
-            }
-            Done::HostKept(report) => self.telling.host(report),
-            Done::Prioritised(Ok(report)) => self.telling.look(&report),
-            Done::Prioritised(Err(error)) => {
-                if !error.means_gone() {
-                    tracing::warn!("the vCPUs have no priority yet: {}", chain(&error));
-                }
-            }
-            Done::Looked(Ok(report)) => {
-                self.telling.look_failed(report.plan_failed.as_ref().map(|error| chain(error)));
-                self.telling.look(&report);
-                events.push(Event::Looked(report.looked));
-            }
-            Done::Looked(Err(error)) => {
-                if !error.means_gone() {
-                    self.telling.look_failed(Some(chain(&error)));
-                }
-            }
-            Done::Learnt(learnt) => events.push(self.learnt(learnt)),
-            Done::Reloaded(taken) => self.reloaded(taken),
-            Done::Finished(restored) => {
-                let why = self.ending.unwrap_or(Ending::Told);
-                return Ok(Went::Ended(Box::new(Ended { why, restored: Some(restored?) })));
-            }
-        }
-        Ok(Went::On(events))
-    }
-
-    /// Takes what has become of a reload.
-    fn reloaded(&mut self, taken: Result<Taken, String>) {
-        let vm = self.settings.vm.clone();
-        let (refused, later) = match taken {
-            Ok(Taken { policy, later }) => {
-                tracing::info!("VM {vm}: its policy was read again and is in force");
-                for key in &later {
-                    tracing::info!(
-                        "VM {vm}: takes effect when the VM is attached the next time: {key}"
-                    );
-                }
-                self.settings.policy = *policy;
-                self.new_interval = Some(interval(&self.settings, true));
-                self.due.extend(Task::FIRST);
-                self.due.insert(Task::Look);
-                (None, later)
-            }
-            Err(why) => {
-                tracing::warn!("VM {vm}: the policy before stays in force: {why}");
-                (Some(why), Vec::new())
-            }
-        };
-        if let Some(now) = &self.now {
-            self.telling.policy(&now.plan);
-        }
-        let Ok(boot_id) = boot_id(self.root) else { return };
-        note_reload(&self.settings.state, &vm, &boot_id, self.process, refused, later);
-    }
-
-    /// Logs the plan where a job has changed what it says.
-    fn log_new_shortfalls(&self, before: Option<&Now>) {
-        let Some(Now { plan, placed, .. }) = &self.now else { return };
-        let before = before.map_or(&[][..], |before| &before.plan.report);
-        if plan.report != before {
-            log_plan(plan, placed, before);
-        }
-    }
-
-    /// Tells systemd and `qmpin status` how it stands, where that has changed.
-    fn tell(&mut self) {
-        let Some(drift_total) = self.now.as_ref().map(|now| now.drift_total) else { return };
-        // Before that, what there is to tell changes with every step.
-        if !self.is_ready {
-            return;
-        }
-        let status = self.status();
-        let Settings { state, vm, .. } = &self.settings;
-        self.telling.tell(status, state, vm, self.line.kind(), drift_total);
-    }
-
-    fn status(&self) -> String {
-        let Some(Now { plan, placed, drift_total, .. }) = &self.now else {
-            return format!("VM {}: attaching", self.settings.vm);
-        };
-        format!(
-            "{} vCPUs on {}, emulator on {}, asked over {}, drift {drift_total}",
-            plan.vcpus.len(),
-            placed.vcpus_in_words(plan),
-            placed.emulator_in_words(plan),
-            self.line.name(),
-        )
-    }
 }
 
 /// What the loop has waited for.
@@ -684,49 +406,4 @@ enum Next {
     Done(Box<worker::Ended>),
     /// Nothing that concerns the state.
     Nothing,
-}
-
-/// What follows from a job.
-enum Went {
-    On(Vec<Event>),
-    Ended(Box<Ended>),
-}
-
-/// What an event of QEMU's may mean.
-fn hint_of(event: &str) -> Option<Hint> {
-    match event {
-        "RESET" | "STOP" | "RESUME" | "SUSPEND" | "WAKEUP" => Some(Hint::GuestState),
-        "ACPI_DEVICE_OST" | "DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR" => Some(Hint::Device),
-        _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_event_of_qemus_is_a_hint_where_threads_may_have_moved_or_come_or_gone() {
-        for (event, hint) in [
-            ("RESET", Some(Hint::GuestState)),
-            ("STOP", Some(Hint::GuestState)),
-            ("RESUME", Some(Hint::GuestState)),
-            ("SUSPEND", Some(Hint::GuestState)),
-            ("WAKEUP", Some(Hint::GuestState)),
-            ("ACPI_DEVICE_OST", Some(Hint::Device)),
-            ("DEVICE_DELETED", Some(Hint::Device)),
-            ("DEVICE_UNPLUG_GUEST_ERROR", Some(Hint::Device)),
-            // The guest is off; that QEMU itself has ended is learnt from its pidfd.
-            ("SHUTDOWN", None),
-            ("POWERDOWN", None),
-            ("RTC_CHANGE", None),
-            // Whatever a later QEMU says, and what only looks like one of them.
-            ("SOMETHING_OF_QEMU_99", None),
-            ("reset", None),
-            ("RESET ", None),
-            ("", None),
-        ] {
-            assert_eq!(hint_of(event), hint, "{event}");
-        }
-    }
 }

@@ -1,0 +1,176 @@
+//! Turns what QEMU reports into events: its own events, its answers, and changes of the line to it.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Runner;
+use crate::discover::tasks::TasksError;
+use crate::error::chain;
+use crate::ids::Tid;
+use crate::qmp::{Happening, QmpError, QmpEvent, Roles, Upgrade};
+use crate::supervise::line::{Done as LineDone, Said};
+use crate::supervise::narrate::log_learnt;
+use crate::supervise::reports::Learnt;
+use crate::supervise::state::{Event, Hint, Liveness};
+use crate::supervise::worker::Job;
+use crate::threads::Role;
+
+/// QEMU's events that are heard in one go, and for how long at most. One pass follows from all of them.
+const EVENTS_AT_A_TIME: usize = 512;
+const HEARING_TIME: Duration = Duration::from_millis(4);
+
+impl Runner<'_> {
+    /// Takes an event, and all that have come with it. The strongest of their hints counts.
+    async fn hear_events(&mut self, first: QmpEvent) -> Option<Event> {
+        let started = Instant::now();
+        let mut strongest = None;
+        let mut event = first;
+        for _ in 0..EVENTS_AT_A_TIME {
+            tracing::debug!("QEMU says {}", event.name);
+            let hint = hint_of(&event.name);
+            if hint == Some(Hint::Device) || strongest.is_none() {
+                strongest = hint;
+            }
+            if started.elapsed() > HEARING_TIME {
+                break;
+            }
+            match self.line.said_already().await {
+                Some(Happening::Event(next)) => event = next,
+                Some(Happening::FellBack(error)) => return Some(Self::fell_back(&error)),
+                None => break,
+            }
+        }
+        if strongest.is_some() {
+            self.hearing.heard();
+        }
+        strongest.map(Event::Hint)
+    }
+
+    fn fell_back(error: &QmpError) -> Event {
+        tracing::debug!("the live channel is gone: {error}");
+        Event::ChannelChanged(Liveness::Leases)
+    }
+
+    /// Turns what the line to QEMU says into an event.
+    pub(super) async fn hear(&mut self, said: Said) -> Option<Event> {
+        match said {
+            Said::Happening(Happening::Event(event)) => self.hear_events(event).await,
+            Said::Happening(Happening::FellBack(error)) => Some(Self::fell_back(&error)),
+            Said::Done(LineDone::Upgraded(result)) => {
+                self.line.ask_if_waiting(self.root, self.process.pid);
+                self.upgraded(result)
+            }
+            Said::Done(LineDone::Asked { before, roles }) => self.answered(before, roles),
+        }
+    }
+
+    fn upgraded(&mut self, result: Result<Upgrade, QmpError>) -> Option<Event> {
+        match result {
+            Ok(Upgrade::Live) => {
+                tracing::info!("QEMU is asked over {}", self.line.name());
+                return Some(Event::ChannelChanged(Liveness::Live));
+            }
+            Ok(Upgrade::NotNeeded) => {}
+            Ok(Upgrade::Unsupported) => {
+                self.upgrade_wanted = false;
+                tracing::info!("QEMU is asked by leases: it has no monitor for qmpin alone");
+            }
+            Ok(Upgrade::OwnPathTaken) => {
+                self.upgrade_wanted = false;
+                tracing::warn!(
+                    "QEMU is asked by leases: something else is where qmpin's own socket would be"
+                );
+            }
+            // Most likely it has just ended; if not, the next question says so.
+            Err(error) if error.is_nobody_there() => tracing::debug!("{}", chain(&error)),
+            Err(error) => tracing::warn!("QEMU is asked by leases: {}", chain(&error)),
+        }
+        None
+    }
+
+    /// Takes an answer of QEMU's: the worker compares it with the process.
+    fn answered(
+        &mut self,
+        before: Result<Vec<Tid>, TasksError>,
+        roles: Result<Roles, QmpError>,
+    ) -> Option<Event> {
+        let answer = before
+            .map_err(|error| chain(&error))
+            .and_then(|before| Ok((before, roles.map_err(|error| chain(&error))?)));
+        match answer {
+            Ok((before, roles)) => {
+                self.answer = Some(Job::Learn { before, roles: Box::new(roles) });
+                None
+            }
+            Err(reason) => Some(self.not_answered(&reason)),
+        }
+    }
+
+    fn not_answered(&mut self, reason: &str) -> Event {
+        // The first may be QEMU on its way out, or a thread that ended just then.
+        if self.pace.failed() == 2 {
+            tracing::warn!("QEMU's answer is of no use, asking again: {reason}");
+        } else {
+            tracing::debug!("QEMU's answer is of no use, asking again: {reason}");
+        }
+        Event::NotAnswered
+    }
+
+    pub(super) fn learnt(&mut self, learnt: Result<Learnt, TasksError>) -> Event {
+        match learnt {
+            Ok(learnt) => {
+                if learnt.joined.is_empty() && learnt.left.is_empty() {
+                    self.pace.in_vain();
+                } else {
+                    self.pace.taught();
+                }
+                if learnt.left.iter().any(|(_, role)| matches!(role, Role::Vcpu(_))) {
+                    self.pace.lost_a_vcpu(Instant::now());
+                }
+                log_learnt(&learnt);
+                Event::Answered
+            }
+            Err(error) => self.not_answered(&chain(&error)),
+        }
+    }
+}
+
+/// What an event of QEMU's may mean.
+fn hint_of(event: &str) -> Option<Hint> {
+    match event {
+        "RESET" | "STOP" | "RESUME" | "SUSPEND" | "WAKEUP" => Some(Hint::GuestState),
+        "ACPI_DEVICE_OST" | "DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR" => Some(Hint::Device),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_of_qemus_is_a_hint_where_threads_may_have_moved_or_come_or_gone() {
+        for (event, hint) in [
+            ("RESET", Some(Hint::GuestState)),
+            ("STOP", Some(Hint::GuestState)),
+            ("RESUME", Some(Hint::GuestState)),
+            ("SUSPEND", Some(Hint::GuestState)),
+            ("WAKEUP", Some(Hint::GuestState)),
+            ("ACPI_DEVICE_OST", Some(Hint::Device)),
+            ("DEVICE_DELETED", Some(Hint::Device)),
+            ("DEVICE_UNPLUG_GUEST_ERROR", Some(Hint::Device)),
+            // The guest is off; that QEMU itself has ended is learnt from its pidfd.
+            ("SHUTDOWN", None),
+            ("POWERDOWN", None),
+            ("RTC_CHANGE", None),
+            // Whatever a later QEMU says, and what only looks like one of them.
+            ("SOMETHING_OF_QEMU_99", None),
+            ("reset", None),
+            ("RESET ", None),
+            ("", None),
+        ] {
+            assert_eq!(hint_of(event), hint, "{event}");
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Turns the end of a job into events, and notifies systemd and `qmpin status`.
+
+use super::{Ended, Runner, Task};
+use crate::discover::boot_id;
+use crate::error::chain;
+use crate::marks::note_reload;
+use crate::supervise::narrate::log_plan;
+use crate::supervise::reload::Taken;
+use crate::supervise::settings::Settings;
+use crate::supervise::sources::interval;
+use crate::supervise::start_error::StartError;
+use crate::supervise::state::{Ending, Event};
+use crate::supervise::worker::{Done, Now};
+
+/// What follows from a job.
+pub(super) enum Went {
+    On(Vec<Event>),
+    Ended(Box<Ended>),
+}
+
+impl Runner<'_> {
+    /// Takes what has become of a job.
+    pub(super) fn done(&mut self, done: Done) -> Result<Went, StartError> {
+        let mut events = Vec::new();
+        match done {
+            Done::Begun(report) => {
+                let report = report?;
+                if let Some(now) = &self.now {
+                    self.telling.policy(&now.plan);
+                }
+                self.telling.look(&report);
+                self.due.extend(Task::FIRST);
+                // A pass afterwards: kernel threads, and threads that were created while the first was under way.
+                self.due.insert(Task::Look);
+                if self.upgrade_wanted {
+                    self.line.upgrade();
+                }
+                events.push(Event::Looked(report.looked));
+            }
+            Done::Isolated(report) => {
+                if let Ok(Some(report)) = &report {
+                    self.telling.look(report);
+                    // Limits of units come with a fallback, and go with it.
+                    self.due.insert(Task::KeepHost);
+                }
+                self.isolate_later = report.is_err();
+                self.telling.isolated(report.err());
+            }
+            Done::HostKept(report) => self.telling.host(report),
+            Done::Prioritised(Ok(report)) => self.telling.look(&report),
+            Done::Prioritised(Err(error)) => {
+                if !error.means_gone() {
+                    tracing::warn!("the vCPUs have no priority yet: {}", chain(&error));
+                }
+            }
+            Done::Looked(Ok(report)) => {
+                self.telling.look_failed(report.plan_failed.as_ref().map(|error| chain(error)));
+                self.telling.look(&report);
+                events.push(Event::Looked(report.looked));
+            }
+            Done::Looked(Err(error)) => {
+                if !error.means_gone() {
+                    self.telling.look_failed(Some(chain(&error)));
+                }
+            }
+            Done::Learnt(learnt) => events.push(self.learnt(learnt)),
+            Done::Reloaded(taken) => self.reloaded(taken),
+            Done::Finished(restored) => {
+                let why = self.ending.unwrap_or(Ending::Told);
+                return Ok(Went::Ended(Box::new(Ended { why, restored: Some(restored?) })));
+            }
+        }
+        Ok(Went::On(events))
+    }
+
+    /// Takes what has become of a reload.
+    fn reloaded(&mut self, taken: Result<Taken, String>) {
+        let vm = self.settings.vm.clone();
+        let (refused, later) = match taken {
+            Ok(Taken { policy, later }) => {
+                tracing::info!("VM {vm}: its policy was read again and is in force");
+                for key in &later {
+                    tracing::info!(
+                        "VM {vm}: takes effect when the VM is attached the next time: {key}"
+                    );
+                }
+                self.settings.policy = *policy;
+                self.new_interval = Some(interval(&self.settings, true));
+                self.due.extend(Task::FIRST);
+                self.due.insert(Task::Look);
+                (None, later)
+            }
+            Err(why) => {
+                tracing::warn!("VM {vm}: the policy before stays in force: {why}");
+                (Some(why), Vec::new())
+            }
+        };
+        if let Some(now) = &self.now {
+            self.telling.policy(&now.plan);
+        }
+        let Ok(boot_id) = boot_id(self.root) else { return };
+        note_reload(&self.settings.state, &vm, &boot_id, self.process, refused, later);
+    }
+
+    /// Logs the plan where a job has changed what it says.
+    pub(super) fn log_new_shortfalls(&self, before: Option<&Now>) {
+        let Some(Now { plan, placed, .. }) = &self.now else { return };
+        let before = before.map_or(&[][..], |before| &before.plan.report);
+        if plan.report != before {
+            log_plan(plan, placed, before);
+        }
+    }
+
+    /// Tells systemd and `qmpin status` how it stands, where that has changed.
+    pub(super) fn tell(&mut self) {
+        let Some(drift_total) = self.now.as_ref().map(|now| now.drift_total) else { return };
+        // Before that, what there is to tell changes with every step.
+        if !self.is_ready {
+            return;
+        }
+        let status = self.status();
+        let Settings { state, vm, .. } = &self.settings;
+        self.telling.tell(status, state, vm, self.line.kind(), drift_total);
+    }
+
+    pub(super) fn status(&self) -> String {
+        let Some(Now { plan, placed, drift_total, .. }) = &self.now else {
+            return format!("VM {}: attaching", self.settings.vm);
+        };
+        format!(
+            "{} vCPUs on {}, emulator on {}, asked over {}, drift {drift_total}",
+            plan.vcpus.len(),
+            placed.vcpus_in_words(plan),
+            placed.emulator_in_words(plan),
+            self.line.name(),
+        )
+    }
+}
