@@ -19,7 +19,7 @@ struct Squatter(Child);
 impl Squatter {
     fn on(folder: &Path) -> Option<Squatter> {
         let child = Command::new("setpriv")
-            .args(["--reuid=65534", "--clear-groups", "flock"])
+            .args(["--reuid=65534", "--clear-groups", "flock", "--no-fork"])
             .arg(folder)
             .args(["sleep", "600"])
             .stdin(Stdio::null())

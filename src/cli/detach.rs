@@ -140,7 +140,7 @@ fn detach(
         },
     };
     // Another `detach` waits while this one makes progress.
-    let _pulse = lock.heart().map(|heart| heart.pulse(RESTORE_LIMIT));
+    let _pulse = lock.heart().pulse(RESTORE_LIMIT);
     let report = give_back(host, state, vm, boot_id)?;
     if supervised == Supervised::Was && report.nothing == Some(Nothing::NeverAttached) {
         output::text(&format!("VM {vm}: its supervisor has put everything back and ended\n"))?;

@@ -114,7 +114,7 @@ struct Runner<'a> {
     last_look: Instant,
     last_ask: Option<Instant>,
     pace: Pace,
-    heart: Option<Heart>,
+    heart: Heart,
     /// When the next sign of life is due while the worker is busy.
     next_beat: Option<Instant>,
     worker: Worker,
@@ -238,9 +238,7 @@ impl Runner<'_> {
         if self.worker.is_stuck() {
             return;
         }
-        if let Some(heart) = &self.heart {
-            heart.beat();
-        }
+        self.heart.beat();
         notify::busy();
     }
 

@@ -31,7 +31,7 @@ impl Found {
     }
 
     /// Returns what shows other processes that this supervisor makes progress.
-    pub(in crate::supervise) fn heart(&self) -> Option<Heart> {
+    pub(in crate::supervise) fn heart(&self) -> Heart {
         self.lock.heart()
     }
 

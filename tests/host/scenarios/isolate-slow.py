@@ -100,7 +100,7 @@ def ask_status(host):
 def locks_kept():
     """Another process of root's keeps both locks for a part of the time, and an unprivileged user one on the folder all the time."""
     Path("/run/qmpin").mkdir(mode=0o755, exist_ok=True)
-    squatter = subprocess.Popen(["setpriv", "--reuid=65534", "--clear-groups", "flock", "/run/qmpin", "sleep", "600"])
+    squatter = subprocess.Popen(["setpriv", "--reuid=65534", "--clear-groups", "flock", "--no-fork", "/run/qmpin", "sleep", "600"])
     files = [os.open(f"/run/qmpin/{name}", os.O_WRONLY | os.O_CREAT, 0o600) for name in (".host.lock", ".leases.lock")]
     for file in files:
         fcntl.flock(file, fcntl.LOCK_EX)

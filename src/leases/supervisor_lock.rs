@@ -1,0 +1,191 @@
+//! The lock of one VM's supervisor, `/run/qmpin/100.lock`, and the sign that the supervisor makes progress.
+//!
+//! ```text
+//!   flock held   ─▶ the supervisor lives; the content names its process
+//!   time of file ─▶ when it last made progress (Heart)
+//! ```
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use nix::fcntl::{Flock, FlockArg};
+
+use super::{BYTES_MAX, StateDir, StateError};
+use crate::ids::VmName;
+use crate::state_file::{self, FolderLink};
+use crate::threads::ProcessKey;
+
+/// Held by a VM's supervisor. Dropping it removes the lock file and releases the lock.
+#[derive(Debug)]
+pub struct SupervisorLock {
+    state: StateDir,
+    path: PathBuf,
+    lock: Option<Flock<File>>,
+    heart: Arc<Mutex<Option<File>>>,
+}
+
+impl StateDir {
+    fn lock_path(&self, vm: &VmName) -> PathBuf {
+        self.path.join(format!("{vm}.lock"))
+    }
+
+    /// Becomes the VM's supervisor. `None`: another process is.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn lock_supervisor(&self, vm: &VmName) -> Result<Option<SupervisorLock>, StateError> {
+        let path = self.lock_path(vm);
+        let fail = self.error("lock", path.clone());
+        loop {
+            let (folder, name) = state_file::folder_of(&path, FolderLink::Refuse).map_err(&fail)?;
+            let file = folder.open_or_create(name).map_err(&fail)?;
+            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => {
+                    // The last holder removes the file, so what we locked may have no name any
+                    // more, and another may lock a new file of that name. Then try again.
+                    let ours = lock.metadata().map_err(&fail)?;
+                    let named = fs::metadata(&path);
+                    if named.is_ok_and(|named| named.ino() == ours.ino()) {
+                        // The process that had it before was killed.
+                        lock.set_len(0).map_err(&fail)?;
+                        let state = self.clone();
+                        let heart = Arc::new(Mutex::new(lock.try_clone().ok()));
+                        return Ok(Some(SupervisorLock { state, path, lock: Some(lock), heart }));
+                    }
+                }
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
+                Err((_, errno)) => return Err(fail(errno.into())),
+            }
+        }
+    }
+
+    /// Returns the process that holds the VM's lock, where the file names it. It has a meaning only while
+    /// [`lock_supervisor`](StateDir::lock_supervisor) returns `None`.
+    #[must_use]
+    pub fn supervisor(&self, vm: &VmName) -> Option<ProcessKey> {
+        let text = state_file::read_state(&self.lock_path(vm), BYTES_MAX).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// When the supervisor of the VM has last shown that it makes progress; `None`: there is no lock file.
+    #[must_use]
+    pub fn last_heartbeat(&self, vm: &VmName) -> Option<SystemTime> {
+        fs::metadata(self.lock_path(vm)).and_then(|file| file.modified()).ok()
+    }
+}
+
+impl SupervisorLock {
+    /// Returns what shows others that this supervisor makes progress.
+    #[must_use]
+    pub fn heart(&self) -> Heart {
+        Heart(Arc::clone(&self.heart))
+    }
+
+    /// Whether the file that is locked still has its name.
+    fn has_name(&self) -> bool {
+        let own = self.lock.as_ref().and_then(|lock| lock.metadata().ok());
+        match (own, fs::symlink_metadata(&self.path)) {
+            (Some(own), Ok(named)) => (own.dev(), own.ino()) == (named.dev(), named.ino()),
+            _ => false,
+        }
+    }
+
+    /// Locks a new file where the one that is locked was removed, so that others find this supervisor again.
+    /// Where another process holds a new one already, that is tried again the next time: it finds out that this
+    /// supervisor lives, and lets go.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn renew(&mut self, process: Option<ProcessKey>) -> Result<(), StateError> {
+        if self.has_name() {
+            return Ok(());
+        }
+        let state = self.state.clone();
+        let fail = state.error("lock", self.path.clone());
+        let (folder, name) =
+            state_file::folder_of(&self.path, FolderLink::Refuse).map_err(&fail)?;
+        let file = folder.open_or_create(name).map_err(&fail)?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                let heart = lock.try_clone().ok();
+                *self.heart.lock().unwrap_or_else(PoisonError::into_inner) = heart;
+                lock.set_len(0).map_err(&fail)?;
+                self.lock = Some(lock);
+                if let Some(process) = process {
+                    self.sign(process);
+                }
+                tracing::warn!("{} was removed: it is locked again", self.path.display());
+                Ok(())
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(()),
+            Err((_, errno)) => Err(fail(errno.into())),
+        }
+    }
+
+    /// Writes which process holds it, so that the process can be stopped. Nothing depends on it before there is a
+    /// lease, which names it too, so a failed write is no error.
+    pub fn sign(&mut self, process: ProcessKey) {
+        if let (Some(lock), Ok(text)) = (&mut self.lock, serde_json::to_vec(&process)) {
+            let _ = lock.write_all(&text);
+        }
+    }
+}
+
+/// Shows other processes that a supervisor makes progress, by the time of its lock file.
+#[derive(Debug)]
+pub struct Heart(Arc<Mutex<Option<File>>>);
+
+impl Heart {
+    /// Shows it now. A state folder that is gone or full has no reader either, so an error is ignored.
+    pub fn beat(&self) {
+        let file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let beat = file.as_ref().map(|file| file.set_modified(SystemTime::now()));
+        if let Some(Err(error)) = beat {
+            tracing::trace!("no sign of life: {error}");
+        }
+    }
+
+    /// Beats for so long at most.
+    #[must_use]
+    pub fn pulse(self, limit: Duration) -> Pulse {
+        let (stop, stopped) = mpsc::channel();
+        let deadline = Instant::now() + limit;
+        let beat = move || {
+            self.beat();
+            let every = Duration::from_secs(1);
+            while stopped.recv_timeout(every) == Err(mpsc::RecvTimeoutError::Timeout)
+                && Instant::now() < deadline
+            {
+                self.beat();
+            }
+        };
+        // Without it, a process that waits does so for a shorter time.
+        let _ = thread::Builder::new().name("pulse".to_owned()).spawn(beat);
+        Pulse { _stop: stop }
+    }
+}
+
+/// Shows progress once a second, from a thread of its own, until it is dropped or a limit is over.
+#[derive(Debug)]
+pub struct Pulse {
+    _stop: mpsc::Sender<()>,
+}
+
+impl Drop for SupervisorLock {
+    fn drop(&mut self) {
+        // Removed while still locked: a process that opens the name after this makes a new file. One that has another
+        // file by now is another supervisor's.
+        if self.has_name()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
+            tracing::debug!("{} stays: {error}", self.path.display());
+        }
+        drop(self.lock.take());
+        self.state.tidy();
+    }
+}
