@@ -1,9 +1,9 @@
-//! QEMU in a PID namespace: QMP gives the numbers that its threads have there, and every call of ours wants those
-//! they have here. The kernel tells both (`NSpid` in `/proc/PID/status`, proc_pid_status(5)).
+//! Translates thread numbers of a QEMU in a PID namespace: QMP reports the numbers inside the namespace, and system
+//! calls of qmpin take those outside. The kernel shows both (`NSpid` in `/proc/PID/status`, proc_pid_status(5)).
 //!
 //! ```text
 //!   NSpid:  25073           one number: the process is in our namespace
-//!   NSpid:  25075   7       ours, then one for each namespace below; QMP says the last
+//!   NSpid:  25075   7       ours, then one for each namespace below; QMP reports the last
 //! ```
 
 use std::collections::BTreeMap;

@@ -23,7 +23,7 @@ pub async fn attach_once(
     log_shortfalls(attachment.plan(), &[]);
     // Anything that fails from here on leaves the VM pinned, with its undo.
     let remembered = attachment.remember_host();
-    // The kernel does not put back what it changes as a partition is built.
+    // The kernel does not restore what it changes while a partition is built.
     let isolated = match &remembered {
         Ok(()) => attachment.isolate(),
         Err(_) => Ok(LookReport::default()),

@@ -27,8 +27,8 @@ const PROC_EVENT_FORK: u32 = 1;
 const WHAT_AT: usize = 36;
 const CHILD_PID_AT: usize = 60;
 const CHILD_TGID_AT: usize = 64;
-/// What the kernel keeps for the socket: some messages. Each that comes wakes this process, also while it does not
-/// want to hear of any; of those that do not fit it hears once.
+/// The size of the socket's buffer: some messages. Each message that is queued wakes this process, also while it does
+/// not read any; messages that do not fit are reported once, all together.
 const BUFFER_BYTES: usize = 4096;
 /// More messages than the kernel keeps.
 const DRAINED_MAX: usize = 64;
@@ -90,7 +90,7 @@ impl Births {
     /// Drops what has come so far: a pass that begins after this sees these threads.
     pub fn drain(&self) {
         let mut message = [0_u8; 256];
-        // The kernel keeps a few of them, and then says that some were lost.
+        // The kernel keeps a few of them, and then reports that some were lost.
         for _ in 0..DRAINED_MAX {
             let socket = self.socket.as_fd().as_raw_fd();
             if socket::recv(socket, &mut message, MsgFlags::MSG_DONTWAIT).is_err() {

@@ -27,7 +27,7 @@ impl Runner<'_> {
         let mut strongest = None;
         let mut event = first;
         for _ in 0..EVENTS_AT_A_TIME {
-            tracing::debug!("QEMU says {}", event.name);
+            tracing::debug!("QEMU reports {}", event.name);
             let hint = hint_of(&event.name);
             if hint == Some(Hint::Device) || strongest.is_none() {
                 strongest = hint;
@@ -52,7 +52,7 @@ impl Runner<'_> {
         Event::ChannelChanged(Liveness::Leases)
     }
 
-    /// Turns what the line to QEMU says into an event.
+    /// Turns what the line to QEMU reports into an event.
     pub(super) async fn hear(&mut self, said: Said) -> Option<Event> {
         match said {
             Said::Happening(Happening::Event(event)) => self.hear_events(event).await,
@@ -82,7 +82,7 @@ impl Runner<'_> {
                     "QEMU is asked by leases: something else is where qmpin's own socket would be"
                 );
             }
-            // Most likely it has just ended; if not, the next question says so.
+            // Most likely it has just ended; if not, the next question shows it.
             Err(error) if error.is_nobody_there() => tracing::debug!("{}", chain(&error)),
             Err(error) => tracing::warn!("QEMU is asked by leases: {}", chain(&error)),
         }
@@ -164,7 +164,7 @@ mod tests {
             ("SHUTDOWN", None),
             ("POWERDOWN", None),
             ("RTC_CHANGE", None),
-            // Whatever a later QEMU says, and what only looks like one of them.
+            // Events of later versions of QEMU, and names that only look like one of them.
             ("SOMETHING_OF_QEMU_99", None),
             ("reset", None),
             ("RESET ", None),

@@ -102,7 +102,7 @@ impl Runner<'_> {
         note_reload(&self.settings.state, &vm, &boot_id, self.process, refused, later);
     }
 
-    /// Logs the plan where a job has changed what it says.
+    /// Logs the plan where a job has changed it.
     pub(super) fn log_new_shortfalls(&self, before: Option<&Now>) {
         let Some(Now { plan, placed, .. }) = &self.now else { return };
         let before = before.map_or(&[][..], |before| &before.plan.report);
