@@ -22,6 +22,7 @@ pub mod journal;
 pub mod leases;
 pub mod locks;
 pub mod marks;
+pub mod mask;
 pub mod peer;
 pub mod qmp;
 pub mod runtime;

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, Pid, StartTicks, Tid, VcpuIndex};
+use crate::mask::Mask;
 
 /// What a thread is for. vCPUs and iothreads are known from QMP alone; the rest is told apart by
 /// `/proc`, for display, and treated alike.
@@ -70,7 +70,7 @@ pub struct Thread {
     /// Its name, for display only.
     pub comm: String,
     /// The CPUs it may run on: `sched_getaffinity(2)`, so online CPUs only.
-    pub allowed: CpuSet,
+    pub allowed: Mask,
     /// The CPU it last ran on.
     pub last_cpu: Option<u32>,
 }

@@ -23,8 +23,8 @@ pub(super) fn write(bench: Bench<'_>, step: &Step) -> StepOutcome {
         return said_no(with_cause(bench, step, error));
     }
     match bench.sched.affinity(tid) {
-        Ok(now) if now == step.to => StepOutcome::Done,
-        Ok(now) => StepOutcome::Narrowed { to: now },
+        Ok(now) if step.to == now => StepOutcome::Done,
+        Ok(now) => StepOutcome::Narrowed { to: now.into() },
         Err(error) => said_no(error),
     }
 }

@@ -26,9 +26,9 @@ pub use host::{
 pub use priority::{PriorityApplied, PriorityOutcome, apply_priorities};
 pub use reonline::{CycleReport, Cycled, cycle};
 
-use crate::cpuset::CpuSet;
 use crate::discover::Grips;
 use crate::journal::{Intent, Journal, JournalError, Record};
+use crate::mask::Mask;
 use crate::plan::diff::Step;
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
@@ -44,7 +44,7 @@ pub enum StepOutcome {
     /// The kernel took the mask and made another of it, such as one cut to the thread's cpuset.
     Narrowed {
         /// What it has now.
-        to: CpuSet,
+        to: Mask,
     },
     /// The kernel said no.
     Refused {
@@ -70,6 +70,9 @@ impl Applied {
     }
 }
 
+/// How many records are made durable at once: a VM may have very many threads.
+const RECORDS_AT_A_TIME: usize = 1024;
+
 /// Everything a step needs to be carried out.
 #[derive(Clone, Copy)]
 pub struct Bench<'a> {
@@ -94,10 +97,15 @@ pub fn apply(
     baseline: Option<Record>,
     steps: Vec<Step>,
 ) -> Result<Vec<Applied>, JournalError> {
-    let intents = steps
-        .iter()
-        .map(|step| Record::Intent(Intent { thread: step.thread, from: step.from, to: step.to }));
-    journal.append(baseline.into_iter().chain(intents).collect())?;
+    let intent = |step: &Step| Intent { thread: step.thread, from: *step.from, to: *step.to };
+    let mut records = baseline.into_iter().chain(steps.iter().map(intent).map(Record::Intent));
+    loop {
+        let some: Vec<Record> = records.by_ref().take(RECORDS_AT_A_TIME).collect();
+        if some.is_empty() {
+            break;
+        }
+        journal.append(some)?;
+    }
     let applied: Vec<Applied> = steps
         .into_iter()
         .map(|step| {
@@ -108,10 +116,10 @@ pub fn apply(
     // What the kernel made of our mask is ours, too: restore must know it again.
     let narrowed: Vec<Record> = applied
         .iter()
-        .filter_map(|applied| match applied.outcome {
+        .filter_map(|applied| match &applied.outcome {
             StepOutcome::Narrowed { to } => {
-                let Step { thread, from, .. } = applied.step;
-                Some(Record::Narrowed(Intent { thread, from, to }))
+                let Step { thread, from, .. } = &applied.step;
+                Some(Record::Narrowed(Intent { thread: *thread, from: **from, to: **to }))
             }
             _ => None,
         })

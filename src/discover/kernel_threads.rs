@@ -55,7 +55,7 @@ pub fn kernel_threads(
         let Ok(stat) = stat::read(root, &format!("proc/{tid}/stat")) else { continue };
         let Some(role) = kernel_role(&stat, process) else { continue };
         let Ok(allowed) = sched.affinity(tid) else { continue };
-        found.push(thread(ThreadKey { tid, start: stat.start }, role, stat, allowed));
+        found.push(thread(ThreadKey { tid, start: stat.start }, role, stat, allowed.into()));
     }
     found
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use super::grips::Grips;
 use super::stat::{self, Stat};
-use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, Pid, Tid, VcpuIndex};
+use crate::mask::{Mask, Masks};
 use crate::sched::Sched;
 use crate::sysroot::{Folder, ReadError, SysRoot};
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
@@ -136,7 +136,7 @@ fn open(root: &SysRoot, pid: Pid) -> Result<(Folder, Vec<Tid>), TasksError> {
 struct Seen {
     key: ThreadKey,
     stat: Stat,
-    allowed: CpuSet,
+    allowed: Mask,
 }
 
 /// All living threads of a process, ascending by number.
@@ -206,8 +206,8 @@ pub fn scan(
         Some(survey) if survey.taken.elapsed() < MOMENT => (survey.lines, survey.grips),
         _ => (Vec::new(), Grips::default()),
     };
-    let mut threads = Vec::new();
     let (folder, tids) = open(root, pid)?;
+    let (mut threads, mut masks) = (Vec::with_capacity(tids.len()), Masks::default());
     for tid in tids {
         let stat = match lines.binary_search_by_key(&tid, |(tid, _)| *tid) {
             Ok(at) => std::mem::take(&mut lines[at].1),
@@ -217,6 +217,7 @@ pub fn scan(
             },
         };
         let Ok(allowed) = sched.affinity(tid) else { continue };
+        let allowed = masks.of(allowed);
         threads.push(Seen { key: ThreadKey { tid, start: stat.start }, stat, allowed });
     }
     Ok(Scan { threads, grips })
@@ -373,7 +374,7 @@ fn role_by_proc(stat: &Stat, pid: Pid, tid: Tid) -> Role {
     }
 }
 
-pub(super) fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: CpuSet) -> Thread {
+pub(super) fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: Mask) -> Thread {
     Thread { key, role, comm: stat.comm, allowed, last_cpu: stat.last_cpu }
 }
 

@@ -6,16 +6,17 @@ use std::collections::{BTreeMap, HashSet};
 use super::{CookieMemory, Intent, PartitionUndo, Record, SchedMemory, UnknownLines};
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid};
+use crate::mask::{Mask, Masks};
 use crate::threads::ThreadKey;
 
 /// What the journal remembers, sorted by thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     pub(super) main: Option<CpuSet>,
-    pub(super) before: BTreeMap<ThreadKey, CpuSet>,
+    pub(super) before: BTreeMap<ThreadKey, Mask>,
     pub(super) written: BTreeMap<ThreadKey, Written>,
     pub(super) written_len: usize,
-    pub(super) ours: HashSet<CpuSet>,
+    pub(super) ours: HashSet<Mask>,
     partition: Option<PartitionUndo>,
     /// The CPUs that systemd was to keep others off, where it was.
     pub(super) slices: Option<CpuSet>,
@@ -27,8 +28,8 @@ pub struct Memory {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Written {
     pub(super) order: usize,
-    pub(super) from: CpuSet,
-    pub(super) ours: Vec<CpuSet>,
+    pub(super) from: Mask,
+    pub(super) ours: Vec<Mask>,
 }
 
 impl Memory {
@@ -51,15 +52,18 @@ impl Memory {
             }
             Record::Outside(threads) => self.add_before(threads),
             Record::Intent(intent) | Record::Narrowed(intent) => {
-                let (order, from) = (self.written_len, intent.from);
+                let to = self.shared(intent.to);
+                let before = self.before.get(&intent.thread);
+                let from = before.filter(|before| ***before == intent.from).cloned();
+                let from = from.unwrap_or_else(|| intent.from.into());
+                let order = self.written_len;
                 let written = self.written.entry(intent.thread).or_insert_with(|| {
                     self.written_len += 1;
-                    Written { order, from, ours: Vec::new() }
+                    Written { order, from, ours: Vec::with_capacity(1) }
                 });
-                if !written.ours.contains(&intent.to) {
-                    written.ours.push(intent.to);
+                if !written.ours.contains(&to) {
+                    written.ours.push(to);
                 }
-                self.ours.insert(intent.to);
             }
             // What was before is in the first; what was ours is in all of them.
             Record::Partition(undo) => match &mut self.partition {
@@ -80,10 +84,21 @@ impl Memory {
     }
 
     fn add_before(&mut self, threads: &[(Tid, StartTicks, CpuSet)]) {
+        let mut masks = Masks::default();
         for (tid, start, cpus) in threads {
             let key = ThreadKey { tid: *tid, start: *start };
-            self.before.entry(key).or_insert(*cpus);
+            self.before.entry(key).or_insert_with(|| masks.of(*cpus));
         }
+    }
+
+    /// A mask that is written by qmpin, with the memory that all of these share.
+    fn shared(&mut self, cpus: CpuSet) -> Mask {
+        if let Some(known) = self.ours.get(&cpus) {
+            return known.clone();
+        }
+        let mask = Mask::from(cpus);
+        self.ours.insert(mask.clone());
+        mask
     }
 
     /// Whether the masks before the first write are known.
@@ -116,7 +131,7 @@ impl Memory {
 
     /// All masks that qmpin has written.
     pub fn masks(&self) -> impl Iterator<Item = CpuSet> + '_ {
-        self.ours.iter().copied()
+        self.ours.iter().map(|mask| **mask)
     }
 
     /// How threads were scheduled, and what of it is ours.
@@ -150,7 +165,7 @@ impl Memory {
     pub fn covers(&self, intent: &Intent) -> bool {
         if self.knows(intent.thread) {
             let written = self.written.get(&intent.thread);
-            written.is_some_and(|written| written.ours.contains(&intent.to))
+            written.is_some_and(|written| written.ours.iter().any(|ours| **ours == intent.to))
         } else {
             self.ours.contains(&intent.to)
         }
@@ -160,12 +175,13 @@ impl Memory {
     /// main thread's. `None` before there is a baseline, when nothing has been written yet.
     #[must_use]
     pub fn before(&self, key: ThreadKey) -> Option<CpuSet> {
-        self.before.get(&key).copied().or(self.main)
+        self.before.get(&key).map(|mask| **mask).or(self.main)
     }
 
     /// Whether qmpin may have given the thread a mask that satisfies `same`. A thread born later may
     /// have inherited any of ours.
-    pub fn is_ours(&self, key: ThreadKey, same: impl FnMut(&CpuSet) -> bool) -> bool {
+    pub fn is_ours(&self, key: ThreadKey, mut same: impl FnMut(&CpuSet) -> bool) -> bool {
+        let same = |mask: &Mask| same(mask);
         if self.knows(key) {
             let written = self.written.get(&key);
             written.is_some_and(|written| written.ours.iter().any(same))

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use super::{Baseline, Intent, Memory, PriorityIntent, Record, SchedMemory};
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid};
+use crate::mask::Mask;
 use crate::scheduling::Scheduling;
 use crate::threads::ThreadKey;
 
@@ -14,7 +15,7 @@ impl Memory {
     #[must_use]
     pub fn records(&self) -> Vec<Record> {
         let threads: Vec<(Tid, StartTicks, CpuSet)> =
-            self.before.iter().map(|(key, cpus)| (key.tid, key.start, *cpus)).collect();
+            self.before.iter().map(|(key, cpus)| (key.tid, key.start, **cpus)).collect();
         let mut records = Vec::new();
         match self.main {
             Some(main) => records.push(Record::Baseline(Baseline { main, threads })),
@@ -28,8 +29,8 @@ impl Memory {
         for (thread, written) in written {
             let intents = written.ours.iter().map(|to| Intent {
                 thread: *thread,
-                from: written.from,
-                to: *to,
+                from: *written.from,
+                to: **to,
             });
             records.extend(intents.map(Record::Intent));
         }
@@ -42,14 +43,14 @@ impl Memory {
     /// inherited it.
     pub(super) fn forget_threads(&mut self, lives: impl Fn(ThreadKey) -> bool) {
         self.before.retain(|key, _| lives(*key));
-        let mut kept: HashSet<CpuSet> = HashSet::new();
+        let mut kept: HashSet<Mask> = HashSet::new();
         let ended: Vec<ThreadKey> = self
             .written
             .iter()
             .filter(|(key, written)| {
                 let is_needed = lives(**key);
                 if is_needed {
-                    kept.extend(&written.ours);
+                    kept.extend(written.ours.iter().cloned());
                 }
                 !is_needed
             })
@@ -57,7 +58,7 @@ impl Memory {
             .collect();
         for key in ended {
             let is_needed = self.written.get_mut(&key).is_some_and(|written| {
-                written.ours.retain(|mask| kept.insert(*mask));
+                written.ours.retain(|mask| kept.insert(mask.clone()));
                 !written.ours.is_empty()
             });
             if !is_needed {

@@ -7,6 +7,7 @@
 use super::Plan;
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
+use crate::mask::{Mask, Masks};
 use crate::policy::Level;
 use crate::threads::{Role, Thread, ThreadKey};
 
@@ -20,9 +21,9 @@ pub struct Step {
     /// Its name, for display only.
     pub comm: String,
     /// The mask that was seen.
-    pub from: CpuSet,
+    pub from: Mask,
     /// The mask it is to have.
-    pub to: CpuSet,
+    pub to: Mask,
 }
 
 /// The CPUs a thread belongs on by the plan; `None`: it is left alone.
@@ -42,16 +43,17 @@ pub fn desired(plan: &Plan, role: &Role) -> Option<CpuSet> {
 /// kernel shows masks without offline ones, so masks are compared there.
 #[must_use]
 pub fn diff(plan: &Plan, process: Pid, observed: &[Thread], online: &CpuSet) -> Vec<Step> {
+    let mut masks = Masks::default();
     let mut steps: Vec<Step> = observed
         .iter()
         .filter_map(|thread| {
             let to = desired(plan, &thread.role)?;
-            (thread.allowed & *online != to & *online).then(|| Step {
+            (*thread.allowed & *online != to & *online).then(|| Step {
                 thread: thread.key,
                 role: thread.role.clone(),
                 comm: thread.comm.clone(),
-                from: thread.allowed,
-                to,
+                from: thread.allowed.clone(),
+                to: masks.of(to),
             })
         })
         .collect();

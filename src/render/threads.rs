@@ -73,7 +73,7 @@ impl ThreadsDocument {
                 iothread,
                 guest,
                 comm: thread.comm,
-                allowed_cpus: thread.allowed,
+                allowed_cpus: *thread.allowed,
                 last_cpu: thread.last_cpu,
             }
         });

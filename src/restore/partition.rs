@@ -310,7 +310,7 @@ mod tests {
             key: ThreadKey { tid: Tid(tid), start: StartTicks(7) },
             role,
             comm: "kvm".to_owned(),
-            allowed: set("0-23"),
+            allowed: set("0-23").into(),
             last_cpu: None,
         };
         let threads = [thread(500, Role::Emulator), thread(501, Role::Vcpu(VcpuIndex(0)))];

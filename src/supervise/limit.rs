@@ -60,7 +60,7 @@ impl Limit {
             self.said = None;
             return Vec::new();
         }
-        let wanted = barred.iter().fold(CpuSet::EMPTY, |all, step| all | step.to);
+        let wanted = barred.iter().fold(CpuSet::EMPTY, |all, step| all | *step.to);
         let sentence = format!(
             "{} cannot be pinned to {}: {}; they stay where they are until that limit is lifted",
             counted(barred.len(), "thread"),
@@ -113,8 +113,8 @@ mod tests {
             thread: key(tid),
             role: Role::Emulator,
             comm: String::new(),
-            from: cpus("0-9"),
-            to: cpus(to),
+            from: cpus("0-9").into(),
+            to: cpus(to).into(),
         };
         let allowed = Allowed { cpus: cpus("2-9"), why: "100.scope allows only …".to_owned() };
         let mut limit = Limit { allowed: Some(allowed), ..Limit::default() };

@@ -43,7 +43,7 @@ impl Originals {
 
     fn own(&self, threads: &[Thread]) -> Vec<(Tid, StartTicks, CpuSet)> {
         let own =
-            |thread: &Thread| (thread.key.tid, thread.key.start, self.natural(thread.allowed));
+            |thread: &Thread| (thread.key.tid, thread.key.start, self.natural(*thread.allowed));
         threads.iter().map(own).collect()
     }
 

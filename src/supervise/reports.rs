@@ -1,6 +1,7 @@
 //! What a look or an answer has brought.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::cookie::CookieReport;
 use super::priority::PriorityReport;
@@ -56,11 +57,15 @@ pub struct Learnt {
 impl LookReport {
     /// Adds the steps of a later pass. A thread that had one before counts once, with what became of it last.
     pub(super) fn then_applied(&mut self, later: Vec<Applied>) {
+        let threads = self.applied.iter().map(|earlier| earlier.step.thread);
+        let mut places: BTreeMap<ThreadKey, usize> = threads.zip(0..).collect();
         for applied in later {
-            let thread = applied.step.thread;
-            match self.applied.iter_mut().find(|earlier| earlier.step.thread == thread) {
-                Some(earlier) => *earlier = applied,
-                None => self.applied.push(applied),
+            match places.entry(applied.step.thread) {
+                Entry::Occupied(place) => self.applied[*place.get()] = applied,
+                Entry::Vacant(place) => {
+                    place.insert(self.applied.len());
+                    self.applied.push(applied);
+                }
             }
         }
     }

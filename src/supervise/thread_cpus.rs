@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::apply::{Applied, StepOutcome};
 use crate::cpuset::CpuSet;
+use crate::mask::Mask;
 use crate::plan::Plan;
 use crate::threads::{Role, Thread, ThreadKey};
 
@@ -23,14 +24,14 @@ impl ThreadCpus {
     #[must_use]
     pub fn of(plan: &Plan, threads: &[Thread], applied: &[Applied]) -> ThreadCpus {
         let written = applied.iter().filter_map(|one| match &one.outcome {
-            StepOutcome::Done => Some((one.step.thread, one.step.to)),
-            StepOutcome::Narrowed { to } => Some((one.step.thread, *to)),
+            StepOutcome::Done => Some((one.step.thread, &one.step.to)),
+            StepOutcome::Narrowed { to } => Some((one.step.thread, to)),
             StepOutcome::Gone | StepOutcome::Refused { .. } => None,
         });
-        let written: BTreeMap<ThreadKey, CpuSet> = written.collect();
+        let written: BTreeMap<ThreadKey, &Mask> = written.collect();
         let mut placed = ThreadCpus::default();
         for thread in threads {
-            let cpus = written.get(&thread.key).copied().unwrap_or(thread.allowed);
+            let cpus = **written.get(&thread.key).copied().unwrap_or(&thread.allowed);
             match &thread.role {
                 Role::Vcpu(index) if plan.left_alone.contains(index) => {}
                 Role::Vcpu(_) => placed.vcpus |= cpus,
@@ -117,12 +118,15 @@ mod tests {
 
     fn thread((tid, role, allowed): (i32, Role, &str)) -> Thread {
         let key = ThreadKey { tid: Tid(tid), start: StartTicks(1) };
-        Thread { key, role, comm: String::new(), allowed: set(allowed), last_cpu: None }
+        Thread { key, role, comm: String::new(), allowed: set(allowed).into(), last_cpu: None }
     }
 
     fn applied(thread: &Thread, to: &str, outcome: StepOutcome) -> Applied {
         let Thread { key, role, comm, allowed, .. } = thread.clone();
-        Applied { step: Step { thread: key, role, comm, from: allowed, to: set(to) }, outcome }
+        Applied {
+            step: Step { thread: key, role, comm, from: allowed, to: set(to).into() },
+            outcome,
+        }
     }
 
     #[test]
@@ -149,7 +153,8 @@ mod tests {
         let none = ThreadCpus::of(&plan, &threads, &none).in_words(&plan);
         let was = "vCPUs on 2-16 (planned: 12-15), iothreads on 2-16 (planned: 0-3), emulator on 2-16 (planned: 4-11)";
         assert_eq!(none, was);
-        let narrowed = applied(&threads[0], "4-11", StepOutcome::Narrowed { to: set("4-5") });
+        let narrowed =
+            applied(&threads[0], "4-11", StepOutcome::Narrowed { to: set("4-5").into() });
         let some = [narrowed, done(1, "12"), refused(2, "14"), done(4, "0-3")];
         let some = ThreadCpus::of(&plan, &threads, &some).in_words(&plan);
         assert!(some.starts_with("vCPUs on 2-16 (planned: 12-15), iothreads on 0-3"), "{some}");

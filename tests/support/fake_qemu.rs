@@ -20,8 +20,11 @@ const DIR: &str = "QMPIN_FAKE_QEMU_DIR";
 const LIE: &str = "QMPIN_FAKE_QEMU_LIE";
 const VICTIM: &str = "QMPIN_FAKE_QEMU_VICTIM";
 
+/// How many threads a fake with many of them has.
+pub(crate) const THREADS_MAX: usize = 15_000;
+
 /// The test that a fake is.
-const SERVING_TEST: &str = "an_honest_fake_is_attached_and_put_back";
+const SERVING_TEST: &str = "support::fake_qemu::a_fake_is_this_test_in_a_process_of_its_own";
 
 /// A running fake: VM 100. A second process is there to be lied about.
 pub(crate) struct FakeQemu {
@@ -31,7 +34,7 @@ pub(crate) struct FakeQemu {
 }
 
 impl FakeQemu {
-    /// Starts one. The test's crate has a test [`SERVING_TEST`] that calls [`serve`] first.
+    /// Starts one.
     pub(crate) fn start(lie: &str) -> FakeQemu {
         let dir = tempfile::Builder::new().prefix("qmpin-fake-").tempdir().unwrap();
         let victim = super::clean::command("sleep").arg("1000").spawn().unwrap();
@@ -71,6 +74,11 @@ impl FakeQemu {
     }
 }
 
+#[test]
+fn a_fake_is_this_test_in_a_process_of_its_own() {
+    serve();
+}
+
 impl Drop for FakeQemu {
     fn drop(&mut self) {
         for child in [&mut self.child, &mut self.victim] {
@@ -92,7 +100,7 @@ struct Fake {
 }
 
 /// What the fake does; in any other process, nothing.
-pub(crate) fn serve() {
+fn serve() {
     let (Ok(dir), Ok(lie)) = (std::env::var(DIR), std::env::var(LIE)) else { return };
     let dir = Path::new(&dir);
     let victim = std::env::var(VICTIM).unwrap().parse().unwrap();
@@ -114,6 +122,10 @@ pub(crate) fn serve() {
             thread::sleep(Duration::from_millis(5));
         }
     });
+    if fake.lie == "many threads" {
+        let count = many_threads();
+        fs::write(dir.join("many"), count.to_string()).unwrap();
+    }
     if fake.lie == "threads without end" {
         // Begun by the test, since it is attached first.
         let begin = dir.join("begin");
@@ -129,6 +141,15 @@ pub(crate) fn serve() {
     // All its threads are there now.
     fs::write(dir.join("ready"), "").unwrap();
     visits(&shared, &fake);
+}
+
+/// Creates as many threads as the machine allows, up to the number in [`THREADS_MAX`]. How many there are.
+fn many_threads() -> usize {
+    let sleep = || loop {
+        thread::park();
+    };
+    let more = |_: &usize| thread::Builder::new().stack_size(16 << 10).spawn(sleep).is_ok();
+    (0..THREADS_MAX).take_while(more).count()
 }
 
 /// A thread that sleeps for good.

@@ -1,6 +1,6 @@
 //! What several integration tests share.
 
-#![allow(dead_code)] // each test is a crate of its own and uses a part of this
+#![allow(dead_code)] // each group of tests uses a part of this
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests say no as tests do
 
 pub(crate) mod captured;
@@ -8,6 +8,7 @@ pub(crate) mod clean;
 pub(crate) mod fake_host;
 pub(crate) mod fake_qemu;
 pub(crate) mod guests;
+pub(crate) mod host_world;
 pub(crate) mod hosts;
 pub(crate) mod made_up;
 pub(crate) mod ordered;
@@ -37,7 +38,7 @@ pub(crate) fn accels(test: &str) -> Vec<qemu::Accel> {
 }
 
 /// Asserts that a result is an error of a pattern, and shows it where it is not.
-#[macro_export]
+#[allow(unused_macros)] // not every group needs it
 macro_rules! assert_error {
     ($result:expr, $pattern:pat $(if $guard:expr)?) => {
         match $result {

@@ -182,7 +182,7 @@ mod tests {
 
     fn thread(tid: i32, role: Role) -> Thread {
         let key = ThreadKey { tid: Tid(tid), start: StartTicks(1) };
-        Thread { key, role, comm: "kvm".to_owned(), allowed: set("0-23"), last_cpu: None }
+        Thread { key, role, comm: "kvm".to_owned(), allowed: set("0-23").into(), last_cpu: None }
     }
 
     fn levels_seen(exclusive: &str) -> Vec<(String, CpuSet)> {

@@ -47,7 +47,7 @@ impl Attachment<'_> {
         }
         let main = self.known.process.pid.main_thread();
         let main = threads.iter().find(|thread| thread.key.tid == main);
-        let all: CpuSet = main.map_or(self.online, |thread| thread.allowed);
+        let all: CpuSet = main.map_or(self.online, |thread| *thread.allowed);
         Some(
             Originals::of(self.known.host.root, self.known.process, threads, self.online)
                 .record(all, threads),

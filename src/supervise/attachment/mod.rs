@@ -43,6 +43,7 @@ use crate::error::chain;
 use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
 use crate::leases::{FileState, Kept, SupervisorLock};
+use crate::mask::{Mask, Masks};
 use crate::plan::diff::{Step, desired, diff};
 use crate::plan::{Guest, Lasts, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
@@ -71,7 +72,7 @@ pub struct Attachment<'a> {
     priority: Priority,
     cookie: CookieKeeper,
     /// Where each thread was seen to be, when that was where it belongs.
-    settled: BTreeMap<ThreadKey, CpuSet>,
+    settled: BTreeMap<ThreadKey, Mask>,
     /// Where its threads are.
     placed: ThreadCpus,
     host_knobs: HostKnobs,
@@ -408,7 +409,7 @@ impl<'a> Attachment<'a> {
         let applied = apply(bench, &mut self.journal, baseline, steps)?;
         for applied in &applied {
             if !applied.fell_short() {
-                self.settled.insert(applied.step.thread, applied.step.to);
+                self.settled.insert(applied.step.thread, applied.step.to.clone());
             }
         }
         self.placed = ThreadCpus::of(&self.plan, &threads, &applied);
@@ -452,12 +453,13 @@ fn may_be_named(key: ThreadKey, threads: &[Thread]) -> bool {
         .is_ok_and(|at| threads[at].role == Role::Emulator)
 }
 
-fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKey, CpuSet> {
+fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKey, Mask> {
+    let mut masks = Masks::default();
     let moving: BTreeSet<ThreadKey> = steps.iter().map(|step| step.thread).collect();
     threads
         .iter()
         .filter(|thread| !moving.contains(&thread.key))
-        .filter_map(|thread| Some((thread.key, desired(plan, &thread.role)?)))
+        .filter_map(|thread| Some((thread.key, masks.of(desired(plan, &thread.role)?))))
         .collect()
 }
 

@@ -54,7 +54,7 @@ impl Outside {
         let is_new = |thread: &&Thread| !journal.memory().knows(thread.key);
         let mut new: Vec<Thread> = found.iter().filter(is_new).cloned().collect();
         for thread in &mut new {
-            thread.allowed = own_mask(thread, online, &memory);
+            thread.allowed = own_mask(thread, online, &memory).into();
         }
         if !new.is_empty() {
             let originals = Originals::of(host.root, process, &new, online);
@@ -68,7 +68,7 @@ impl Outside {
     pub(super) fn now(&mut self, sched: &dyn Sched) -> impl Iterator<Item = Thread> + '_ {
         self.0.retain_mut(|thread| match sched.affinity(thread.key.tid) {
             Ok(allowed) => {
-                thread.allowed = allowed;
+                thread.allowed = allowed.into();
                 true
             }
             Err(_) => false,
@@ -87,7 +87,7 @@ fn remembered(known: &Known<'_>) -> HostMemory {
 fn own_mask(thread: &Thread, online: CpuSet, memory: &HostMemory) -> CpuSet {
     match memory.original(&Place::Thread(thread.key)).and_then(Value::cpus) {
         Some(original) => original,
-        None if memory.is_fenced(&Value::Cpus(thread.allowed), &online, &online) => online,
-        None => thread.allowed,
+        None if memory.is_fenced(&Value::Cpus(*thread.allowed), &online, &online) => online,
+        None => *thread.allowed,
     }
 }

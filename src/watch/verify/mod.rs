@@ -234,7 +234,7 @@ mod tests {
 
     fn thread(role: Role, on: &str) -> Thread {
         let key = ThreadKey { tid: Tid(7), start: StartTicks(1) };
-        Thread { key, role, comm: String::new(), allowed: cpus(on), last_cpu: None }
+        Thread { key, role, comm: String::new(), allowed: cpus(on).into(), last_cpu: None }
     }
 
     fn occupant(kind: OccupantKind) -> Occupant {

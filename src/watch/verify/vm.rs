@@ -22,7 +22,7 @@ pub(super) fn vcpus(facts: &VmFacts<'_>) -> Check {
         } else if on.intersects(&used) {
             wrong.push(format!("vCPU {index} shares {}", cpus_in_words(on)));
         }
-        used |= *on;
+        used |= **on;
     }
     if number == 0 {
         return broken("vcpus", "QEMU names no vCPU".to_owned());

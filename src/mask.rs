@@ -1,0 +1,105 @@
+//! `Mask`: a set of CPUs as it is kept for each of many threads. A QEMU may have tens of thousands of threads with a
+//! handful of different masks, so equal masks share one [`CpuSet`].
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::cpuset::CpuSet;
+
+/// A set of CPUs in 8 bytes, equal and printed like the [`CpuSet`] that it stands for.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Mask(Arc<CpuSet>);
+
+/// Gives equal masks the same memory. It remembers a few of the last ones only, so that endless different masks take no
+/// more memory here.
+#[derive(Debug, Default)]
+pub struct Masks {
+    recent: Vec<Mask>,
+    /// The place of the next one where all are taken.
+    next: usize,
+}
+
+/// How many different masks are remembered.
+const RECENT_MAX: usize = 32;
+
+impl Masks {
+    /// Returns the mask for these CPUs.
+    pub fn of(&mut self, cpus: CpuSet) -> Mask {
+        if let Some(known) = self.recent.iter().find(|known| **known == cpus) {
+            return known.clone();
+        }
+        let mask = Mask::from(cpus);
+        if self.recent.len() < RECENT_MAX {
+            self.recent.push(mask.clone());
+        } else {
+            self.recent[self.next] = mask.clone();
+            self.next = (self.next + 1) % RECENT_MAX;
+        }
+        mask
+    }
+}
+
+impl From<CpuSet> for Mask {
+    fn from(cpus: CpuSet) -> Mask {
+        Mask(Arc::new(cpus))
+    }
+}
+
+impl Borrow<CpuSet> for Mask {
+    fn borrow(&self) -> &CpuSet {
+        &self.0
+    }
+}
+
+impl Deref for Mask {
+    type Target = CpuSet;
+
+    fn deref(&self) -> &CpuSet {
+        &self.0
+    }
+}
+
+impl PartialEq<CpuSet> for Mask {
+    fn eq(&self, cpus: &CpuSet) -> bool {
+        *self.0 == *cpus
+    }
+}
+
+impl fmt::Debug for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&*self.0, f)
+    }
+}
+
+impl fmt::Display for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&*self.0, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(text: &str) -> CpuSet {
+        text.parse().expect("a cpulist")
+    }
+
+    #[test]
+    fn equal_masks_share_their_memory_and_different_ones_are_forgotten_again() {
+        let mut masks = Masks::default();
+        let first = masks.of(set("0-3"));
+        assert!(Arc::ptr_eq(&first.0, &masks.of(set("0-3")).0));
+        assert_eq!(
+            (first.to_string(), format!("{first:?}")),
+            ("0-3".to_owned(), format!("{:?}", set("0-3")))
+        );
+        for cpu in 0..1000 {
+            assert_eq!(masks.of(set(&cpu.to_string())), set(&cpu.to_string()));
+        }
+        assert_eq!(masks.recent.len(), RECENT_MAX);
+        assert_eq!(masks.of(set("0-3")), first);
+    }
+}

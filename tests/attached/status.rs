@@ -1,0 +1,121 @@
+//! `status` and `verify` on a real QEMU: what they say is what the kernel says.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use crate::support::qemu::{QemuOptions, wait_until};
+use crate::support::run::{Stage, needs_two_cpus, taskset};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+fn json(stage: &Stage, code: i32, args: &[&str]) -> Value {
+    let done = stage.run(args);
+    done.says(code, &[]);
+    serde_json::from_str(&done.out).unwrap_or_else(|error| panic!("{error}: {}", done.out))
+}
+
+#[test]
+fn status_follows_a_vm_from_its_attach_to_its_end() {
+    needs_two_cpus!("status_follows_a_vm_from_its_attach_to_its_end");
+    let stage = Stage::new(&QemuOptions::default());
+    stage.run(&["status"]).says(0, &["no VM is attached"]);
+    stage.run(&["status", "100"]).says(1, &["VM 100 is not attached", "qmpin attach 100"]);
+    stage.run(&["verify", "100"]).says(1, &["VM 100 is not attached", "qmpin attach 100"]);
+
+    let attached = stage.attach(&[]);
+    let of_vm = |code| json(&stage, code, &["status", "100", "--json"])["vms"][0].clone();
+    let vm = of_vm(0);
+    assert_eq!((vm["vm"].as_str(), vm["state"].as_str()), (Some("100"), Some("followed")));
+    assert_eq!(vm["pid"], stage.qemu.pid().0);
+    assert_eq!(vm["supervisor_pid"], attached.pid().0);
+    assert_eq!((vm["exclusive"].as_str(), vm["emulator"].as_str()), (Some("1"), Some("0")));
+    assert_eq!(vm["vcpus"][0]["cpus"], "1");
+    assert_eq!(vm["knobs"].as_array().map(Vec::len), Some(0), "pinned turns none: {vm}");
+    assert_eq!((vm["drift_total"].as_u64(), vm["channel"].as_str()), (Some(0), Some("lease")));
+    stage.run(&["status"]).says(0, &["100", "followed"]);
+
+    attached.kill();
+    assert_eq!(of_vm(0)["state"], "left");
+    stage.qemu.kill();
+    wait_until("it is seen to be dead", || of_vm(0)["state"] == "dead");
+    stage.run(&["detach", "--all"]).says(0, &["its QEMU has ended"]);
+    let none = stage.run(&["status"]);
+    assert_eq!(none.out, "no VM is attached\n");
+    assert_eq!(stage.place.left_behind(), [""; 0]);
+}
+
+#[test]
+fn doctor_names_what_a_vm_costs_and_the_line_that_mends_it() {
+    let stage = Stage::new(&QemuOptions::default());
+    let advice = |words: &[&str]| {
+        let done = stage.run(&[&["doctor"], words, &["--json"]].concat());
+        let document: Value = serde_json::from_str(&done.out).expect("a document");
+        assert_eq!(document["schema"], "qmpin.doctor/1");
+        let advice = document["advice"].as_array().expect("advice").clone();
+        let costs = advice.iter().any(|one| one["health"] == "costs");
+        assert_eq!(done.code, Some(i32::from(costs)), "{done:?}");
+        advice
+    };
+    let checks = |advice: &[Value]| -> Vec<String> {
+        advice.iter().map(|one| one["check"].as_str().expect("a name").to_owned()).collect()
+    };
+    let of_host = ["partition", "irqbalance", "rt-throttling"];
+    assert_eq!(checks(&advice(&[])), of_host);
+    let of_vm = advice(&["100"]);
+    assert_eq!(checks(&of_vm), [&of_host[..], &["guest-cores", "config", "channel"]].concat());
+    let read = of_vm[4]["reason"].as_str().expect("a sentence");
+    assert!(
+        read.contains("/etc/pve/qemu-server/100.conf"),
+        "there is none on this machine: {read}"
+    );
+    assert_eq!(of_vm[5]["health"], "costs", "Proxmox's socket is visited");
+    assert!(of_vm[5]["mend"].as_str().expect("a line").contains("100.qmpin,server=on"));
+    // With a socket of its own there is nothing to say.
+    std::fs::write(stage.qemu.dir().join("100.qmpin"), "").expect("made");
+    assert_eq!(advice(&["100"])[5]["health"], "fine");
+    stage.run(&["doctor", "101"]).says(3, &["not running"]);
+    stage.run(&["doctor", "--qmp", "/x"]).says(2, &["VM"]);
+}
+
+#[test]
+fn drift_is_counted_for_all_to_see() {
+    needs_two_cpus!("drift_is_counted_for_all_to_see");
+    let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");
+    let attached = stage.attach(&[]);
+    taskset(stage.vcpu(0), &[0]);
+    wait_until("it is counted", || {
+        json(&stage, 0, &["status", "--json"])["vms"][0]["drift_total"] == 1
+    });
+    attached.end();
+    assert_eq!(stage.place.left_behind(), [""; 0]);
+}
+
+#[test]
+fn verify_sees_what_is_and_not_what_was_meant() {
+    needs_two_cpus!("verify_sees_what_is_and_not_what_was_meant");
+    let stage = Stage::new(&QemuOptions::default());
+    let attached = stage.attach(&[]);
+    stage.run(&["verify", "100"]).says(0, &["all holds", "1 vCPU, each alone on one of CPU 1"]);
+    // Nobody mends it now.
+    attached.signal(Signal::SIGSTOP);
+    for (tid, on, check) in [(stage.vcpu(0), 0, "vcpus"), (stage.main_thread(), 1, "helpers")] {
+        let back = 1 - on;
+        taskset(tid, &[on]);
+        let verified = json(&stage, 1, &["verify", "100", "--json"]);
+        assert_eq!(
+            (&verified["schema"], &verified["holds"]),
+            (&"qmpin.verify/1".into(), &false.into())
+        );
+        let broken: Vec<&Value> = verified["checks"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|check| check["verdict"] == "broken")
+            .map(|check| &check["check"])
+            .collect();
+        assert_eq!(broken, [check], "{verified}");
+        stage.run(&["verify", "100"]).says(1, &["not all holds", "BROKEN"]);
+        taskset(tid, &[back]);
+        stage.run(&["verify", "100"]).says(0, &["all holds"]);
+    }
+    attached.signal(Signal::SIGCONT);
+    attached.end();
+}

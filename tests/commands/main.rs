@@ -1,0 +1,11 @@
+//! What the commands print, and what is shipped with them.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod cli;
+mod config;
+mod output;
+mod shipped_units;
+mod shown;

@@ -1,0 +1,14 @@
+//! What is planned for which host and VM, without a VM.
+
+#[macro_use]
+#[path = "../support/mod.rs"]
+mod support;
+
+mod one_policy_everywhere;
+mod pictures;
+mod plan_allowed;
+mod plan_is_pure;
+mod plan_properties;
+mod plans;
+mod topology;
+mod topology_spoilt;
