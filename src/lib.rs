@@ -7,6 +7,7 @@
 pub mod cpuset;
 pub mod drop_ins;
 pub mod error;
+pub mod host_pass;
 pub mod ids;
 pub mod places;
 pub mod policy;

@@ -54,8 +54,15 @@ pub struct LeasesLock {
 /// Held while the host's journal, and what it is about, is read and changed.
 #[derive(Debug)]
 pub struct HostLock {
-    _lock: Flock<File>,
+    lock: Flock<File>,
     _older: Option<Arc<Flock<File>>>,
+}
+
+impl HostLock {
+    /// The file that is locked. Its content is a [`HostPass`](crate::host_pass::HostPass).
+    pub(crate) fn file(&self) -> &File {
+        &self.lock
+    }
 }
 
 /// Held while systemd reloads on behalf of all VMs.
@@ -84,7 +91,12 @@ impl StateDir {
     /// As [`StateDir::lock_leases`].
     pub fn lock_host(&self) -> Result<HostLock, StateError> {
         let lock = self.lock_file(HOST, WAIT_LIMIT)?;
-        Ok(HostLock { _lock: lock, _older: self.lock_older()? })
+        Ok(HostLock { lock, _older: self.lock_older()? })
+    }
+
+    /// The file of the host's lock.
+    pub(crate) fn host_lock_path(&self) -> PathBuf {
+        self.path().join(HOST)
     }
 
     /// Locks systemd's reload. It blocks this thread for two minutes at most.

@@ -44,6 +44,8 @@ pub enum Activity {
     Busy,
     /// It does not run, and is not about to.
     Idle,
+    /// The same, after a failure.
+    Failed,
 }
 
 /// The service that the package has for a VM.
@@ -194,7 +196,8 @@ async fn service_at(bus: &Connection, path: &OwnedObjectPath) -> zbus::Result<Op
         name,
         main: i32::try_from(main).ok().filter(|pid| *pid > 0).map(Pid),
         activity: match state.as_str() {
-            "inactive" | "failed" => Activity::Idle,
+            "inactive" => Activity::Idle,
+            "failed" => Activity::Failed,
             _ => Activity::Busy,
         },
         restarts,

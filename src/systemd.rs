@@ -11,6 +11,7 @@ use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 use zbus::{Connection, Message};
 
 use crate::cpuset::{CPUS_MAX, CpuSet};
+use crate::error::chain;
 use crate::ids::CpuId;
 
 /// How long one question may take.
@@ -176,9 +177,36 @@ impl Units for SystemBus {
 
     fn reload(&self) -> Result<(), SystemdError> {
         ask("reload its unit files", RELOAD_LIMIT, async |bus| {
-            call(bus, MANAGER_PATH, MANAGER, "Reload", &()).await.map(drop)
+            call(bus, MANAGER_PATH, MANAGER, "Reload", &()).await?;
+            if let Err(error) = start_unseen(bus).await {
+                tracing::warn!(
+                    "a VM that started while systemd reloaded is attached within a minute: {}",
+                    chain(&error)
+                );
+            }
+            Ok(())
         })
     }
+}
+
+/// Has VMs attached that started while systemd reloaded. A path unit sees no change meanwhile: its watches are closed and opened
+/// again, and a file that is there by then counts as one that was (`path_coldplug` and `path_spec_check_good` of
+/// `src/core/path.c`).
+async fn start_unseen(bus: &Connection) -> zbus::Result<()> {
+    let list = async |state: &str, pattern: &str| -> zbus::Result<Vec<ListedUnit>> {
+        let body = (vec![state], vec![pattern]);
+        call(bus, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", &body).await?.body().deserialize()
+    };
+    let idle = list("inactive", "qmpin@*.service").await?;
+    for watched in list("active", "qmpin@*.path").await? {
+        let Some(instance) = watched.0.strip_suffix(".path") else { continue };
+        if idle.iter().any(|unit| unit.0.strip_suffix(".service") == Some(instance)) {
+            let running = format!("{}.service", instance.replacen("qmpin@", "qmpin-running@", 1));
+            // Its own conditions say whether there is anything to do.
+            call(bus, MANAGER_PATH, MANAGER, "StartUnit", &(running, "replace")).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Name, description, load state, active state, sub state, followed unit, path; number, type and path of its job.

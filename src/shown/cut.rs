@@ -89,12 +89,16 @@ fn is_number(part: &str) -> bool {
         && part.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-')
 }
 
-/// `vm100`, `512 (kvm-pit/300)`, `node 3`: two words at most, or it is a part of the sentence.
+/// `vm100`, `512 (kvm-pit/300)`, `node 3`: two words at most, or it is a part of the sentence. A number may follow:
+/// `44 (nvme0q3): 6`.
 fn is_name(part: &str) -> bool {
-    let words = part.split(' ').count();
-    (1..=ITEM_BYTES_MAX).contains(&part.len())
-        && words <= 2
-        && !part.contains([':', ';'])
+    let name = match part.rsplit_once(": ") {
+        Some((name, count)) if is_number(count) => name,
+        _ => part,
+    };
+    (1..=ITEM_BYTES_MAX).contains(&name.len())
+        && name.split(' ').count() <= 2
+        && !name.contains([':', ';'])
         && !part.ends_with(" more)")
 }
 
@@ -111,6 +115,8 @@ mod tests {
         let cpus: Vec<String> = (0..128).step_by(2).map(|cpu| cpu.to_string()).collect();
         let names: Vec<String> = (100..160).map(|vm| format!("vm{vm}")).collect();
         let pins: Vec<String> = (0..40).map(|vcpu| format!("{vcpu}→{}", vcpu + 40)).collect();
+        let count = |queue: u32| format!("{} (virtio0-req.{queue}): {}", queue + 40, 300 - queue);
+        let counts: Vec<String> = (0..50).map(count).collect();
         for (sentence, begin, end) in [
             (
                 format!("VM 100: CPUs {} cannot be had", cpus.join(",")),
@@ -126,6 +132,11 @@ mod tests {
                 format!("the nearest (vCPU→CPU {})", pins.join(" ")),
                 "the nearest (vCPU→CPU 0→40 ",
                 " 39→79)",
+            ),
+            (
+                format!("irqs: 56 stay, fired so far: {}, 89-90: 0", counts.join(", ")),
+                "irqs: 56 stay, fired so far: 40 (virtio0-req.0): 300, ",
+                " more), 89-90: 0",
             ),
             (
                 format!("bound: {}, {}", cpus.join(","), names.join(", ")),

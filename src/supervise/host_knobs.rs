@@ -36,6 +36,7 @@ use crate::discover::{
     warned_doubts, with_own_masks,
 };
 use crate::error::chain;
+use crate::host_pass::HostPass;
 use crate::ids::Pid;
 use crate::journal::{HostJournal, HostMemory, HostRecord, JournalError, Memory, UnknownLines};
 use crate::leases::{StateDir, StateError};
@@ -166,6 +167,19 @@ impl HostKnobs {
         }
     }
 
+    /// Whether a supervisor, this or another, has brought the host in line with all leases less than `within` ago.
+    #[must_use]
+    pub fn is_kept(&self, state: &StateDir, boot_id: &str, within: Duration) -> bool {
+        if self.irqbalances.is_any_waited_for() {
+            return false;
+        }
+        // A pass that is under way is waited for.
+        let Ok(_lock) = state.lock_host() else { return false };
+        HostPass::last(state).is_some_and(|pass| {
+            pass.is_recent(within) && pass.went_by(state, &live_leases(state, boot_id))
+        })
+    }
+
     /// Brings the host in line with all leases. It takes the host's lock itself, more than once.
     ///
     /// # Errors
@@ -187,6 +201,7 @@ impl HostKnobs {
             return Ok(HostReport { held_back, ..HostReport::default() });
         }
         let site = Site { host, state, boot_id };
+        let stamp = HostPass::begin(state, &live_leases(state, boot_id));
         let mut asked = self.ask_irqbalances(site);
         let mut untold = Vec::new();
         let wished = std::mem::take(&mut self.wished);
@@ -267,6 +282,10 @@ impl HostKnobs {
         let is_left = report.applied.iter().any(HostApplied::is_left_changed);
         if wants.is_empty() && !is_left && report.unknown.is_none() {
             self.settle(site)?;
+        } else if !wants.is_empty()
+            && let Err(error) = stamp.note(&state.lock_host()?)
+        {
+            tracing::debug!("other supervisors look at the host, too: {error}");
         }
         Ok(report)
     }

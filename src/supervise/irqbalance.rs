@@ -153,6 +153,11 @@ impl Irqbalances {
         }
     }
 
+    /// Whether any was told something that it has not taken.
+    pub(super) fn is_any_waited_for(&self) -> bool {
+        !self.told.is_empty()
+    }
+
     /// Whether it was told something that it has not taken.
     pub(super) fn is_waited_for(&self, place: &Place) -> bool {
         self.told.contains_key(place)

@@ -5,18 +5,11 @@ use std::collections::BTreeSet;
 use super::priority::PriorityReport;
 use super::reonline::ReonlineReport;
 use super::reports::{Learnt, LookReport};
-use super::thread_cpus::ThreadCpus;
 use crate::apply::{Applied, PriorityApplied, PriorityOutcome, StepOutcome};
 use crate::plan::priority::PriorityStep;
 use crate::plan::{Finding, Plan, Verdict};
 use crate::render::{priority_refusal, thread_in_words, thread_refusal};
 use crate::threads::ThreadKey;
-
-/// Logs where the VM's threads are, and each shortfall that was not there before.
-pub(super) fn log_plan(plan: &Plan, placed: &ThreadCpus, before: &[Finding]) {
-    tracing::info!("VM {}: {}", plan.vm, placed.in_words(plan));
-    log_shortfalls(plan, before);
-}
 
 /// Each that was not there before.
 pub(super) fn log_shortfalls(plan: &Plan, before: &[Finding]) {

@@ -143,8 +143,11 @@ enum Task {
     Isolate,
     /// The reason for a fallback may have gone.
     Choose,
-    /// Interrupts and kernel threads may have come since the last time.
+    /// The VM's own part of what the host is to be has changed.
     KeepHost,
+    /// Interrupts and kernel threads may have been created since the last time, or another VM was started or stopped:
+    /// one supervisor's pass is enough.
+    CheckHost,
     Prioritise,
     Look,
 }
@@ -159,6 +162,7 @@ impl Task {
             Task::Isolate => Job::Isolate,
             Task::Choose => Job::Choose,
             Task::KeepHost => Job::KeepHost,
+            Task::CheckHost => Job::CheckHost,
             Task::Prioritise => Job::Prioritise,
             Task::Look => Job::Look,
         }
@@ -308,13 +312,13 @@ impl Runner<'_> {
                     *leases = None;
                 }
                 if self.for_neighbours.changed(Instant::now()) {
-                    self.due.insert(Task::KeepHost);
+                    self.due.insert(Task::CheckHost);
                 }
                 return Next::Event(Event::Hint(Hint::Neighbour));
             }
             () = at(self.for_neighbours.due()) => {
                 self.for_neighbours.looked(Instant::now());
-                self.due.insert(Task::KeepHost);
+                self.due.insert(Task::CheckHost);
                 return Next::Event(Event::Hint(Hint::Neighbour));
             }
             () = at(choice_due) => {
@@ -339,7 +343,7 @@ impl Runner<'_> {
                 if !self.worker.is_stuck() {
                     notify::alive(&self.status());
                 }
-                self.due.insert(Task::KeepHost);
+                self.due.insert(Task::CheckHost);
                 if std::mem::take(&mut self.isolate_later) {
                     self.due.insert(Task::Isolate);
                 }

@@ -44,8 +44,10 @@ pub(super) enum Job {
     Isolate,
     /// The same, where the choice between a partition and a fallback would be another one now.
     Choose,
-    /// Keep interrupts and the kernel's own work off them.
+    /// Exclude interrupts and the kernel's own work from them.
     KeepHost,
+    /// The same, where no supervisor has done so just now. The result is `HostKept`, or `HostIsKept`.
+    CheckHost,
     /// Give vCPUs their priority, and the VM its cookie.
     Prioritise,
     /// One pass over the VM's threads.
@@ -70,6 +72,8 @@ pub(super) enum Done {
     /// `None`: QEMU has ended meanwhile, or the choice stays as it is. The error is in words.
     Isolated(Result<Option<LookReport>, String>),
     HostKept(Result<HostReport, StartError>),
+    /// Another supervisor has just done so.
+    HostIsKept,
     Prioritised(Result<LookReport, LookError>),
     Looked(Result<LookReport, LookError>),
     Learnt(Result<Learnt, TasksError>),
@@ -220,6 +224,11 @@ fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
             }))
         }
         Job::KeepHost => Done::HostKept(attachment.keep_host()),
+        Job::CheckHost => match attachment.check_host() {
+            Ok(None) => Done::HostIsKept,
+            Ok(Some(report)) => Done::HostKept(Ok(report)),
+            Err(error) => Done::HostKept(Err(error)),
+        },
         Job::Prioritise => Done::Prioritised(attachment.prioritise()),
         Job::Learn { before, roles } => Done::Learnt(attachment.learn(&before, *roles)),
         Job::Look | Job::Begin(_) | Job::Finish | Job::Reload => Done::Looked(attachment.look()),

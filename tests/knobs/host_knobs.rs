@@ -552,3 +552,26 @@ fn nothing_is_taken_from_a_vm_whose_lease_cannot_be_read() {
     world.reconcile();
     assert_eq!(world.changed_since(&before), [""; 0]);
 }
+
+#[test]
+fn one_pass_over_the_host_serves_all_supervisors_until_a_lease_changes() {
+    let world = World::new();
+    let minute = std::time::Duration::from_secs(60);
+    let is_kept = |within| HostKnobs::default().is_kept(&world.state, BOOT, within);
+    world.lease("100", "4-5", [Knob::Irqs]);
+    assert!(!is_kept(minute), "nobody has looked yet");
+    world.reconcile();
+    assert!(is_kept(minute));
+    assert!(!is_kept(std::time::Duration::ZERO), "too long ago");
+    // Written anew, and another VM.
+    for lease in [("100", "4-6"), ("101", "7")] {
+        world.lease(lease.0, lease.1, [Knob::Irqs]);
+        assert!(!is_kept(minute), "{lease:?}");
+        world.reconcile();
+        assert!(is_kept(minute), "{lease:?}");
+    }
+    for garbage in ["", "{", "{\"began_ms\":18446744073709551615,\"leases\":[]}"] {
+        fs::write(world.state.path().join(".host.lock"), garbage).expect("written");
+        assert!(!is_kept(minute), "{garbage}");
+    }
+}

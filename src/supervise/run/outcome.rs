@@ -4,7 +4,7 @@ use super::{Ended, Runner, Task};
 use crate::discover::boot_id;
 use crate::error::chain;
 use crate::marks::note_reload;
-use crate::supervise::narrate::log_plan;
+use crate::supervise::narrate::log_shortfalls;
 use crate::supervise::reload::Taken;
 use crate::supervise::settings::Settings;
 use crate::supervise::sources::interval;
@@ -47,6 +47,7 @@ impl Runner<'_> {
                 self.telling.isolated(report.err());
             }
             Done::HostKept(report) => self.telling.host(report),
+            Done::HostIsKept => {}
             Done::Prioritised(Ok(report)) => self.telling.look(&report),
             Done::Prioritised(Err(error)) => {
                 if !error.means_gone() {
@@ -102,13 +103,14 @@ impl Runner<'_> {
         note_reload(&self.settings.state, &vm, &boot_id, self.process, refused, later);
     }
 
-    /// Logs the plan where a job has changed it.
+    /// Logs where the VM's threads are, and shortfalls of the plan, where a job has changed them.
     pub(super) fn log_new_shortfalls(&self, before: Option<&Now>) {
         let Some(Now { plan, placed, .. }) = &self.now else { return };
-        let before = before.map_or(&[][..], |before| &before.plan.report);
-        if plan.report != before {
-            log_plan(plan, placed, before);
+        let headline = placed.in_words(plan);
+        if before.is_none_or(|before| before.placed.in_words(&before.plan) != headline) {
+            tracing::info!("VM {}: {headline}", plan.vm);
         }
+        log_shortfalls(plan, before.map_or(&[], |before| &before.plan.report));
     }
 
     /// Tells systemd and `qmpin status` how it stands, where that has changed.

@@ -1,7 +1,7 @@
 """A lock that is kept, a bus that does not answer and an irqbalance that answers late delay what needs them, and nothing else.
 
-Three VMs are attached and detached during each. No watchdog expires, `status` answers, Proxmox's own client never fails, and
-the host is as before.
+Three VMs are attached and detached during each. No watchdog expires, `status` answers, Proxmox's own client never fails, qmpin
+holds no monitor longer than QEMU takes to answer, and the host is as before.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from pathlib import Path
 
 import qmpin
 import state
+from holds import Holds
 from pve_poller import PvePoller
 from wait import wait_until
 
@@ -31,6 +32,8 @@ WATCHDOG_S = 6
 OBSTACLE_S = 9
 # What `status` may take more than without an obstacle. The emulated host is slow and busy by itself.
 STATUS_EXTRA_S = 1.0
+# How long qmpin may hold a monitor beyond QEMU's own answers.
+OWN_HOLD_MAX_MS = 50.0
 PR_SET_NAME = 15
 
 
@@ -55,9 +58,12 @@ def everything(host, vms, name, obstacle, usual_s=None):
     followers = [qmpin.Attached(vm.vmid, isolation="exclusive", check_interval_s=1, watchdog_s=WATCHDOG_S) for vm in vms]
     with contextlib.ExitStack() as stack:
         pollers = [stack.enter_context(PvePoller(vm)) for vm in vms]
+        holds = stack.enter_context(Holds())
         with obstacle():
-            for follower in followers:
+            for vm, follower in zip(vms, followers):
+                threads = vm.roles().all_tids()
                 follower.begin()
+                holds.qemus[follower.process.pid] = threads
             slowest_s = ask_status(host)
         for follower in followers:
             wait_until(follower._is_ready, qmpin.LIMIT_S, f"VM {follower.vmid} to be attached", follower.log)
@@ -73,11 +79,16 @@ def everything(host, vms, name, obstacle, usual_s=None):
             assert code == 0, f"{name}: VM {follower.vmid}: ended with {code}: {follower.log()}"
     silence_s = max(follower.longest_silence_s() for follower in followers)
     slowest_ms = max(tally.slowest_ms for poller in pollers for tally in poller.report.tallies.values())
+    own_ms = max((visit.own_ms for visit in holds.visits), default=0.0)
+    held_ms = max((visit.held_ms for visit in holds.visits), default=0.0)
     host.note(
-        f"{name}: status within {slowest_s:.1f} s, watchdog silent for {silence_s:.1f} s, slowest answer to Proxmox {slowest_ms:.0f} ms"
+        f"{name}: status within {slowest_s:.1f} s, watchdog silent for {silence_s:.1f} s, slowest answer to Proxmox {slowest_ms:.0f} ms,"
+        f" {len(holds.visits)} visits held a monitor for {held_ms:.0f} ms at most, and {own_ms:.1f} ms beyond QEMU's answers"
     )
     for poller in pollers:
         poller.report.check()
+    assert {visit.supervisor for visit in holds.visits} == set(holds.qemus), holds.visits
+    assert own_ms < OWN_HOLD_MAX_MS, f"{name}: {[visit for visit in holds.visits if visit.own_ms >= OWN_HOLD_MAX_MS]}"
     assert silence_s < WATCHDOG_S, f"{name}: {silence_s:.1f} s without a word to the watchdog"
     if usual_s is not None:
         assert slowest_s < usual_s + STATUS_EXTRA_S, f"{name}: status took {slowest_s:.1f} s, else {usual_s:.1f} s"
