@@ -10,10 +10,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::ids::CpuId;
-
-/// How many CPUs a set can name: glibc's `CPU_SETSIZE`, which is what `sched_setaffinity(2)` takes.
-pub const CPUS_MAX: usize = 1024;
+use crate::ids::{CPUS_MAX, CpuId};
 
 const WORDS: usize = CPUS_MAX / 64;
 

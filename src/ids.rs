@@ -4,7 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::cpuset::CPUS_MAX;
+/// How many CPUs a set can name: glibc's `CPU_SETSIZE`, which is what `sched_setaffinity(2)` takes.
+pub const CPUS_MAX: usize = 1024;
 
 /// A host CPU (a hardware thread), as the kernel numbers it. Always below [`CPUS_MAX`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize)]

@@ -1,24 +1,26 @@
 //! qmpin gives one QEMU VM the CPUs it was promised, and proves it.
 //!
-//! The way through the house is *discover → plan → apply → watch → restore*; ARCHITECTURE.md is the
-//! map. Knowledge flows one way: words ← instruments ← stages ← supervise ← cli.
+//! The way through the house is *discover → plan → apply → watch → restore*; ARCHITECTURE.md is the map. Each knob has a folder
+//! below [`knobs`], and knowledge flows one way: words ← instruments ← discover, plan ← knobs ← attachment ← supervise ← cli.
 
 // Words: no I/O.
+pub mod check;
+pub mod cli;
 pub mod cpuset;
-pub mod drop_ins;
 pub mod error;
-pub mod host_pass;
+pub mod guest;
 pub mod ids;
-pub mod places;
 pub mod policy;
+pub mod render;
 pub mod scheduling;
 pub mod shown;
+pub mod site;
 pub mod threads;
 pub mod topology;
+pub mod wording;
 
 // Instruments: thin I/O, no decisions.
 pub mod cgroups;
-pub mod irqbalance;
 pub mod journal;
 pub mod leases;
 pub mod locks;
@@ -34,16 +36,16 @@ pub mod state_file;
 pub mod sysroot;
 pub mod systemd;
 
-// Stages: discover → plan → apply → watch → restore.
-pub mod apply;
+// What there is, and what should be.
 pub mod discover;
 pub mod plan;
-pub mod restore;
+
+// What is changed, and one VM's share of it.
+pub mod attachment;
+pub mod knobs;
+
+// The loop, and what wakes it.
+pub mod supervise;
 pub mod watch;
 
-// The loop.
-pub mod supervise;
-
-// Faces: who draws, who answers the door.
-pub mod cli;
-pub mod render;
+// Judges, and how all of it is shown.

@@ -59,7 +59,7 @@ pub struct HostLock {
 }
 
 impl HostLock {
-    /// The file that is locked. Its content is a [`HostPass`](crate::host_pass::HostPass).
+    /// The file that is locked. Its content is a [`HostPass`](crate::knobs::host::pass::HostPass).
     pub(crate) fn file(&self) -> &File {
         &self.lock
     }

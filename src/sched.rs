@@ -11,9 +11,15 @@ use rustix::thread::{
     push_core_scheduling_cookie, sched_getaffinity, sched_setaffinity,
 };
 
-use crate::cpuset::{CPUS_MAX, CpuSet};
-use crate::ids::{CpuId, Pid, Tid};
+use crate::cpuset::CpuSet;
+use crate::ids::{CPUS_MAX, CpuId, Pid, Tid};
 use crate::scheduling::{Class, Cookie, OnFork, Scheduling};
+
+/// Whether the error says that the thread has ended.
+#[must_use]
+pub fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::ESRCH)
+}
 
 /// Reads and writes threads' affinity masks, and how they are scheduled.
 pub trait Sched {
@@ -202,7 +208,7 @@ mod tests {
     #[test]
     fn no_thread_is_no_thread_and_not_this_one() {
         for tid in [0, -1, i32::MAX] {
-            let gone = |error: io::Error| error.raw_os_error() == Some(nix::libc::ESRCH);
+            let gone = |error: io::Error| is_gone(&error);
             assert!(Kernel.scheduling(Tid(tid)).is_err_and(gone), "{tid}");
             assert!(Kernel.set_scheduling(Tid(tid), Scheduling::OTHER).is_err_and(gone), "{tid}");
         }

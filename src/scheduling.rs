@@ -116,6 +116,16 @@ impl fmt::Display for Cookie {
     }
 }
 
+/// Whether the kernel keeps some time for others on a CPU whose real-time thread never sleeps
+/// (`kernel.sched_rt_runtime_us`, `Documentation/scheduler/sched-rt-group.rst`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Throttling {
+    /// It does, or does not say.
+    On,
+    /// It does not.
+    Off,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

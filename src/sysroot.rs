@@ -18,7 +18,7 @@ use rustix::fs::RawDir;
 pub const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// The most that is read of one sysfs attribute. The kernel's own limit is a page; only cpulists of
-/// machines far beyond [`crate::cpuset::CPUS_MAX`] are longer.
+/// machines far beyond [`crate::ids::CPUS_MAX`] are longer.
 pub const ATTRIBUTE_BYTES_MAX: usize = 8 << 10;
 
 /// Enough for a line of `/proc/PID/stat`: 52 numbers and a name.

@@ -10,9 +10,9 @@ use std::time::Duration;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 use zbus::{Connection, Message};
 
-use crate::cpuset::{CPUS_MAX, CpuSet};
+use crate::cpuset::CpuSet;
 use crate::error::chain;
-use crate::ids::CpuId;
+use crate::ids::{CPUS_MAX, CpuId};
 
 /// How long one question may take.
 const CALL_LIMIT: Duration = Duration::from_secs(20);

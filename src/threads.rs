@@ -1,5 +1,6 @@
 //! The threads of a VM, as everything after discovery speaks of them. A word: no I/O.
 
+use crate::shown;
 use serde::Serialize;
 
 use crate::ids::{IothreadId, Pid, StartTicks, Tid, VcpuIndex};
@@ -73,4 +74,19 @@ pub struct Thread {
     pub allowed: Mask,
     /// The CPU it last ran on.
     pub last_cpu: Option<u32>,
+}
+
+/// `vCPU 3 (tid 533, CPU 3/KVM)`: a thread in a sentence. An empty name is left out.
+#[must_use]
+pub fn thread_in_words(tid: Tid, role: &Role, comm: &str) -> String {
+    let who = match role {
+        Role::Vcpu(index) => format!("vCPU {index}"),
+        Role::Iothread(id) => format!("iothread {}", shown::line(&id.0)),
+        Role::Kernel => "kernel thread".to_owned(),
+        Role::Emulator | Role::Worker | Role::Vhost => role.name().to_owned(),
+    };
+    if comm.is_empty() {
+        return format!("{who} (tid {tid})");
+    }
+    format!("{who} (tid {tid}, {})", shown::line(comm))
 }

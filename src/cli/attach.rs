@@ -2,13 +2,17 @@
 
 use super::args::{AttachArgs, Global};
 use super::{Answer, block_on, output, plan, serve};
+use crate::attachment::settings::{Follow, Settings};
 use crate::discover::{boot_id, is_alive};
 use crate::error::Failure;
+use crate::knobs::affinity::apply::thread_refusal;
+use crate::knobs::ground::Host;
+use crate::knobs::priority::apply::priority_refusal;
 use crate::marks::{Detached, remove_mark, sweep_marks};
-use crate::render::{priority_refusal, thread_refusal};
 use crate::sched::Kernel;
-use crate::supervise::{Follow, Host, PolicySource, Settings, attach_once};
+use crate::supervise::{PolicySource, attach_once};
 use crate::sysroot::SysRoot;
+use crate::systemd::SystemBus;
 
 pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
@@ -31,7 +35,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     if args.dry_run {
         return plan::show(&root, &settings, plan::Shape::Text(crate::render::Explain::Shortfalls));
     }
-    let host = Host { root: &root, sched: &Kernel };
+    let host = Host { root: &root, sched: &Kernel, units: &SystemBus };
     forget_marks(&root, &settings, args.service);
     if args.once {
         let (plan, report, isolated) = block_on(attach_once(host, settings))??;

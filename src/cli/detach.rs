@@ -5,23 +5,26 @@ use std::time::Duration;
 use super::args::{DetachArgs, Global};
 use super::looked_after::Keeper;
 use super::{Answer, output};
-use crate::apply::HostApplied;
+use crate::attachment::end::{Supervised, end_supervisor};
+use crate::attachment::leasing::{give_back, lock_forsaken};
+use crate::attachment::restored::{host_lines, restore_lines};
 use crate::discover::{boot_id, unlinked_holder};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
+use crate::knobs::affinity::restore::Nothing;
+use crate::knobs::ground::Host;
+use crate::knobs::host::keep::settle_host;
+use crate::knobs::host::step::HostApplied;
 use crate::leases::StateDir;
-use crate::render::{host_lines, restore_lines};
-use crate::restore::Nothing;
 use crate::sched::Kernel;
 use crate::services;
-use crate::supervise::{
-    Host, Supervised, end_supervisor, end_waiting, give_back, lock_forsaken, settle_host,
-};
+use crate::supervise::end_waiting;
 use crate::sysroot::SysRoot;
+use crate::systemd::SystemBus;
 
 pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
-    let host = Host { root: &root, sched: &Kernel };
+    let host = Host { root: &root, sched: &Kernel, units: &SystemBus };
     let state = global.state(&root);
     let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
     let whom = if args.dead { Whom::Forsaken } else { Whom::Any };

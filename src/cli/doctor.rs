@@ -6,19 +6,19 @@ use super::args::{DoctorArgs, Global};
 use super::look::Look;
 use super::{Answer, output};
 use crate::cgroups::CgroupTree;
+use crate::check::doctor::{Asked, HostFacts, VmFacts, advise};
 use crate::discover::{
-    VmLocation, VmView, cgroup, channel_paths, guest, irqbalances, proxmox_config, read_topology,
-    rt_throttling,
+    VmLocation, VmView, cgroup, channel_paths, guest, proxmox_config, read_topology, rt_throttling,
 };
 use crate::error::Failure;
+use crate::guest::Guest;
 use crate::ids::VmName;
+use crate::knobs::host::irqbalance::read::irqbalances;
 use crate::leases::StateDir;
-use crate::plan::Guest;
 use crate::qmp::ChannelKind;
 use crate::render::DoctorDocument;
 use crate::standing::read_standing;
 use crate::sysroot::SysRoot;
-use crate::watch::doctor::{Asked, HostFacts, VmFacts, advise};
 
 pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure> {
     let root = args.root.root()?;

@@ -4,18 +4,23 @@
 use std::collections::BTreeMap;
 
 use crate::cgroups::CgroupTree;
+use crate::check::verify::{Check, HostFacts, Unmet, UnmetCause, VfioSeat, host_checks};
 use crate::discover::cgroup::{PartitionFile, partition_file};
-use crate::discover::{Interrupt, Occupant, Silent, interrupts, live_leases, occupants};
+use crate::discover::{Occupant, live_leases, occupants};
 use crate::error::{Failure, Kind};
-use crate::journal::{HostJournal, HostMemory, Memory};
+use crate::journal::Memory;
+use crate::knobs::ground::Host;
+use crate::knobs::host::Wants;
+use crate::knobs::host::interrupts::{Interrupt, interrupts};
+use crate::knobs::host::irqbalance::read::Silent;
+use crate::knobs::host::journal::{HostJournal, HostMemory};
+use crate::knobs::host::keep::host_steps;
+use crate::knobs::host::places::{Irqbalance, Place, Value, VfioIrq};
+use crate::knobs::host::step::HostStep;
 use crate::leases::{Lease, StateDir};
-use crate::places::{Irqbalance, Place, Value, VfioIrq};
-use crate::plan::host::Wants;
-use crate::plan::host::diff::HostStep;
 use crate::sched::Kernel;
-use crate::supervise::{Host, host_steps};
 use crate::sysroot::SysRoot;
-use crate::watch::verify::{Check, HostFacts, Unmet, UnmetCause, VfioSeat, host_checks};
+use crate::systemd::SystemBus;
 
 /// What there is to see.
 pub(super) struct HostLook {
@@ -83,7 +88,8 @@ fn outlook(
     silent: &mut Silent,
 ) -> Result<Outlook, Failure> {
     let wants = Wants::of(leases);
-    let (view, steps) = host_steps(Host { root, sched: &Kernel }, &wants, memory, silent)?;
+    let (view, steps) =
+        host_steps(Host { root, sched: &Kernel, units: &SystemBus }, &wants, memory, silent)?;
     let own = || view.vfio.iter().filter(|(_, irq)| irq.vm == lease.qemu);
     let concerns = |place: &Place, found: &Value| match (place, found.cpus()) {
         (Place::Irqbalance(_), Some(banned)) => !lease.exclusive.is_subset(&banned),

@@ -13,9 +13,11 @@
 
 mod args;
 mod attach;
+mod choices;
 mod config;
 mod detach;
 mod doctor;
+mod failure;
 mod host_look;
 mod log;
 mod look;

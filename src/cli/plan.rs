@@ -5,24 +5,31 @@ use std::collections::BTreeMap;
 use super::args::{Global, PlanArgs, PolicyOfVmArgs};
 use super::look::Look;
 use super::{Answer, output};
-use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
-use crate::discover::{self, Silent, read_topology, tasks};
+use crate::attachment::limit::vm_limit;
+use crate::attachment::settings::{Follow, Settings};
+use crate::discover::{read_topology, tasks};
 use crate::error::{Failure, Kind};
-use crate::journal::{self, HostJournal};
-use crate::places::HostView;
-use crate::plan::diff::diff;
-use crate::plan::host::diff::HostStep;
-use crate::plan::host::{VfioWant, Wants};
+use crate::knobs::affinity::diff::diff;
+use crate::knobs::core_scheduling::keep::core_scheduling_finding;
+use crate::knobs::ground::Host;
+use crate::knobs::host::Wants;
+use crate::knobs::host::irqbalance::read::Silent;
+use crate::knobs::host::journal::HostJournal;
+use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
+use crate::knobs::host::places::HostView;
+use crate::knobs::host::step::HostStep;
+use crate::knobs::host::vfio::plan::VfioWant;
+use crate::knobs::partition::keep::partition_finding;
+use crate::knobs::priority::keep::priority_finding;
+use crate::knobs::reonline::cycle::reonline_finding;
 use crate::plan::{Plan, PlanError, Stay};
 use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
-use crate::supervise::{
-    self, Follow, Host, Settings, core_scheduling_finding, partition_finding, priority_finding,
-    reonline_finding, vm_limit,
-};
 use crate::sysroot::SysRoot;
+use crate::systemd::SystemBus;
 use crate::threads::ProcessKey;
+use crate::{discover, journal};
 
 /// How the plan is shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -65,11 +72,11 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         .filter(|lease| lease.boot_id == boot_id && lease.qemu == view.process)
         .map(|lease| lease.vcpus.into_iter().collect())
         .unwrap_or_default();
-    let host = Host { root: &live, sched: &Kernel };
+    let host = Host { root: &live, sched: &Kernel, units: &SystemBus };
     let online = topology.online();
     let limit = root.is_live().then(|| vm_limit(host, state, vm, &boot_id, view.process, &online));
     let limit = limit.flatten();
-    let beside = supervise::neighbours(state, vm, &boot_id);
+    let beside = crate::attachment::leasing::neighbours(state, vm, &boot_id);
     let planned = settings.plan(&topology, &guest, &beside, limit.as_ref(), &held, Stay::Always);
     let mut plan = match planned {
         Ok(plan) => plan,
@@ -129,5 +136,10 @@ fn host_steps(
         wants = wants.with_vfio(process, want);
     }
     let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
-    Ok(supervise::host_steps(Host { root, sched: &Kernel }, &wants, &memory, &mut Silent::new())?)
+    Ok(crate::knobs::host::keep::host_steps(
+        Host { root, sched: &Kernel, units: &SystemBus },
+        &wants,
+        &memory,
+        &mut Silent::new(),
+    )?)
 }

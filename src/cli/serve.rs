@@ -2,14 +2,15 @@
 //! anew.
 
 use super::Answer;
+use crate::attachment::restored::restore_lines;
+use crate::attachment::settings::Settings;
 use crate::discover::{VmLocation, proxmox_process};
 use crate::error::{Failure, chain};
 use crate::marks::{Reloaded, remove_mark};
 use crate::policy::Policy;
 use crate::qmp::Limits;
-use crate::render::restore_lines;
 use crate::sched::Kernel;
-use crate::supervise::{Ended, Ending, Patience, PolicySource, Settings, Supervisor, Woken};
+use crate::supervise::{Ended, Ending, Patience, PolicySource, Supervisor, Woken};
 use crate::sysroot::SysRoot;
 
 pub(super) fn serve(

@@ -3,10 +3,12 @@
 use super::args::{Global, StatusArgs};
 use super::host_look::HostLook;
 use super::{Answer, output};
-use crate::discover::{Silent, all_leases, boot_id, doubts, is_alive, lives};
+use crate::discover::{all_leases, boot_id, doubts, is_alive, lives};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
-use crate::journal::{self, HostJournal};
+use crate::journal;
+use crate::knobs::host::irqbalance::read::Silent;
+use crate::knobs::host::journal::HostJournal;
 use crate::leases::{Lease, StateDir};
 use crate::marks::{Detached, Waiting, all_marks};
 use crate::render::{StatusDocument, VmState, VmStatus};

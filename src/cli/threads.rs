@@ -3,9 +3,9 @@
 use super::args::{Global, ThreadsArgs};
 use super::look::Look;
 use super::{Answer, output};
-use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
 use crate::discover::tasks;
 use crate::error::Failure;
+use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
 use crate::render::ThreadsDocument;
 use crate::sched::Kernel;
 use crate::sysroot::SysRoot;

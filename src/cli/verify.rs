@@ -4,16 +4,17 @@ use super::args::{Global, VerifyArgs};
 use super::host_look::HostLook;
 use super::look::Look;
 use super::{Answer, output};
-use crate::discover::kernel_threads::{KthreadScan, kernel_threads};
-use crate::discover::{Silent, boot_id, read_topology, tasks};
+use crate::check::verify::{VmFacts, vm_checks};
+use crate::discover::{boot_id, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal;
-use crate::plan::core_scheduling::beside;
+use crate::knobs::core_scheduling::keep::cookies;
+use crate::knobs::core_scheduling::plan::beside;
+use crate::knobs::host::irqbalance::read::Silent;
+use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
 use crate::render::VerifyDocument;
 use crate::sched::{Kernel, Sched as _};
-use crate::supervise::cookies;
 use crate::threads::Thread;
-use crate::watch::verify::{VmFacts, vm_checks};
 
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
     let root = args.root.root()?;

@@ -9,8 +9,8 @@ use super::stat;
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};
-use crate::plan::partition::{Group, GroupSeen, Seen, Site, levels};
 use crate::shown;
+use crate::site::{Group, GroupSeen, Seen, Site, levels};
 use crate::sysroot::SysRoot;
 
 /// Processes that Proxmox and libvirt put beside QEMU for the VM's sake; names as in `/proc/PID/stat`,
@@ -100,7 +100,9 @@ fn path_of(text: &str) -> Result<&str, String> {
     line.ok_or_else(|| "QEMU is in no cgroup of the v2 tree".to_owned())
 }
 
-pub(super) fn is_unit(name: &str) -> bool {
+/// Whether the name is one of a unit with a cgroup.
+#[must_use]
+pub fn is_unit(name: &str) -> bool {
     ["slice", "scope", "service"].into_iter().any(|suffix| has_suffix(name, suffix))
 }
 
@@ -311,7 +313,7 @@ fn has_suffix(name: &str, suffix: &str) -> bool {
 }
 
 /// Whether it is a name as systemd gives them (`man 5 systemd.unit`), and stays where it is.
-pub(super) fn is_plain(part: &str) -> bool {
+pub fn is_plain(part: &str) -> bool {
     let known = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
     !part.is_empty() && part.len() <= 255 && part != "." && part != ".." && part.chars().all(known)
 }

@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup;
+use crate::guest::Allowed;
 use crate::ids::{Pid, Tid};
-use crate::plan::partition::{Group, ISOLATED, Share, Site, levels};
-use crate::plan::{Allowed, cpus_in_words};
+use crate::site::{Group, ISOLATED, Share, Site, levels};
 use crate::sysroot::SysRoot;
+use crate::wording::cpus_in_words;
 
 /// The most cgroups that one search visits, and how deep it goes.
 const GROUPS_MAX: usize = 4096;

@@ -6,8 +6,8 @@ use crate::cpuset::CpuSet;
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::leases::{Lease, StateDir, StateError};
-use crate::plan::priority::Throttling;
 use crate::sched::Kernel;
+use crate::scheduling::Throttling;
 use crate::sysroot::{ReadError, SysRoot};
 
 /// The kernel's id of this boot (`/proc/sys/kernel/random/boot_id`).

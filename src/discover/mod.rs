@@ -3,28 +3,21 @@
 //! Called by every command. It decides nothing: a file that says something is written down, a file
 //! that does not is *unknown, with the reason*; only what nothing can be done without is an error.
 
-mod beside;
 pub mod cgroup;
 pub mod cpusets;
 mod doubt;
 mod grips;
 mod holder;
-mod host;
-mod host_view;
-mod interrupts;
-mod irqbalance;
-pub mod kernel_threads;
+pub(crate) mod host;
 mod namespaces;
 mod occupants;
 mod peer;
 mod policy;
-mod process;
+pub(crate) mod process;
 mod proxmox_config;
-mod reonline;
-mod stat;
+pub(crate) mod stat;
 pub mod tasks;
 pub mod topology;
-mod vfio;
 mod vm;
 
 use std::path::PathBuf;
@@ -39,18 +32,13 @@ pub use host::{
     all_leases, boot_id, doubts, is_of_dead, live_leases, live_leases_and_doubts, online_cpus,
     present_cpus, rt_throttling, warned_doubts, way_beside_supervisor,
 };
-pub use host_view::{read_host_view, read_place};
-pub use interrupts::{Interrupt, interrupts, irq_places, kept_in_words};
-pub use irqbalance::{Silent, irqbalances};
 pub use namespaces::in_our_numbers;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use peer::prove_peer;
 pub use policy::{Loaded, PolicyDirs, PolicyFileError};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use proxmox_config::{ProxmoxConfig, proxmox_config, proxmox_config_path};
-pub use reonline::{is_switch, reonline_facts, switch};
 pub use topology::read_topology;
-pub use vfio::vfio_irqs;
 pub use vm::{FirstWay, Target, VmError, VmView, channel_paths, guest, named, read_vm};
 
 /// What stops discovery: without it there is nothing to plan with.

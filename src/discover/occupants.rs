@@ -1,8 +1,8 @@
 //! Who else may run on some CPUs: every thread of the host is asked for its mask, as the scheduler has
 //! it, and those that may are named.
 
-use super::cgroup;
-use super::stat::{self, Stat};
+use super::stat::Stat;
+use super::{cgroup, stat};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};

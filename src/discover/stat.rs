@@ -19,48 +19,48 @@ const PF_NO_SETAFFINITY: u32 = 0x0400_0000;
 
 /// What the line says of a thread.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Stat {
-    pub(super) comm: String,
-    pub(super) state: char,
-    pub(super) flags: u32,
-    pub(super) start: StartTicks,
-    pub(super) last_cpu: Option<u32>,
+pub(crate) struct Stat {
+    pub(crate) comm: String,
+    pub(crate) state: char,
+    pub(crate) flags: u32,
+    pub(crate) start: StartTicks,
+    pub(crate) last_cpu: Option<u32>,
 }
 
 impl Stat {
     /// Whether it is a zombie or on its way out.
-    pub(super) fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
 
     /// Whether it was told to stop, or is traced and stands.
-    pub(super) fn is_stopped(&self) -> bool {
+    pub(crate) fn is_stopped(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }
 
-    pub(super) fn is_kernel_thread(&self) -> bool {
+    pub(crate) fn is_kernel_thread(&self) -> bool {
         self.flags & PF_KTHREAD != 0
     }
 
-    pub(super) fn is_bound(&self) -> bool {
+    pub(crate) fn is_bound(&self) -> bool {
         self.flags & PF_NO_SETAFFINITY != 0
     }
 
-    pub(super) fn is_io_worker(&self) -> bool {
+    pub(crate) fn is_io_worker(&self) -> bool {
         self.flags & PF_IO_WORKER != 0
     }
 
-    pub(super) fn is_user_worker(&self) -> bool {
+    pub(crate) fn is_user_worker(&self) -> bool {
         self.flags & PF_USER_WORKER != 0
     }
 }
 
-pub(super) fn read(root: &SysRoot, relative: &str) -> Result<Stat, ReadError> {
+pub(crate) fn read(root: &SysRoot, relative: &str) -> Result<Stat, ReadError> {
     let text = root.read_line_lossy(relative)?;
     parse(&text).ok_or_else(|| not_a_line(root.root(), relative))
 }
 
-pub(super) fn read_in(folder: &Folder, relative: &str) -> Result<Stat, ReadError> {
+pub(crate) fn read_in(folder: &Folder, relative: &str) -> Result<Stat, ReadError> {
     let text = folder.read_line_lossy(relative)?;
     parse(&text).ok_or_else(|| not_a_line(folder.path(), relative))
 }

@@ -23,6 +23,10 @@ use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
 /// How old a survey may be: names may have changed since, and are shown.
 const MOMENT: Duration = Duration::from_millis(100);
 
+/// How often it looks again for threads born meanwhile. Each look makes the window smaller; more than
+/// two are not seen in practice.
+pub const LOOKS_MAX: usize = 8;
+
 /// What QMP says: who is which thread.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct NamedThreads {
@@ -109,7 +113,7 @@ pub enum TasksError {
 }
 
 impl TasksError {
-    pub(super) fn not_its_thread(role: &Role, tid: Tid, pid: Pid) -> TasksError {
+    pub(crate) fn not_its_thread(role: &Role, tid: Tid, pid: Pid) -> TasksError {
         TasksError::NotItsThread { what: in_words(role), tid, pid }
     }
 }
@@ -337,7 +341,7 @@ pub fn name(root: &SysRoot, key: ThreadKey) -> Option<String> {
     (stat.start == key.start).then_some(stat.comm)
 }
 
-pub(super) fn or_gone(holds: Result<bool, ReadError>) -> Result<bool, ReadError> {
+pub(crate) fn or_gone(holds: Result<bool, ReadError>) -> Result<bool, ReadError> {
     match holds {
         Err(error) if error.is_gone() => Ok(false),
         holds => holds,
@@ -374,7 +378,7 @@ fn role_by_proc(stat: &Stat, pid: Pid, tid: Tid) -> Role {
     }
 }
 
-pub(super) fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: Mask) -> Thread {
+pub(crate) fn thread(key: ThreadKey, role: Role, stat: Stat, allowed: Mask) -> Thread {
     Thread { key, role, comm: stat.comm, allowed, last_cpu: stat.last_cpu }
 }
 

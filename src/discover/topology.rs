@@ -27,14 +27,14 @@ mod groups;
 mod kinds;
 mod nodes;
 
-use crate::cpuset::{CPUS_MAX, CpuSet};
-use crate::discover::DiscoverError;
-use crate::ids::{CoreId, CpuId, LlcId, NodeId};
-use crate::sysroot::SysRoot;
-use crate::topology::{Core, Cpu, Llc, Topology};
-
 use attribute::{Notes, Why};
 use groups::{ListWitness, split};
+
+use crate::cpuset::CpuSet;
+use crate::discover::DiscoverError;
+use crate::ids::{CPUS_MAX, CoreId, CpuId, LlcId, NodeId};
+use crate::sysroot::SysRoot;
+use crate::topology::{Core, Cpu, Llc, Topology};
 
 const CPU: &str = "sys/devices/system/cpu";
 

@@ -17,11 +17,12 @@ use tokio::task::yield_now;
 
 use super::namespaces::in_our_numbers;
 use super::peer::prove_peer;
-use super::process::{self, ProcessError, VmLocation};
-use super::tasks::{self, Identified, NamedThreads, Scan, Survey, TasksError};
+use super::process::{ProcessError, VmLocation};
+use super::tasks::{Identified, NamedThreads, Scan, Survey, TasksError};
+use super::{process, tasks};
+use crate::guest::{Guest, GuestVcpu};
 use crate::ids::{Tid, VmName};
 use crate::peer::Peer;
-use crate::plan::{Guest, GuestVcpu};
 use crate::qmp::{Channel, ChannelPaths, Limits, PeerCheck, QmpError, Roles};
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;

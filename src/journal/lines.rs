@@ -20,7 +20,7 @@ const WRITE_BYTES_MAX: u64 = READ_BYTES_MAX / 2;
 
 /// A journal's file, open for writing.
 #[derive(Debug)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     file: File,
     path: PathBuf,
     /// Where the last whole append ended.
@@ -32,26 +32,26 @@ pub(super) struct Lines {
 
 /// The beginning of a schema's name, such as `qmpin.journal/`, and the version that is written.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Schema {
-    pub(super) family: &'static str,
-    pub(super) version: u32,
+pub(crate) struct Schema {
+    pub(crate) family: &'static str,
+    pub(crate) version: u32,
 }
 
 /// What was read besides the records.
 #[derive(Debug)]
-pub(super) struct Read<H> {
-    pub(super) header: H,
+pub(crate) struct Read<H> {
+    pub(crate) header: H,
     /// How many records there were.
-    pub(super) records_len: usize,
+    pub(crate) records_len: usize,
     /// Lines that this qmpin does not know how to undo.
-    pub(super) unknown: Vec<UnknownLine>,
+    pub(crate) unknown: Vec<UnknownLine>,
     /// Where the last whole line ends.
     whole: u64,
 }
 
 impl Lines {
     /// Starts a file; its folder must exist, and the file must not. The header is durable on return.
-    pub(super) fn create(path: &Path, header: &impl Serialize) -> Result<Lines, JournalError> {
+    pub(crate) fn create(path: &Path, header: &impl Serialize) -> Result<Lines, JournalError> {
         let fail = io_error("create", path);
         let (folder, name) = folder_of(path, FolderLink::Refuse).map_err(fail)?;
         let mut lines = Lines::at(folder.create_new(name, 0o600).map_err(fail)?, path, 0);
@@ -67,7 +67,7 @@ impl Lines {
 
     /// Starts a file with these lines, in the place of the one that may be there: a reader finds the one or the
     /// other, whole. Where it fails, the one that is there stays.
-    pub(super) fn replace(
+    pub(crate) fn replace(
         path: &Path,
         header: &impl Serialize,
         records: &[impl Serialize],
@@ -98,7 +98,7 @@ impl Lines {
     }
 
     /// Goes on with a file that was read: a torn last line is cut off.
-    pub(super) fn resume<H>(path: &Path, read: &Read<H>) -> Result<Lines, JournalError> {
+    pub(crate) fn resume<H>(path: &Path, read: &Read<H>) -> Result<Lines, JournalError> {
         let fail = io_error("open", path);
         let (folder, name) = folder_of(path, FolderLink::Refuse).map_err(fail)?;
         let file = folder.append(name).map_err(fail)?;
@@ -115,12 +115,12 @@ impl Lines {
     }
 
     #[cfg(test)]
-    pub(super) fn limit_to(&mut self, bytes_max: u64) {
+    pub(crate) fn limit_to(&mut self, bytes_max: u64) {
         self.bytes_max = bytes_max;
     }
 
     /// Whether the file still has its name.
-    pub(super) fn has_name(&self) -> bool {
+    pub(crate) fn has_name(&self) -> bool {
         match (self.file.metadata(), fs::symlink_metadata(&self.path)) {
             (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
             _ => true,
@@ -131,7 +131,7 @@ impl Lines {
     ///
     /// # Errors
     /// [`JournalError`]; then nothing may be written to any knob.
-    pub(super) fn append(&mut self, records: &[impl Serialize]) -> Result<(), JournalError> {
+    pub(crate) fn append(&mut self, records: &[impl Serialize]) -> Result<(), JournalError> {
         let mut bytes = Vec::with_capacity(records.len() * 128);
         for record in records {
             serde_json::to_writer(&mut bytes, record)
@@ -202,7 +202,7 @@ fn replacement(path: &Path) -> PathBuf {
 }
 
 /// Removes what a process has left that was killed as it replaced the file.
-pub(super) fn remove_replacement(path: &Path) {
+pub(crate) fn remove_replacement(path: &Path) {
     remove_incomplete(&replacement(path));
 }
 
@@ -228,7 +228,7 @@ fn unknown_text(lines: &[UnknownLine]) -> Vec<u8> {
 ///
 /// # Errors
 /// [`JournalError`] where the file cannot be read or its first line is no such header.
-pub(super) fn read<H: DeserializeOwned, R: DeserializeOwned>(
+pub(crate) fn read<H: DeserializeOwned, R: DeserializeOwned>(
     path: &Path,
     schema: Schema,
     mut take: impl FnMut(R),
@@ -281,7 +281,7 @@ pub(super) fn read<H: DeserializeOwned, R: DeserializeOwned>(
 
 /// Whether a line that can be read has members that this version does not know: it would lose them if it wrote
 /// the file anew.
-pub(super) fn has_unknown_members<R: DeserializeOwned + Serialize>(
+pub(crate) fn has_unknown_members<R: DeserializeOwned + Serialize>(
     path: &Path,
 ) -> Result<bool, JournalError> {
     let file = state_file::open_state(path).map_err(io_error("read", path))?;
@@ -324,7 +324,7 @@ fn header<H: DeserializeOwned>(line: &[u8], schema: Schema) -> Result<(H, u32), 
 
 impl Schema {
     /// The version of a schema of this family.
-    pub(super) fn version_of(self, schema: &str) -> Option<u32> {
+    pub(crate) fn version_of(self, schema: &str) -> Option<u32> {
         let version = schema.strip_prefix(self.family)?.parse().ok()?;
         (version >= self.version).then_some(version)
     }
@@ -336,7 +336,7 @@ fn is_torn_header(text: &[u8], schema: Schema) -> bool {
     start.as_bytes().starts_with(text) || text.starts_with(start.as_bytes())
 }
 
-pub(super) fn io_error(
+pub(crate) fn io_error(
     action: &'static str,
     path: &Path,
 ) -> impl Fn(io::Error) -> JournalError + Copy {

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use super::{CookieMemory, Intent, PartitionUndo, Record, SchedMemory, UnknownLines};
+use super::{Intent, PartitionUndo, Record, UnknownLines};
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid};
+use crate::knobs::core_scheduling::journal::CookieMemory;
+use crate::knobs::priority::journal::SchedMemory;
 use crate::mask::{Mask, Masks};
 use crate::threads::ThreadKey;
 

@@ -21,22 +21,18 @@
 //! ([`UnknownLines`]). A file that is not as this process left it is written no more ([`JournalError::Untrusted`]);
 //! one that was removed is written again from memory.
 
-mod cookie;
-mod host;
-mod lines;
+pub(crate) mod lines;
 mod memory;
 mod records;
-mod scheduling;
 mod unknown;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use cookie::{CookieMemory, CookieRecord};
-pub use host::{HOST_SCHEMA, HostJournal, HostMemory, HostRecord};
+use crate::knobs::core_scheduling::journal::CookieRecord;
+use crate::knobs::priority::journal::PriorityIntent;
 use lines::{Lines, Schema};
 pub use memory::Memory;
-pub use scheduling::{PriorityIntent, SchedMemory};
 use serde::{Deserialize, Serialize};
 pub use unknown::{UnknownKind, UnknownLine, UnknownLines};
 

@@ -3,9 +3,10 @@
 
 use std::collections::HashSet;
 
-use super::{Baseline, Intent, Memory, PriorityIntent, Record, SchedMemory};
+use super::{Baseline, Intent, Memory, Record};
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid};
+use crate::knobs::priority::journal::{PriorityIntent, SchedMemory};
 use crate::mask::Mask;
 use crate::scheduling::Scheduling;
 use crate::threads::ThreadKey;

@@ -8,15 +8,6 @@ use crate::policy::CpuChoice;
 /// The rule's name in the report.
 const RULE: &str = "allowed";
 
-/// The CPUs that the VM's cgroup allows its threads, where these are not all online CPUs.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Allowed {
-    /// The CPUs.
-    pub cpus: CpuSet,
-    /// Which cgroup forbids the others, in a clause: "100.scope allows only CPUs 2-9 (cpuset.cpus)".
-    pub why: String,
-}
-
 /// The CPUs that this VM's threads can be pinned to.
 pub(super) fn cpus(request: &Request<'_>) -> CpuSet {
     let online = request.topology.online();
@@ -47,7 +38,7 @@ pub(super) fn check(request: &Request<'_>, key: &str, cpus: &CpuSet) -> Result<(
     let outside = (*cpus & request.topology.online()) - self::cpus(request);
     match request.allowed {
         Some(allowed) if !outside.is_empty() => {
-            let outside = super::cpus_in_words(&outside);
+            let outside = crate::wording::cpus_in_words(&outside);
             let reason = format!(
                 "{key}: {outside} cannot be had: {}; choose CPUs inside, or lift that limit",
                 allowed.why

@@ -12,12 +12,12 @@
 
 use std::collections::BTreeMap;
 
-use super::Guest;
 use super::groups;
 use super::machine::Group;
 use super::report::{Placed, Why};
 use super::vcpus::{GuestCore, Placement, guest_cores, threads};
 use crate::cpuset::CpuSet;
+use crate::guest::Guest;
 use crate::ids::{CpuId, NodeId, VcpuIndex};
 use crate::policy::Sharing;
 use crate::topology::{CoreKind, Topology};

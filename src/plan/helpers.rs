@@ -6,8 +6,8 @@
 
 use std::cmp::Reverse;
 
-use super::machine::{self, Group};
-use super::{Request, groups, housekeeping};
+use super::machine::Group;
+use super::{Request, groups, housekeeping, machine};
 use crate::cpuset::CpuSet;
 use crate::ids::NodeId;
 

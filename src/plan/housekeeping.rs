@@ -2,10 +2,10 @@
 //! and the check of every set that was given by hand.
 
 use super::machine::Group;
-use super::report::{cpus_in_words, listed};
 use super::{Lasts, PlanError, Request, allowed, helpers};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Origin, Sourced};
+use crate::wording::{cpus_in_words, listed};
 
 /// Who has a claim on which CPUs, before this VM gets any.
 #[derive(Clone, Copy, Debug)]

@@ -10,11 +10,11 @@
 
 use std::collections::BTreeMap;
 
-use super::Guest;
 use super::machine::Group;
 use super::report::{Placed, Why};
 use super::vcpus::{Placement, guest_cores};
 use crate::cpuset::CpuSet;
+use crate::guest::Guest;
 use crate::ids::{CpuId, VcpuIndex};
 use crate::policy::{CpuOrder, Sharing};
 use crate::topology::Topology;

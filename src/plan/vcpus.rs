@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use super::groups::{self, Need};
 use super::machine::{FreeCore, Group};
 use super::report::{Placed, Why};
-use super::{Guest, GuestVcpu};
 use crate::cpuset::CpuSet;
+use crate::guest::{Guest, GuestVcpu};
 use crate::ids::{CpuId, NodeId, VcpuIndex};
 use crate::topology::{CoreKind, Topology};
 

@@ -2,18 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::allowed;
 use super::helpers::Away;
 use super::housekeeping::{Claims, Found, Helpers, whole_cores};
 use super::machine::{Group, caches_group_cores};
-use super::needs;
-use super::report::{Finding, counted, cpus_in_words};
+use super::report::Finding;
 use super::vcpus::{Placement, Siblings};
-use super::{Guest, Plan, Request};
+use super::{Plan, Request, allowed, needs};
 use crate::cpuset::CpuSet;
+use crate::guest::Guest;
 use crate::ids::{CpuId, NodeId};
 use crate::policy::{CpuChoice, Origin, Sourced};
 use crate::topology::{CoreKind, Llc, Topology};
+use crate::wording::{counted, cpus_in_words};
 
 /// Why the free cores do not hold the VM.
 pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'_>]) -> String {

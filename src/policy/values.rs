@@ -17,7 +17,7 @@ pub enum Sharing {
 }
 
 /// What becomes of a hot-added vCPU that no longer fits.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overflow {
     /// It goes to the housekeeping CPUs; reported as degraded.
@@ -102,7 +102,7 @@ impl VfioIrqs {
 }
 
 /// How QEMU is asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChannelChoice {
     /// The VM's own socket, else a runtime monitor, else leases.

@@ -3,9 +3,9 @@
 use serde::Serialize;
 
 use super::table::table;
+use crate::check::doctor::{Advice, Health};
 use crate::ids::VmName;
 use crate::shown;
-use crate::watch::doctor::{Advice, Health};
 
 /// `doctor --json`.
 #[derive(Debug, Serialize)]

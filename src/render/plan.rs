@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::table::table;
-use super::words::knob_in_words;
 use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, VcpuIndex, VmName};
-use crate::places::{Place, VfioIrq};
-use crate::plan::diff::Step;
-use crate::plan::host::diff::HostStep;
-use crate::plan::{Finding, Nearest, Plan, Verdict, counted};
+use crate::knobs::affinity::diff::Step;
+use crate::knobs::host::places::{Place, VfioIrq, knob_in_words};
+use crate::knobs::host::step::HostStep;
+use crate::plan::{Finding, Nearest, Plan, Verdict};
 use crate::policy::Knob;
 use crate::threads::Role;
+use crate::wording::counted;
 
 /// `plan --json`. The contract is in ARCHITECTURE.md.
 #[derive(Debug, Serialize)]

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::table::table;
+use crate::check::verify::{Check, CheckVerdict};
 use crate::cpuset::CpuSet;
 use crate::discover::Doubt;
 use crate::discover::cgroup::PartitionFile;
@@ -13,7 +14,6 @@ use crate::policy::{Knob, VcpuSched};
 use crate::qmp::ChannelKind;
 use crate::shown;
 use crate::standing::Standing;
-use crate::watch::verify::{Check, CheckVerdict};
 
 /// Whether somebody follows a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::table::table;
+use crate::check::verify::{Check, CheckVerdict};
 use crate::ids::VmName;
-use crate::watch::verify::{Check, CheckVerdict};
 
 /// `verify --json`.
 #[derive(Debug, Serialize)]

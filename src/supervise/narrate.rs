@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::priority::PriorityReport;
-use super::reonline::ReonlineReport;
-use super::reports::{Learnt, LookReport};
-use crate::apply::{Applied, PriorityApplied, PriorityOutcome, StepOutcome};
-use crate::plan::priority::PriorityStep;
+use crate::attachment::reports::{Learnt, LookReport};
+use crate::knobs::affinity::apply::{Applied, StepOutcome, thread_refusal};
+use crate::knobs::priority::apply::{PriorityApplied, PriorityOutcome, priority_refusal};
+use crate::knobs::priority::keep::PriorityReport;
+use crate::knobs::priority::plan::PriorityStep;
+use crate::knobs::reonline::cycle::ReonlineReport;
 use crate::plan::{Finding, Plan, Verdict};
-use crate::render::{priority_refusal, thread_in_words, thread_refusal};
-use crate::threads::ThreadKey;
+use crate::threads::{ThreadKey, thread_in_words};
 
 /// Each that was not there before.
 pub(super) fn log_shortfalls(plan: &Plan, before: &[Finding]) {

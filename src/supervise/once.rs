@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::attachment::Attachment;
-use super::host_report::{HostLines, HostReport, log_host};
 use super::narrate::{log_look, log_priority, log_shortfalls};
-use super::reports::LookReport;
-use super::settings::{Host, Settings};
-use super::start_error::StartError;
+use crate::attachment::Attachment;
+use crate::attachment::error::StartError;
+use crate::attachment::reports::LookReport;
+use crate::attachment::settings::Settings;
+use crate::knobs::ground::Host;
+use crate::knobs::host::report::{HostLines, HostReport, log_host};
 use crate::plan::Plan;
 
 /// Attaches, and leaves all as it is then.

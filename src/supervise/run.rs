@@ -7,31 +7,32 @@ mod outcome;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use outcome::Went;
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
-use super::attachment::Found;
 use super::budget::Hearing;
-use super::leasing::{give_back, lock_forsaken};
 use super::line::Line;
-use super::notify;
 use super::pace::{ForNeighbours, Pace};
-use super::settings::{Host, Settings};
 use super::signals::Signals;
 use super::sources::{BLIND_INTERVAL, Watch, at, next_of};
-use super::start_error::StartError;
 use super::starting::find;
 use super::state::{Effect, Ending, Event, Hint, State};
 use super::telling::Telling;
-use super::worker::{self, Done, Job, Now, Worker};
+use super::worker::{Done, Job, Now, Worker};
+use super::{notify, worker};
+use crate::attachment::error::StartError;
+use crate::attachment::found::Found;
+use crate::attachment::leasing::{give_back, lock_forsaken};
+use crate::attachment::settings::Settings;
 use crate::discover::boot_id;
+use crate::knobs::affinity::restore::RestoreReport;
+use crate::knobs::ground::Host;
 use crate::leases::Heart;
 use crate::policy::ChannelChoice;
-use crate::restore::RestoreReport;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 use crate::watch::{Births, LeaseChanges, SlowTimer};
-use outcome::Went;
 
 /// Between two signs of life while the worker is busy.
 const BEAT: Duration = Duration::from_secs(1);

@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::SignalStream;
 use tokio_stream::{Stream, StreamExt as _};
 
-use super::start_error::StartError;
+use crate::attachment::error::StartError;
 use crate::sysroot::SysRoot;
 
 /// Yields once for each signal.

@@ -7,8 +7,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::notify;
-use super::settings::{Host, Settings};
-use super::start_error::StartError;
+use crate::attachment::error::StartError;
+use crate::attachment::settings::Settings;
+use crate::knobs::ground::Host;
 use crate::threads::ProcessKey;
 use crate::watch::{Births, Exit, LeaseChanges, SlowTimer};
 

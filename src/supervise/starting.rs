@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::attachment::Found;
-use super::settings::{Host, Settings};
-use super::start_error::StartError;
+use crate::attachment::error::StartError;
+use crate::attachment::found::Found;
+use crate::attachment::settings::Settings;
 use crate::discover::{VmError, VmLocation};
+use crate::knobs::ground::Host;
 use crate::qmp::Channel;
 
 /// A pid is written in no time, once the file is there. A leftover stays a leftover.

@@ -14,9 +14,11 @@
 //! Hints are coalesced: any number of them before the look is one look. Asking goes on in the
 //! background, since Proxmox may hold the socket for long; looks go on meanwhile.
 
+use crate::attachment::reports::Looked;
+
 /// Something that happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     /// Somebody says that something may have changed.
     Hint(Hint),
     /// The delay of a look is over.
@@ -39,7 +41,7 @@ pub(super) enum Event {
 
 /// What may have changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Hint {
+pub(crate) enum Hint {
     /// A thread was born.
     Birth,
     /// The guest was reset, stopped, resumed: threads stay, masks should.
@@ -52,18 +54,9 @@ pub(super) enum Hint {
     Timer,
 }
 
-/// What a look has found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Looked {
-    /// Threads that only QMP can name, and that may be vCPUs or iothreads.
-    pub unnamed: bool,
-    /// A vCPU or iothread is gone.
-    pub named_gone: bool,
-}
-
 /// Whether a channel gives events.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Liveness {
+pub(crate) enum Liveness {
     /// It does.
     Live,
     /// Leases only.
@@ -72,7 +65,7 @@ pub(super) enum Liveness {
 
 /// Something to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Effect {
+pub(crate) enum Effect {
     /// Look after a short delay, in which further hints join.
     LookSoon,
     /// Look now: scan, plan if need be, compare, mend.
@@ -108,7 +101,7 @@ enum Asking {
 
 /// What is under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct State {
+pub(crate) struct State {
     look_soon: bool,
     asking: Asking,
     finished: bool,
@@ -116,7 +109,7 @@ pub(super) struct State {
 
 impl State {
     /// Takes one event.
-    pub(super) fn handle(&mut self, event: Event) -> Vec<Effect> {
+    pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
         if self.finished {
             return Vec::new();
         }
@@ -202,6 +195,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attachment::reports::Looked;
 
     #[test]
     fn a_flood_of_hints_is_one_look() {

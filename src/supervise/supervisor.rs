@@ -1,30 +1,22 @@
 //! The process that follows a VM, and goes on with the next one where it is a service. It owns what outlives one VM:
 //! the runtime, and the signals.
 
-use std::path::PathBuf;
 use std::thread;
 
+use super::source::PolicySource;
 use tokio::runtime::Runtime;
 
 use super::run::{Ended, run};
-use super::settings::{Host, Settings};
 use super::signals::Signals;
-use super::start_error::StartError;
 use super::waiting::{Patience, Woken, wait};
 use super::worker::Worker;
+use crate::attachment::error::StartError;
+use crate::attachment::settings::Settings;
 use crate::error::Failure;
-use crate::policy::Policy;
+use crate::knobs::ground::Host;
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
-
-/// Where the VM's policy is from, so that it can be read again.
-#[derive(Clone, Copy)]
-pub struct PolicySource<'a> {
-    /// The files that have a say. They need not exist.
-    pub files: &'a [PathBuf],
-    /// Reads them.
-    pub read: &'a (dyn Fn() -> Result<Policy, Failure> + Sync),
-}
+use crate::systemd::SystemBus;
 
 /// Follows VMs, one after the other.
 pub struct Supervisor<'a> {
@@ -64,7 +56,12 @@ impl<'a> Supervisor<'a> {
         thread::scope(|scope| {
             let worker = Worker::start(scope, root, sched, settings.clone(), source)?;
             // On the heap: it is large.
-            runtime.block_on(Box::pin(run(Host { root, sched }, settings.clone(), worker, signals)))
+            runtime.block_on(Box::pin(run(
+                Host { root, sched, units: &SystemBus },
+                settings.clone(),
+                worker,
+                signals,
+            )))
         })
     }
 
@@ -78,7 +75,7 @@ impl<'a> Supervisor<'a> {
         error: StartError,
         patience: &mut Patience,
     ) -> Result<Woken, Failure> {
-        let host = Host { root: self.root, sched: self.sched };
+        let host = Host { root: self.root, sched: self.sched, units: &SystemBus };
         let (source, signals) = (self.source, &mut self.signals);
         self.runtime.block_on(Box::pin(wait(host, settings, source, signals, error, patience)))
     }

@@ -8,13 +8,13 @@
 
 use std::collections::BTreeSet;
 
-use super::host_report::{HostLines, HostReport, log_host};
 use super::narrate::{log_look, log_priority, refusals, refusals_for_good};
 use super::notify;
-use super::reports::LookReport;
-use super::start_error::StartError;
+use crate::attachment::error::StartError;
+use crate::attachment::reports::LookReport;
 use crate::error::chain;
 use crate::ids::VmName;
+use crate::knobs::host::report::{HostLines, HostReport, log_host};
 use crate::leases::StateDir;
 use crate::plan::Plan;
 use crate::qmp::ChannelKind;
@@ -175,7 +175,7 @@ impl Telling {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apply::partition::Refused;
+    use crate::knobs::partition::apply::Refused;
     use crate::standing::read_standing;
 
     #[test]

@@ -7,29 +7,33 @@
 //! ```
 
 use std::sync::{Arc, mpsc};
-use std::thread::{self, Scope};
+use std::thread;
+use std::thread::Scope;
 use std::time::Duration;
 
 use tokio::sync::mpsc as tokio_mpsc;
 use tokio::time::Instant;
 
-use super::attachment::{Attachment, Found};
 use super::budget::thread_time;
-use super::host_report::HostReport;
 use super::reload::{Taken, reload};
-use super::reports::{Learnt, LookError, LookReport};
-use super::settings::{Host, Settings};
-use super::start_error::StartError;
-use super::supervisor::PolicySource;
-use super::thread_cpus::ThreadCpus;
+use super::source::PolicySource;
+use crate::attachment::Attachment;
+use crate::attachment::error::{LookError, StartError};
+use crate::attachment::found::Found;
+use crate::attachment::reports::{Learnt, LookReport};
+use crate::attachment::settings::Settings;
+use crate::attachment::thread_cpus::ThreadCpus;
 use crate::discover::tasks::TasksError;
 use crate::error::chain;
 use crate::ids::Tid;
+use crate::knobs::affinity::restore::RestoreReport;
+use crate::knobs::ground::Host;
+use crate::knobs::host::report::HostReport;
 use crate::plan::Plan;
 use crate::qmp::Roles;
-use crate::restore::RestoreReport;
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
+use crate::systemd::SystemBus;
 
 /// How long one job may take. Its slowest step is a reload of systemd, which has 90 s; a job has two at most, and
 /// waits for locks.
@@ -131,7 +135,7 @@ impl Worker {
         thread::Builder::new()
             .name("worker".to_owned())
             .spawn_scoped(scope, move || {
-                work(Host { root, sched }, &settings, source, &todo, &report);
+                work(Host { root, sched, units: &SystemBus }, &settings, source, &todo, &report);
             })
             .map_err(|source| StartError::Watch {
                 what: "the VM: no thread can be started",

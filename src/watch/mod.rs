@@ -11,12 +11,10 @@
 //! ```
 
 mod births;
-pub mod doctor;
 mod exit;
 mod leases;
 mod readable;
 mod slow_timer;
-pub mod verify;
 
 pub use births::Births;
 pub use exit::Exit;

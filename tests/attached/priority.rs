@@ -51,8 +51,20 @@ fn scheduled(stage: &Stage, tid: Tid) -> Option<(i32, i32, i32)> {
     Some((field(41), field(40), field(19)))
 }
 
-const OTHER: (i32, i32, i32) = (0, 0, 0);
-const FIFO: (i32, i32, i32) = (1, 1, 0);
+/// Policy, real-time priority and nice value, which QEMU has from these tests.
+fn other() -> (i32, i32, i32) {
+    (0, 0, own_nice())
+}
+
+fn fifo() -> (i32, i32, i32) {
+    (1, 1, own_nice())
+}
+
+fn own_nice() -> i32 {
+    let stat = fs::read_to_string("/proc/self/stat").expect("there");
+    let fields = stat.rsplit(')').next().expect("fields");
+    fields.split_whitespace().nth(19 - 3).expect("a nice value").parse().expect("a number")
+}
 
 /// How every thread of the VM is scheduled.
 fn all(stage: &Stage) -> BTreeMap<Tid, (i32, i32, i32)> {
@@ -112,8 +124,8 @@ fn a_plugged_vcpu_gets_it_only_where_it_has_a_cpu_to_itself() {
     wait_until("it is in its place", || stage.mask(added) == "0");
     let words = "1 vCPU has not: no CPU that the VM's other threads leave to it";
     wait_until("it is said", || attached.lines_with(words) == 1);
-    assert_eq!(scheduled(&stage, added), Some(OTHER));
-    assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(FIFO));
+    assert_eq!(scheduled(&stage, added), Some(other()));
+    assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(fifo()));
     attached.end();
     let mut after = all(&stage);
     after.remove(&added);
@@ -126,7 +138,7 @@ fn what_somebody_else_has_made_of_it_is_left_and_named() {
     let stage = stage();
     let vcpu = stage.vcpu(0);
     stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
-    assert_eq!(scheduled(&stage, vcpu), Some(FIFO));
+    assert_eq!(scheduled(&stage, vcpu), Some(fifo()));
     chrt(&["-r", "-p", "7"], vcpu);
     let said = format!("thread {vcpu} was made rr:7 by somebody else and is left so");
     stage.run(&["verify", "100"]).says(1, &["vCPU 0 is rr:7 and not fifo:1"]);
@@ -141,7 +153,7 @@ fn a_policy_that_no_longer_asks_for_it_takes_it_back() {
     let stage = stage();
     let before = all(&stage);
     let attached = stage.attach(&[]);
-    assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(FIFO));
+    assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(fifo()));
     attached.kill();
     let stage = stage.with_policy("sched = \"other\"\n");
     let attached = stage.attach(&[]);
@@ -178,7 +190,7 @@ fn killed_or_refused_anywhere_it_is_undone() {
         }
         assert!(n > 1, "{call} is not called");
         // That one came through.
-        assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(FIFO));
+        assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(fifo()));
         let mut n = 1;
         while met(&["detach", "100"], call, "signal=SIGKILL", n).is_some() {
             stage.run(&["detach", "100"]).says(0, &[]);
@@ -197,7 +209,7 @@ fn killed_or_refused_anywhere_it_is_undone() {
     stage.run(&once).says(0, &[]);
     let refused = met(&["detach", "100"], "sched_setscheduler", "error=EPERM", 1).expect("met");
     refused.says(6, &["could not be made other again", "not permitted"]);
-    assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(FIFO));
+    assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(fifo()));
     stage.run(&["detach", "100"]).says(0, &["1 thread scheduled as before"]);
     assert_eq!(all(&stage), before);
     assert_eq!(stage.place.left_behind(), [""; 0]);

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::support::qemu::{Qemu, QemuOptions, clients_of, wait_until};
 use crate::support::run::{Attached, Stage, masks, needs_two_cpus, taskset};
 use nix::sys::signal::Signal;
-use qmpin::journal::{self, HostJournal};
+use qmpin::journal;
+use qmpin::knobs::host::journal::HostJournal;
 use serde_json::{Value, json};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/state-0.1.0");

@@ -7,15 +7,18 @@ use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use qmpin::attachment::Attachment;
+use qmpin::attachment::settings::{Follow, Settings};
 use qmpin::cpuset::CpuSet;
 use qmpin::discover::VmLocation;
 use qmpin::ids::Tid;
+use qmpin::knobs::ground::Host;
 use qmpin::leases::StateDir;
 use qmpin::policy::{CpuChoice, Policy, Sharing, Sourced};
 use qmpin::qmp::Limits;
 use qmpin::sched::{Kernel, Sched};
-use qmpin::supervise::{Attachment, Follow, Host, Settings};
 use qmpin::sysroot::SysRoot;
+use qmpin::systemd::SystemBus;
 
 use crate::bare;
 use crate::figures::{Samples, Table};
@@ -193,7 +196,7 @@ fn inside(vm: &Vm) -> Duration {
     let root = SysRoot::live();
     let start = Instant::now();
     let timed = Timed { last_write: Cell::new(start) };
-    let host = Host { root: &root, sched: &timed };
+    let host = Host { root: &root, sched: &timed, units: &SystemBus };
     let (attachment, channel, _) =
         runtime.block_on(Attachment::start(host, settings(vm))).expect("attached");
     let time = timed.last_write.get() - start;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use qmpin::cpuset::CpuSet;
+use qmpin::guest::{Guest, GuestVcpu};
 use qmpin::ids::{CoreId, CpuId, LlcId, NodeId, VcpuIndex, VmName};
-use qmpin::plan::{Guest, GuestVcpu, Neighbour, Plan, Request, Stay, plan};
+use qmpin::plan::{Neighbour, Plan, Request, Stay, plan};
 use qmpin::policy::Policy;
 use qmpin::topology::{Core, Cpu, Llc, Node, Topology};
 

@@ -3,10 +3,9 @@
 
 use std::fs;
 
-use crate::support::hosts;
 use crate::support::qemu::QemuOptions;
 use crate::support::run::{Stage, finish, needs_two_cpus};
-use crate::support::skipped;
+use crate::support::{hosts, skipped};
 
 /// Runs the rest of its words as systemd runs a service: standard error is a stream whose name is known.
 const AS_A_SERVICE: &str =

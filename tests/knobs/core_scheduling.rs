@@ -10,12 +10,14 @@ use std::io;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 
-use qmpin::apply::{Bench, make_cookie};
 use qmpin::cpuset::CpuSet;
 use qmpin::discover::Grips;
 use qmpin::ids::{Pid, StartTicks, Tid};
-use qmpin::journal::{Header, HostMemory, Journal, SCHEMA};
-use qmpin::restore::{RestoreReport, restore};
+use qmpin::journal::{Header, Journal, SCHEMA};
+use qmpin::knobs::affinity::apply::Bench;
+use qmpin::knobs::affinity::restore::{RestoreReport, restore};
+use qmpin::knobs::core_scheduling::apply::make_cookie;
+use qmpin::knobs::host::journal::HostMemory;
 use qmpin::sched::Sched;
 use qmpin::scheduling::Cookie;
 use qmpin::sysroot::SysRoot;

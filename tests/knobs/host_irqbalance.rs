@@ -8,10 +8,10 @@ use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Mutex};
 
 use crate::support::made_up::{BOOT, World, set};
-use qmpin::apply::HostApplied;
 use qmpin::cpuset::CpuSet;
+use qmpin::knobs::host::keep::HostKnobs;
+use qmpin::knobs::host::step::HostApplied;
 use qmpin::policy::{Knob, Level};
-use qmpin::supervise::HostKnobs;
 
 /// irqbalance as its sock_handle is: it answers `setup`, takes `settings cpus` without a word, and does as
 /// it was told when it scans.

@@ -10,9 +10,10 @@ use crate::support::host_world::{CHILDREN, CHILDREN_BEFORE};
 use crate::support::made_up::{BOOT, World, set};
 use proptest::prelude::*;
 use qmpin::ids::{StartTicks, Tid};
-use qmpin::journal::{HostJournal, HostMemory, HostRecord, JournalError};
-use qmpin::places::{Place, Value};
-use qmpin::supervise::HostKnobs;
+use qmpin::journal::JournalError;
+use qmpin::knobs::host::journal::{HostJournal, HostMemory, HostRecord};
+use qmpin::knobs::host::keep::HostKnobs;
+use qmpin::knobs::host::places::{Place, Value};
 use qmpin::threads::ThreadKey;
 
 const MASKS: [&str; 4] = ["0-7", "0-3", "4-5", "6"];

@@ -11,15 +11,17 @@ use crate::support::host_world::{
     CHILDREN, CHILDREN_BEFORE, KTHREADD, KTHREADS, ONLINE, PSIMON, is_mask,
 };
 use crate::support::made_up::{BOOT, BOUND, MOVABLE, World, set};
-use qmpin::apply::HostApplied;
 use qmpin::discover::process_key;
 use qmpin::ids::{Pid, StartTicks, Tid};
-use qmpin::journal::{HostJournal, Memory, Record};
-use qmpin::places::{Place, Value};
+use qmpin::journal::{Memory, Record};
+use qmpin::knobs::host::journal::HostJournal;
+use qmpin::knobs::host::keep::HostKnobs;
+use qmpin::knobs::host::places::{Place, Value};
+use qmpin::knobs::host::refusal::host_refusal;
+use qmpin::knobs::host::report::HostReport;
+use qmpin::knobs::host::step::HostApplied;
 use qmpin::policy::{Knob, Level};
-use qmpin::render::host_refusal;
 use qmpin::sched::Sched as _;
-use qmpin::supervise::{HostKnobs, HostReport};
 use qmpin::sysroot::SysRoot;
 use qmpin::threads::ThreadKey;
 

@@ -5,7 +5,7 @@
 
 use crate::support::host_world::{CHILDREN, CHILDREN_BEFORE, KTHREADS};
 use crate::support::made_up::{BOOT, BOUND, MOVABLE, World, set};
-use qmpin::supervise::HostKnobs;
+use qmpin::knobs::host::keep::HostKnobs;
 
 /// One that is in no list.
 const LEFT_OUT: i32 = 22;

@@ -4,9 +4,9 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a test may end
 
 use crate::support::made_up::World;
-use qmpin::plan::host::diff::HostStep;
+use qmpin::knobs::host::report::HostReport;
+use qmpin::knobs::host::step::HostStep;
 use qmpin::policy::Knob;
-use qmpin::supervise::HostReport;
 
 const BEFORE: &str = "balance_performance";
 

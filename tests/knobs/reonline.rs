@@ -9,18 +9,19 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 
 use crate::support::made_up::{BOOT, BOUND, MOVABLE, World, set};
-use qmpin::apply::{Cycled, cycle};
 use qmpin::cgroups::CgroupTree;
 use qmpin::cpuset::CpuSet;
-use qmpin::discover::{reonline_facts, switch};
 use qmpin::ids::{CpuId, StartTicks, Tid};
-use qmpin::journal::{HostJournal, HostMemory, HostRecord};
+use qmpin::knobs::ground::Host;
+use qmpin::knobs::host::journal::{HostJournal, HostMemory, HostRecord};
+use qmpin::knobs::host::keep::HostKnobs;
+use qmpin::knobs::host::places::{Place, Value};
+use qmpin::knobs::reonline::apply::{Cycled, cycle};
+use qmpin::knobs::reonline::plan::{Beforehand, Facts, Never, choose};
+use qmpin::knobs::reonline::read::{reonline_facts, switch};
 use qmpin::leases::Lease;
-use qmpin::places::{Place, Value};
-use qmpin::plan::reonline::{Beforehand, Facts, Never, choose};
 use qmpin::policy::Knob;
 use qmpin::sched::Sched;
-use qmpin::supervise::HostKnobs;
 use qmpin::threads::ThreadKey;
 
 fn cpu(number: usize) -> CpuId {
@@ -91,7 +92,7 @@ impl World {
 
     fn cycle(&self, at: usize) -> Cycled {
         let kept = [Place::CpuList("proc/irq/24/smp_affinity_list".to_owned())];
-        let done = cycle(&self.root, &self.masks, &mut self.open(), cpu(at), &kept);
+        let done = cycle(self.host(), &mut self.open(), cpu(at), &kept);
         done.expect("a journal").cycled
     }
 
@@ -213,7 +214,8 @@ fn what_did_not_come_back_with_the_cpu_is_not_taken_for_done() {
     let place = Place::Thread(ThreadKey { tid: Tid(600), start: StartTicks(77) });
     let deaf = Deaf(Cell::new(false));
     let mut journal = world.open();
-    let report = cycle(&world.root, &deaf, &mut journal, cpu(5), std::slice::from_ref(&place));
+    let host = Host { sched: &deaf, ..world.host() };
+    let report = cycle(host, &mut journal, cpu(5), std::slice::from_ref(&place));
     let report = report.expect("a journal");
     assert!(matches!(report.cycled, Cycled::Done));
     let [left] = &*report.put_back else { panic!("{:?}", report.put_back) };

@@ -15,20 +15,22 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use qmpin::apply::{Bench, apply};
 use qmpin::cpuset::CpuSet;
 use qmpin::discover::Grips;
 use qmpin::ids::{Pid, StartTicks, Tid};
-use qmpin::journal::{self, Baseline, Header, HostMemory, HostRecord, Journal, Record, SCHEMA};
-use qmpin::plan::diff::Step;
-use qmpin::restore::{Around, Decision, Kind, Nothing, RestoreReport, decide, restore};
+use qmpin::journal;
+use qmpin::journal::{Baseline, Header, Journal, Record, SCHEMA};
+use qmpin::knobs::affinity::apply::{Bench, apply};
+use qmpin::knobs::affinity::decide::{Around, Decision, Kind, decide};
+use qmpin::knobs::affinity::diff::Step;
+use qmpin::knobs::affinity::restore::{Nothing, RestoreReport, restore};
+use qmpin::knobs::host::journal::{HostMemory, HostRecord};
 use qmpin::sched::Sched;
 use qmpin::sysroot::SysRoot;
 use qmpin::threads::{ProcessKey, Role, ThreadKey};

@@ -7,8 +7,10 @@ use std::io;
 use crate::support::made_up::{Masks, World, set};
 use qmpin::cpuset::CpuSet;
 use qmpin::ids::{Pid, StartTicks, Tid};
-use qmpin::journal::{Baseline, HostMemory, HostRecord, Intent, Memory, Record};
-use qmpin::restore::{Around, Kind, RestoreReport, is_back, restore_process};
+use qmpin::journal::{Baseline, Intent, Memory, Record};
+use qmpin::knobs::affinity::decide::{Around, Kind, is_back};
+use qmpin::knobs::affinity::restore::{RestoreReport, restore_process};
+use qmpin::knobs::host::journal::{HostMemory, HostRecord};
 use qmpin::sched::Sched;
 use qmpin::threads::{ProcessKey, ThreadKey};
 

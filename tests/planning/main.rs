@@ -4,10 +4,10 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod house;
 mod one_policy_everywhere;
 mod pictures;
 mod plan_allowed;
-mod plan_is_pure;
 mod plan_properties;
 mod plans;
 mod topology;

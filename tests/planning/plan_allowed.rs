@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use qmpin::cpuset::CpuSet;
-use qmpin::plan::{Allowed, Plan, PlanError, Request, Stay, Verdict, plan};
+use qmpin::guest::Allowed;
+use qmpin::plan::{Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{FileKind, Fragment, Policy};
 
 use crate::support::{guests, hosts};

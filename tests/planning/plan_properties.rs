@@ -9,11 +9,10 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use qmpin::cpuset::CpuSet;
+use qmpin::guest::{Allowed, Guest};
 use qmpin::ids::{CpuId, Pid, StartTicks, Tid, VcpuIndex, VmName};
-use qmpin::plan::diff::{desired, diff};
-use qmpin::plan::{
-    Allowed, Guest, Neighbour, Plan, PlanError, PlannedVcpu, Request, Stay, Verdict, plan,
-};
+use qmpin::knobs::affinity::diff::{desired, diff};
+use qmpin::plan::{Neighbour, Plan, PlanError, PlannedVcpu, Request, Stay, Verdict, plan};
 use qmpin::policy::{CpuChoice, Origin, Overflow, Policy, Sharing, Sourced};
 use qmpin::threads::{Role, Thread, ThreadKey};
 use qmpin::topology::Topology;

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use qmpin::cpuset::CpuSet;
+use qmpin::guest::Guest;
 use qmpin::ids::{CpuId, VcpuIndex};
-use qmpin::plan::{Finding, Guest, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
+use qmpin::plan::{Finding, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{FileKind, Fragment, Policy, PolicyError};
 use qmpin::topology::Topology;
 

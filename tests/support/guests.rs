@@ -1,7 +1,7 @@
 //! Guests as QEMU describes them, from a few numbers.
 
+use qmpin::guest::{Guest, GuestVcpu};
 use qmpin::ids::{IothreadId, VcpuIndex};
-use qmpin::plan::{Guest, GuestVcpu};
 
 /// A guest whose vCPUs are numbered core by core, the cores dealt out over its nodes in order.
 /// `gone` are vCPUs that are not plugged.

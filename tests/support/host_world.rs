@@ -7,9 +7,10 @@ use std::path::Path;
 
 use qmpin::cpuset::CpuSet;
 use qmpin::journal::Memory;
+use qmpin::knobs::host::keep::HostKnobs;
+use qmpin::knobs::host::report::HostReport;
 use qmpin::leases::Lease;
 use qmpin::policy::{Knob, Level};
-use qmpin::supervise::{HostKnobs, HostReport};
 
 use crate::support::made_up::{BOOT, BOUND, MOVABLE, World};
 

@@ -6,15 +6,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use qmpin::cpuset::CpuSet;
 use qmpin::discover;
 use qmpin::ids::{Pid, Tid};
+use qmpin::knobs::ground::Host;
 use qmpin::leases::{Kept, Lease, SCHEMA, StateDir};
 use qmpin::policy::{Knob, VcpuSched, VfioIrqs};
 use qmpin::sched::Sched;
-use qmpin::supervise::Host;
 use qmpin::sysroot::SysRoot;
+use qmpin::systemd::{SystemdError, UnitState, Units};
 
 pub(crate) const BOOT: &str = "this-boot";
 /// `PF_KTHREAD`, and that with `PF_NO_SETAFFINITY`.
@@ -48,10 +51,47 @@ impl Sched for Masks {
     }
 }
 
+/// A systemd that knows a few units.
+#[derive(Default)]
+pub(crate) struct FakeUnits {
+    pub(crate) units: Mutex<BTreeMap<String, UnitState>>,
+    /// How many times it has read all unit files again.
+    pub(crate) reloads: AtomicUsize,
+}
+
+impl Units for FakeUnits {
+    fn state(&self, unit: &str) -> Result<UnitState, SystemdError> {
+        let units = self.units.lock().expect("no panic");
+        units.get(unit).cloned().ok_or_else(|| SystemdError::NoSuchUnit { unit: unit.to_owned() })
+    }
+
+    fn set_allowed_cpus(&self, unit: &str, cpus: &CpuSet) -> Result<(), SystemdError> {
+        let mut units = self.units.lock().expect("no panic");
+        let state = units.get_mut(unit);
+        let state = state.ok_or_else(|| SystemdError::NoSuchUnit { unit: unit.to_owned() })?;
+        state.allowed_cpus = *cpus;
+        Ok(())
+    }
+
+    fn realize(&self, slice: &str) -> Result<(), SystemdError> {
+        self.state(slice).map(drop)
+    }
+
+    fn active(&self, _pattern: &str) -> Result<Vec<String>, SystemdError> {
+        Ok(Vec::new())
+    }
+
+    fn reload(&self) -> Result<(), SystemdError> {
+        self.reloads.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
 pub(crate) struct World {
     dir: tempfile::TempDir,
     pub(crate) root: SysRoot,
     pub(crate) masks: Masks,
+    pub(crate) units: FakeUnits,
     pub(crate) state: StateDir,
 }
 
@@ -61,11 +101,17 @@ impl World {
         let dir = tempfile::tempdir().expect("a folder");
         let state = StateDir::at(dir.path().join("run/qmpin"));
         state.create().expect("made");
-        World { root: SysRoot::at(dir.path()), masks: Masks::default(), state, dir }
+        World {
+            root: SysRoot::at(dir.path()),
+            masks: Masks::default(),
+            units: FakeUnits::default(),
+            state,
+            dir,
+        }
     }
 
     pub(crate) fn host(&self) -> Host<'_> {
-        Host { root: &self.root, sched: &self.masks }
+        Host { root: &self.root, sched: &self.masks, units: &self.units }
     }
 
     pub(crate) fn path(&self, path: &str) -> PathBuf {

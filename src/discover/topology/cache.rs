@@ -5,13 +5,12 @@
 //! group is expected to have its LLC at the same index and nothing above it, which two opens tell;
 //! where that fails, as for the cores without L3 of some hybrid parts, all its indexes are looked at.
 
+use super::attribute::{Notes, Why};
+use super::groups::{Witness, split};
+use super::{CPU, attribute};
 use crate::cpuset::CpuSet;
 use crate::ids::CpuId;
 use crate::sysroot::SysRoot;
-
-use super::CPU;
-use super::attribute::{self, Notes, Why};
-use super::groups::{Witness, split};
 
 /// More cache indexes than any machine has; s390 with its split L2 has the most, six.
 const INDEXES_MAX: u32 = 16;

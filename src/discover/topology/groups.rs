@@ -14,12 +14,11 @@
 //! One lie gets through: of two siblings the lower is believed and the upper not asked, since asking
 //! would double the work for every healthy machine.
 
+use super::attribute::{Notes, Why};
+use super::{CPU, attribute};
 use crate::cpuset::CpuSet;
 use crate::ids::CpuId;
 use crate::sysroot::SysRoot;
-
-use super::CPU;
-use super::attribute::{self, Notes, Why};
 
 /// Someone who can be asked which CPUs are in the group of one.
 pub(super) trait Witness {

@@ -4,12 +4,11 @@
 //! `cpu_lowpower` for a third kind that is small as well). Elsewhere `cpu_capacity` tells, 1024 being
 //! the largest core (`Documentation/ABI/testing/sysfs-devices-system-cpu`): where the cores differ, those with the highest are the performance cores and all others efficiency cores.
 
+use super::attribute::{Notes, Why};
+use super::{CPU, PerCpu, attribute};
 use crate::cpuset::CpuSet;
 use crate::sysroot::SysRoot;
 use crate::topology::CoreKind;
-
-use super::attribute::{self, Notes, Why};
-use super::{CPU, PerCpu};
 
 const SUBJECT: &str = "the kind";
 

@@ -1,12 +1,11 @@
 //! The NUMA nodes: their CPUs, memory and distances. A node may lack CPUs or memory.
 
+use super::attribute::{Notes, Why};
+use super::{PerCpu, attribute};
 use crate::cpuset::CpuSet;
 use crate::ids::NodeId;
 use crate::sysroot::SysRoot;
 use crate::topology::Node;
-
-use super::PerCpu;
-use super::attribute::{self, Notes, Why};
 
 const NODE: &str = "sys/devices/system/node";
 

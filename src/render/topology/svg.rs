@@ -12,14 +12,13 @@
 use svg::Document;
 use svg::node::element::{Group as Place, Rectangle, Style, Text, Title};
 
+use super::grid::evenly;
+use super::legend::Entry;
+use super::marks::{FREE, Marks};
+use super::{Cell, Group, Picture, bands, headline, legend};
 use crate::ids::CpuId;
 use crate::render::paint::{Line, Paint};
 use crate::shown;
-
-use super::grid::evenly;
-use super::legend::{self, Entry};
-use super::marks::{FREE, Marks};
-use super::{Cell, Group, Picture, bands, headline};
 
 /// The width that groups are set in; a wider one stands alone.
 const WIDTH: usize = 960;

@@ -5,13 +5,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::Runner;
+use crate::attachment::reports::Learnt;
 use crate::discover::tasks::TasksError;
 use crate::error::chain;
 use crate::ids::Tid;
 use crate::qmp::{Happening, QmpError, QmpEvent, Roles, Upgrade};
 use crate::supervise::line::{Done as LineDone, Said};
 use crate::supervise::narrate::log_learnt;
-use crate::supervise::reports::Learnt;
 use crate::supervise::state::{Event, Hint, Liveness};
 use crate::supervise::worker::Job;
 use crate::threads::Role;

@@ -1,14 +1,14 @@
 //! Turns the end of a job into events, and notifies systemd and `qmpin status`.
 
 use super::{Ended, Runner, Task};
+use crate::attachment::error::StartError;
+use crate::attachment::settings::Settings;
 use crate::discover::boot_id;
 use crate::error::chain;
 use crate::marks::note_reload;
 use crate::supervise::narrate::log_shortfalls;
 use crate::supervise::reload::Taken;
-use crate::supervise::settings::Settings;
 use crate::supervise::sources::interval;
-use crate::supervise::start_error::StartError;
 use crate::supervise::state::{Ending, Event};
 use crate::supervise::worker::{Done, Now};
 

@@ -1,0 +1,188 @@
+//! What is done around the VM: others kept off its CPUs, and what stands on that.
+//!
+//! ```text
+//!   reonline ─▶ the first pins ─▶ remember_host ─▶ isolate ─▶ keep_host ─▶ prioritise
+//! ```
+
+use std::time::Instant;
+
+use crate::attachment::aside::step_aside;
+use crate::attachment::error::{LookError, StartError};
+use crate::attachment::reports::LookReport;
+use crate::attachment::settings::{Follow, Settings};
+use crate::attachment::{Attachment, Known};
+use crate::discover;
+use crate::discover::tasks::Scan;
+use crate::error::chain;
+use crate::knobs::host::report::HostReport;
+use crate::knobs::host::step::HostApplied;
+use crate::knobs::reonline::cycle::{ReonlineReport, reonline};
+use crate::leases::StateError;
+use crate::policy::Knob;
+
+/// A partition, and the fallback where that is refused.
+const CHOICES_MAX: usize = 2;
+
+impl Attachment<'_> {
+    /// Keeps others off the VM's CPUs, as far as the policy wants that and the host can, and looks
+    /// again: a thread's mask may have been lost on the way.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub fn isolate(&mut self) -> Result<LookReport, LookError> {
+        let is_wanted = self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
+        let mut report = LookReport::default();
+        for _ in 0..CHOICES_MAX {
+            let mut applied = std::mem::take(&mut report.applied);
+            report = self.isolate_as_chosen(is_wanted)?;
+            applied.append(&mut report.applied);
+            report.applied = applied;
+            if !self.partition.is_refused() {
+                break;
+            }
+        }
+        let leased = (self.partition.cgroup(), self.partition.slices());
+        self.partition.settle();
+        if (self.partition.cgroup(), self.partition.slices()) != leased {
+            self.relet()?;
+        }
+        Ok(report)
+    }
+
+    /// Makes the choice between a partition and a fallback, and does what it takes.
+    fn isolate_as_chosen(&mut self, is_wanted: bool) -> Result<LookReport, LookError> {
+        let earlier = self.partition.site();
+        let had_one = earlier.is_some();
+        let leased = (self.partition.cgroup(), self.partition.slices());
+        let ground = self.known.ground();
+        let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
+        if !is_wanted {
+            self.partition.abandon(ground, self.journal.memory());
+        }
+        if claimed {
+            if let Err(error) = self.relet() {
+                // Without its lease it is not made: others would not know of it.
+                self.partition.disclaim(earlier);
+                return Err(error.into());
+            }
+            self.partition.prepare(self.known.ground());
+        }
+        if self.lease_due || (self.partition.cgroup(), self.partition.slices()) != leased {
+            self.relet()?;
+        }
+        if claimed || had_one {
+            self.host_knobs.expect_changes();
+        }
+        let is_ready = claimed && !self.partition.is_refused();
+        if is_ready || had_one { self.look() } else { Ok(LookReport::default()) }
+    }
+
+    /// When the choice between a partition and a fallback is to be made again; `None`: it is made for good.
+    #[must_use]
+    pub fn choice_due(&self) -> Option<Instant> {
+        self.partition.choice_due()
+    }
+
+    /// Whether that choice would be another one now. It reads, and writes nothing.
+    pub fn would_choose_anew(&mut self) -> bool {
+        let ground = self.known.ground();
+        self.partition.would_choose_anew(ground, &self.plan, self.journal.memory())
+    }
+
+    /// Gives vCPUs their priority and the VM its core-scheduling cookie, once others are elsewhere: a
+    /// thread of the kernel's that is below that priority would not get away from there any more.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub fn prioritise(&mut self) -> Result<LookReport, LookError> {
+        let policy = &self.known.settings.policy.vm;
+        let has_priority = self.priority.begin(policy.sched.value, &self.journal);
+        let has_cookie = self.cookie.begin(policy, &self.journal);
+        if has_priority || has_cookie { self.look() } else { Ok(LookReport::default()) }
+    }
+
+    /// Writes the lease while nobody else does.
+    pub(crate) fn relet(&mut self) -> Result<(), StateError> {
+        self.lease_due = true;
+        let _lock = self.known.settings.state.lock_leases()?;
+        self.write_lease()?;
+        self.lease_due = false;
+        Ok(())
+    }
+
+    /// Takes down what the kernel is about to change by itself: to be called before
+    /// [`Attachment::isolate`].
+    ///
+    /// # Errors
+    /// [`StartError`]; then there had better be no partition.
+    pub fn remember_host(&mut self) -> Result<(), StartError> {
+        let state = &self.known.settings.state;
+        let lock = state.lock_host()?;
+        Ok(self.host_knobs.remember(self.known.host, state, &self.known.boot_id, &lock)?)
+    }
+
+    /// Excludes interrupts and the kernel's own work from the CPUs of all VMs that want it, unless a supervisor has done
+    /// so just now: then `None`.
+    ///
+    /// # Errors
+    /// [`StartError`]. The VM's own threads stay where they are.
+    pub fn check_host(&mut self) -> Result<Option<HostReport>, StartError> {
+        let Known { settings, boot_id, .. } = &self.known;
+        // Each supervisor's timer ticks at another time, so one in two or more finds it done.
+        let within = settings.policy.vm.check_interval.value / 2;
+        if self.host_knobs.is_kept(&settings.state, boot_id, within) {
+            return Ok(None);
+        }
+        self.keep_host().map(Some)
+    }
+
+    /// The same, whatever another supervisor has done.
+    ///
+    /// # Errors
+    /// As [`Attachment::check_host`].
+    pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
+        let Known { host, settings, boot_id, process } = &self.known;
+        let Settings { state, follow, .. } = settings;
+        // The end of the VM is seen in a moment, and its partition goes first.
+        if discover::lives(host.root, *process).is_ok_and(|lives| !lives) {
+            return Ok(HostReport::default());
+        }
+        if *follow == Follow::Stay {
+            step_aside(*host, state, boot_id, self.online, &mut self.own_cpus);
+        }
+        let report = self.host_knobs.reconcile(*host, state, boot_id)?;
+        self.drift_total += report.drifted.len() as u64;
+        if report.applied.iter().any(HostApplied::has_limited_unit) {
+            // What it did to our masks is nobody's drift.
+            self.settled.clear();
+        }
+        Ok(match self.early_host.take() {
+            Some(earlier) => report.after(earlier),
+            None => report,
+        })
+    }
+
+    /// Takes the VM's CPUs offline and online again, where the policy wants that: once, before the first
+    /// pin. What can be moved has left them by then, so that it stands in nobody's way. A later scan, or
+    /// the one there is.
+    pub(crate) fn reonline(&mut self, scan: Scan) -> (Scan, ReonlineReport) {
+        if !self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Reonline) {
+            return (scan, ReonlineReport::default());
+        }
+        let report = self.try_reonline().unwrap_or_else(|error| {
+            tracing::warn!("reonline: {}", chain(&error));
+            ReonlineReport { failed: vec![chain(&error)], ..ReonlineReport::default() }
+        });
+        (self.scan().unwrap_or(scan), report)
+    }
+
+    fn try_reonline(&mut self) -> Result<ReonlineReport, StartError> {
+        self.early_host = Some(self.keep_host()?);
+        let report = reonline(self.known.ground(), &self.plan.exclusive)?;
+        self.notice_cpu_hotplug()?;
+        if let Some(stay) = self.stale {
+            self.replan(stay)?;
+        }
+        Ok(report)
+    }
+}

@@ -1,0 +1,32 @@
+//! Where qmpin itself runs: nowhere near a VM's CPUs, also where no partition keeps it off.
+
+use crate::cpuset::CpuSet;
+use crate::discover;
+use crate::ids::Tid;
+use crate::knobs::ground::Host;
+use crate::leases::StateDir;
+
+/// Takes this process itself off the CPUs of all VMs, whether or not something else keeps it off. What it is not
+/// permitted is not needed: a cpuset that leaves it nothing else is its limit, too.
+pub(crate) fn step_aside(
+    host: Host<'_>,
+    state: &StateDir,
+    boot_id: &str,
+    online: CpuSet,
+    own_cpus: &mut CpuSet,
+) {
+    let leases = discover::live_leases(state, boot_id);
+    let taken = leases.iter().fold(CpuSet::EMPTY, |all, lease| all | lease.exclusive);
+    let cpus = online - taken;
+    if cpus.is_empty() || cpus == *own_cpus {
+        return;
+    }
+    *own_cpus = cpus;
+    // The loop's thread, and the one that asks, which is 0 (`man 2 sched_setaffinity`). Others inherit its mask.
+    let main = i32::try_from(std::process::id()).unwrap_or_default();
+    for thread in [Tid(main), Tid(0)] {
+        if let Err(error) = host.sched.set_affinity(thread, &cpus) {
+            tracing::debug!("qmpin itself stays where it is: {error}");
+        }
+    }
+}

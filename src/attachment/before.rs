@@ -1,0 +1,65 @@
+//! What there was before the first write: the masks that go back in the end.
+//!
+//! The kernel shows masks without CPUs that are offline at that moment, and another VM's may be, for a moment:
+//! such a mask would go back without them. So where a CPU may go offline, masks are read under the host's
+//! lock, which a process that takes one offline holds until it is back.
+
+use crate::attachment::Attachment;
+use crate::attachment::error::LookError;
+use crate::attachment::originals::Originals;
+use crate::cpuset::CpuSet;
+use crate::discover::{live_leases, online_cpus, tasks};
+use crate::error::chain;
+use crate::journal::Record;
+use crate::locks::HostLock;
+use crate::policy::Knob;
+use crate::threads::Thread;
+
+impl Attachment<'_> {
+    /// Takes down, before there is a lease, what would not be seen as it was any more later.
+    ///
+    /// # Errors
+    /// [`LookError`].
+    pub(crate) fn take_down(&mut self, lock: &HostLock) -> Result<(), LookError> {
+        let Attachment { known, outside, journal, .. } = self;
+        outside.take_over(known, journal, lock)?;
+        if self.cpus_may_go_offline() {
+            self.online = online_cpus(self.known.host.root)?;
+            let observed = tasks::observe(self.known.process, self.scan()?, &self.identified);
+            self.journal.append(self.first_baseline(&observed.threads).into_iter().collect())?;
+        }
+        Ok(())
+    }
+
+    /// Whether this VM's CPUs are to go offline for a moment, or another's may just be.
+    fn cpus_may_go_offline(&self) -> bool {
+        let settings = &self.known.settings;
+        let mut leases = live_leases(&settings.state, &self.known.boot_id);
+        leases.retain(|lease| lease.vm != settings.vm);
+        settings.policy.vm.wanted_knobs().contains(&Knob::Reonline)
+            || leases.iter().any(|lease| lease.knobs.contains(&Knob::Reonline))
+    }
+
+    /// Before the first write, all masks as they are.
+    pub(crate) fn first_baseline(&self, threads: &[Thread]) -> Option<Record> {
+        if self.journal.memory().has_baseline() {
+            return None;
+        }
+        let main = self.known.process.pid.main_thread();
+        let main = threads.iter().find(|thread| thread.key.tid == main);
+        let all: CpuSet = main.map_or(self.online, |thread| *thread.allowed);
+        Some(
+            Originals::of(self.known.host.root, self.known.process, threads, self.online)
+                .record(all, threads),
+        )
+    }
+
+    /// Finds kernel threads that work for the VM.
+    pub(crate) fn find_outside(&mut self) {
+        let Attachment { known, outside, journal, .. } = self;
+        let lock = known.settings.state.lock_host().map_err(LookError::from);
+        if let Err(error) = lock.and_then(|lock| outside.find(known, journal, &lock)) {
+            tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
+        }
+    }
+}

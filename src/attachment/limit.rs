@@ -1,0 +1,137 @@
+//! The CPUs that the VM's own cgroup allows it: read for each plan, looked at in each pass.
+
+use std::collections::BTreeSet;
+
+use crate::cgroups::CgroupTree;
+use crate::cpuset::CpuSet;
+use crate::discover::cpusets;
+use crate::guest::Allowed;
+use crate::ids::VmName;
+use crate::knobs::affinity::diff::Step;
+use crate::knobs::ground::{Ground, Host};
+use crate::leases::StateDir;
+use crate::threads::{ProcessKey, ThreadKey};
+use crate::wording::{counted, cpus_in_words};
+
+/// What the VM's cgroup allows it.
+#[derive(Debug, Default)]
+pub(crate) struct Limit {
+    allowed: Option<Allowed>,
+    /// What the kernel's files said when it was read.
+    mark: String,
+    /// What was logged last about threads that cannot be pinned.
+    said: Option<String>,
+}
+
+impl Limit {
+    /// Reads it. The CPUs of other VMs are no limit; where they change meanwhile, the next pass reads it again.
+    pub(crate) fn of(ground: Ground<'_>, online: &CpuSet) -> Limit {
+        let mut limit = Limit::default();
+        limit.read(ground, online);
+        limit
+    }
+
+    /// Reads it again. Whether it has changed.
+    pub(crate) fn read(&mut self, ground: Ground<'_>, online: &CpuSet) -> bool {
+        self.mark = mark(ground);
+        let before = self.allowed.take();
+        self.allowed = allowed(ground, online);
+        self.allowed != before
+    }
+
+    /// Whether it has changed, by a look at a few small files where it has not.
+    pub(crate) fn has_changed(&mut self, ground: Ground<'_>, online: &CpuSet) -> bool {
+        self.mark != mark(ground) && self.read(ground, online)
+    }
+
+    /// The limit; `None` where there is none.
+    pub(crate) fn allowed(&self) -> Option<&Allowed> {
+        self.allowed.as_ref()
+    }
+
+    /// Takes out the steps that the kernel would refuse, of these threads of the process. A sentence about them.
+    pub(crate) fn bar(&mut self, steps: &mut Vec<Step>, own: &BTreeSet<ThreadKey>) -> Vec<String> {
+        let Some(allowed) = &self.allowed else { return Vec::new() };
+        let is_barred =
+            |step: &Step| own.contains(&step.thread) && !step.to.intersects(&allowed.cpus);
+        let (barred, rest): (Vec<Step>, Vec<Step>) = steps.drain(..).partition(is_barred);
+        *steps = rest;
+        if barred.is_empty() {
+            self.said = None;
+            return Vec::new();
+        }
+        let wanted = barred.iter().fold(CpuSet::EMPTY, |all, step| all | *step.to);
+        let sentence = format!(
+            "{} cannot be pinned to {}: {}; they stay where they are until that limit is lifted",
+            counted(barred.len(), "thread"),
+            cpus_in_words(&wanted),
+            allowed.why
+        );
+        if self.said.as_ref() != Some(&sentence) {
+            tracing::warn!("{sentence}");
+            self.said = Some(sentence.clone());
+        }
+        vec![sentence]
+    }
+}
+
+fn mark(ground: Ground<'_>) -> String {
+    let root = ground.host.root;
+    cpusets::allowed_mark(root, &CgroupTree::of(root), ground.process.pid)
+}
+
+/// Reads the CPUs that the VM's cgroup allows it, for `qmpin plan`; `None` where these are all.
+#[must_use]
+pub fn vm_limit(
+    host: Host<'_>,
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+    process: ProcessKey,
+    online: &CpuSet,
+) -> Option<Allowed> {
+    allowed(Ground { host, state, vm, boot_id, process }, online)
+}
+
+fn allowed(ground: Ground<'_>, online: &CpuSet) -> Option<Allowed> {
+    let root = ground.host.root;
+    let others = ground.others_cpus();
+    cpusets::allowed(root, &CgroupTree::of(root), ground.process.pid, online, &others)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{StartTicks, Tid};
+    use crate::threads::Role;
+
+    #[test]
+    fn threads_that_cannot_be_pinned_are_named_once_and_not_written() {
+        let key = |tid| ThreadKey { tid: Tid(tid), start: StartTicks(1) };
+        let cpus = |list: &str| -> CpuSet { list.parse().expect("a cpulist") };
+        let step = |tid, to: &str| Step {
+            thread: key(tid),
+            role: Role::Emulator,
+            comm: String::new(),
+            from: cpus("0-9").into(),
+            to: cpus(to).into(),
+        };
+        let allowed = Allowed { cpus: cpus("2-9"), why: "100.scope allows only …".to_owned() };
+        let mut limit = Limit { allowed: Some(allowed), ..Limit::default() };
+        let own = BTreeSet::from([key(1), key(2), key(3)]);
+        // The last one is the kernel's, and in no cgroup of the VM.
+        let all = [step(1, "12"), step(2, "13"), step(3, "8-12"), step(4, "12")];
+        let mut steps = all.to_vec();
+        let said = limit.bar(&mut steps, &own);
+        assert_eq!(steps, all[2..]);
+        assert_eq!(
+            said,
+            [
+                "2 threads cannot be pinned to CPUs 12-13: 100.scope allows only …; they stay where they are \
+              until that limit is lifted"
+            ]
+        );
+        let mut steps = Vec::new();
+        assert_eq!(limit.bar(&mut steps, &own), [""; 0]);
+    }
+}

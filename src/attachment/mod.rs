@@ -1,0 +1,468 @@
+//! One attached VM: what is known of it, and the walk *discover → plan → apply*. `start` walks it for
+//! the first time, `look` again and again, `finish` restores.
+//!
+//! The order is what keeps the host safe: lock, look, plan, lease, journal, and only then the first
+//! write. Everything that can refuse, refuses before that.
+
+pub mod adopt;
+pub mod around;
+pub mod aside;
+pub mod before;
+pub mod end;
+pub mod error;
+pub mod files;
+pub mod found;
+mod known;
+pub mod leasing;
+pub mod limit;
+pub mod originals;
+pub mod outside;
+pub mod replan;
+pub mod reports;
+pub mod restored;
+pub mod settings;
+pub mod thread_cpus;
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+
+use known::Known;
+
+use crate::attachment::error::{LookError, Seen, StartError};
+pub(crate) use crate::attachment::found::Found;
+use crate::attachment::leasing::{
+    Earlier, Going, Swept, earlier, forget_swept, held, kept, let_go, neighbours, new_journal,
+    sweep, take_over_from_dead,
+};
+use crate::attachment::limit::Limit;
+use crate::attachment::outside::Outside;
+use crate::attachment::replan::other_name;
+use crate::attachment::reports::{Learnt, LookReport, Looked};
+use crate::attachment::restored::restore_lines;
+use crate::attachment::settings::Settings;
+use crate::attachment::thread_cpus::ThreadCpus;
+use crate::cpuset::CpuSet;
+use crate::discover;
+use crate::discover::tasks::{Identified, Scan, TasksError};
+use crate::discover::{read_topology, tasks};
+use crate::error::chain;
+use crate::guest::Guest;
+use crate::ids::Tid;
+use crate::journal::{Journal, JournalError};
+use crate::knobs::affinity::apply::{Bench, apply};
+use crate::knobs::affinity::diff::{Step, desired, diff};
+use crate::knobs::affinity::restore::{RestoreReport, restore_process};
+use crate::knobs::core_scheduling::keep::CookieKeeper;
+use crate::knobs::ground::{Ground, Host};
+use crate::knobs::host::keep::HostKnobs;
+use crate::knobs::host::report::HostReport;
+use crate::knobs::partition::keep::{Partition, take_back};
+use crate::knobs::priority::keep::Priority;
+use crate::knobs::reonline::cycle::{Brought, ReonlineReport, bring_back};
+use crate::leases::{FileState, Kept, SupervisorLock};
+use crate::mask::{Mask, Masks};
+use crate::plan::{Lasts, Neighbour, Plan, PlanError, Stay};
+use crate::qmp::{Channel, Roles};
+use crate::sysroot::SysRoot;
+use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
+use crate::topology::Topology;
+
+/// An attached VM.
+pub struct Attachment<'a> {
+    known: Known<'a>,
+    topology: Topology,
+    online: CpuSet,
+    guest: Guest,
+    identified: Identified,
+    outside: Outside,
+    plan: Plan,
+    limit: Limit,
+    /// The other VMs that the plan was made beside.
+    beside: Vec<Neighbour>,
+    /// Whether there should be a new plan, and how much staying is worth then.
+    stale: Option<Stay>,
+    journal: Journal,
+    partition: Partition,
+    priority: Priority,
+    cookie: CookieKeeper,
+    /// Where each thread was seen to be, when that was where it belongs.
+    settled: BTreeMap<ThreadKey, Mask>,
+    /// Where its threads are.
+    placed: ThreadCpus,
+    host_knobs: HostKnobs,
+    /// The lease could not be written, and does not say what there is.
+    lease_due: bool,
+    /// What was done about the host before the first pin.
+    early_host: Option<HostReport>,
+    /// Where this process itself runs; none: wherever it was started.
+    own_cpus: CpuSet,
+    drift_total: u64,
+    since_unix_s: u64,
+    /// What a newer qmpin wrote to the lease.
+    kept: Kept,
+    /// The lease's file as it was written.
+    leased: Cell<FileState>,
+    // Dropped last: until then nobody else may become this VM's supervisor.
+    lock: SupervisorLock,
+}
+
+/// A VM that has its lease, and nothing else yet.
+struct Leased<'a> {
+    attachment: Attachment<'a>,
+    scan: Scan,
+    /// Whether no earlier qmpin has attached this process.
+    is_new: bool,
+    swept: Vec<Swept>,
+}
+
+impl<'a> Attachment<'a> {
+    /// Attaches: everything up to the first write, and the first writes.
+    ///
+    /// # Errors
+    /// [`StartError`]; then nothing has been written to any thread.
+    pub async fn start(
+        host: Host<'a>,
+        settings: Settings,
+    ) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
+        let (found, channel) = Found::find(host, &settings).await?;
+        let (attachment, report) = Attachment::begin(host, settings, found)?;
+        Ok((attachment, channel, report))
+    }
+
+    /// Attaches a VM that was found. It may block for long: for locks, and for systemd where an earlier QEMU has
+    /// left something.
+    ///
+    /// # Errors
+    /// As [`Attachment::start`].
+    pub(crate) fn begin(
+        host: Host<'a>,
+        settings: Settings,
+        found: Found,
+    ) -> Result<(Attachment<'a>, LookReport), StartError> {
+        let state = settings.state.clone();
+        let leased = Attachment::lease(host, settings, found);
+        // Only now: the host's lock was held.
+        let Leased { mut attachment, scan, is_new, swept } =
+            leased.inspect_err(|_| state.tidy())?;
+        let (scan, reonline) =
+            if is_new { attachment.reonline(scan) } else { (scan, ReonlineReport::default()) };
+        let mended = attachment.mend(scan).map(|report| LookReport { reonline, ..report });
+        forget_swept(host, &state, &attachment.known.boot_id, swept);
+        match mended {
+            Ok(report) if report.nothing_is_permitted() => {
+                let vm = attachment.known.settings.vm.clone();
+                Err(attachment.give_up(report.not_permitted(vm)))
+            }
+            Ok(report) => {
+                attachment.find_outside();
+                Ok((attachment, report))
+            }
+            Err(error) => {
+                // The undo could not be written any further: what was written before goes back.
+                Err(attachment.give_up(error.into()))
+            }
+        }
+    }
+
+    /// Plans, begins the journal, and writes the lease. Everything that can refuse has refused by then.
+    fn lease(host: Host<'a>, settings: Settings, found: Found) -> Result<Leased<'a>, StartError> {
+        let Found { process, roles, identified, scan, boot_id, lock, mut topology } = found;
+        let guest = discover::guest(&roles);
+        // Before anything is planned: the VM may have had these CPUs.
+        match bring_back(host, &settings.state, &boot_id) {
+            Ok(Brought::Nothing) => {}
+            Ok(Brought::Some) => topology = read_topology(host.root)?,
+            Err(error) => tracing::warn!("CPUs that were left offline: {}", chain(&error)),
+        }
+        let resumed = match earlier(host, &settings, &boot_id, process)? {
+            Earlier::None => None,
+            Earlier::Same(journal) => Some(journal),
+            Earlier::Dead(process, journal) => {
+                take_over_from_dead(host, &settings, &boot_id, process, journal)?;
+                None
+            }
+        };
+        // It is asked again under the lock; most are refused here, before anything is written.
+        if let Some(other) = other_name(&settings, &boot_id, process) {
+            return Err(StartError::OtherName { vm: settings.vm, process, other });
+        }
+        if let Some(supervisor) = discover::unlinked_holder(&settings.state, &settings.vm) {
+            let (vm, pid) = (settings.vm, Some(supervisor.pid));
+            return Err(StartError::AlreadyAttached { vm, pid });
+        }
+        let held = held(&settings, &boot_id, process);
+        let swept = sweep(host, &settings, &boot_id);
+        let is_new = resumed.is_none();
+        let host_lock = settings.state.lock_host()?;
+        // Without the leases' lock: a VM that does not fit is refused before there is a journal.
+        let beside = neighbours(&settings.state, &settings.vm, &boot_id);
+        let Settings { state, vm, .. } = &settings;
+        let limit =
+            Limit::of(Ground { host, state, vm, boot_id: &boot_id, process }, &topology.online());
+        let plan = settings.plan(&topology, &guest, &beside, limit.allowed(), &held, Stay::Always);
+        let plan = plan.map_err(|reason| no_room(process, &roles, &guest, reason))?;
+        let journal = match resumed {
+            Some(journal) => journal,
+            None => new_journal(&settings, &boot_id, process)?,
+        };
+        let kept = kept(&settings, &boot_id, process);
+        let mut attachment = Attachment {
+            known: Known { host, settings, boot_id, process },
+            online: topology.online(),
+            topology,
+            guest,
+            identified,
+            outside: Outside::default(),
+            plan,
+            limit,
+            beside,
+            stale: None,
+            partition: Partition::resumed(&journal),
+            priority: Priority::default(),
+            cookie: CookieKeeper::default(),
+            journal,
+            settled: BTreeMap::new(),
+            placed: ThreadCpus::default(),
+            host_knobs: HostKnobs::default(),
+            lease_due: false,
+            early_host: None,
+            own_cpus: CpuSet::EMPTY,
+            drift_total: 0,
+            since_unix_s: unix_now_s(),
+            kept,
+            leased: Cell::default(),
+            lock,
+        };
+        let taken_down = attachment.take_down(&host_lock);
+        if let Err(error) = taken_down.and_then(|()| attachment.lease_first(&held)) {
+            // Nothing was written to any thread in this run; an earlier one's undo stays.
+            let Settings { state, vm, .. } = &attachment.known.settings;
+            let error = StartError::before_the_first_write(vm.clone(), error);
+            let forgotten = if is_new { state.forget(vm) } else { Ok(()) };
+            return Err(match forgotten {
+                Ok(()) => error,
+                Err(left) => {
+                    StartError::NotUndone { left: vec![chain(&left)], source: Box::new(error) }
+                }
+            });
+        }
+        Ok(Leased { attachment, scan, is_new, swept })
+    }
+
+    /// The QEMU process.
+    #[must_use]
+    pub fn process(&self) -> ProcessKey {
+        self.known.process
+    }
+
+    /// Where files are read.
+    #[must_use]
+    pub fn root(&self) -> &SysRoot {
+        self.known.host.root
+    }
+
+    /// The plan in force.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// What was attached, and how.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.known.settings
+    }
+
+    /// Where its threads are after the last pass.
+    #[must_use]
+    pub fn placed(&self) -> ThreadCpus {
+        self.placed
+    }
+
+    /// How many times a thread was found moved by somebody else.
+    #[must_use]
+    pub fn drift_total(&self) -> u64 {
+        self.drift_total
+    }
+
+    /// Takes QEMU's answer. `before` are the threads that were listed before it was asked.
+    ///
+    /// # Errors
+    /// [`TasksError`] where the answer does not agree with the process.
+    pub fn learn(&mut self, before: &[Tid], roles: Roles) -> Result<Learnt, TasksError> {
+        let scan = self.scan()?;
+        let Known { host, process, .. } = self.known;
+        let roles = discover::in_our_numbers(host.root, process.pid, roles)?;
+        let identified = tasks::identify(process, before, &discover::named(&roles), &scan)?;
+        let only_in = |these: &Identified, those: &Identified| -> Vec<(ThreadKey, Role)> {
+            let named = these.named().filter(|(key, role)| those.role(*key) != Some(*role));
+            named.map(|(key, role)| (key, role.clone())).collect()
+        };
+        let learnt = Learnt {
+            joined: only_in(&identified, &self.identified),
+            left: only_in(&self.identified, &identified),
+        };
+        self.identified = identified;
+        let guest = discover::guest(&roles);
+        if guest != self.guest {
+            self.guest = guest;
+            self.stale.get_or_insert(Stay::Always);
+        }
+        self.find_outside();
+        Ok(learnt)
+    }
+
+    /// Looks afresh and mends what is not as planned.
+    ///
+    /// # Errors
+    /// [`LookError`]. That there is no new plan is none: the plan in force stays in force.
+    pub fn look(&mut self) -> Result<LookReport, LookError> {
+        self.keep_files()?;
+        self.notice_cpu_hotplug()?;
+        self.notice_limit();
+        self.notice_neighbours();
+        let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
+        let scan = self.scan()?;
+        Ok(LookReport { plan_failed, ..self.mend(scan)? })
+    }
+
+    /// Puts everything back and lets go.
+    ///
+    /// # Errors
+    /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
+    /// report.
+    pub fn finish(self) -> Result<RestoreReport, StartError> {
+        let partition = take_back(self.known.ground(), self.journal.memory());
+        let Attachment { known, journal, mut host_knobs, lock, .. } = self;
+        let Known { host, settings, boot_id, process } = known;
+        let Settings { state, vm, .. } = &settings;
+        // From what is in mind, and not from the file: the folder may have been removed.
+        let memory = journal.memory();
+        let others = host_knobs.memory(state, &boot_id);
+        let restore = || restore_process(host.root, host.sched, process, memory, &others);
+        let mut report = if state.path().exists() || host_knobs.knows_something() {
+            state.create()?;
+            let going = Going { host, state, vm, boot_id: &boot_id, memory };
+            let_go(going, &mut host_knobs, partition, &restore)?
+        } else {
+            RestoreReport { partition, ..restore()? }
+        };
+        drop(lock);
+        host_knobs.await_irqbalance(host, state, &boot_id, &mut report.host);
+        // A lock that was taken since the supervisor's was dropped.
+        state.tidy();
+        Ok(report)
+    }
+
+    /// Restores everything because it could not be attached. Returns why, and what could not be restored.
+    fn give_up(self, error: StartError) -> StartError {
+        let vm = self.known.settings.vm.clone();
+        let left = match self.finish() {
+            Ok(report) if report.is_complete() => return error,
+            Ok(report) => restore_lines(&vm, &report),
+            Err(undo) => vec![chain(&undo)],
+        };
+        StartError::NotUndone { left, source: Box::new(error) }
+    }
+
+    /// Leaves everything applied, and the VM without a supervisor.
+    pub fn leave(self) {
+        drop(self.lock);
+    }
+
+    fn scan(&self) -> Result<Scan, TasksError> {
+        tasks::scan(self.known.host.root, self.known.host.sched, self.known.process.pid, None)
+    }
+
+    /// Compares a scan with the plan and carries out the difference.
+    fn mend(&mut self, mut scan: Scan) -> Result<LookReport, JournalError> {
+        let grips = scan.take_grips();
+        let observed = tasks::observe(self.known.process, scan, &self.identified);
+        let baseline = self.first_baseline(&observed.threads);
+        let looked = Looked {
+            unnamed: observed.unidentified.iter().any(|key| may_be_named(*key, &observed.threads)),
+            named_gone: self.identified.named_keys().any(|key| {
+                observed.threads.binary_search_by_key(&key.tid, |thread| thread.key.tid).is_err()
+            }),
+        };
+        let mut threads = observed.threads;
+        // Groups first: a mask holds only for CPUs that the thread's group allows.
+        let (plan, journal) = (&self.plan, &mut self.journal);
+        let partition =
+            self.partition.converge(self.known.ground(), plan, journal, &threads, &grips)?;
+        self.drift_total += self.partition.take_drifted();
+        let own = threads.len();
+        let of_process: BTreeSet<ThreadKey> = threads.iter().map(|thread| thread.key).collect();
+        threads.extend(self.outside.now(self.known.host.sched));
+        let mut steps = diff(&self.plan, self.known.process.pid, &threads, &self.online);
+        let drifted: BTreeSet<ThreadKey> = steps
+            .iter()
+            .filter(|step| self.settled.get(&step.thread).is_some_and(|cpus| *cpus == step.to))
+            .map(|step| step.thread)
+            .collect();
+        self.drift_total += drifted.len() as u64;
+        self.settled = settled(&self.plan, &threads, &steps);
+        let barred = self.limit.bar(&mut steps, &of_process);
+        let Host { root, sched, .. } = self.known.host;
+        let bench = Bench { root, sched, grips: &grips, process: self.known.process };
+        let applied = apply(bench, &mut self.journal, baseline, steps)?;
+        for applied in &applied {
+            if !applied.fell_short() {
+                self.settled.insert(applied.step.thread, applied.step.to.clone());
+            }
+        }
+        self.placed = ThreadCpus::of(&self.plan, &threads, &applied);
+        let (policy, own) = (&self.known.settings.policy.vm, &threads[..own]);
+        let (plan, journal) = (&self.plan, &mut self.journal);
+        let sched = policy.sched.value;
+        let priority = self.priority.converge(bench, plan, sched, journal, own)?;
+        let cookie = self.cookie.converge(bench, &self.topology, plan, policy, journal, own)?;
+        self.drift_total += priority.drifted.len() as u64 + u64::from(cookie.drifted);
+        let plan_failed = None;
+        let reonline = ReonlineReport::default();
+        Ok(LookReport {
+            looked,
+            applied,
+            placed: self.placed,
+            drifted,
+            plan_failed,
+            barred,
+            partition,
+            priority,
+            cookie,
+            reonline,
+        })
+    }
+}
+
+/// Why there is no plan; where the host has no room, with what is known of the VM.
+fn no_room(process: ProcessKey, roles: &Roles, guest: &Guest, reason: PlanError) -> StartError {
+    if matches!(reason, PlanError::Policy { lasts: Lasts::ForGood, .. }) {
+        return reason.into();
+    }
+    let vcpus = roles.vcpus.iter().map(|vcpu| vcpu.tid).collect();
+    StartError::NoRoom { seen: Box::new(Seen { process, guest: guest.clone(), vcpus }), reason }
+}
+
+/// Workers come and go by the dozen under I/O and are never vCPUs or iothreads; everything else that QMP
+/// has not been asked about may be.
+fn may_be_named(key: ThreadKey, threads: &[Thread]) -> bool {
+    threads
+        .binary_search_by_key(&key.tid, |thread| thread.key.tid)
+        .is_ok_and(|at| threads[at].role == Role::Emulator)
+}
+
+fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKey, Mask> {
+    let mut masks = Masks::default();
+    let moving: BTreeSet<ThreadKey> = steps.iter().map(|step| step.thread).collect();
+    threads
+        .iter()
+        .filter(|thread| !moving.contains(&thread.key))
+        .filter_map(|thread| Some((thread.key, masks.of(desired(plan, &thread.role)?))))
+        .collect()
+}
+
+fn unix_now_s() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}

@@ -1,0 +1,152 @@
+//! A new plan for a VM that has one, and the lease that tells others of it.
+
+use std::collections::BTreeMap;
+
+use crate::attachment::error::LookError;
+use crate::attachment::leasing::neighbours;
+use crate::attachment::settings::{Follow, Settings};
+use crate::attachment::{Attachment, Known};
+use crate::cpuset::CpuSet;
+use crate::discover::{self, DiscoverError, read_topology};
+use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
+use crate::leases::{Lease, StateError};
+use crate::plan::{Plan, Stay};
+use crate::sysroot::SysRoot;
+use crate::threads::ProcessKey;
+
+impl Attachment<'_> {
+    /// A CPU that went offline takes pins with it, and one that came back may be wanted.
+    pub(crate) fn notice_cpu_hotplug(&mut self) -> Result<(), DiscoverError> {
+        let online = discover::online_cpus(self.known.host.root)?;
+        let known = self.topology.online();
+        self.online = online;
+        let changed = (online - known) | (known - online);
+        // Another VM's are its own affair: it may be about to bring one back.
+        if changed.is_empty() || changed.is_subset(&self.others_cpus()) {
+            return Ok(());
+        }
+        tracing::info!("online CPUs are now {online}, were {known}");
+        self.topology = read_topology(self.known.host.root)?;
+        self.stale = Some(Stay::UnlessBetter);
+        Ok(())
+    }
+
+    /// Has the plan made anew where the VM's cgroup allows it other CPUs than before.
+    pub(crate) fn notice_limit(&mut self) {
+        if self.limit.has_changed(self.known.ground(), &self.online) {
+            self.stale = Some(Stay::UnlessBetter);
+        }
+    }
+
+    /// Another VM that comes or goes takes CPUs or leaves some. It is looked for at every pass, since a message about
+    /// it may come later than what it does.
+    pub(crate) fn notice_neighbours(&mut self) {
+        let Known { settings, boot_id, .. } = &self.known;
+        if neighbours(&settings.state, &settings.vm, boot_id) != self.beside {
+            self.stale.get_or_insert(Stay::Always);
+        }
+    }
+
+    /// The CPUs that are other VMs' alone.
+    fn others_cpus(&self) -> CpuSet {
+        let Known { settings, boot_id, .. } = &self.known;
+        let others = neighbours(&settings.state, &settings.vm, boot_id);
+        others.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
+    }
+
+    pub(crate) fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
+        let lock = self.known.settings.state.lock_leases()?;
+        let held = self.plan.held();
+        // Stale until there is a new one; but not tried at every look: the next change will.
+        self.stale = None;
+        self.limit.read(self.known.ground(), &self.online);
+        let Known { settings, boot_id, .. } = &self.known;
+        self.beside = neighbours(&settings.state, &settings.vm, boot_id);
+        let (allowed, beside) = (self.limit.allowed(), &self.beside);
+        let plan = settings.plan(&self.topology, &self.guest, beside, allowed, &held, stay)?;
+        if plan != self.plan {
+            let old = std::mem::replace(&mut self.plan, plan);
+            // A lease that says the same would wake all other VMs for nothing.
+            let is_told = told(&self.plan) == told(&old);
+            if !is_told && let Err(error) = self.write_lease() {
+                // What others cannot read is not ours to take.
+                self.plan = old;
+                self.stale = Some(stay);
+                return Err(error.into());
+            }
+            self.partition.resize(self.known.ground(), &self.plan, &mut self.journal, &lock)?;
+        }
+        Ok(())
+    }
+
+    /// Writes the first lease. The VM is planned again where others have come or gone since it was planned.
+    pub(crate) fn lease_first(
+        &mut self,
+        held: &BTreeMap<VcpuIndex, CpuId>,
+    ) -> Result<(), LookError> {
+        let Known { settings, boot_id, .. } = &self.known;
+        let _lock = settings.state.lock_leases()?;
+        if let Some(other) = other_name(settings, boot_id, self.known.process) {
+            return Err(LookError::OtherName { process: self.known.process, other });
+        }
+        let now = neighbours(&settings.state, &settings.vm, boot_id);
+        if now != self.beside {
+            self.limit.read(self.known.ground(), &self.online);
+            let allowed = self.limit.allowed();
+            let stay = Stay::Always;
+            self.plan = settings.plan(&self.topology, &self.guest, &now, allowed, held, stay)?;
+            self.beside = now;
+        }
+        Ok(self.write_lease()?)
+    }
+
+    pub(crate) fn write_lease(&self) -> Result<(), StateError> {
+        let supervisor = match self.known.settings.follow {
+            Follow::Stay => this_process(self.known.host.root),
+            Follow::Once => None,
+        };
+        let Settings { state, vm, .. } = &self.known.settings;
+        state.write_lease(&Lease {
+            schema: crate::leases::SCHEMA.to_owned(),
+            vm: self.known.settings.vm.clone(),
+            boot_id: self.known.boot_id.clone(),
+            qemu: self.known.process,
+            supervisor,
+            since_unix_s: self.since_unix_s,
+            exclusive: self.plan.exclusive,
+            emulator: self.plan.emulator,
+            iothreads: self.plan.iothread_cpus,
+            vcpus: self.plan.held().into_iter().collect(),
+            knobs: self.known.settings.policy.vm.wanted_knobs(),
+            partition: self.partition.cgroup(),
+            slices: self.partition.slices(),
+            vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
+            sched: self.known.settings.policy.vm.sched.value,
+            max_vcpus: self.known.settings.policy.vm.max_vcpus.value,
+            writer: crate::leases::this_version(),
+            kept: self.kept.clone(),
+        })?;
+        self.leased.set(state.lease_state(vm));
+        Ok(())
+    }
+}
+
+/// The other name that the process is attached under. Two names would each take the other's masks for its own.
+pub(crate) fn other_name(
+    settings: &Settings,
+    boot_id: &str,
+    process: ProcessKey,
+) -> Option<VmName> {
+    let mut leases = discover::live_leases(&settings.state, boot_id).into_iter();
+    leases.find(|lease| lease.qemu == process && lease.vm != settings.vm).map(|lease| lease.vm)
+}
+
+/// What others are told of a plan.
+fn told(plan: &Plan) -> (CpuSet, CpuSet, CpuSet, BTreeMap<VcpuIndex, CpuId>) {
+    (plan.exclusive, plan.emulator, plan.iothread_cpus, plan.held())
+}
+
+pub(crate) fn this_process(root: &SysRoot) -> Option<ProcessKey> {
+    let pid = Pid(i32::try_from(std::process::id()).ok()?);
+    discover::process_key(root, pid).ok()
+}

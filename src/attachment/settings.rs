@@ -1,0 +1,78 @@
+//! What to attach, and how.
+
+use std::collections::BTreeMap;
+
+use crate::discover::{self, FirstWay, VmLocation};
+use crate::guest::{Allowed, Guest};
+use crate::ids::{CpuId, VcpuIndex, VmName};
+use crate::leases::StateDir;
+use crate::plan::{Neighbour, Plan, PlanError, Request, Stay, plan};
+use crate::policy::{ChannelChoice, Policy};
+use crate::qmp::{ChannelPaths, Limits};
+use crate::topology::Topology;
+
+/// What to attach, and how.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Which VM.
+    pub vm: VmName,
+    /// Where to find it.
+    pub location: VmLocation,
+    /// Where leases and journals are.
+    pub state: StateDir,
+    /// What is wanted.
+    pub policy: Policy,
+    /// What QEMU is granted.
+    pub limits: Limits,
+    /// Whether this process stays with the VM.
+    pub follow: Follow,
+}
+
+/// Whether the attaching process stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Follow {
+    /// It follows the VM and restores at the end.
+    Stay,
+    /// It applies once and leaves the rest to `detach`.
+    Once,
+}
+
+impl Settings {
+    /// Plans beside the VMs that are attached now. `held` is where the VM's vCPUs are already, `allowed` the CPUs
+    /// that its cgroup has for it.
+    ///
+    /// # Errors
+    /// [`PlanError`].
+    pub fn plan(
+        &self,
+        topology: &Topology,
+        guest: &Guest,
+        neighbours: &[Neighbour],
+        allowed: Option<&Allowed>,
+        held: &BTreeMap<VcpuIndex, CpuId>,
+        stay: Stay,
+    ) -> Result<Plan, PlanError> {
+        plan(&Request {
+            vm: &self.vm,
+            topology,
+            guest,
+            policy: &self.policy,
+            neighbours,
+            allowed,
+            held,
+            stay,
+        })
+    }
+}
+
+pub(crate) fn channel_paths(settings: &Settings) -> (ChannelPaths, FirstWay) {
+    let paths = discover::channel_paths(&settings.vm, &settings.location);
+    match settings.policy.vm.channel.value {
+        ChannelChoice::Auto => (paths, FirstWay::Best),
+        ChannelChoice::Lease => (paths, FirstWay::Lease),
+        // The socket itself is ours: the same path in both places.
+        ChannelChoice::Persistent => {
+            (ChannelPaths { own: paths.shared.clone(), shared: paths.shared }, FirstWay::Best)
+        }
+    }
+}

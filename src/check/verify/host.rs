@@ -1,0 +1,198 @@
+//! The checks of everybody else: who may be on the VM's CPUs, and what is left to be done about the host.
+
+use std::collections::BTreeMap;
+
+use crate::check::verify::{
+    Check, CheckVerdict, HostFacts, Unmet, UnmetCause, VfioSeat, broken, holds, some, some_of,
+};
+use crate::discover::cgroup::PartitionFile;
+use crate::discover::{Occupant, OccupantKind};
+use crate::knobs::host::interrupts::{Interrupt, kept_in_words};
+use crate::knobs::host::kernel_threads;
+use crate::knobs::host::places::Place;
+use crate::shown;
+use crate::site::ISOLATED;
+use crate::wording::cpus_in_words;
+
+pub(crate) fn partition(facts: &HostFacts<'_>) -> Check {
+    let own = &facts.lease.exclusive;
+    let Some(PartitionFile { group, state, cpus, lost_drop_in }) = facts.partition else {
+        return rung_below(facts);
+    };
+    if let Some(path) = lost_drop_in {
+        return broken("partition", format!("/{path} is gone: systemd may take {group} away"));
+    }
+    if state != ISOLATED {
+        return broken("partition", format!("{group}/cpuset.cpus.partition is `{state}`"));
+    }
+    if cpus != own {
+        let (is, wanted) = (cpus_in_words(cpus), cpus_in_words(own));
+        return broken("partition", format!("{group} is isolated with {is} and not with {wanted}"));
+    }
+    holds("partition", format!("{} are isolated in {group}", cpus_in_words(own)))
+}
+
+/// Without a partition: whether systemd keeps the units beside the VM off its CPUs, where that is the rung.
+fn rung_below(facts: &HostFacts<'_>) -> Check {
+    let Some(cgroup) = &facts.lease.slices else {
+        let reason = "the VM has none; `qmpin plan --explain` says why".to_owned();
+        return Check { check: "partition", verdict: CheckVerdict::Refused, reason };
+    };
+    let is_limit = |unmet: &&Unmet| unmet.place.limited_cgroup().is_some();
+    let limits = facts.unmet.iter().filter(is_limit);
+    let wrong: Vec<String> = limits
+        .map(|unmet| format!("{} is {} and not {}", unmet.place, unmet.found, unmet.wanted))
+        .collect();
+    if !wrong.is_empty() {
+        return broken("partition", some(&wrong));
+    }
+    let reason =
+        format!("the VM has none; systemd keeps the units beside {cgroup} off by AllowedCPUs=");
+    Check { check: "partition", verdict: CheckVerdict::Refused, reason }
+}
+
+pub(crate) fn processes(facts: &HostFacts<'_>) -> Check {
+    let there: Vec<&Occupant> =
+        facts.occupants.iter().filter(|one| one.kind == OccupantKind::User).collect();
+    if there.is_empty() {
+        return nobody("processes", "process", facts);
+    }
+    broken("processes", named(&there))
+}
+
+/// Those that the kernel would not move are told apart.
+pub(crate) fn kthreads(facts: &HostFacts<'_>) -> Vec<Check> {
+    let is_refused = |one: &&Occupant| {
+        facts.unmet.iter().any(|unmet| {
+            unmet.cause == UnmetCause::Refused
+                && matches!(unmet.place, Place::Thread(key) if key.tid == one.tid)
+        })
+    };
+    let there = facts.occupants.iter().filter(|one| one.kind == OccupantKind::Movable);
+    let (refused, there): (Vec<&Occupant>, Vec<&Occupant>) = there.partition(is_refused);
+    let mut checks = Vec::new();
+    if !there.is_empty() {
+        checks.push(broken("kthreads", named(&there)));
+    }
+    if !refused.is_empty() {
+        let reason = format!("the kernel would not move {}", named(&refused));
+        checks.push(Check { check: "kthreads", verdict: CheckVerdict::Refused, reason });
+    }
+    if checks.is_empty() {
+        checks.push(nobody("kthreads", "movable kernel thread", facts));
+    }
+    checks
+}
+
+fn nobody(check: &'static str, what: &str, facts: &HostFacts<'_>) -> Check {
+    holds(check, format!("no {what} on {}", cpus_in_words(&facts.lease.exclusive)))
+}
+
+fn named(there: &[&Occupant]) -> String {
+    let name =
+        |one: &&Occupant| format!("{} ({}) on {}", shown::line(&one.comm), one.tid, one.allowed);
+    some(&there.iter().map(name).collect::<Vec<_>>())
+}
+
+/// What the kernel binds to each CPU.
+pub(crate) fn bound(facts: &HostFacts<'_>) -> Option<Check> {
+    let bound = facts.occupants.iter().filter(|one| one.kind == OccupantKind::Bound);
+    let names = kernel_threads::by_name(bound.map(|one| one.comm.as_str()));
+    let refused = CheckVerdict::Refused;
+    (!names.is_empty()).then(|| Check {
+        check: "bound-kthreads",
+        verdict: refused,
+        reason: kernel_threads::bound_in_words(names.iter()),
+    })
+}
+
+pub(crate) fn is_irqbalance(place: &Place) -> bool {
+    matches!(place, Place::Irqbalance(_))
+}
+
+/// One that cannot be told is not qmpin's to mend.
+pub(crate) fn irqbalance(facts: &HostFacts<'_>) -> Vec<Check> {
+    let unmet: Vec<&Unmet> =
+        facts.unmet.iter().filter(|unmet| is_irqbalance(&unmet.place)).collect();
+    let cannot = facts.irqbalances.iter().filter_map(|one| match &one.banned {
+        Err(why) => Some(format!("process {} cannot be told: {why}", one.process.pid)),
+        // It has no CPU left for interrupts with these as well.
+        Ok(banned) if unmet.is_empty() && !facts.lease.exclusive.is_subset(banned) => {
+            Some(format!("process {} keeps off {} already", one.process.pid, cpus_in_words(banned)))
+        }
+        Ok(_) => None,
+    });
+    let cannot: Vec<String> = cannot.collect();
+    if !cannot.is_empty() {
+        let (check, verdict) = ("irqbalance", CheckVerdict::Refused);
+        return vec![Check { check, verdict, reason: some(&cannot) }];
+    }
+    places(facts, &unmet, "irqbalance", || {
+        format!("it keeps interrupts off {}", cpus_in_words(&facts.lease.exclusive))
+    })
+}
+
+pub(crate) fn as_it_should() -> String {
+    "as it should be".to_owned()
+}
+
+/// Where the interrupts of the VM's devices are: `0000:0a:00.0 on CPUs 4-5 (40, 41)`.
+pub(crate) fn seats(facts: &HostFacts<'_>) -> String {
+    let mut seats: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
+    for VfioSeat { place, device, on } in facts.vfio {
+        let numbers = seats.entry((device, cpus_in_words(on))).or_default();
+        numbers.extend(place.irq().map(|number| number.to_string()));
+    }
+    let seat = |((device, on), numbers): ((&str, String), Vec<String>)| {
+        format!("{device} on {on} ({})", some_of(&numbers, ", "))
+    };
+    let seats: Vec<String> = seats.into_iter().map(seat).collect();
+    format!("vfio_irqs = \"{}\": {}", facts.lease.vfio_irqs.name(), some(&seats))
+}
+
+pub(crate) fn places(
+    facts: &HostFacts<'_>,
+    unmet: &[&Unmet],
+    check: &'static str,
+    all_is_well: impl Fn() -> String,
+) -> Vec<Check> {
+    let in_words = |unmet: &&Unmet| {
+        let irq = unmet.place.irq().and_then(|number| facts.interrupts.get(&number));
+        let irq = irq.map_or(String::new(), |irq| {
+            let devices = if irq.devices.is_empty() { "no device" } else { irq.devices.as_str() };
+            format!(", {devices}, fired there {} times", irq.fired)
+        });
+        let later = match unmet.cause {
+            UnmetCause::Told => "; it was told, and takes it at its next turn",
+            UnmetCause::Changed | UnmetCause::Refused => "",
+        };
+        format!("{} is {} and not {}{irq}{later}", unmet.place, unmet.found, unmet.wanted)
+    };
+    let mut checks = Vec::new();
+    let (changed, refused): (Vec<&Unmet>, Vec<&Unmet>) =
+        unmet.iter().copied().partition(|unmet| unmet.cause == UnmetCause::Changed);
+    // Interrupts that are refused are many, and each is named.
+    let number = |unmet: &&Unmet| unmet.place.irq().filter(|_| unmet.cause == UnmetCause::Refused);
+    let (kept, refused): (Vec<&Unmet>, Vec<&Unmet>) =
+        refused.into_iter().partition(|unmet| number(unmet).is_some());
+    let nothing = Interrupt::default();
+    let kept: BTreeMap<u32, &Interrupt> = kept
+        .iter()
+        .filter_map(number)
+        .map(|number| (number, facts.interrupts.get(&number).unwrap_or(&nothing)))
+        .collect();
+    for (of, verdict) in [(changed, CheckVerdict::Broken), (refused, CheckVerdict::Refused)] {
+        let list: Vec<String> = of.iter().map(in_words).collect();
+        if !list.is_empty() {
+            checks.push(Check { check, verdict, reason: some(&list) });
+        }
+    }
+    if !kept.is_empty() {
+        let reason = kept_in_words(kept.iter().map(|(number, irq)| (number, *irq)));
+        checks.push(Check { check, verdict: CheckVerdict::Refused, reason });
+    }
+    if unmet.is_empty() {
+        checks.push(holds(check, all_is_well()));
+    }
+    checks
+}

@@ -1,0 +1,180 @@
+//! The knob *core_scheduling*: where the VM has not got whole cores, no thread of anybody else's runs on a
+//! core together with one of its own.
+//!
+//! ```text
+//!   whole cores                          ─▶ nothing to do: nobody else is there
+//!   a sibling is left to somebody else   ─▶ a cookie for all threads of the VM, where `share` allows sharing
+//!   the VM has a cookie of another's     ─▶ left alone, and said
+//! ```
+
+use std::collections::BTreeMap;
+
+use crate::cpuset::CpuSet;
+use crate::knobs::core_scheduling::journal::CookieMemory;
+use crate::plan::Plan;
+use crate::plan::report::Finding;
+use crate::policy::{Level, Sharing};
+use crate::scheduling::Cookie;
+use crate::threads::ThreadKey;
+use crate::topology::Topology;
+use crate::wording::cpus_in_words;
+
+/// The rule's name in reports.
+pub const RULE: &str = "core-scheduling";
+
+/// The CPUs of the VM's cores that are left to somebody else.
+#[must_use]
+pub fn beside(topology: &Topology, exclusive: &CpuSet) -> CpuSet {
+    let cores = exclusive.iter().filter_map(|cpu| topology.core_of(cpu));
+    cores.fold(CpuSet::EMPTY, |all, core| all | core.cpus) - *exclusive
+}
+
+/// What the VM's cookie is to be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wish {
+    /// None of ours.
+    Nothing,
+    /// One of its own, since others may run on these CPUs.
+    Cookie(CpuSet),
+}
+
+/// What is wished for where the policy asks for the knob.
+#[must_use]
+pub fn wish(topology: &Topology, plan: &Plan, share: Sharing) -> Wish {
+    let beside = beside(topology, &plan.exclusive);
+    if beside.is_empty() || share == Sharing::Refuse || plan.isolation == Level::None {
+        Wish::Nothing
+    } else {
+        Wish::Cookie(beside)
+    }
+}
+
+/// The cookies of the VM's threads.
+pub type Cookies = BTreeMap<ThreadKey, Option<Cookie>>;
+
+/// What to do about them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum CookieStep {
+    /// All is as it should be.
+    Nothing,
+    /// All threads of the VM get a new one.
+    Make,
+    /// These threads lose theirs, which is ours.
+    Clear(Vec<ThreadKey>),
+    /// A thread has one that is somebody else's.
+    LeaveAlone {
+        /// Which thread.
+        thread: ThreadKey,
+        /// Which cookie.
+        cookie: Cookie,
+    },
+}
+
+/// What leads to the wish. `memory` tells which cookies are ours.
+#[must_use]
+pub fn step(wish: Wish, cookies: &Cookies, memory: &CookieMemory) -> CookieStep {
+    let have = || cookies.iter().filter_map(|(thread, cookie)| Some((*thread, (*cookie)?)));
+    match wish {
+        Wish::Nothing => {
+            let ours = have().filter(|(_, cookie)| memory.is_ours(*cookie));
+            let ours: Vec<ThreadKey> = ours.map(|(thread, _)| thread).collect();
+            if ours.is_empty() { CookieStep::Nothing } else { CookieStep::Clear(ours) }
+        }
+        Wish::Cookie(_) => {
+            let foreign = have().find(|(_, cookie)| !memory.is_ours(*cookie));
+            let mut all = cookies.values();
+            let first = all.next().copied().flatten();
+            match foreign {
+                Some((thread, cookie)) => CookieStep::LeaveAlone { thread, cookie },
+                None if first.is_some() && all.all(|cookie| *cookie == first) => {
+                    CookieStep::Nothing
+                }
+                None if cookies.is_empty() => CookieStep::Nothing,
+                None => CookieStep::Make,
+            }
+        }
+    }
+}
+
+/// How far the wish can be met, where a core is shared. `able`: what the kernel says when it is asked for
+/// a cookie.
+#[must_use]
+pub fn finding(
+    topology: &Topology,
+    plan: &Plan,
+    share: Sharing,
+    able: Result<(), &str>,
+) -> Option<Finding> {
+    let beside = beside(topology, &plan.exclusive);
+    if beside.is_empty() || plan.isolation == Level::None {
+        return None;
+    }
+    let who = format!("{} and this VM's", cpus_in_words(&beside));
+    Some(match (wish(topology, plan, share), able) {
+        (Wish::Nothing, _) => Finding::degraded(
+            RULE,
+            format!(
+                "others may run on {who} cores at the same time; with share = true the kernel would keep them apart"
+            ),
+        ),
+        (Wish::Cookie(_), Err(reason)) => {
+            let reason = format!("others may run on {who} cores at the same time: {reason}");
+            Finding::impossible(RULE, reason)
+        }
+        (Wish::Cookie(_), Ok(())) => {
+            let reason = format!(
+                "whoever is on {} runs when the VM does not use that core",
+                cpus_in_words(&beside)
+            );
+            Finding::met(RULE, reason)
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use super::*;
+    use crate::ids::{StartTicks, Tid};
+    use crate::journal::{Memory, Record};
+    use crate::knobs::core_scheduling::journal::CookieRecord;
+
+    fn cookie(number: u64) -> Cookie {
+        Cookie(NonZeroU64::new(number).expect("a number"))
+    }
+
+    fn cookies(list: &[Option<u64>]) -> Cookies {
+        let key = |tid| ThreadKey { tid: Tid(tid), start: StartTicks(1) };
+        (1..).map(key).zip(list.iter().map(|one| one.map(cookie))).collect()
+    }
+
+    fn wanted() -> Wish {
+        Wish::Cookie("5".parse().expect("a cpulist"))
+    }
+
+    #[test]
+    fn one_cookie_for_all_and_nobody_elses_is_touched() {
+        let none = Memory::default();
+        let lines = [CookieRecord::Intended, CookieRecord::Made(cookie(7))].map(Record::Cookie);
+        let made = Memory::of(&lines);
+        let step = |wish, list: &[Option<u64>], memory: &Memory| {
+            step(wish, &cookies(list), memory.cookie())
+        };
+        assert_eq!(step(wanted(), &[None, None], &none), CookieStep::Make);
+        assert_eq!(step(wanted(), &[], &none), CookieStep::Nothing);
+        assert!(matches!(step(wanted(), &[None, Some(3)], &none), CookieStep::LeaveAlone { .. }));
+        assert_eq!(step(wanted(), &[Some(7), Some(7)], &made), CookieStep::Nothing);
+        assert_eq!(step(wanted(), &[Some(7), None], &made), CookieStep::Make, "it missed it");
+        assert_eq!(step(wanted(), &[None, None], &made), CookieStep::Make, "somebody took it");
+        assert!(matches!(
+            step(wanted(), &[Some(7), Some(3)], &made),
+            CookieStep::LeaveAlone { .. }
+        ));
+        assert_eq!(step(Wish::Nothing, &[None, Some(3)], &made), CookieStep::Nothing);
+        let CookieStep::Clear(threads) = step(Wish::Nothing, &[Some(3), Some(7)], &made) else {
+            panic!("ours is to go");
+        };
+        assert_eq!(threads.iter().map(|thread| thread.tid.0).collect::<Vec<_>>(), [2]);
+    }
+}

@@ -1,0 +1,43 @@
+//! What the knobs of one VM are handed: the machine, and which VM it is about.
+
+use crate::ids::VmName;
+use crate::knobs::host::apply::HostBench;
+use crate::leases::StateDir;
+use crate::sched::Sched;
+use crate::sysroot::SysRoot;
+use crate::systemd::Units;
+use crate::threads::ProcessKey;
+
+/// The machine, by its three seams: each can be a fake.
+#[derive(Clone, Copy)]
+pub struct Host<'a> {
+    /// Files.
+    pub root: &'a SysRoot,
+    /// System calls about threads.
+    pub sched: &'a dyn Sched,
+    /// systemd.
+    pub units: &'a (dyn Units + Sync),
+}
+
+impl<'a> Host<'a> {
+    /// What steps on places of the host are carried out with.
+    #[must_use]
+    pub fn bench(self) -> HostBench<'a> {
+        HostBench { root: self.root, sched: self.sched, units: self.units }
+    }
+}
+
+/// One attached VM on its machine.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    /// The machine.
+    pub host: Host<'a>,
+    /// Where leases and journals are.
+    pub state: &'a StateDir,
+    /// Which VM.
+    pub vm: &'a VmName,
+    /// The boot that its journal is valid in.
+    pub boot_id: &'a str,
+    /// Its QEMU.
+    pub process: ProcessKey,
+}

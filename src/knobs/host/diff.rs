@@ -1,0 +1,105 @@
+//! Wishes × what is there × what the journal remembers → steps. Empty means converged.
+//!
+//! ```text
+//!   a wish                       it is not so      ─▶ Write
+//!   no wish, but remembered      it is as before   ─▶ Settle: forget it (what looks new is kept in mind)
+//!                                it is as we left  ─▶ PutBack
+//!                                it is otherwise   ─▶ LeaveAlone: somebody else's
+//!                                it is gone        ─▶ Settle
+//!                                it cannot be read ─▶ Later: it stays in mind
+//! ```
+//!
+//! irqbalance takes what it is told later. So it is told what was before even where it still says so, and it
+//! is not gone where it does not answer. Where it runs, interrupts that are otherwise are its own to place.
+
+use std::collections::BTreeSet;
+
+use crate::knobs::host::journal::HostMemory;
+use crate::knobs::host::places::{HostView, Place, Value};
+use crate::knobs::host::step::HostStep;
+use crate::knobs::host::{Wish, new_irqs, power};
+use crate::threads::ProcessKey;
+
+/// The steps that lead to the wishes: what is taken back comes first.
+#[must_use]
+pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostStep> {
+    let wished: BTreeSet<&Place> = wishes.iter().map(|wish| &wish.place).collect();
+    let of_new_irqs = wishes.iter().find(|wish| wish.place == Place::of_new_irqs());
+    let of_new_irqs = of_new_irqs.map(|wish| &wish.value);
+    let looks_new = |place: &Place| new_irqs::looks_new(view, memory, of_new_irqs, place);
+    let mut steps = Vec::new();
+    for (place, before) in memory.originals() {
+        if wished.contains(place) {
+            continue;
+        }
+        // As long as the governor is qmpin's, so is what the kernel has made of the preference.
+        if power::governor_over(place).is_some_and(|governor| {
+            wished.contains(&governor) || view.unreadable.contains_key(&governor)
+        }) {
+            continue;
+        }
+        if let Place::Irqbalance(process) = place {
+            steps.push(irqbalance(view, memory, *process, before));
+            continue;
+        }
+        let place = place.clone();
+        let before = before.clone();
+        steps.push(match view.values.get(&place).cloned() {
+            None => match view.unreadable.get(&place).cloned() {
+                Some(reason) => HostStep::Later { place, before, reason },
+                None => HostStep::Settle { place },
+            },
+            // Not forgotten before the file goes: what it has may look like a fence of another day.
+            Some(now)
+                if (is_thread(&place) || looks_new(&place)) && now.same(&before, &view.online) =>
+            {
+                continue;
+            }
+            Some(now) if now.same(&before, &view.online) => HostStep::Settle { place },
+            Some(from) if memory.is_ours(&place, &from, &view.online) => {
+                HostStep::PutBack { place, from, to: before }
+            }
+            Some(_) if place.irq().is_some() && !view.irqbalances.is_empty() => {
+                HostStep::Settle { place }
+            }
+            Some(found) => HostStep::LeaveAlone { place, found, before },
+        });
+    }
+    // Before its governor is back the kernel takes no other preference.
+    steps.sort_by_key(|step| power::governor_over(step.place()).is_some());
+    for Wish { knob, place, value } in wishes {
+        let Some(now) = view.values.get(place) else { continue };
+        if !now.same(value, &view.online) {
+            steps.push(HostStep::Write {
+                knob: *knob,
+                place: place.clone(),
+                from: now.clone(),
+                to: value.clone(),
+            });
+        }
+    }
+    steps
+}
+
+fn irqbalance(
+    view: &HostView,
+    memory: &HostMemory,
+    process: ProcessKey,
+    before: &Value,
+) -> HostStep {
+    let place = Place::Irqbalance(process);
+    let before = before.clone();
+    let Some(found) = view.irqbalances.iter().find(|one| one.process == process) else {
+        return HostStep::Settle { place };
+    };
+    // To be told although it does not answer: what comes of that is said.
+    let found = found.banned.as_ref().map_or(before.clone(), |cpus| Value::Cpus(*cpus));
+    if found.same(&before, &view.online) || memory.is_ours(&place, &found, &view.online) {
+        return HostStep::PutBack { place, from: found, to: before };
+    }
+    HostStep::LeaveAlone { place, found, before }
+}
+
+fn is_thread(place: &Place) -> bool {
+    matches!(place, Place::Thread(_))
+}

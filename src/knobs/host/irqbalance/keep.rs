@@ -1,0 +1,174 @@
+//! What a process of qmpin keeps in mind of irqbalances: which do not answer, and what was told and is not
+//! taken yet.
+//!
+//! ```text
+//!   told ──at the end of its interval──▶ read back: taken
+//!     └──── long after ─────────────────▶ said: it was told, and does otherwise
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::cpuset::CpuSet;
+use crate::knobs::host::Wish;
+use crate::knobs::host::places::{HostView, Place, Value};
+use crate::knobs::host::step::{HostApplied, HostOutcome, HostStep};
+use crate::threads::ProcessKey;
+
+/// One that does not answer makes everybody wait, so it is asked again only after this long.
+const SILENCE: Duration = Duration::from_secs(60);
+
+/// Why it was told something.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Purpose {
+    /// VMs want it.
+    Keep,
+    /// Nobody does any more.
+    PutBack,
+}
+
+#[derive(Debug)]
+struct Told {
+    value: Value,
+    purpose: Purpose,
+    /// When it should have taken it, however busy it is.
+    until: Instant,
+}
+
+/// What is kept in mind of irqbalances.
+#[derive(Debug, Default)]
+pub(crate) struct Irqbalances {
+    told: BTreeMap<Place, Told>,
+    silent: BTreeMap<ProcessKey, (Instant, String)>,
+    said: BTreeSet<String>,
+}
+
+/// The longest that one is given, whatever its interval: the end of a detach waits for it.
+const PATIENCE_MAX: Duration = Duration::from_secs(120);
+
+/// How long one that scans in so many seconds at most is given.
+fn patience(within_s: u32) -> Duration {
+    (Duration::from_secs(10) + 3 * Duration::from_secs(within_s.into())).min(PATIENCE_MAX)
+}
+
+impl Irqbalances {
+    /// Those that are not to be asked now, and why.
+    pub(crate) fn silent(&self) -> BTreeMap<ProcessKey, String> {
+        let fresh = self.silent.iter().filter(|(_, (since, _))| since.elapsed() < SILENCE);
+        fresh.map(|(process, (_, why))| (*process, why.clone())).collect()
+    }
+
+    /// Takes note of those that run. What is to be said of them is said once.
+    pub(crate) fn saw(&mut self, view: &HostView) -> Vec<String> {
+        let asked_anew = self.silent();
+        let mut sentences = Vec::new();
+        for one in &view.irqbalances {
+            let Err(why) = &one.banned else { continue };
+            if !asked_anew.contains_key(&one.process) {
+                self.silent.insert(one.process, (Instant::now(), why.clone()));
+            }
+            let pid = one.process.pid;
+            let sentence = format!(
+                "irqbalance (process {pid}) cannot be told which CPUs are VMs', and may move interrupts back there: {why}"
+            );
+            if self.said.insert(sentence.clone()) {
+                sentences.push(sentence);
+            }
+        }
+        let runs = |process: &ProcessKey| {
+            view.irqbalances.iter().find(|one| one.process == *process).map(|one| &one.banned)
+        };
+        self.silent.retain(|process, _| runs(process).is_some_and(Result::is_err));
+        self.told.retain(|place, told| match (place, told.purpose) {
+            (Place::Irqbalance(process), Purpose::Keep) => {
+                runs(process).is_some_and(|banned| !is_taken(told, banned, &view.online))
+            }
+            (Place::Irqbalance(process), Purpose::PutBack) => runs(process).is_some(),
+            _ => false,
+        });
+        sentences
+    }
+
+    /// What is to be told although it is so now: it was told otherwise, and would take that yet.
+    pub(crate) fn to_tell_anew(&self, view: &HostView, wishes: &[Wish]) -> Vec<HostStep> {
+        let step = |wish: &Wish| {
+            let Wish { knob, place, value: to } = wish;
+            let from = view.values.get(place).filter(|now| now.same(to, &view.online))?.clone();
+            self.told.get(place).filter(|told| told.value != *to)?;
+            Some(HostStep::Write { knob: *knob, place: place.clone(), from, to: to.clone() })
+        };
+        wishes.iter().filter_map(step).collect()
+    }
+
+    /// Leaves out what was told and may not be taken yet; what should be by now is refused.
+    pub(crate) fn hold_back(
+        &self,
+        steps: Vec<HostStep>,
+        online: &CpuSet,
+    ) -> (Vec<HostStep>, Vec<HostApplied>) {
+        let now = Instant::now();
+        let mut overdue = Vec::new();
+        let mut to_do = Vec::new();
+        for step in steps {
+            let (HostStep::Write { place, from, to, .. } | HostStep::PutBack { place, from, to }) =
+                &step
+            else {
+                to_do.push(step);
+                continue;
+            };
+            match self.told.get(place) {
+                Some(told) if told.value == *to && !from.same(to, online) => {
+                    if now > told.until {
+                        let outcome = HostOutcome::Narrowed { to: from.clone() };
+                        overdue.push(HostApplied { step, outcome, comm: String::new() });
+                    }
+                }
+                _ => to_do.push(step),
+            }
+        }
+        (to_do, overdue)
+    }
+
+    /// Takes note of what was told.
+    pub(crate) fn note(&mut self, applied: &[HostApplied]) {
+        for HostApplied { step, outcome, .. } in applied {
+            let (place, to, purpose) = match step {
+                HostStep::Write { place, to, .. } => (place, to, Purpose::Keep),
+                HostStep::PutBack { place, to, .. } => (place, to, Purpose::PutBack),
+                HostStep::Settle { .. } | HostStep::LeaveAlone { .. } | HostStep::Later { .. } => {
+                    continue;
+                }
+            };
+            match outcome {
+                HostOutcome::Told { within_s } => {
+                    let until = Instant::now() + patience(*within_s);
+                    self.told.insert(place.clone(), Told { value: to.clone(), purpose, until });
+                }
+                HostOutcome::Done | HostOutcome::Gone => {
+                    self.told.remove(place);
+                }
+                HostOutcome::Narrowed { .. } | HostOutcome::Refused { .. } => {}
+            }
+        }
+    }
+
+    /// Whether any was told something that it has not taken.
+    pub(crate) fn is_any_waited_for(&self) -> bool {
+        !self.told.is_empty()
+    }
+
+    /// Whether it was told something that it has not taken.
+    pub(crate) fn is_waited_for(&self, place: &Place) -> bool {
+        self.told.contains_key(place)
+    }
+
+    /// Until when those should have taken it that were told what they did before; `None`: all have.
+    pub(crate) fn putting_back_until(&self) -> Option<Instant> {
+        let back = self.told.values().filter(|told| told.purpose == Purpose::PutBack);
+        back.map(|told| told.until).max()
+    }
+}
+
+fn is_taken(told: &Told, banned: &Result<CpuSet, String>, online: &CpuSet) -> bool {
+    banned.as_ref().is_ok_and(|banned| Value::Cpus(*banned).same(&told.value, online))
+}

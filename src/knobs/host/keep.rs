@@ -1,0 +1,584 @@
+//! Brings the rest of the host in line with all leases: what one VM wants kept off its CPUs, and what
+//! nobody wants any more.
+//!
+//! ```text
+//!   before a partition is built   remember: kernel threads' masks, which the kernel will not put back
+//!   after a lease has changed     reconcile: take back, then write
+//!   every turn of the slow timer  reconcile: interrupts and kernel threads come and go
+//! ```
+//!
+//! The process that holds the host's lock does it for all VMs; the result does not depend on which one it is.
+//!
+//! Other programs are asked and told without any lock, because they may take long:
+//!
+//! ```text
+//!   ask irqbalance ─▶ [lock: read, plan, undo durable] ─▶ tell systemd ─▶ [lock: record]
+//!                  ─▶ [lock: read, plan, undo durable, write] ─▶ tell irqbalance ─▶ [lock: record]
+//! ```
+//!
+//! What another process has done in between is seen by the next pass, which starts from what is there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cpuset::CpuSet;
+use crate::discover::{DiscoverError, live_leases, warned_doubts, with_own_masks};
+use crate::error::chain;
+use crate::ids::Pid;
+use crate::journal::{JournalError, Memory, UnknownLines};
+use crate::knobs::ground::Host;
+use crate::knobs::host::apply::{
+    apply_host, carry_out as carry_out_host, intend as intend_host, record as record_host,
+};
+use crate::knobs::host::diff::diff;
+use crate::knobs::host::interrupts::interrupts;
+use crate::knobs::host::irqbalance::keep::Irqbalances;
+use crate::knobs::host::irqbalance::read::{Silent, irqbalances};
+use crate::knobs::host::journal::{HostJournal, HostMemory, HostRecord};
+use crate::knobs::host::kernel_threads::KthreadScan;
+use crate::knobs::host::new_irqs::{born_behind, like_new};
+use crate::knobs::host::pass::HostPass;
+use crate::knobs::host::places::{HostView, Irqbalance, Place, Value};
+use crate::knobs::host::power::preferences;
+use crate::knobs::host::report::{HostReport, is_managed_irq};
+use crate::knobs::host::slices::plan::relimited;
+use crate::knobs::host::step::{HostApplied, HostOutcome, HostStep};
+use crate::knobs::host::view::read_host_view;
+use crate::knobs::host::{Wants, kernel_threads, wishes};
+use crate::leases::{StateDir, StateError};
+use crate::locks::HostLock;
+use crate::policy::Knob;
+use crate::sysroot::SysRoot;
+use crate::threads::ThreadKey;
+
+/// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
+const PASSES_MAX: usize = 4;
+/// Of so many looks, one searches all of `/proc` for kernel threads: by default, one in a minute.
+const LOOKS_PER_SCAN: u32 = 12;
+/// Between two looks at whether irqbalance does again what it did before.
+const IRQBALANCE_PAUSE: Duration = Duration::from_millis(250);
+
+/// Why the rest of the host could not be dealt with.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The host's journal could not be used; then nothing was written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The host could not be read.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// The host's lock could not be had; then nothing was written.
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// The number of the interrupt that the kernel would not move.
+fn managed_irq(applied: &HostApplied) -> Option<u32> {
+    match (&applied.step, &applied.outcome) {
+        (step @ HostStep::Write { place, .. }, HostOutcome::Refused { error })
+            if is_managed_irq(step, error) =>
+        {
+            place.irq()
+        }
+        _ => None,
+    }
+}
+
+/// Keeps the host in line, and remembers what was refused.
+#[derive(Debug, Default)]
+pub struct HostKnobs {
+    refused: BTreeMap<Place, Value>,
+    /// What places were to hold the last time.
+    wished: BTreeMap<Place, Value>,
+    /// What the journal remembered the last time: somebody may remove the file.
+    known: HostMemory,
+    /// Lines of the journal of which the log has been told.
+    unknown: Option<UnknownLines>,
+    /// Why the journal could not be made shorter the last time.
+    uncompacted: Option<String>,
+    irqbalances: Irqbalances,
+    /// How often it was looked.
+    looks: u32,
+}
+
+impl HostKnobs {
+    /// Takes down what the kernel is about to change by itself, as partitions are built.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn remember(
+        &mut self,
+        host: Host<'_>,
+        state: &StateDir,
+        boot_id: &str,
+        _lock: &HostLock,
+    ) -> Result<(), HostError> {
+        let wants = Wants::of(&live_leases(state, boot_id));
+        let concerned = [Knob::Partition, Knob::Kthreads, Knob::Workqueues];
+        if !concerned.iter().any(|knob| wants.has(*knob)) {
+            return Ok(());
+        }
+        let mut journal = self.open(state, boot_id)?;
+        let view = read_host_view(
+            host.root,
+            host.sched,
+            &wants,
+            journal.memory(),
+            // One that is left out now has no mask of its own any more when it is found.
+            KthreadScan::All,
+        )?;
+        let mut records = new_kernel_threads(&view, journal.memory(), &wants);
+        records.extend(view.workqueues.iter().filter_map(|place| {
+            let value = view.values.get(place)?.clone();
+            Some(HostRecord::Original { place: place.clone(), value })
+        }));
+        records.extend(wants.fences().iter().copied().map(HostRecord::Off));
+        Ok(journal.append(records)?)
+    }
+
+    /// Takes over the masks that kernel threads of a VM had before it was attached. It is not any more, so
+    /// they are the host's; where nothing is kept from the host's, they have them already.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn take_over(
+        &mut self,
+        root: &SysRoot,
+        state: &StateDir,
+        boot_id: &str,
+        vm: &Memory,
+        _lock: &HostLock,
+    ) -> Result<(), HostError> {
+        let mut journal = self.open(state, boot_id)?;
+        if !journal.memory().has_fenced() {
+            return Ok(());
+        }
+        let original = |key: ThreadKey| {
+            let is_there = kernel_threads::is_kernel_thread(root, key).unwrap_or(false);
+            let value = Value::Cpus(vm.before(key).filter(|_| is_there)?);
+            Some(HostRecord::Original { place: Place::Thread(key), value })
+        };
+        Ok(journal.append(vm.threads().filter_map(original).collect())?)
+    }
+
+    /// What the journal remembers, or did before somebody removed it.
+    #[must_use]
+    pub fn memory(&self, state: &StateDir, boot_id: &str) -> HostMemory {
+        match HostJournal::read(&state.host_journal_path(), boot_id) {
+            Ok(memory) if !memory.is_empty() => memory,
+            _ => self.known.clone(),
+        }
+    }
+
+    /// Whether a supervisor, this or another, has brought the host in line with all leases less than `within` ago.
+    #[must_use]
+    pub fn is_kept(&self, state: &StateDir, boot_id: &str, within: Duration) -> bool {
+        if self.irqbalances.is_any_waited_for() {
+            return false;
+        }
+        // A pass that is under way is waited for.
+        let Ok(_lock) = state.lock_host() else { return false };
+        HostPass::last(state).is_some_and(|pass| {
+            pass.is_recent(within) && pass.went_by(state, &live_leases(state, boot_id))
+        })
+    }
+
+    /// Brings the host in line with all leases. It takes the host's lock itself, more than once.
+    ///
+    /// # Errors
+    /// [`HostError`].
+    pub fn reconcile(
+        &mut self,
+        host: Host<'_>,
+        state: &StateDir,
+        boot_id: &str,
+    ) -> Result<HostReport, HostError> {
+        // What a VM wants whose lease cannot be read is not known, so that nothing may be taken from it.
+        let doubts = warned_doubts(state, boot_id);
+        if !doubts.is_empty() {
+            let is_changed = !self.memory(state, boot_id).is_empty();
+            let wants = !Wants::of(&live_leases(state, boot_id)).is_empty();
+            let left =
+                doubts.iter().map(|doubt| format!("the rest of the host stays as it is: {doubt}"));
+            let held_back = if is_changed || wants { left.collect() } else { Vec::new() };
+            return Ok(HostReport { held_back, ..HostReport::default() });
+        }
+        let site = Site { host, state, boot_id };
+        let stamp = HostPass::begin(state, &live_leases(state, boot_id));
+        let mut asked = self.ask_irqbalances(site);
+        let mut untold = Vec::new();
+        let wished = std::mem::take(&mut self.wished);
+        let Some(first) = self.pass(site, Which::Units, &asked, &mut untold)? else {
+            return Ok(HostReport::default());
+        };
+        let mut applied = first.applied;
+        let mut last = None;
+        for number in 0..PASSES_MAX {
+            if number > 0 {
+                asked = self.ask_irqbalances(site);
+            }
+            let Some(pass) = self.pass(site, Which::Rest, &asked, &mut untold)? else { break };
+            // Tried again: what has come of it now counts.
+            let again = |one: &HostApplied| {
+                pass.applied.iter().any(|other| other.step.place() == one.step.place())
+            };
+            applied.retain(|one| !one.is_left_changed() || !again(one));
+            let is_done =
+                !pass.applied.iter().any(|one| matches!(one.step, HostStep::PutBack { .. }));
+            // A thread that was created meanwhile has the mask of its parent.
+            let is_last = pass.wants.is_empty() && pass.memory.has_fenced();
+            last = Some(Pass { applied: Vec::new(), ..pass });
+            applied.extend(pass.applied);
+            if !is_last || (number > 0 && is_done) {
+                break;
+            }
+        }
+        let Some(Pass { view, wants, memory, .. }) = last else { return Ok(HostReport::default()) };
+        // It may have been told by one pass, and have taken it by the next.
+        applied.retain(|one| {
+            !matches!(one.outcome, HostOutcome::Told { .. })
+                || self.irqbalances.is_waited_for(one.step.place())
+        });
+        for applied in &applied {
+            if let HostStep::Write { place, to, .. } = &applied.step
+                && matches!(
+                    applied.outcome,
+                    HostOutcome::Refused { .. } | HostOutcome::Narrowed { .. }
+                )
+            {
+                self.refused.insert(place.clone(), to.clone());
+            }
+        }
+        // An attached VM's supervisor looks again; the last one has to report what it leaves.
+        if !wants.is_empty() {
+            applied.retain(|one| !matches!(one.step, HostStep::Later { .. }));
+        }
+        let numbers: BTreeSet<u32> = applied.iter().filter_map(managed_irq).collect();
+        let mut managed = BTreeMap::new();
+        if !numbers.is_empty() {
+            let mut known = interrupts(host.root, &wants.cpus(Knob::Irqs));
+            let of = |number| (number, known.remove(&number).unwrap_or_default());
+            managed = numbers.into_iter().map(of).collect();
+        }
+        let bound = bound(&view, &wants.all_cpus());
+        // By the leases it is to be as it was to be before, and no qmpin has made it what it was found to be.
+        let is_drift = |one: &&HostApplied| match &one.step {
+            HostStep::Write { place, from, to, .. } => {
+                wished.get(place) == Some(to) && !memory.was_tried(place, from)
+            }
+            _ => false,
+        };
+        let drifted = applied.iter().filter(is_drift).map(|one| one.step.place().clone()).collect();
+        // While there is a VM, these may be for a newer qmpin that works for one.
+        let unknown = memory.unknown().filter(|_| wants.is_empty()).cloned();
+        let vfio = view.vfio;
+        let report = HostReport {
+            applied,
+            drifted,
+            managed,
+            bound,
+            vfio,
+            untold,
+            unknown,
+            held_back: Vec::new(),
+        };
+        let is_left = report.applied.iter().any(HostApplied::is_left_changed);
+        if wants.is_empty() && !is_left && report.unknown.is_none() {
+            self.settle(site)?;
+        } else if !wants.is_empty()
+            && let Err(error) = stamp.note(&state.lock_host()?)
+        {
+            tracing::debug!("other supervisors look at the host, too: {error}");
+        }
+        Ok(report)
+    }
+
+    /// Removes the host's journal after the last VM, where nothing is left to restore.
+    fn settle(&mut self, Site { state, boot_id, .. }: Site<'_>) -> Result<(), HostError> {
+        let _lock = state.lock_host()?;
+        // A VM may have come meanwhile.
+        if !Wants::of(&live_leases(state, boot_id)).is_empty() {
+            return Ok(());
+        }
+        let mut journal = self.open(state, boot_id)?;
+        if !journal.memory().has_irqbalance() {
+            journal.remove()?;
+        }
+        self.known = journal.memory().clone();
+        Ok(())
+    }
+
+    /// Asks every irqbalance, where qmpin has to do with it. It may take long.
+    fn ask_irqbalances(&self, Site { host, state, boot_id }: Site<'_>) -> Vec<Irqbalance> {
+        let is_wanted = Wants::of(&live_leases(state, boot_id)).has(Knob::Irqs);
+        if !is_wanted && !self.memory(state, boot_id).has_irqs() {
+            return Vec::new();
+        }
+        irqbalances(host.root, &self.irqbalances.silent())
+    }
+
+    /// Takes what the kernel changes by itself, as a partition comes or goes, for no other program's doing.
+    pub fn expect_changes(&mut self) {
+        self.wished.clear();
+    }
+
+    /// Whether there is something to put back, as far as is known without the journal.
+    #[must_use]
+    pub fn knows_something(&self) -> bool {
+        !self.known.is_empty()
+    }
+
+    /// The journal as it is, or as it was before somebody removed it.
+    fn open(&mut self, state: &StateDir, boot_id: &str) -> Result<HostJournal, JournalError> {
+        let path = state.host_journal_path();
+        let mut journal = HostJournal::open(&path, boot_id)?;
+        if !journal.exists() && !self.known.is_empty() {
+            tracing::warn!("{} is gone: written again from memory", path.display());
+            journal.rewrite(&self.known)?;
+        }
+        let unknown = journal.memory().unknown();
+        if unknown != self.unknown.as_ref() {
+            if let Some(unknown) = unknown {
+                tracing::warn!("{unknown}");
+            }
+            self.unknown = unknown.cloned();
+        }
+        // Nothing depends on it: the long one is as right.
+        let uncompacted = journal.compact().err().map(|error| chain(&error));
+        if let Some(reason) = &uncompacted
+            && self.uncompacted.is_none()
+        {
+            tracing::warn!("the host's journal is long and stays so for now: {reason}");
+        }
+        self.uncompacted = uncompacted;
+        Ok(journal)
+    }
+
+    /// Waits until irqbalance does again what it did before, where it was told to: it takes that at the end
+    /// of its interval. To be called when nothing else is left to do, and without any lock.
+    pub fn await_irqbalance(
+        &mut self,
+        host: Host<'_>,
+        state: &StateDir,
+        boot_id: &str,
+        applied: &mut Vec<HostApplied>,
+    ) {
+        let Some(until) = self.irqbalances.putting_back_until() else { return };
+        tracing::info!("waiting for irqbalance to do again what it did before");
+        loop {
+            thread::sleep(IRQBALANCE_PAUSE);
+            let again = self.reconcile(host, state, boot_id);
+            let report = match again {
+                Ok(report) => report,
+                Err(error) => {
+                    tracing::warn!("the rest of the host: {}", chain(&error));
+                    return;
+                }
+            };
+            // Or another VM has come, and wants it told otherwise.
+            let is_done = self.irqbalances.putting_back_until().is_none();
+            if is_done || Instant::now() > until {
+                let is_of_irqbalance = |one: &HostApplied| {
+                    matches!(one.step, HostStep::PutBack { place: Place::Irqbalance(_), .. })
+                };
+                applied.retain(|one| !is_of_irqbalance(one));
+                applied.extend(report.applied.into_iter().filter(is_of_irqbalance));
+                return;
+            }
+        }
+    }
+
+    /// How kernel threads are to be looked for: what is born while a VM is attached is born off its CPUs, so one
+    /// that is found late has done no harm. After the last VM there is no later.
+    fn next_scan(&mut self, wants: &Wants) -> KthreadScan {
+        let is_due = self.looks.is_multiple_of(LOOKS_PER_SCAN);
+        self.looks = self.looks.wrapping_add(1);
+        if is_due || wants.is_empty() { KthreadScan::All } else { KthreadScan::Children }
+    }
+
+    /// Looks at the host, and carries out the steps about systemd, or all others. `None`: there is nothing that
+    /// qmpin has to do with.
+    fn pass(
+        &mut self,
+        site: Site<'_>,
+        which: Which,
+        asked: &[Irqbalance],
+        untold: &mut Vec<String>,
+    ) -> Result<Option<Pass>, HostError> {
+        let Site { host, state, boot_id } = site;
+        let lock = state.lock_host()?;
+        let leases = live_leases(state, boot_id);
+        let wants = Wants::of(&leases);
+        let mut journal = self.open(state, boot_id)?;
+        if wants.is_empty() && !journal.exists() {
+            return Ok(None);
+        }
+        let is_about_units = !wants.slices().is_empty() || journal.memory().has_units();
+        if which == Which::Units && !is_about_units {
+            return Ok(Some(Pass::default()));
+        }
+        if !wants.slices().is_empty() && !journal.memory().has_units() {
+            let vms: Vec<Pid> = leases.iter().map(|lease| lease.qemu.pid).collect();
+            journal.append(own_masks(host, &vms))?;
+        }
+        let scan = match which {
+            // Limits do not depend on kernel threads.
+            Which::Units => KthreadScan::Children,
+            Which::Rest => self.next_scan(&wants),
+        };
+        let view = read_host_view(host.root, host.sched, &wants, journal.memory(), scan)?
+            .with_irqbalances(asked.to_vec());
+        untold.extend(self.irqbalances.saw(&view));
+        journal.append(wants.fences().iter().copied().map(HostRecord::Off).collect())?;
+        journal.append(new_kernel_threads(&view, journal.memory(), &wants))?;
+        journal.append(born_behind(&view, &wants, journal.memory()))?;
+        journal.append(relimited(&view, journal.memory()))?;
+        let wishes = wishes(&view, &wants, journal.memory());
+        let mut steps = diff(&view, &wishes, journal.memory());
+        // irqbalance takes what it is told later, so it is told more than once.
+        let of_ours = wishes.iter().filter(|wish| !matches!(wish.place, Place::Irqbalance(_)));
+        self.wished = of_ours.map(|wish| (wish.place.clone(), wish.value.clone())).collect();
+        steps.extend(self.irqbalances.to_tell_anew(&view, &wishes));
+        steps.retain(|step| match step {
+            HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
+            _ => true,
+        });
+        steps.retain(|step| which.has(step));
+        let (steps, mut applied) = self.irqbalances.hold_back(steps, &view.online);
+        let mut records = like_new(&view, journal.memory(), &steps);
+        records.extend(preferences(&view, &steps));
+        journal.append(records)?;
+        let (calls, steps): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_call);
+        applied.extend(apply_host(host.bench(), &view.online, &mut journal, steps)?);
+        if !calls.is_empty() {
+            intend_host(&mut journal, &calls)?;
+            // It may be written anew, or removed, while this process does not hold the lock.
+            drop((journal, lock));
+            let mut called = carry_out_host(host.bench(), &view.online, calls);
+            let _lock = state.lock_host()?;
+            journal = self.open(state, boot_id)?;
+            record_host(host.root, &mut journal, &mut called)?;
+            applied.extend(called);
+        }
+        self.irqbalances.note(&applied);
+        self.known = journal.memory().clone();
+        Ok(Some(Pass { view, applied, wants, memory: journal.memory().clone() }))
+    }
+}
+
+/// Which steps a pass carries out. Limits of units come first, since some kernels change the masks of all threads
+/// of a unit with them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Which {
+    Units,
+    Rest,
+}
+
+impl Which {
+    fn has(self, step: &HostStep) -> bool {
+        let is_of_units = step.place().limited_cgroup().is_some();
+        is_of_units == (self == Which::Units)
+    }
+}
+
+/// Whether another program is asked for it.
+fn is_call(step: &HostStep) -> bool {
+    matches!(step.place(), Place::AllowedCpus { .. } | Place::DropIn(_) | Place::Irqbalance(_))
+}
+
+/// What a pass works on.
+#[derive(Clone, Copy)]
+struct Site<'a> {
+    host: Host<'a>,
+    state: &'a StateDir,
+    boot_id: &'a str,
+}
+
+/// What a pass has found and done.
+#[derive(Default)]
+struct Pass {
+    view: HostView,
+    applied: Vec<HostApplied>,
+    wants: Wants,
+    memory: HostMemory,
+}
+
+/// The masks that threads outside all VMs have of their own, before any unit is limited.
+fn own_masks(host: Host<'_>, vms: &[Pid]) -> Vec<HostRecord> {
+    let found = with_own_masks(host.root, host.sched, vms).into_iter();
+    let original =
+        |(key, cpus)| HostRecord::Original { place: Place::Thread(key), value: Value::Cpus(cpus) };
+    found.map(original).collect()
+}
+
+/// The host as it is, and what is to be done about it for all who want something of it. An irqbalance in `silent` is not
+/// asked; one that does not answer is added.
+///
+/// # Errors
+/// [`DiscoverError`] where the host cannot be read.
+pub fn host_steps(
+    host: Host<'_>,
+    wants: &Wants,
+    memory: &HostMemory,
+    silent: &mut Silent,
+) -> Result<(HostView, Vec<HostStep>), DiscoverError> {
+    let view = look(host, wants, KthreadScan::All, memory, silent)?;
+    let deaf =
+        view.irqbalances.iter().filter_map(|one| Some((one.process, one.banned.clone().err()?)));
+    silent.extend(deaf);
+    let steps = diff(&view, &wishes(&view, wants, memory), memory);
+    Ok((view, steps))
+}
+
+/// The places of the host, and irqbalance where it has to do with them. `silent` are not asked.
+fn look(
+    host: Host<'_>,
+    wants: &Wants,
+    scan: KthreadScan,
+    memory: &HostMemory,
+    silent: &Silent,
+) -> Result<HostView, DiscoverError> {
+    let view = read_host_view(host.root, host.sched, wants, memory, scan)?;
+    if !wants.has(Knob::Irqs) && !memory.has_irqs() {
+        return Ok(view);
+    }
+    Ok(view.with_irqbalances(irqbalances(host.root, silent)))
+}
+
+/// The masks of kernel threads that are not remembered yet, as they would be without qmpin.
+fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Vec<HostRecord> {
+    let is_wanted = wants.has(Knob::Kthreads) || wants.has(Knob::Partition);
+    let new = view.kthreads.iter().filter(|place| memory.original(place).is_none());
+    let original = |place: &Place| {
+        let found = view.values.get(place)?;
+        let is_fenced = memory.is_fenced(found, &view.online, &view.online);
+        if !is_fenced && !is_wanted {
+            return None;
+        }
+        let value = if is_fenced { Value::Cpus(view.online) } else { found.clone() };
+        Some(HostRecord::Original { place: place.clone(), value })
+    };
+    new.filter_map(original).collect()
+}
+
+/// Puts back what nobody needs changed any more, where there is no VM to do it for.
+///
+/// # Errors
+/// [`HostError`].
+pub fn settle_host(
+    host: Host<'_>,
+    state: &StateDir,
+    boot_id: &str,
+) -> Result<HostReport, HostError> {
+    let mut knobs = HostKnobs::default();
+    let mut report = knobs.reconcile(host, state, boot_id)?;
+    knobs.await_irqbalance(host, state, boot_id, &mut report.applied);
+    state.tidy();
+    Ok(report)
+}
+
+fn bound(view: &HostView, off: &CpuSet) -> BTreeMap<String, usize> {
+    let there = view.bound.iter().filter(|(_, cpus)| cpus.intersects(off));
+    kernel_threads::by_name(there.map(|(comm, _)| comm.as_str()))
+}

@@ -1,0 +1,240 @@
+//! What the host should be like, as a pure function of the leases and of what was there before.
+//!
+//! ```text
+//!   leases ─▶ Wants: for each knob, the CPUs of the VMs that want it
+//!   Wants × HostView × originals ─▶ wishes      slices.rs irqbalance.rs irqs.rs vfio.rs kthreads.rs
+//!                                                workqueues.rs power.rs noise.rs
+//!   wishes × what is there × what the journal remembers ─▶ steps                            diff.rs
+//! ```
+//!
+//! Every wish is made from the *original* value, never from the present one: so the host is the same
+//! whichever VM came first, and grows back when one goes.
+
+pub mod apply;
+pub mod diff;
+pub mod interrupts;
+pub mod irqbalance;
+pub mod irqs;
+pub mod journal;
+pub mod keep;
+pub mod kernel_threads;
+pub mod kthreads;
+pub mod new_irqs;
+pub mod noise;
+pub mod pass;
+pub mod places;
+pub mod power;
+pub mod refusal;
+pub mod report;
+pub mod slices;
+pub mod step;
+pub mod vfio;
+pub mod view;
+pub mod workqueues;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::cpuset::CpuSet;
+use crate::ids::Pid;
+use crate::knobs::host::journal::HostMemory;
+pub use crate::knobs::host::new_irqs::{born_behind, like_new};
+use crate::knobs::host::places::{HostView, Place, Value};
+pub use crate::knobs::host::power::preferences;
+pub use crate::knobs::host::slices::plan::relimited;
+pub use crate::knobs::host::vfio::plan::VfioWant;
+use crate::leases::Lease;
+use crate::policy::Knob;
+use crate::threads::ProcessKey;
+
+/// For each knob, the CPUs of all VMs that want it.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Wants {
+    cpus: BTreeMap<Knob, CpuSet>,
+    fences: Vec<CpuSet>,
+    slices: BTreeMap<String, CpuSet>,
+    partitions: BTreeSet<String>,
+    processes: BTreeSet<Pid>,
+    vfio: BTreeMap<ProcessKey, VfioWant>,
+}
+
+impl Wants {
+    /// What these VMs want of the host together.
+    #[must_use]
+    pub fn of<'a>(leases: impl IntoIterator<Item = &'a Lease>) -> Wants {
+        leases.into_iter().fold(Wants::default(), |wants, lease| {
+            let mut wants = wants.with(lease.knobs.iter().copied(), lease.exclusive);
+            wants.partitions.extend(lease.partition.clone());
+            wants.processes.insert(lease.qemu.pid);
+            if let Some(cgroup) = &lease.slices {
+                *wants.slices.entry(cgroup.clone()).or_default() |= lease.exclusive;
+            }
+            if !lease.knobs.contains(&Knob::Irqs) {
+                return wants;
+            }
+            let vcpus = lease.vcpus.iter().map(|(_, cpu)| *cpu);
+            let want = VfioWant::new(lease.vfio_irqs, lease.iothreads, vcpus, lease.exclusive);
+            wants.with_vfio(lease.qemu, want)
+        })
+    }
+
+    /// With what one more VM wants.
+    #[must_use]
+    pub fn with(mut self, knobs: impl IntoIterator<Item = Knob>, exclusive: CpuSet) -> Wants {
+        for knob in knobs {
+            let is_fence = matches!(knob, Knob::Kthreads | Knob::Partition);
+            if is_fence && !exclusive.is_empty() && !self.fences.contains(&exclusive) {
+                self.fences.push(exclusive);
+            }
+            *self.cpus.entry(knob).or_default() |= exclusive;
+        }
+        self.cpus.retain(|_, cpus| !cpus.is_empty());
+        self
+    }
+
+    /// Whether nobody wants anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.cpus.is_empty()
+    }
+
+    /// The CPUs for which a knob is wanted; none where it is not.
+    #[must_use]
+    pub fn cpus(&self, knob: Knob) -> CpuSet {
+        self.cpus.get(&knob).copied().unwrap_or_default()
+    }
+
+    /// Whether somebody wants the knob.
+    #[must_use]
+    pub fn has(&self, knob: Knob) -> bool {
+        self.cpus.contains_key(&knob)
+    }
+
+    /// The CPUs of each VM that are to be kept from kernel threads, or from what the kernel puts them on by
+    /// itself.
+    #[must_use]
+    pub fn fences(&self) -> &[CpuSet] {
+        &self.fences
+    }
+
+    /// The cgroups of VMs that can have no partition, and their CPUs: systemd keeps others off.
+    #[must_use]
+    pub fn slices(&self) -> &BTreeMap<String, CpuSet> {
+        &self.slices
+    }
+
+    /// With a VM that is about to have a lease.
+    #[must_use]
+    pub fn with_process(mut self, process: Pid) -> Wants {
+        self.processes.insert(process);
+        self
+    }
+
+    /// Whether it is the process of a VM that is attached.
+    #[must_use]
+    pub fn is_attached(&self, process: Pid) -> bool {
+        self.processes.contains(&process)
+    }
+
+    /// Whether the cgroup has a partition in it.
+    #[must_use]
+    pub fn is_partition(&self, cgroup: &str) -> bool {
+        self.partitions.contains(cgroup)
+    }
+
+    /// What VMs want of the interrupts of their own devices, by their QEMU processes.
+    #[must_use]
+    pub fn vfio(&self) -> &BTreeMap<ProcessKey, VfioWant> {
+        &self.vfio
+    }
+
+    /// All CPUs that anything is wanted for.
+    #[must_use]
+    pub fn all_cpus(&self) -> CpuSet {
+        self.cpus.values().fold(CpuSet::EMPTY, |all, cpus| all | *cpus)
+    }
+}
+
+/// One place, whose it is, and what it should hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Wish {
+    /// Whose it is.
+    pub knob: Knob,
+    /// Where.
+    pub place: Place,
+    /// What.
+    pub value: Value,
+}
+
+/// All wishes, in the order in which they are to be carried out. They are made from what a place held
+/// before qmpin, where that is remembered; else from what it holds now.
+#[must_use]
+pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> {
+    let original = |place: &Place| memory.original(place).or(view.values.get(place)).cloned();
+    let mut wishes = Vec::new();
+    let mut wish = |knob, list: Vec<(Place, Value)>| {
+        wishes.extend(list.into_iter().map(|(place, value)| Wish { knob, place, value }));
+    };
+    let wanted = |knob| wants.cpus(knob);
+    wish(Knob::Partition, slices::plan::units(view, wants.slices(), &original));
+    wish(Knob::Partition, slices::plan::users(view, wants.slices(), &original));
+    wish(Knob::Partition, slices::plan::drop_ins(view, wants, memory));
+    // Told before interrupts are moved, or it moves them back.
+    wish(Knob::Irqs, irqbalance::plan::wishes(view, wants, &original));
+    let mut irqs = irqs::wishes(view, wants, &original);
+    irqs.retain(|(place, _)| !irqbalance::plan::has_placed(view, wants, memory, place));
+    wish(Knob::Irqs, irqs);
+    // A partition makes the kernel change masks on its own, more than it has to, and not back to what they were.
+    let in_partitions =
+        wants.slices().values().fold(wanted(Knob::Partition), |all, cpus| all - *cpus);
+    let off = wanted(Knob::Kthreads) | in_partitions;
+    wish(Knob::Kthreads, kthreads::wishes(view, &off, &original));
+    wish(Knob::Workqueues, workqueues::wishes(view, &wanted(Knob::Workqueues), &original));
+    wish(Knob::Power, power::wishes(view, &wanted(Knob::Power)));
+    wish(Knob::Noise, noise::wishes(view, &wanted(Knob::Noise), &original));
+    wishes
+}
+
+/// The CPUs that remain of `original` when `off` are taken away: where none would, all others that are
+/// online. `None`: it has nothing to do with them.
+fn kept_off(original: &CpuSet, off: &CpuSet, online: &CpuSet) -> Option<CpuSet> {
+    if !original.intersects(off) {
+        return None;
+    }
+    let rest = *original - *off;
+    // A mask without a CPU that is online is refused.
+    let rest = if rest.intersects(online) { rest } else { *online - *off };
+    (!rest.is_empty()).then_some(rest)
+}
+
+/// The wishes of places that hold CPUs and are to hold none of `off`.
+fn all_kept_off<'a>(
+    places: impl IntoIterator<Item = &'a Place>,
+    off: &CpuSet,
+    online: &CpuSet,
+    original: &dyn Fn(&Place) -> Option<Value>,
+) -> Vec<(Place, Value)> {
+    let wish = |place: &Place| {
+        let rest = kept_off(&original(place)?.cpus()?, off, online)?;
+        Some((place.clone(), Value::Cpus(rest)))
+    };
+    places.into_iter().filter_map(wish).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpus(list: &str) -> CpuSet {
+        list.parse().expect("a cpulist")
+    }
+
+    #[test]
+    fn what_touches_the_vm_keeps_the_rest_of_its_cpus() {
+        let kept = |original, off| kept_off(&cpus(original), &cpus(off), &cpus("0-7"));
+        assert_eq!(kept("0-7", "4-5"), Some(cpus("0-3,6-7")));
+        assert_eq!(kept("0-3", "4-5"), None, "not concerned");
+        assert_eq!(kept("4", "4-5"), Some(cpus("0-3,6-7")), "nothing left: anywhere else");
+        assert_eq!(kept("4,9", "4-5"), Some(cpus("0-3,6-7")), "what is left is offline");
+        assert_eq!(kept("0-7", "0-7"), None, "nowhere to go");
+    }
+}

@@ -1,0 +1,134 @@
+//! Interrupts that are new while VMs are kept free of them (the knob *irqs*). The kernel gives each the mask
+//! that new ones have, or its part on the device's node (`kernel/irq/manage.c: irq_setup_affinity`), so no
+//! CPU of a VM's, and would leave it there for good.
+//!
+//! ```text
+//!   where new ones go is about to change   one that is there already: somebody's choice ─▶ taken down as it is
+//!   one that nobody knows is there         it was born so ─▶ taken down as it would be without qmpin
+//! ```
+
+use crate::cpuset::CpuSet;
+use crate::knobs::host::Wants;
+use crate::knobs::host::journal::{HostMemory, HostRecord};
+use crate::knobs::host::places::{HostView, Place, Value};
+use crate::knobs::host::step::HostStep;
+use crate::policy::VfioIrqs;
+
+/// Where new interrupts go.
+struct NewIrqs {
+    /// Without qmpin.
+    before: CpuSet,
+    /// By qmpin.
+    now: CpuSet,
+}
+
+impl NewIrqs {
+    fn of(memory: &HostMemory, before: &Value, now: &Value) -> Option<NewIrqs> {
+        let before = memory.original(&Place::of_new_irqs()).unwrap_or(before).cpus()?;
+        Some(NewIrqs { before, now: now.cpus()? })
+    }
+
+    /// What an interrupt would have without qmpin that was born with what it has; `None`: the same, or it
+    /// was not born so.
+    fn let_out(&self, view: &HostView, place: &Place) -> Option<CpuSet> {
+        let found = view.values.get(place)?.cpus()?;
+        let local = view.vfio.get(place).map(|irq| irq.local);
+        let local = local.or_else(|| view.irq_nodes.get(place).copied()).unwrap_or_default();
+        let_out(&found, &local, self, &view.online)
+    }
+}
+
+/// `local` are the CPUs of the device's node; none where it has none.
+fn let_out(found: &CpuSet, local: &CpuSet, new: &NewIrqs, online: &CpuSet) -> Option<CpuSet> {
+    let same = |a: &CpuSet, b: &CpuSet| *a & *online == *b & *online;
+    let born = [new.before, new.before & *local];
+    let born = born.into_iter().zip([new.now, new.now & *local]);
+    let mut born = born.filter(|(_, now)| now.intersects(online) && same(found, now));
+    born.next().map(|(before, _)| before).filter(|before| !same(before, found))
+}
+
+/// What new interrupts would be without qmpin; what they are is taken for written by it.
+#[must_use]
+pub fn born_behind(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<HostRecord> {
+    let default = Place::of_new_irqs();
+    let Some(now) = view.values.get(&default) else { return Vec::new() };
+    if !memory.is_ours(&default, now, &view.online) {
+        return Vec::new();
+    }
+    let Some(new) = NewIrqs::of(memory, now, now) else { return Vec::new() };
+    let is_irqbalances = |place: &Place| {
+        let want = view.vfio.get(place).and_then(|irq| wants.vfio().get(&irq.vm));
+        !view.irqbalances.is_empty() && want.is_none_or(|want| want.to == VfioIrqs::Leave)
+    };
+    let unknown =
+        numbered(view).filter(|place| memory.original(place).is_none() && !is_irqbalances(place));
+    let records = |place: &Place| {
+        let value = Value::Cpus(new.let_out(view, place)?);
+        let intent = HostRecord::Intent {
+            place: place.clone(),
+            from: value.clone(),
+            to: view.values.get(place)?.clone(),
+        };
+        Some([HostRecord::Original { place: place.clone(), value }, intent])
+    };
+    unknown.filter_map(records).flatten().collect()
+}
+
+/// Interrupts that would be taken for new ones after these steps, and are none: as they are.
+#[must_use]
+pub fn like_new(view: &HostView, memory: &HostMemory, steps: &[HostStep]) -> Vec<HostRecord> {
+    let default = Place::of_new_irqs();
+    let new = steps.iter().find_map(|step| match step {
+        HostStep::Write { place, from, to, .. } if *place == default => {
+            NewIrqs::of(memory, from, to)
+        }
+        _ => None,
+    });
+    let Some(new) = new else { return Vec::new() };
+    let unknown = numbered(view).filter(|place| memory.original(place).is_none());
+    let record = |place: &Place| {
+        new.let_out(view, place)?;
+        let value = view.values.get(place)?.clone();
+        Some(HostRecord::Original { place: place.clone(), value })
+    };
+    unknown.filter_map(record).collect()
+}
+
+/// Whether an interrupt would be taken for a new one if it were forgotten, where new ones go to `default`.
+pub(crate) fn looks_new(
+    view: &HostView,
+    memory: &HostMemory,
+    default: Option<&Value>,
+    place: &Place,
+) -> bool {
+    let new = default.and_then(|now| NewIrqs::of(memory, now, now));
+    place.irq().is_some() && new.is_some_and(|new| new.let_out(view, place).is_some())
+}
+
+fn numbered(view: &HostView) -> impl Iterator<Item = &Place> {
+    view.irqs.iter().filter(|place| place.irq().is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpus(list: &str) -> CpuSet {
+        list.parse().expect("a cpulist")
+    }
+
+    #[test]
+    fn one_that_was_born_behind_the_fence_is_let_out() {
+        let of = |found, local, now| {
+            let new = NewIrqs { before: cpus("0-11"), now: cpus(now) };
+            let_out(&cpus(found), &cpus(local), &new, &cpus("0-9"))
+        };
+        assert_eq!(of("0-3,6-9", "0-5", "0-3,6-11"), Some(cpus("0-11")), "two are offline");
+        assert_eq!(of("0-3", "0-5", "0-3,6-11"), Some(cpus("0-5")), "on its node");
+        assert_eq!(of("0-3", "0-3", "0-3,6-11"), None, "there it would be anyway");
+        assert_eq!(of("0-3", "", "0-3,6-11"), None, "it has no node");
+        assert_eq!(of("", "4-5", "0-3,6-11"), None, "nothing of its node is left");
+        assert_eq!(of("2", "0-5", "0-3,6-11"), None, "somebody has put it there");
+        assert_eq!(of("0-9", "0-5", "0-11"), None, "there is no fence");
+    }
+}

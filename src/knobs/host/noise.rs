@@ -1,0 +1,40 @@
+//! The knob *noise*: what the kernel does on every CPU now and then is done more rarely or not at all
+//! (`Documentation/admin-guide/sysctl/{vm,kernel}.rst`).
+
+use crate::cpuset::CpuSet;
+use crate::knobs::host::kept_off;
+use crate::knobs::host::places::{HostView, Place, Value};
+
+/// Between two collections of per-CPU statistics, in seconds; the default is 1.
+const STAT_INTERVAL_S: &str = "120";
+
+pub(crate) fn wishes(
+    view: &HostView,
+    off: &CpuSet,
+    original: &dyn Fn(&Place) -> Option<Value>,
+) -> Vec<(Place, Value)> {
+    if off.is_empty() {
+        return Vec::new();
+    }
+    let mut wishes = Vec::new();
+    for (name, place) in &view.sysctls {
+        let Some(before) = original(place) else { continue };
+        let value = match (*name, &before) {
+            // Somebody who collects more rarely already is left alone.
+            ("vm/stat_interval", Value::Word(now)) => {
+                let rarer = now.parse::<u64>().is_ok_and(|now_s| now_s >= 120);
+                (!rarer).then(|| Value::Word(STAT_INTERVAL_S.to_owned()))
+            }
+            // It moves pages, and makes every access to them fault, to learn who uses them.
+            ("kernel/numa_balancing", Value::Word(now)) => {
+                (now != "0").then(|| Value::Word("0".to_owned()))
+            }
+            ("kernel/watchdog_cpumask", Value::Cpus(before)) => {
+                kept_off(before, off, &view.online).map(Value::Cpus)
+            }
+            _ => None,
+        };
+        wishes.extend(value.map(|value| (place.clone(), value)));
+    }
+    wishes
+}

@@ -1,0 +1,130 @@
+//! What is done about one place of the host, and what became of it.
+
+use std::io;
+
+use crate::knobs::host::places::{Place, Value};
+use crate::policy::Knob;
+
+/// One thing to do about one place.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HostStep {
+    /// It is to hold something else.
+    Write {
+        /// Whose it is.
+        knob: Knob,
+        /// Where.
+        place: Place,
+        /// What is there.
+        from: Value,
+        /// What is to be there.
+        to: Value,
+    },
+    /// It is to hold what it held before qmpin.
+    PutBack {
+        /// Where.
+        place: Place,
+        /// What is there.
+        from: Value,
+        /// What was there.
+        to: Value,
+    },
+    /// It is as before, or there is no such place any more: it can be forgotten.
+    Settle {
+        /// Where.
+        place: Place,
+    },
+    /// Somebody else has changed it since: it is left alone, named, and forgotten.
+    LeaveAlone {
+        /// Where.
+        place: Place,
+        /// What is there.
+        found: Value,
+        /// What was there.
+        before: Value,
+    },
+    /// It cannot be read now: it is left, and put back when it can.
+    Later {
+        /// Where.
+        place: Place,
+        /// What was there.
+        before: Value,
+        /// What the kernel said.
+        reason: String,
+    },
+}
+
+impl HostStep {
+    /// Where.
+    #[must_use]
+    pub fn place(&self) -> &Place {
+        match self {
+            HostStep::Write { place, .. }
+            | HostStep::PutBack { place, .. }
+            | HostStep::Settle { place }
+            | HostStep::LeaveAlone { place, .. }
+            | HostStep::Later { place, .. } => place,
+        }
+    }
+}
+
+/// What became of a step.
+#[derive(Debug)]
+pub enum HostOutcome {
+    /// Written and read back; or there was nothing to write.
+    Done,
+    /// There is no such place any more.
+    Gone,
+    /// irqbalance was told, and takes it at the end of its interval: until then it cannot be read back.
+    Told {
+        /// In so many seconds at most.
+        within_s: u32,
+    },
+    /// The kernel took it and made something else of it.
+    Narrowed {
+        /// What is there now.
+        to: Value,
+    },
+    /// The kernel said no.
+    Refused {
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// A step and what became of it.
+#[derive(Debug)]
+pub struct HostApplied {
+    /// The step.
+    pub step: HostStep,
+    /// What became of it.
+    pub outcome: HostOutcome,
+    /// The thread's name where it is a thread's and there is something to say, for display only; else empty.
+    pub comm: String,
+}
+
+impl HostApplied {
+    /// Whether it was to be put back and was not.
+    #[must_use]
+    pub fn is_left_changed(&self) -> bool {
+        match self.step {
+            HostStep::PutBack { .. } => {
+                !matches!(self.outcome, HostOutcome::Done | HostOutcome::Gone)
+            }
+            HostStep::Later { .. } => true,
+            HostStep::Settle { .. } => matches!(self.outcome, HostOutcome::Refused { .. }),
+            HostStep::Write { .. } | HostStep::LeaveAlone { .. } => false,
+        }
+    }
+}
+
+impl HostApplied {
+    /// Whether what systemd limits a unit to was changed: before Linux 6.2 all threads that are in it, and
+    /// all where it is the first one, lose their masks.
+    #[must_use]
+    pub fn has_limited_unit(&self) -> bool {
+        let is_write = matches!(self.step, HostStep::Write { .. } | HostStep::PutBack { .. });
+        is_write
+            && self.step.place().limited_cgroup().is_some()
+            && matches!(self.outcome, HostOutcome::Done | HostOutcome::Narrowed { .. })
+    }
+}

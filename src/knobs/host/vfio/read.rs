@@ -1,0 +1,250 @@
+//! The interrupts of a VM's own devices (vfio): which there are now. They come and go as the guest turns
+//! MSI and MSI-X on and off.
+//!
+//! ```text
+//!   /proc/PID/fd/* ─▶ a character device of vfio's ─▶ PCI devices ─▶ msi_irqs/, irq ─▶ who has asked for it
+//!     said to be in /dev/vfio   its number, in /sys/dev/char                /sys/kernel/irq/N/actions
+//! ```
+//!
+//! No name is trusted: what QEMU has open counts by its device number, and an interrupt that the host
+//! has asked for as well, such as a shared line, is not the VM's.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+
+use crate::cpuset::CpuSet;
+use crate::discover::process::is_alive;
+use crate::knobs::host::places::{Place, VfioIrq};
+use crate::sysroot::SysRoot;
+use crate::threads::ProcessKey;
+
+/// Where groups (`/dev/vfio/12`) and devices (`/dev/vfio/devices/vfio0`) are
+/// (`Documentation/driver-api/vfio.rst`).
+const DEVICES: &str = "/dev/vfio/";
+
+/// The interrupts of all devices that this QEMU process has, by the place that has their CPUs. What
+/// cannot be read is left out: it is then treated as any other.
+#[must_use]
+pub fn vfio_irqs(root: &SysRoot, vm: ProcessKey) -> BTreeMap<Place, VfioIrq> {
+    let mut irqs = BTreeMap::new();
+    for device in devices(root, vm) {
+        let of_device = format!("sys/bus/pci/devices/{device}");
+        let numbers = root.folder(&format!("{of_device}/msi_irqs")).and_then(|msi| msi.numbers());
+        let mut numbers = numbers.unwrap_or_default();
+        let line = root.read_attribute(&format!("{of_device}/irq")).ok();
+        numbers.extend(line.and_then(|text| text.trim().parse::<i32>().ok()));
+        numbers.retain(|number| is_vfios_alone(root, *number, &device));
+        let local = root.read_attribute(&format!("{of_device}/local_cpulist")).ok();
+        let local = local.and_then(|text| CpuSet::parse_cpulist(&text).ok()).unwrap_or_default();
+        irqs.extend(
+            numbers.into_iter().map(|number| {
+                (Place::of_irq(number), VfioIrq { vm, device: device.clone(), local })
+            }),
+        );
+    }
+    irqs
+}
+
+/// The PCI addresses of all devices that the process has.
+fn devices(root: &SysRoot, vm: ProcessKey) -> Vec<String> {
+    let fds = format!("proc/{}/fd", vm.pid);
+    let numbers = root.folder(&fds).and_then(|folder| folder.numbers()).unwrap_or_default();
+    let mut devices = Vec::new();
+    for number in numbers {
+        let fd = format!("{fds}/{number}");
+        // Read first, since to look at a file may mean to wait for who serves it.
+        let is_named = |name: &Path| name.to_str().is_some_and(|name| name.contains(DEVICES));
+        if root.link(&fd).is_ok_and(|name| is_named(&name))
+            && let Some(device) = character_device(root, &fd)
+        {
+            devices.extend(of_character_device(root, device));
+        }
+    }
+    devices.sort_unstable();
+    devices.dedup();
+    // The number may have become another process's meanwhile.
+    if is_alive(root, vm) { devices } else { Vec::new() }
+}
+
+/// The number of the character device that is open there.
+fn character_device(root: &SysRoot, fd: &str) -> Option<(u32, u32)> {
+    let path = root.path(fd).ok()?;
+    let stat = statx(CWD, &path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
+    let is_character_device =
+        FileType::from_raw_mode(stat.stx_mode.into()) == FileType::CharacterDevice;
+    is_character_device.then_some((stat.stx_rdev_major, stat.stx_rdev_minor))
+}
+
+/// The devices behind a character device of vfio's: one for itself (`Documentation/driver-api/vfio.rst`,
+/// "VFIO device cdev"), or all of a group.
+fn of_character_device(root: &SysRoot, (major, minor): (u32, u32)) -> Vec<String> {
+    let node = format!("sys/dev/char/{major}:{minor}");
+    let Ok(link) = root.link(&node) else { return Vec::new() };
+    let name = |path: Option<&Path>| Some(path?.file_name()?.to_str()?.to_owned());
+    let found = match (name(Some(&link)), name(link.parent()).as_deref()) {
+        (Some(_), Some("vfio-dev")) => {
+            let device = root.link(&format!("{node}/device")).ok();
+            name(device.as_deref()).into_iter().collect()
+        }
+        (Some(group), Some("vfio")) => {
+            // Without an IOMMU the group has a prefix (`drivers/vfio/group.c`).
+            let group = group.strip_prefix("noiommu-").unwrap_or(&group);
+            let folder = root.folder(&format!("sys/kernel/iommu_groups/{group}/devices"));
+            folder.and_then(|folder| folder.names()).unwrap_or_default()
+        }
+        _ => Vec::new(),
+    };
+    found.into_iter().filter(|device| is_pci_address(device)).collect()
+}
+
+/// Whether all who have asked for the interrupt are vfio for this device
+/// (`drivers/vfio/pci/vfio_pci_intrs.c`); nobody is not all.
+fn is_vfios_alone(root: &SysRoot, number: i32, device: &str) -> bool {
+    let actions = root.read_attribute(&format!("sys/kernel/irq/{number}/actions"));
+    let is_vfios = |action: &str| {
+        let name = action.strip_suffix(')').and_then(|name| name.strip_suffix(device));
+        let kind = name.and_then(|name| name.strip_suffix('(')).unwrap_or_default();
+        kind == "vfio-intx" || kind.starts_with("vfio-msi[") || kind.starts_with("vfio-msix[")
+    };
+    actions.is_ok_and(|actions| actions.trim().split(',').all(is_vfios))
+}
+
+/// `0000:0a:00.0`, with more digits before the first colon where there are many domains.
+fn is_pci_address(name: &str) -> bool {
+    let is_hex = |text: &str, least: usize| {
+        text.len() >= least && text.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let parts = name.rsplit_once('.').and_then(|(rest, function)| {
+        let (rest, device) = rest.rsplit_once(':')?;
+        let (domain, bus) = rest.rsplit_once(':')?;
+        Some([(domain, 4), (bus, 2), (device, 2), (function, 1)])
+    });
+    parts.is_some_and(|parts| parts.into_iter().all(|(text, least)| is_hex(text, least)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::ids::{Pid, StartTicks};
+
+    const VM: ProcessKey = ProcessKey { pid: Pid(7), start: StartTicks(77) };
+
+    /// A machine with one device in group 12, and a QEMU that has something open. There is a character
+    /// device on every machine that stands for the group's: `/dev/null`, 1:3.
+    struct Machine(tempfile::TempDir);
+
+    impl Machine {
+        fn new(node: &str) -> Machine {
+            let machine = Machine(tempfile::tempdir().expect("a folder"));
+            let stat = format!("7 (kvm) S {}77 0\n", "0 ".repeat(18));
+            machine.write("proc/7/stat", &stat);
+            machine.link("sys/dev/char/1:3", node);
+            machine.link(
+                "sys/devices/pci0/0000:0a:00.0/vfio-dev/vfio0/device",
+                "../../../0000:0a:00.0",
+            );
+            machine.write("sys/kernel/iommu_groups/12/devices/0000:0a:00.0", "");
+            machine.write("sys/kernel/iommu_groups/12/devices/no-device", "");
+            for (file, text) in [("msi_irqs/40", ""), ("msi_irqs/41", ""), ("irq", "16\n")] {
+                machine.write(&format!("sys/bus/pci/devices/0000:0a:00.0/{file}"), text);
+            }
+            machine.write("sys/bus/pci/devices/0000:0a:00.0/local_cpulist", "0-3\n");
+            machine.actions(40, "vfio-msix[0](0000:0a:00.0)");
+            machine.actions(41, "vfio-msi[1](0000:0a:00.0)");
+            machine.actions(16, "vfio-intx(0000:0a:00.0)");
+            machine
+        }
+
+        fn opens(self, name: &str, device: &str) -> Machine {
+            let named = self.0.path().join(name);
+            fs::create_dir_all(named.parent().expect("in a folder")).expect("made");
+            symlink(device, &named).expect("linked");
+            self.link("proc/7/fd/5", &named.display().to_string());
+            self
+        }
+
+        fn write(&self, path: &str, text: &str) {
+            let path = self.0.path().join(path);
+            fs::create_dir_all(path.parent().expect("in a folder")).expect("made");
+            fs::write(path, text).expect("written");
+        }
+
+        fn link(&self, path: &str, to: &str) {
+            let path = self.0.path().join(path);
+            fs::create_dir_all(path.parent().expect("in a folder")).expect("made");
+            symlink(to, path).expect("linked");
+        }
+
+        fn actions(&self, number: u32, actions: &str) {
+            self.write(&format!("sys/kernel/irq/{number}/actions"), &format!("{actions}\n"));
+        }
+
+        fn found(&self) -> Vec<u32> {
+            let irqs = vfio_irqs(&SysRoot::at(self.0.path()), VM);
+            let is_whole = |irq: &VfioIrq| irq.device == "0000:0a:00.0" && irq.local.len() == 4;
+            assert!(irqs.values().all(is_whole), "{irqs:?}");
+            let mut numbers: Vec<u32> = irqs.keys().filter_map(Place::irq).collect();
+            numbers.sort_unstable();
+            numbers
+        }
+    }
+
+    #[test]
+    fn a_group_and_a_device_lead_to_the_interrupts_of_the_device() {
+        for (name, node) in [
+            ("dev/vfio/12", "../../devices/virtual/vfio/12"),
+            ("dev/vfio/noiommu-12", "../../devices/virtual/vfio/noiommu-12"),
+            ("dev/vfio/devices/vfio0", "../../devices/pci0/0000:0a:00.0/vfio-dev/vfio0"),
+        ] {
+            let machine = Machine::new(node).opens(name, "/dev/null");
+            assert_eq!(machine.found(), [16, 40, 41], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_name_alone_leads_nowhere() {
+        let group = "../../devices/virtual/vfio/12";
+        // A file of that name, and a device that is not vfio's.
+        let file = Machine::new(group);
+        file.write("home/12", "");
+        let target = file.0.path().join("home/12").display().to_string();
+        assert_eq!(file.opens("dev/vfio/12", &target).found(), [0; 0]);
+        for node in ["../../devices/virtual/mem/null", "../../devices/virtual/misc/vfio"] {
+            assert_eq!(Machine::new(node).opens("dev/vfio/12", "/dev/null").found(), [0; 0]);
+        }
+        // Open, and not said to be vfio's: it is not even looked at.
+        assert_eq!(Machine::new(group).opens("dev/null", "/dev/null").found(), [0; 0]);
+        // Another process by now.
+        let other = Machine::new(group).opens("dev/vfio/12", "/dev/null");
+        let stat = format!("7 (kvm) S {}78 0\n", "0 ".repeat(18));
+        other.write("proc/7/stat", &stat);
+        assert_eq!(other.found(), [0; 0]);
+    }
+
+    #[test]
+    fn an_interrupt_that_others_have_asked_for_is_the_hosts() {
+        let machine =
+            Machine::new("../../devices/virtual/vfio/12").opens("dev/vfio/12", "/dev/null");
+        machine.actions(16, "i801_smbus,vfio-intx(0000:0a:00.0)");
+        assert_eq!(machine.found(), [40, 41]);
+        for host in ["nvme0q3", "", "vfio-msix[0](0000:0b:00.0)", "my-vfio-msi[0](0000:0a:00.0)"] {
+            machine.actions(40, host);
+            assert_eq!(machine.found(), [41], "{host}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_an_address() {
+        for good in ["0000:0a:00.0", "10000:e1:1f.7"] {
+            assert!(is_pci_address(good), "{good}");
+        }
+        for bad in ["", "0a:00.0", "0000:0a:00", "../0000:0a:00.0", "0000:0a:00.0/..", "vfio0"] {
+            assert!(!is_pci_address(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The priority of the VM's vCPU threads: given when others are off their CPUs, kept at every look, taken
+//! back at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::discover::rt_throttling;
+use crate::journal::{Journal, JournalError};
+use crate::knobs::affinity::apply::Bench;
+use crate::knobs::priority::apply::{PriorityApplied, PriorityOutcome, apply_priorities};
+use crate::knobs::priority::plan::{Scheduled, finding, raised, steps};
+use crate::plan::{Finding, Plan, Verdict};
+use crate::policy::VcpuSched;
+use crate::scheduling::Scheduling;
+use crate::sysroot::SysRoot;
+use crate::threads::{Thread, ThreadKey};
+
+/// What a look has changed about it.
+#[derive(Debug, Default)]
+pub struct PriorityReport {
+    /// Every change and what became of it.
+    pub applied: Vec<PriorityApplied>,
+    /// Changes of threads that had been as they should: somebody else changed them.
+    pub drifted: BTreeSet<ThreadKey>,
+}
+
+/// The VM's priority, as far as it has one.
+#[derive(Debug, Default)]
+pub(crate) struct Priority {
+    /// Whether others are off the CPUs by now.
+    is_due: bool,
+    /// Threads that were seen to be as they should.
+    settled: BTreeMap<ThreadKey, Scheduling>,
+    /// What was logged already.
+    said: Option<Finding>,
+}
+
+impl Priority {
+    /// Says that others are off the VM's CPUs, as far as they will be. Whether there is anything to do.
+    pub(crate) fn begin(&mut self, sched: VcpuSched, journal: &Journal) -> bool {
+        self.is_due = sched != VcpuSched::Other || !journal.memory().scheduling().is_empty();
+        self.is_due
+    }
+
+    /// Gives and takes, where that is not so.
+    pub(crate) fn converge(
+        &mut self,
+        bench: Bench<'_>,
+        plan: &Plan,
+        sched: VcpuSched,
+        journal: &mut Journal,
+        threads: &[Thread],
+    ) -> Result<PriorityReport, JournalError> {
+        if !self.is_due {
+            return Ok(PriorityReport::default());
+        }
+        self.say(priority_finding(bench.root, plan, sched));
+        let seen: Vec<Scheduled> = threads
+            .iter()
+            .filter_map(|thread| {
+                // One that cannot be asked has ended, or will be asked at the next look.
+                let now = bench.sched.scheduling(thread.key.tid).ok()?;
+                let (role, comm) = (thread.role.clone(), thread.comm.clone());
+                Some(Scheduled { thread: thread.key, role, comm, now })
+            })
+            .collect();
+        let baseline = seen.iter().map(|one| (one.thread.tid, one.thread.start, one.now)).collect();
+        let raised = raised(plan, sched);
+        let mut settled: BTreeMap<ThreadKey, Scheduling> =
+            seen.iter().map(|one| (one.thread, one.now)).collect();
+        let steps = steps(&raised, seen, journal.memory().scheduling());
+        let drifted = steps
+            .iter()
+            .filter(|step| self.settled.get(&step.of.thread) == Some(&step.to))
+            .map(|step| step.of.thread)
+            .collect();
+        let applied = apply_priorities(bench, journal, baseline, steps)?;
+        for PriorityApplied { step, outcome } in &applied {
+            match outcome {
+                PriorityOutcome::Done => settled.insert(step.of.thread, step.to),
+                PriorityOutcome::Gone | PriorityOutcome::Refused { .. } => {
+                    settled.remove(&step.of.thread)
+                }
+            };
+        }
+        self.settled = settled;
+        Ok(PriorityReport { applied, drifted })
+    }
+
+    /// Logs a shortfall that was not logged before.
+    fn say(&mut self, finding: Option<Finding>) {
+        if let Some(finding) = &finding
+            && finding.verdict != Verdict::Met
+            && self.said.as_ref() != Some(finding)
+        {
+            tracing::warn!("{}: {}", finding.rule, finding.reason);
+        }
+        self.said = finding;
+    }
+}
+
+/// How far the wish for priority can be met on this host, for the log and `qmpin plan`.
+#[must_use]
+pub fn priority_finding(root: &SysRoot, plan: &Plan, sched: VcpuSched) -> Option<Finding> {
+    finding(plan, sched, rt_throttling(root))
+}

@@ -1,0 +1,95 @@
+//! Puts back how threads were scheduled, from the journal alone. It comes before the masks: a thread
+//! that goes everywhere again must not keep everybody else from running there.
+//!
+//! ```text
+//!   a thread that was changed   it is as we left it ─▶ what it had
+//!                               it is as before     ─▶ nothing to do
+//!                               it is otherwise     ─▶ somebody else's: left alone, reported
+//!   a thread born later         it has what is ours ─▶ what a thread has that nobody has changed
+//! ```
+
+use std::io;
+
+use crate::discover::tasks;
+use crate::knobs::priority::journal::SchedMemory;
+use crate::sched::{Sched, is_gone};
+use crate::scheduling::Scheduling;
+use crate::sysroot::{ReadError, SysRoot};
+use crate::threads::{ProcessKey, ThreadKey};
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct PriorityRestore {
+    /// Threads put back.
+    pub put_back: usize,
+    /// Threads that somebody else has changed meanwhile: left alone.
+    pub foreign: Vec<ForeignPriority>,
+    /// Threads that could not be put back.
+    pub failed: Vec<FailedPriority>,
+}
+
+/// A thread that somebody else has changed.
+#[derive(Clone, Copy, Debug)]
+pub struct ForeignPriority {
+    /// Which thread.
+    pub thread: ThreadKey,
+    /// How it is scheduled now.
+    pub found: Scheduling,
+    /// How it was before qmpin.
+    pub before: Scheduling,
+}
+
+/// A thread that could not be put back.
+#[derive(Debug)]
+pub struct FailedPriority {
+    /// Which thread.
+    pub thread: ThreadKey,
+    /// How it should be scheduled.
+    pub to: Scheduling,
+    /// What the kernel said.
+    pub error: io::Error,
+}
+
+/// Puts back what is remembered of the threads of a process.
+///
+/// # Errors
+/// [`ReadError`] where the threads cannot be listed.
+pub(crate) fn restore_priorities(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    process: ProcessKey,
+    memory: &SchedMemory,
+) -> Result<PriorityRestore, ReadError> {
+    let mut report = PriorityRestore::default();
+    if memory.is_empty() {
+        return Ok(report);
+    }
+    for thread in tasks::keys(root, process.pid)? {
+        let to = memory.before(thread);
+        let put_back = || -> io::Result<Option<Scheduling>> {
+            let found = sched.scheduling(thread.tid)?;
+            if found == to || !memory.is_ours(thread, &found) {
+                return Ok(Some(found));
+            }
+            let is_there = tasks::is_thread_of(root, process.pid, thread);
+            if !is_there.map_err(|error| error.source)? {
+                return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+            }
+            sched.set_scheduling(thread.tid, to)?;
+            match sched.scheduling(thread.tid)? {
+                now if now == to => Ok(None),
+                now => Err(io::Error::other(format!("it is {now} all the same"))),
+            }
+        };
+        match put_back() {
+            Ok(None) => report.put_back += 1,
+            Ok(Some(found)) if found != to && memory.has_written(thread) => {
+                report.foreign.push(ForeignPriority { thread, found, before: to });
+            }
+            Ok(Some(_)) => {}
+            Err(error) if is_gone(&error) => {}
+            Err(error) => report.failed.push(FailedPriority { thread, to, error }),
+        }
+    }
+    Ok(report)
+}
