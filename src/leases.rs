@@ -6,7 +6,7 @@
 //!   /run/qmpin/100.lock    flock: held by the supervisor of VM 100 for as long as it lives;
 //!                          while it is held, its content says by whom
 //!   /run/qmpin/100.lease   what VM 100 has; what everybody else plans around
-//!   /run/qmpin/100.journal how to put it back (module `journal`)
+//!   /run/qmpin/100.journal how to restore it (module `journal`)
 //!   /run/qmpin/100.standing what its supervisor tells (module `standing`)
 //!   /run/qmpin/.host.journal what the host was like before the first VM
 //! ```
@@ -281,7 +281,7 @@ impl StateDir {
         in_order.chain([self.lease_path(vm)]).try_for_each(|path| self.remove(path))
     }
 
-    /// Removes a VM's lease alone: what is to be put back is still known.
+    /// Removes a VM's lease alone: what is to be restored is still known.
     ///
     /// # Errors
     /// [`StateError::Io`]; a file that is not there is no error.

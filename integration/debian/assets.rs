@@ -13,7 +13,7 @@ use clap_complete::{Shell, generate_to};
 use clap_mangen::Man;
 
 /// What the main page says beyond its options.
-const MAIN_PAGE: &str = include_str!("qmpin.1.in");
+const MAIN_PAGE: &str = include_str!("../man/qmpin.1.in");
 
 fn main() -> ExitCode {
     let Some(folder) = std::env::args_os().nth(1) else {
@@ -64,7 +64,7 @@ fn pages(command: &Command, name: &str, folder: &Path) -> io::Result<()> {
     page.extend_from_slice(if is_main {
         MAIN_PAGE.as_bytes()
     } else {
-        b".SH \"SEE ALSO\"\n\\fBqmpin\\fR(1), \\fBqmpin.toml\\fR(5)\n"
+        b".SH \"SEE ALSO\"\n\\fBqmpin\\fR(1), \\fBqmpin.toml\\fR(5), \\fBqmpin\\fR(7)\n"
     });
     fs::write(folder.join(format!("{name}.1")), page)?;
     for below in command.get_subcommands().filter(|below| below.get_name() != "help") {

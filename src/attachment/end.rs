@@ -43,7 +43,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Whether there was a supervisor.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Supervised {
-    /// There was, and it has ended; ending in order, it put everything back itself.
+    /// There was, and it has ended; ending in order, it restore everything itself.
     Was,
     /// There was none.
     WasNot,

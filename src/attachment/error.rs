@@ -26,7 +26,7 @@ pub enum StartError {
         pid: Option<Pid>,
     },
     /// Whoever has the VM does not end.
-    #[error("VM {vm} is in use{} and does not let go", used_by(*pid))]
+    #[error("VM {vm} is in use{} and does not end", used_by(*pid))]
     NotEnded {
         /// Which VM.
         vm: VmName,
@@ -54,8 +54,8 @@ pub enum StartError {
         /// The name that it has.
         other: VmName,
     },
-    /// What a QEMU of this name that is gone has left could not be put back, and is not to be forgotten.
-    #[error("what VM {vm} had the last time could not be put back: {refused}")]
+    /// What a QEMU of this name that is gone has left could not be restored, and is not to be forgotten.
+    #[error("could not restore what VM {vm} changed earlier: {refused}")]
     LeftOver {
         /// Which VM.
         vm: VmName,
@@ -152,12 +152,12 @@ fn by(pid: Option<Pid>) -> String {
 
 fn used_by(pid: Option<Pid>) -> String {
     pid.map_or(" by another qmpin".to_owned(), |pid| {
-        format!(" by process {pid}, which was told to end,")
+        format!(" by process {pid}, which was asked to end,")
     })
 }
 
 fn still_runs(unknown: Option<&ReadError>) -> &'static str {
-    if unknown.is_some() { "perhaps still runs" } else { "still runs" }
+    if unknown.is_some() { "may still run" } else { "still runs" }
 }
 
 impl StartError {

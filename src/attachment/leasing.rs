@@ -184,7 +184,7 @@ fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Opt
         Ok(lock) => lock?,
         Err(error) => {
             tracing::warn!(
-                "VM {vm}: its QEMU is gone, and what it had is not restored: {}",
+                "VM {vm}: its QEMU has ended and the host is not restored: {}",
                 chain(&error)
             );
             return None;
@@ -203,9 +203,7 @@ fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Opt
         }
         Err(error) => {
             let reason = chain(&error);
-            tracing::warn!(
-                "VM {vm}: its QEMU is gone, and what it had cannot be restored: {reason}"
-            );
+            tracing::warn!("VM {vm}: its QEMU has ended and the host cannot be restored: {reason}");
             return None;
         }
     };
@@ -227,9 +225,11 @@ pub(crate) fn forget_swept(host: Host<'_>, state: &StateDir, boot_id: &str, swep
             state.forget(&vm).map_err(|error| chain(&error))
         });
         match forgotten {
-            Ok(()) => tracing::info!("VM {vm}: its QEMU is gone, and what it had left is restored"),
+            Ok(()) => tracing::info!("VM {vm}: its QEMU had ended; the host is restored"),
             Err(reason) => {
-                tracing::warn!("VM {vm}: its QEMU is gone, and not all is restored: {reason}");
+                tracing::warn!(
+                    "VM {vm}: its QEMU has ended and not everything is restored: {reason}"
+                );
             }
         }
     }
@@ -261,7 +261,7 @@ pub fn lock_forsaken(
     Ok(is_forsaken.then_some(lock))
 }
 
-/// Restores a VM and forgets it. Nothing is forgotten that could not be put back.
+/// Restores a VM and forgets it. Nothing is forgotten that could not be restored.
 ///
 /// # Errors
 /// [`StartError`] where journal or lease cannot be used.

@@ -329,7 +329,7 @@ impl<'a> Attachment<'a> {
     /// Puts everything back and lets go.
     ///
     /// # Errors
-    /// [`StartError`] where journal or lease cannot be used; what could not be put back is in the
+    /// [`StartError`] where journal or lease cannot be used; what could not be restored is in the
     /// report.
     pub fn finish(self) -> Result<RestoreReport, StartError> {
         let partition = take_back(self.known.ground(), self.journal.memory());

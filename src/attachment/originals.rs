@@ -1,4 +1,4 @@
-//! The masks that threads have of their own: what is to be put back.
+//! The masks that threads have of their own: what is to be restored.
 
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;

@@ -22,7 +22,7 @@ pub fn restore_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
 
 fn partition_lines(vm: &VmName, partition: &PartitionRestore) -> Vec<String> {
     let taken = partition.taken_back.iter();
-    let taken = taken.map(|cgroup| format!("VM {vm}: its partition in {cgroup} is taken back"));
+    let taken = taken.map(|cgroup| format!("VM {vm}: its partition in {cgroup} is removed"));
     let refused = partition.refused.iter().map(|refused| format!("VM {vm}: {refused}"));
     let foreign = partition.foreign.iter().map(|one| format!("VM {vm}: {one}"));
     taken.chain(refused).chain(foreign).collect()
@@ -36,7 +36,7 @@ fn priority_lines(vm: &VmName, priority: &PriorityRestore) -> Vec<String> {
     }
     for foreign in &priority.foreign {
         lines.push(format!(
-            "VM {vm}: thread {} was made {} by somebody else and is left so (before qmpin: {})",
+            "VM {vm}: thread {} was changed externally to {} and is left as it is (before qmpin: {})",
             foreign.thread.tid, foreign.found, foreign.before
         ));
     }
@@ -53,44 +53,44 @@ fn cookie_lines(vm: &VmName, cookie: &CookieRestore) -> Vec<String> {
     let mut lines = Vec::new();
     if cookie.cleared > 0 {
         let threads = counted(cookie.cleared, "thread");
-        lines.push(format!("VM {vm}: the core-scheduling cookie of {threads} is taken back"));
+        lines.push(format!("VM {vm}: the core-scheduling cookie of {threads} is removed"));
     }
     for (thread, found) in &cookie.foreign {
         lines.push(format!(
-            "VM {vm}: thread {} has the core-scheduling cookie {found} of somebody else and is left so",
+            "VM {vm}: thread {} has core-scheduling cookie {found} of another program, which is kept",
             thread.tid
         ));
     }
     for (thread, error) in &cookie.failed {
         let tid = thread.tid;
         lines.push(format!(
-            "VM {vm}: the core-scheduling cookie of thread {tid} could not be taken back: {error}"
+            "VM {vm}: the core-scheduling cookie of thread {tid} could not be removed: {error}"
         ));
     }
     lines
 }
 
 fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
-    let nothing = |why| vec![format!("VM {vm}: nothing to put back, {why}")];
+    let nothing = |why| vec![format!("VM {vm}: nothing to restore, {why}")];
     let mut lines = match report.nothing {
         Some(Nothing::NeverAttached) => nothing("it is not attached"),
         Some(Nothing::OtherBoot) => nothing("it was attached before a reboot"),
         Some(Nothing::ProcessGone) => nothing("its QEMU has ended"),
         None => vec![format!(
-            "VM {vm}: {} threads put back, {} were as before",
+            "VM {vm}: {} threads restored, {} unchanged",
             report.put_back.len(),
             report.unchanged
         )],
     };
     for foreign in &report.foreign {
         lines.push(format!(
-            "VM {vm}: thread {} was moved to {} by somebody else and is left there (before qmpin: {})",
+            "VM {vm}: thread {} was moved externally to {} and is left there (before qmpin: {})",
             foreign.thread.tid, foreign.found, foreign.before
         ));
     }
     for failed in &report.failed {
         lines.push(format!(
-            "VM {vm}: thread {} could not be put back to {}: {}",
+            "VM {vm}: thread {} could not be restored to {}: {}",
             failed.thread.tid, failed.to, failed.error
         ));
     }
@@ -108,7 +108,7 @@ pub fn host_lines(applied: &[HostApplied]) -> Vec<String> {
     };
     let put_back = match applied.iter().filter(is_back).count() {
         0 => None,
-        number => Some(format!("{} put back", counted(number, "setting"))),
+        number => Some(format!("{} restored", counted(number, "setting"))),
     };
     let own = applied.iter().filter(|one| !matches!(one.step, HostStep::Write { .. }));
     let sentences = own.filter_map(|one| host_refusal(one).or_else(|| left_alone(one)));

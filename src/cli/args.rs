@@ -1,4 +1,4 @@
-//! What can be said to qmpin.
+//! The command line.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -25,9 +25,25 @@ const COPIES_DIR: &str = "var/lib/qmpin";
 const STATE_DIR: &str = "run/qmpin";
 const PROXMOX_DIR: &str = "/run/qemu-server";
 
-/// Pin the threads of a QEMU VM to the right CPUs, follow it, and put everything back
+/// Pin the threads of a QEMU VM to the right CPUs
+///
+/// qmpin asks QEMU which host thread is which, gives each vCPU a CPU, excludes everything else from these CPUs, follows the VM
+/// through resets and hotplug, and restores the host when the VM stops.
 #[derive(Parser, Debug)]
-#[command(name = "qmpin", version, max_term_width = 100, propagate_version = true)]
+#[command(
+    name = "qmpin",
+    version,
+    max_term_width = 100,
+    propagate_version = true,
+    after_help = "\
+Examples:
+  qmpin plan 100 --explain        see what would be done, and why
+  qmpin attach 100                pin VM 100 until it stops, or until Ctrl-C
+  systemctl enable --now qmpin@100.path
+                                  pin VM 100 now, and whenever it starts
+
+See qmpin(7) for concepts and qmpin.toml(5) for the policy."
+)]
 pub(super) struct Qmpin {
     #[command(flatten)]
     pub(super) global: Global,
@@ -37,6 +53,7 @@ pub(super) struct Qmpin {
 
 /// Where things are, for every command.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
 pub(super) struct Global {
     /// Read policy from here instead of /etc/qmpin
     #[arg(long, global = true, value_name = "DIR")]
@@ -47,7 +64,7 @@ pub(super) struct Global {
     /// Find Proxmox VMs here
     #[arg(long, global = true, value_name = "DIR", default_value = PROXMOX_DIR)]
     pub(super) proxmox_dir: PathBuf,
-    /// Log more, and lists whole; twice for still more
+    /// Log more, and show lists in full; twice for even more
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub(super) verbose: u8,
     /// Log warnings and errors only
@@ -57,9 +74,19 @@ pub(super) struct Global {
 
 #[derive(Subcommand, Debug)]
 pub(super) enum Command {
-    /// Pin a VM, follow it, and put everything back at its end
+    /// Pin a VM, follow it, and restore the host when it stops
+    #[command(after_help = "\
+Examples:
+  qmpin attach 100
+  qmpin attach 100 --vcpus 6-11,18-23 --isolation strict
+  qmpin attach win --qmp /run/win/qmp.sock --once")]
     Attach(AttachArgs),
-    /// Put everything back; works after any crash
+    /// Restore the host; works after any crash
+    #[command(after_help = "\
+Examples:
+  qmpin detach 100
+  qmpin detach --all
+  qmpin detach --dead     only VMs whose supervisor or QEMU has died")]
     Detach(DetachArgs),
     /// Say whether a VM's service may start: for systemd
     #[command(hide = true)]
@@ -68,19 +95,50 @@ pub(super) enum Command {
     #[command(hide = true)]
     Reload(ReloadArgs),
     /// Show every thread of a VM: role, CPUs, last CPU
+    #[command(after_help = "\
+Examples:
+  qmpin threads 100
+  qmpin threads 100 --json | jq -r '.threads[] | select(.role == \"vcpu\") | .tid'")]
     Threads(ThreadsArgs),
     /// Show what attach would do, and why
+    #[command(after_help = "\
+Examples:
+  qmpin plan 100
+  qmpin plan 100 --explain
+  qmpin plan 100 --vcpus 2-5 --share")]
     Plan(PlanArgs),
-    /// Show which VMs are attached, what they have, and what was refused
+    /// Show attached VMs, their CPUs, and what was refused
+    #[command(after_help = "\
+Examples:
+  qmpin status
+  qmpin status 100 --json")]
     Status(StatusArgs),
-    /// Check that all that was promised holds
+    /// Check that everything promised holds
+    #[command(after_help = "\
+Examples:
+  qmpin verify 100          exit code 1 where something does not hold
+  qmpin verify 100 --json")]
     Verify(VerifyArgs),
-    /// Show what the host, and a VM, still cost, and the line that mends it
+    /// Show what adds latency, and the command that fixes it
+    #[command(after_help = "\
+Examples:
+  qmpin doctor
+  qmpin doctor 100")]
     Doctor(DoctorArgs),
     /// Show or check the policy
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  qmpin config show 100     each key, its value, and where that is from
+  qmpin config check        every policy file of this host"
+    )]
     Config(ConfigCommand),
-    /// Show the machine: nodes, caches, cores, siblings, and who has what
+    /// Show nodes, caches, cores, siblings, and their owners
+    #[command(after_help = "\
+Examples:
+  qmpin topology
+  qmpin topology --svg host.svg")]
     Topology(TopologyArgs),
 }
 
@@ -100,7 +158,7 @@ pub(super) struct AskArgs {
     /// The QMP socket of a VM that is not Proxmox's
     #[arg(long, value_name = "PATH", requires = "vm")]
     qmp: Option<PathBuf>,
-    /// How long to wait for one's turn at a monitor that another client has
+    /// Seconds to wait while another client holds the QMP monitor
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     wait_s: u64,
@@ -130,6 +188,7 @@ impl RootArgs {
 
 /// Policy by hand; stronger than any file.
 #[derive(Args, Debug)]
+#[command(next_help_heading = "Policy, stronger than any file")]
 pub(super) struct PolicyArgs {
     /// CPUs for vCPUs, such as 6-11,18-23; an order such as 5,3,1 is kept
     #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_vcpus)]
@@ -140,16 +199,16 @@ pub(super) struct PolicyArgs {
     /// CPUs for the emulator threads
     #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_set)]
     emulator: Option<CpuChoice>,
-    /// Take a VM with more vCPUs than CPUs: they share
+    /// Accept more vCPUs than CPUs: they share
     #[arg(long)]
     share: bool,
-    /// What becomes of a hot-added vCPU that no longer fits
+    /// Where a hot-added vCPU runs that does not fit
     #[arg(long, value_enum)]
     overflow: Option<Overflow>,
-    /// How QEMU is asked
+    /// How QEMU is queried
     #[arg(long, value_enum)]
     channel: Option<ChannelChoice>,
-    /// How alone the VM is to be on its CPUs
+    /// What is excluded from the VM's CPUs
     #[arg(long, value_enum)]
     isolation: Option<Level>,
 }
@@ -315,20 +374,20 @@ impl AskArgs {
 pub(super) struct AttachArgs {
     #[command(flatten)]
     pub(super) vm: VmArgs,
-    #[command(flatten)]
-    pub(super) policy: PolicyArgs,
-    /// Apply and leave; detach puts it back
+    /// Apply once and exit; `qmpin detach` restores the host
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) once: bool,
     /// Print the steps and change nothing
     #[arg(long)]
     pub(super) dry_run: bool,
-    /// Where policy files cannot be used, take what was good the last time
+    /// Use the last good policy where a file cannot be used
     #[arg(long, conflicts_with = "dry_run")]
     pub(super) last_good: bool,
-    /// Behave as a service: wait where there is no room, go on with a VM that is started anew
+    /// Behave as a service: wait for room, follow a VM that restarts
     #[arg(long, conflicts_with_all = ["dry_run", "once"])]
     pub(super) service: bool,
+    #[command(flatten)]
+    pub(super) policy: PolicyArgs,
 }
 
 #[derive(Subcommand, Debug)]
@@ -345,23 +404,23 @@ pub(super) struct PolicyOfVmArgs {
     #[command(flatten)]
     pub(super) vm: VmArgs,
     #[command(flatten)]
-    pub(super) policy: PolicyArgs,
-    #[command(flatten)]
     pub(super) root: RootArgs,
+    #[command(flatten)]
+    pub(super) policy: PolicyArgs,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct ConfigShowArgs {
-    #[command(flatten)]
-    pub(super) of: PolicyOfVmArgs,
     /// Print the document qmpin.config/1
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    pub(super) of: PolicyOfVmArgs,
 }
 
 #[derive(Args, Debug)]
 pub(super) struct ConfigCheckArgs {
-    /// This one's files, and the host's
+    /// Only the files of this VM and of the host
     #[arg(value_name = "VM")]
     pub(super) vm: Option<VmName>,
     #[command(flatten)]
@@ -379,10 +438,10 @@ pub(super) struct DetachArgs {
     /// Every attached VM
     #[arg(long, conflicts_with = "vm")]
     pub(super) all: bool,
-    /// Only what nobody looks after any more: the supervisor, or QEMU itself, was killed
+    /// Only VMs whose supervisor or QEMU has died
     #[arg(long, conflicts_with = "all")]
     pub(super) dead: bool,
-    /// Not needed: what is put back is in the journal
+    /// Not needed: what is restored is in the journal
     #[arg(long, value_name = "PATH", hide = true)]
     pub(super) qmp: Option<PathBuf>,
 }
@@ -392,7 +451,7 @@ pub(super) struct MayStartArgs {
     /// Which VM
     #[arg(value_name = "VM")]
     pub(super) vm: VmName,
-    /// Nobody has asked for this start
+    /// systemd starts the service by itself
     #[arg(long)]
     pub(super) automatic: bool,
 }
@@ -406,7 +465,7 @@ pub(super) struct ReloadArgs {
 
 #[derive(Args, Debug)]
 pub(super) struct StatusArgs {
-    /// This one alone
+    /// Only this VM
     #[arg(value_name = "VM")]
     pub(super) vm: Option<VmName>,
     #[command(flatten)]
@@ -429,7 +488,7 @@ pub(super) struct VerifyArgs {
 
 #[derive(Args, Debug)]
 pub(super) struct DoctorArgs {
-    /// This one as well
+    /// Check this VM, too
     #[arg(value_name = "VM")]
     pub(super) vm: Option<VmName>,
     #[command(flatten)]
@@ -454,14 +513,14 @@ pub(super) struct ThreadsArgs {
 
 #[derive(Args, Debug)]
 pub(super) struct PlanArgs {
-    #[command(flatten)]
-    pub(super) of: PolicyOfVmArgs,
     /// Print the document qmpin.plan/1
     #[arg(long)]
     pub(super) json: bool,
     /// Say for each choice which rule made it
     #[arg(long)]
     pub(super) explain: bool,
+    #[command(flatten)]
+    pub(super) of: PolicyOfVmArgs,
 }
 
 #[derive(Args, Debug)]

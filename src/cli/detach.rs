@@ -129,7 +129,7 @@ fn detach(
 ) -> Result<Option<Answer>, Failure> {
     if !state.path().exists() {
         if unlinked_holder(state, vm).is_none() {
-            output::text(&format!("VM {vm}: nothing to put back, it is not attached\n"))?;
+            output::text(&format!("VM {vm}: nothing to restore, it is not attached\n"))?;
             return Ok(Some(Answer::Done));
         }
         // It was removed under a supervisor that lives.
@@ -146,7 +146,7 @@ fn detach(
     let _pulse = lock.heart().pulse(RESTORE_LIMIT);
     let report = give_back(host, state, vm, boot_id)?;
     if supervised == Supervised::Was && report.nothing == Some(Nothing::NeverAttached) {
-        output::text(&format!("VM {vm}: its supervisor has put everything back and ended\n"))?;
+        output::text(&format!("VM {vm}: its supervisor has restored everything and ended\n"))?;
         return Ok(Some(Answer::Done));
     }
     for line in restore_lines(vm, &report) {

@@ -185,7 +185,7 @@ impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
         match error {
             StartError::AlreadyAttached { ref vm, .. } => {
-                let hint = format!("`qmpin detach {vm}` ends it and puts everything back");
+                let hint = format!("`qmpin detach {vm}` ends it and restores everything");
                 Failure::from_error(Kind::No, error).hint(hint)
             }
             StartError::NotEnded { .. } => {
@@ -194,7 +194,7 @@ impl From<StartError> for Failure {
             }
             StartError::NameTaken { ref vm, .. } => {
                 let hint = format!(
-                    "`qmpin detach {vm}` puts everything of that process back; or attach this one under \
+                    "`qmpin detach {vm}` restores everything of that process; or attach this one under \
                      another name"
                 );
                 Failure::from_error(Kind::No, error).hint(hint)
@@ -222,8 +222,9 @@ impl From<StartError> for Failure {
             StartError::NotPermitted { .. } => {
                 Failure::from_error(Kind::Permission, error).hint("run it as root")
             }
-            StartError::Look(_) => Failure::from_error(Kind::Partial, error)
-                .hint("`qmpin detach` puts everything back"),
+            StartError::Look(_) => {
+                Failure::from_error(Kind::Partial, error).hint("`qmpin detach` restores everything")
+            }
             StartError::Restore(RestoreError::Journal(error)) => error.into(),
             StartError::Host(error) => error.into(),
             StartError::Restore(RestoreError::Look(ref read)) => {

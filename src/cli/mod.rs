@@ -94,7 +94,7 @@ fn not_parsed(mistake: &clap::Error) -> ExitCode {
 #[allow(clippy::exit)] // an abort would have the exit code of a signal
 fn end_with_a_bug(panic: &str) {
     output::error(&format!(
-        "bug: {panic}\nhint: this is a mistake in qmpin; `qmpin detach` still puts everything back"
+        "bug: {panic}\nhint: this is a mistake in qmpin; `qmpin detach` still restores everything"
     ));
     std::process::exit(i32::from(Kind::Bug.exit_code()));
 }

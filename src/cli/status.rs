@@ -116,7 +116,7 @@ fn left_behind(root: &SysRoot, state: &StateDir, boot_id: &str) -> String {
     match HostJournal::read(&path, boot_id) {
         Ok(memory) => {
             for (place, value) in memory.originals() {
-                left += &format!("{place} was {value} before, and is not put back yet\n");
+                left += &format!("{place} was {value} before, and is not restored yet\n");
             }
             if let Some(unknown) = memory.unknown() {
                 left += &format!("{unknown}\n");
@@ -127,7 +127,7 @@ fn left_behind(root: &SysRoot, state: &StateDir, boot_id: &str) -> String {
         }
     }
     if !left.is_empty() {
-        left += "`qmpin detach --all` puts back what can be put back now\n";
+        left += "`qmpin detach --all` restores what can be restored now\n";
     }
     left
 }

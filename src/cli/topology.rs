@@ -19,7 +19,7 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
     let policy = host_policy(global, &root)?;
     let topology = read_topology(&root)?;
     let state = global.state(&root);
-    // Whether a captured machine's VMs are alive cannot be told: it is shown as it was.
+    // Whether a captured machine's VMs are alive cannot be configured: it is shown as it was.
     let leases = match boot_id(&root) {
         Ok(boot_id) if root.is_live() => live_leases(&state, &boot_id),
         _ => all_leases(&state),

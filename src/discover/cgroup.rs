@@ -137,7 +137,7 @@ fn site_of(text: &str) -> Result<Site, String> {
     if !has_suffix(unit, "scope") && !has_suffix(unit, "service") {
         return Err(match parts.iter().rev().find(|part| has_suffix(part, "scope")) {
             Some(scope) => {
-                format!("QEMU is in {path}, where somebody else makes groups of {scope}")
+                format!("QEMU is in {path}, where another program creates groups of {scope}")
             }
             None => format!("QEMU is in {path}, which is no scope or service"),
         });
@@ -163,7 +163,7 @@ fn is_own(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid, site: &Site) -> R
     let ours = |name: &String| Group::ALL.into_iter().any(|group| group.name() == *name);
     let children = cgroups.children(cgroup).map_err(unreadable)?;
     if let Some(other) = children.iter().find(|name| !ours(name)) {
-        return Err(format!("somebody else has made the group {other} in {unit}"));
+        return Err(format!("another program has created the group {other} in {unit}"));
     }
     let text = cgroups.read(&format!("{cgroup}/cgroup.procs")).map_err(unreadable)?;
     let pids: Vec<Pid> = text.lines().filter_map(|pid| pid.parse().ok()).map(Pid).collect();
@@ -176,7 +176,7 @@ fn is_own(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid, site: &Site) -> R
             || descends(root, *pid, process);
         if !is_helper || seen >= PROCESSES_MAX {
             return Err(format!(
-                "{unit} is not the VM's alone: process {pid} ({}) is in it, too",
+                "{unit} also contains process {pid} ({})",
                 shown::line(&stat.comm)
             ));
         }

@@ -103,7 +103,7 @@ pub enum ProcessError {
         socket: PathBuf,
     },
     /// The process ended meanwhile.
-    #[error("process {pid} is gone")]
+    #[error("process {pid} has ended")]
     Gone {
         /// Which one.
         pid: Pid,

@@ -55,7 +55,7 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'
             .into_iter()
             .map(|need| format!("it is to have {need}")),
     );
-    let taken = if taken.is_empty() { "nobody else has any".to_owned() } else { taken.join(", ") };
+    let taken = if taken.is_empty() { "no other VM has any".to_owned() } else { taken.join(", ") };
     let next = match cpus {
         0 => "; with none free, --share does not help: detach another VM or reserve less",
         _ => "",
@@ -357,7 +357,7 @@ fn overflow(claims: &Claims, placement: &Placement, plan: &Plan) -> Option<Findi
         let where_to = cpus_in_words(&(plan.housekeeping & claims.allowed));
         Finding::degraded("overflow", format!("{who}: with the housekeeping {where_to}"))
     } else {
-        Finding::impossible("overflow", format!("{who}: left alone (overflow = \"refuse\")"))
+        Finding::impossible("overflow", format!("{who}: not pinned (overflow = \"refuse\")"))
     })
 }
 

@@ -40,7 +40,7 @@ pub(super) fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
             StepOutcome::Done if again => {
                 if lines.insert(step.thread) {
                     tracing::warn!(
-                        "{who}: somebody else moved it to {}; back to {} (further times are counted, not logged)",
+                        "{who}: affinity changed externally to {}; restored to {} (further changes are counted, not logged)",
                         step.from,
                         step.to
                     );
@@ -68,7 +68,7 @@ pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadK
             PriorityOutcome::Done if report.drifted.contains(&of.thread) => {
                 if lines.insert(of.thread) {
                     tracing::warn!(
-                        "{who}: somebody else made it {}; {to} again (further times are counted, not logged)",
+                        "{who}: scheduling changed externally to {}; restored to {to} (further changes are counted, not logged)",
                         of.now
                     );
                 }

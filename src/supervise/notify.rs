@@ -33,7 +33,7 @@ pub(super) fn status(status: &str) {
 
 /// Restoring now.
 pub(super) fn stopping() {
-    say(&[NotifyState::Stopping, NotifyState::Status("putting everything back")]);
+    say(&[NotifyState::Stopping, NotifyState::Status("restoring the host")]);
 }
 
 /// How often systemd wants to hear from us at least, halved as the manual advises.
@@ -43,6 +43,6 @@ pub(super) fn watchdog_interval() -> Option<Duration> {
 
 fn say(words: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(words) {
-        tracing::debug!("systemd was not told: {error}");
+        tracing::debug!("could not notify systemd: {error}");
     }
 }

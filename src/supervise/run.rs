@@ -46,7 +46,7 @@ const LOOK_GAP: Duration = Duration::from_millis(20);
 pub struct Ended {
     /// Why it ended.
     pub why: Ending,
-    /// What was put back; none where nothing was ours.
+    /// What was restored; none where nothing was ours.
     pub restored: Option<RestoreReport>,
 }
 

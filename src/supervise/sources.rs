@@ -37,7 +37,7 @@ impl Watch {
         let births = Births::of(process.pid)
             .inspect_err(|error| {
                 tracing::warn!(
-                    "new threads are found by the slow timer alone: no process connector: {error}"
+                    "new threads are found only by the slow timer, because there is no process connector: {error}"
                 );
             })
             .ok();

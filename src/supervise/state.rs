@@ -76,7 +76,7 @@ pub(crate) enum Effect {
     Ask,
     /// Try for a live channel.
     Upgrade,
-    /// Put everything back and end.
+    /// Restore everything and end.
     Finish(Ending),
 }
 

@@ -94,10 +94,12 @@ impl Telling {
     pub(super) fn isolated(&mut self, error: Option<String>) {
         match &error {
             Some(error) if self.not_isolated.as_ref() != Some(error) => {
-                tracing::warn!("the VM's CPUs are not its alone, trying again: {error}");
+                tracing::warn!(
+                    "other threads are not excluded from the VM's CPUs, trying again: {error}"
+                );
             }
             None if self.not_isolated.is_some() => {
-                tracing::info!("the VM's CPUs could be made its alone after all");
+                tracing::info!("other threads are excluded from the VM's CPUs now");
             }
             _ => {}
         }
@@ -156,8 +158,8 @@ impl Telling {
         }
         let schema = STANDING_SCHEMA.to_owned();
         let not_isolated = self.not_isolated.iter();
-        let not_isolated =
-            not_isolated.map(|why| format!("the VM's CPUs are not its alone: {why}"));
+        let not_isolated = not_isolated
+            .map(|why| format!("other threads are not excluded from the VM's CPUs: {why}"));
         let refused = self.refused.union(&self.refused_now).cloned();
         let refused = self.of_policy.iter().cloned().chain(refused).chain(not_isolated).collect();
         let told = Standing { schema, channel: Some(channel), drift_total, refused };

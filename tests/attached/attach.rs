@@ -154,7 +154,7 @@ fn a_plan_is_told_as_the_contract_has_it_and_changes_nothing() {
     stage.run(&["attach", "100", "--once"]).says(1, &["hint:"]);
     stage.assert_untouched(&before);
     stage.run(&["attach", "100", "--once", "--share"]).says(0, &["vCPUs on 1"]);
-    stage.run(&["detach", "100"]).says(0, &["put back"]);
+    stage.run(&["detach", "100"]).says(0, &["restored"]);
     stage.assert_untouched(&before);
 }
 
@@ -179,9 +179,9 @@ fn once_moves_every_thread_and_detach_puts_every_thread_back() {
     stage.run(&["attach", "100", "--once"]).says(0, &["0 threads moved"]);
     stage.run(&["plan", "100"]).says(0, &["0 of"]);
     stage.run(&["threads", "100"]).says(0, &["vcpu 0"]);
-    stage.run(&["detach", "100"]).says(0, &["threads put back"]);
+    stage.run(&["detach", "100"]).says(0, &["threads restored"]);
     stage.assert_untouched(&before);
-    stage.run(&["detach", "100"]).says(0, &["nothing to put back"]);
+    stage.run(&["detach", "100"]).says(0, &["nothing to restore"]);
     stage.run(&["detach", "--all"]).says(0, &[]);
     stage.assert_untouched(&before);
 }
@@ -245,7 +245,7 @@ fn what_a_cpuset_forbids_is_said_and_not_fought_over() {
     }
     assert_eq!(attached.lines_with(&vcpu), 1, "{}", attached.err());
     assert_eq!(attached.lines_with("the kernel made it 0"), 2, "{}", attached.err());
-    assert_eq!(attached.lines_with("somebody else"), 0, "{}", attached.err());
+    assert_eq!(attached.lines_with("externally"), 0, "{}", attached.err());
     attached.end();
     stage.assert_untouched(&before);
     stage.qemu.kill();
@@ -287,7 +287,7 @@ fn the_vms_of_a_host_are_detached_together() {
     fs::write(stage.place.state().join("101.lock"), "").unwrap();
     fs::write(stage.place.state().join("102.journal"), "").unwrap();
     let mut attached = attached;
-    stage.run(&["detach", "--all"]).says(0, &["VM 100: its supervisor has put everything back"]);
+    stage.run(&["detach", "--all"]).says(0, &["VM 100: its supervisor has restored everything"]);
     assert_eq!(attached.wait(), Some(0), "{}", attached.err());
     stage.assert_untouched(&before);
 }
@@ -301,7 +301,7 @@ fn somebody_elses_later_word_stands_and_is_named() {
     stage.attach(&[]).kill();
     taskset(vcpu, &[0]);
     let tid = vcpu.to_string();
-    stage.run(&["detach", "100"]).says(0, &[&tid, "by somebody else", "left there"]);
+    stage.run(&["detach", "100"]).says(0, &[&tid, "moved externally", "left there"]);
     let mut wanted = before;
     wanted.insert(vcpu, "0".to_owned());
     stage.assert_untouched(&wanted);
@@ -328,7 +328,7 @@ fn a_killed_supervisor_is_succeeded_and_the_first_masks_come_back() {
         assert_eq!(again[member], lease[member]);
     }
     attached.kill();
-    stage.run(&["detach", "100"]).says(0, &["threads put back"]);
+    stage.run(&["detach", "100"]).says(0, &["threads restored"]);
     stage.assert_untouched(&before);
 }
 
@@ -345,7 +345,7 @@ fn there_is_one_supervisor_and_detach_ends_it() {
     // Looking is for everybody, and shows the plan in force.
     stage.run(&["threads", "100"]).says(0, &[]);
     stage.run(&["plan", "100"]).says(0, &["VM 100: 0 of"]);
-    stage.run(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+    stage.run(&["detach", "100"]).says(0, &["its supervisor has restored everything"]);
     assert_eq!(attached.wait(), Some(0), "{}", attached.err());
     stage.assert_untouched(&before);
 }
@@ -357,7 +357,7 @@ fn a_supervisor_that_hangs_is_killed_and_all_is_put_back() {
     let before = stage.masks();
     let mut attached = stage.attach(&[]);
     attached.signal(Signal::SIGSTOP);
-    stage.run(&["detach", "100"]).says(0, &["threads put back"]);
+    stage.run(&["detach", "100"]).says(0, &["threads restored"]);
     assert_eq!(attached.wait(), None, "killed");
     stage.assert_untouched(&before);
 }
@@ -400,7 +400,7 @@ fn two_vms_keep_apart_and_the_dead_one_s_cpus_are_free_again() {
     // Killed, its VM alive: its CPUs are its own all the same.
     attached.kill();
     first.run(&other).says(1, &["VM 100"]);
-    first.run(&["detach", "100"]).says(0, &["put back"]);
+    first.run(&["detach", "100"]).says(0, &["restored"]);
     assert_eq!(first.masks(), of_first);
     first.run(&other).says(0, &["vCPUs on 1"]);
     first.run(&["attach", "100", "--once"]).says(1, &["VM other"]);
@@ -408,7 +408,7 @@ fn two_vms_keep_apart_and_the_dead_one_s_cpus_are_free_again() {
     second.kill();
     let attached = first.attach(&[]);
     wait_until("it is said", || {
-        attached.lines_with("VM other: its QEMU is gone, and what it had left is restored") == 1
+        attached.lines_with("VM other: its QEMU had ended; the host is restored") == 1
     });
     attached.end();
     first.assert_untouched(&of_first);

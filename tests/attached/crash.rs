@@ -1,4 +1,4 @@
-//! SIGKILL before every write, and every write refused: `detach` puts everything back all the same.
+//! SIGKILL before every write, and every write refused: `detach` restores everything all the same.
 //! System calls are met by `strace`'s injection, one more of them in each run, until a run comes through
 //! unharmed.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -128,7 +128,7 @@ fn a_killed_attach_can_be_attached_again() {
         for_every_call(&stage, &args, call, "signal=SIGKILL", |n, _| {
             stage.run(&args).says(0, &["0 refused"]);
             assert_eq!(stage.mask(stage.vcpu(0)), "1", "{call} {n}");
-            stage.run(&["detach", "100"]).says(0, &["put back"]);
+            stage.run(&["detach", "100"]).says(0, &["restored"]);
             assert_eq!(stage.masks(), before, "{call} {n}");
             assert_eq!(stage.place.left_behind(), [""; 0], "{call} {n}");
         });
@@ -275,7 +275,7 @@ fn a_supervisor_whose_journal_is_full_moves_nothing_more_and_says_so_once() {
         }
         assert_eq!(attached.lines_with(words), 1, "{}", attached.err());
         assert_ne!(stage.mask(iothread), "0-1", "moved without an undo");
-        stage.run(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+        stage.run(&["detach", "100"]).says(0, &["its supervisor has restored everything"]);
         attached.wait();
         let mut wanted = before;
         wanted.insert(iothread, wanted[&stage.main_thread()].clone());
@@ -304,16 +304,16 @@ fn a_mask_the_kernel_refuses_is_named_and_the_rest_goes_on() {
             stage.assert_untouched(&before);
         });
         assert!(met >= 4, "{met}");
-        // And put back: what is refused is named, and nothing is forgotten.
+        // And restored: what is refused is named, and nothing is forgotten.
         stage.run(&args).says(0, &[]);
         for_every_call(&stage, &["detach", "100"], "sched_setaffinity", &with, |_, done| {
             if let Some(done) = done {
-                done.says(6, &["could not be put back to", text]);
+                done.says(6, &["could not be restored to", text]);
                 assert_eq!(
                     stage.place.left_behind(),
                     [".host.lock", ".leases.lock", "100.journal", "100.lease"]
                 );
-                stage.run(&["detach", "100"]).says(0, &["1 threads put back"]);
+                stage.run(&["detach", "100"]).says(0, &["1 threads restored"]);
             }
             stage.assert_untouched(&before);
             stage.run(&args).says(0, &[]);
@@ -400,10 +400,10 @@ fn refusals_are_listed_once_and_threads_counted_once() {
     refused.sort_unstable();
     refused.dedup();
     assert_eq!(refused.len(), listed, "{done:?}");
-    stage.run(&["detach", "100"]).says(0, &["0 threads put back"]);
+    stage.run(&["detach", "100"]).says(0, &["0 threads restored"]);
     stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
     let changed = stage.masks().iter().filter(|(tid, mask)| before[tid] != **mask).count();
-    stage.run(&["detach", "100"]).says(0, &[&format!("{changed} threads put back")]);
+    stage.run(&["detach", "100"]).says(0, &[&format!("{changed} threads restored")]);
     assert_eq!(stage.masks(), before);
 }
 
@@ -430,7 +430,7 @@ fn an_undo_that_is_refused_after_a_failed_attach_is_reported() {
         let is_reported = done.err.contains("not all is restored");
         stage.run(&["detach", "100"]).says(0, &[]);
         if is_reported {
-            done.says(6, &["could not be put back", "hint: nothing was forgotten"]);
+            done.says(6, &["could not be restored", "hint: nothing was forgotten"]);
             return;
         }
         assert!(done.code != Some(4) || from < 100, "none is reported: {done:?}");

@@ -68,7 +68,7 @@ fn only_what_nobody_looks_after_is_dead() {
     }
     attached.kill();
     assert_ne!(stage.masks(), before);
-    stage.run(&["detach", "--dead"]).says(0, &["put back"]);
+    stage.run(&["detach", "--dead"]).says(0, &["restored"]);
     stage.assert_untouched(&before);
     // Nobody follows this one, as it was meant.
     stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
@@ -169,7 +169,7 @@ fn a_hot_added_vcpu_is_placed_by_the_overflow_policy() {
     for accel in accels("a_hot_added_vcpu_is_placed_by_the_overflow_policy") {
         overflows(accel, "shared", "0", "no CPU is left for vCPU 1: with the housekeeping CPU");
         // Left alone, it has the mask it was born with: the emulator's.
-        overflows(accel, "refuse", "0-1", "left alone (overflow = \"refuse\")");
+        overflows(accel, "refuse", "0-1", "not pinned (overflow = \"refuse\")");
     }
 }
 
@@ -330,7 +330,7 @@ fn drift_is_mended_counted_and_logged_once() {
         wait_until("it is mended", || stage.mask(tid) == there);
         attached.wait_told(&format!("drift {}", round + 1));
     }
-    wait_until("two lines", || attached.lines_with("somebody else moved it") == 2);
+    wait_until("two lines", || attached.lines_with("affinity changed externally") == 2);
     attached.end();
     stage.assert_untouched(&before);
 }
@@ -349,7 +349,7 @@ fn the_end_of_qemu_ends_it() {
             }
             attached.end_of(0);
             assert_eq!(stage.place.left_behind(), [""; 0]);
-            stage.run(&["detach", "100"]).says(0, &["nothing to put back"]);
+            stage.run(&["detach", "100"]).says(0, &["nothing to restore"]);
         }
     }
 }
@@ -436,7 +436,7 @@ fn a_newer_qemu_is_followed_over_a_runtime_monitor() {
         assert!(count(&chardevs) < count(&stage.qemu.client().must("query-chardev", &json!({}))));
         if killed {
             attached.kill();
-            stage.run(&["detach", "100"]).says(0, &["put back"]);
+            stage.run(&["detach", "100"]).says(0, &["restored"]);
         } else {
             attached.end();
         }

@@ -140,7 +140,7 @@ fn what_somebody_else_has_made_of_it_is_left_and_named() {
     stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
     assert_eq!(scheduled(&stage, vcpu), Some(fifo()));
     chrt(&["-r", "-p", "7"], vcpu);
-    let said = format!("thread {vcpu} was made rr:7 by somebody else and is left so");
+    let said = format!("thread {vcpu} was changed externally to rr:7 and is left as it is");
     stage.run(&["verify", "100"]).says(1, &["vCPU 0 is rr:7 and not fifo:1"]);
     stage.run(&["detach", "100"]).says(0, &[&said, "before qmpin: other"]);
     assert_eq!(scheduled(&stage, vcpu), Some((2, 7, 0)));

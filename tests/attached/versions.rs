@@ -66,7 +66,7 @@ fn a_lease_of_a_later_version_is_planned_around_and_kept() {
         serde_json::from_str(&fs::read_to_string(pair.state("one.lease")).unwrap()).unwrap();
     assert_eq!(lease["cache_ways"]["clos"], 3);
     assert_eq!(lease["knobs"], json!(["cache_ways"]));
-    pair.stage.run(&["detach", "one"]).says(0, &["put back"]);
+    pair.stage.run(&["detach", "one"]).says(0, &["restored"]);
     pair.attach_second().says(0, &["0 refused"]);
 }
 
@@ -102,7 +102,7 @@ fn a_lease_that_cannot_be_read_keeps_its_cpus_out_of_every_plan() {
     pair.attach_second().says(1, &["cannot read the lease of VM one", "a directory"]);
     fs::remove_dir(&path).unwrap();
     fs::write(&path, "{").unwrap();
-    pair.stage.run(&["detach", "one"]).says(0, &["put back"]);
+    pair.stage.run(&["detach", "one"]).says(0, &["restored"]);
     pair.attach_second().says(0, &["0 refused"]);
 }
 
@@ -192,7 +192,7 @@ fn what_a_newer_version_wrote_to_the_journal_is_named_and_kept() {
     assert_eq!(next.masks(), untouched);
     fs::remove_file(&journal).unwrap();
     next.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
-    next.run(&["detach", "100"]).says(0, &["put back"]);
+    next.run(&["detach", "100"]).says(0, &["restored"]);
 }
 
 #[test]
@@ -297,7 +297,7 @@ fn a_vm_that_0_1_0_attached_is_restored_by_this_version() {
     stage.run(&["status", "100"]).says(0, &["100", "left"]);
     stage.run(&["verify", "100"]).says(0, &["all holds"]);
     assert_eq!(stage.mask(vcpu), "1");
-    stage.run(&["detach", "100"]).says(0, &["put back"]);
+    stage.run(&["detach", "100"]).says(0, &["restored"]);
     stage.assert_untouched(&before);
 }
 
@@ -367,7 +367,7 @@ fn a_vm_whose_files_were_removed_is_detached() {
         if noticed {
             wait_until("it has noticed", || stage.place.state().join("100.lock").exists());
         }
-        stage.run(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+        stage.run(&["detach", "100"]).says(0, &["its supervisor has restored everything"]);
         assert_eq!(attached.wait(), Some(0), "{}", attached.err());
         stage.assert_untouched(&before);
     }
@@ -423,14 +423,14 @@ fn an_upgrade_beside_a_running_0_1_0_loses_nothing() {
     let by = format!("process {} follows it", attached.pid());
     stage.run(&["attach", "100"]).says(1, &["attached already", &by]);
     stage.run(&["attach", "two", "--qmp", &socket, "--once"]).says(1, &["belongs to VM 100"]);
-    stage.run(&["detach", "100"]).says(0, &["its supervisor has put everything back"]);
+    stage.run(&["detach", "100"]).says(0, &["its supervisor has restored everything"]);
     assert_eq!(attached.wait(), Some(0), "{}", attached.err());
     stage.assert_untouched(&before);
     // Killed, it leaves a journal.
     let mut attached = Attached::spawn(older(&["attach", "100"]), stage.place.path());
     attached.wait_ready();
     attached.kill();
-    stage.run(&["detach", "100"]).says(0, &["put back"]);
+    stage.run(&["detach", "100"]).says(0, &["restored"]);
     stage.assert_untouched(&before);
     // And goes on under this version.
     let mut attached = Attached::spawn(older(&["attach", "100"]), stage.place.path());

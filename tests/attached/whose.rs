@@ -68,7 +68,7 @@ fn an_attach_that_waits_and_is_told_to_stop_leaves_what_was_attached_once() {
     assert_ne!(pinned, before);
     stopped_while_it_waits(&stage);
     assert_eq!((stage.masks(), stage.place.left_behind()), (pinned, files));
-    stage.run(&["detach", "100"]).says(0, &["put back"]);
+    stage.run(&["detach", "100"]).says(0, &["restored"]);
     stage.assert_untouched(&before);
 }
 
@@ -84,11 +84,11 @@ fn an_attach_that_waits_and_is_told_to_stop_ends_nobody_else_s() {
     // It is followed as before.
     let by = format!("process {} follows it", attached.pid());
     stage.run(&["attach", "100"]).says(1, &[&by]);
-    // What a killed one has left is nobody's, and is put back.
+    // What a killed one has left is nobody's, and is restored.
     attached.kill();
     assert_eq!(stage.masks(), pinned);
     let stopped = stopped_while_it_waits(&stage);
-    assert_eq!(stopped.lines_with("threads put back"), 1, "{}", stopped.err());
+    assert_eq!(stopped.lines_with("threads restored"), 1, "{}", stopped.err());
     stage.assert_untouched(&before);
 }
 
@@ -108,13 +108,13 @@ fn a_name_of_a_qemu_that_lives_is_not_another_s() {
         assert_eq!((first.masks(), first.place.left_behind()), pinned);
         assert_eq!(masks(second.pid()), of_second);
     }
-    first.run(&["detach", "web"]).says(0, &["threads put back"]);
+    first.run(&["detach", "web"]).says(0, &["threads restored"]);
     first.assert_untouched(&before);
     first.run(&["attach", "web", "--qmp", &b, "--once"]).says(0, &["0 refused"]);
     // Once its QEMU is gone, the name is free.
     second.kill();
     first.run(&["attach", "web", "--qmp", &a, "--once"]).says(0, &["0 refused"]);
-    first.run(&["detach", "web"]).says(0, &["threads put back"]);
+    first.run(&["detach", "web"]).says(0, &["threads restored"]);
     first.assert_untouched(&before);
 }
 
@@ -141,8 +141,7 @@ fn what_a_dead_qemu_has_left_is_not_forgotten_before_it_is_put_back() {
     let mut stage = Stage::new(&QemuOptions::default());
     stage.place = old.place;
     let before = stage.masks();
-    let refused =
-        &["what VM 100 had the last time could not be put back", "hint: nothing was forgotten"];
+    let refused = &["could not restore what VM 100 changed earlier", "hint: nothing was forgotten"];
     stage.run(&["attach", "100", "--once"]).says(1, refused);
     assert_eq!(fs::read_to_string(&journal).unwrap(), text);
     assert_eq!(stage.masks(), before);

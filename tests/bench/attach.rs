@@ -201,7 +201,7 @@ fn inside(vm: &Vm) -> Duration {
         runtime.block_on(Attachment::start(host, settings(vm))).expect("attached");
     let time = timed.last_write.get() - start;
     drop(channel);
-    attachment.finish().expect("put back");
+    attachment.finish().expect("restored");
     vm.must_be_home();
     time
 }

@@ -198,7 +198,7 @@ pub(crate) fn await_placed(tid: Tid, on: CpuId) -> Option<Instant> {
     }
 }
 
-/// Tells qmpin to stop and returns when it has put everything back.
+/// Tells qmpin to stop and returns when it has restored everything.
 pub(crate) fn stop(mut qmpin: Child) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(qmpin.id()).unwrap());
     kill(pid, Signal::SIGTERM).unwrap();

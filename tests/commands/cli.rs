@@ -80,7 +80,7 @@ fn a_bad_policy_is_named_with_its_line_and_nothing_is_touched() {
             assert!(done.err.len() < 2000, "{}", done.err.len());
             done.says(2, &[&named, why, "hint: nothing was changed"]);
         }
-        // Looking and putting back need no policy.
+        // Looking and restoring need no policy.
         stage.run(&["threads", "100"]).says(0, &[]);
         stage.run(&["detach", "100"]).says(0, &[]);
         fs::remove_file(&path).unwrap();
@@ -170,7 +170,7 @@ fn garbage_in_the_state_folder_is_named_and_nothing_is_lost() {
     spoilt.push_str(&lines[2..].join("\n"));
     spoilt.push_str("\n{\"inte");
     fs::write(&journal, &spoilt).unwrap();
-    stage.run(&["detach", "100"]).says(6, &["100.journal: line 3", "threads put back"]);
+    stage.run(&["detach", "100"]).says(6, &["100.journal: line 3", "threads restored"]);
     assert_eq!(stage.masks(), before);
     fs::remove_file(&journal).unwrap();
     stage.run(&["detach", "100"]).says(0, &[]);

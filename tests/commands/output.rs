@@ -27,7 +27,7 @@ fn lines_for_the_journal_begin_with_their_priority() {
     assert!(text.lines().all(is_known), "{text}");
     // Another stream than the one that is named is nobody's journal.
     let done = stage.run_under(&["env", "JOURNAL_STREAM=1:1"], &["detach", "100", "-v"]);
-    done.says(0, &["put back"]);
+    done.says(0, &["restored"]);
     assert!(!done.err.contains('<'), "{done:?}");
 }
 

@@ -252,7 +252,7 @@ fn what_cannot_be_read_for_a_while_is_not_forgotten() {
     let left: Vec<String> =
         left.iter().filter(|one| one.is_left_changed()).filter_map(host_refusal).collect();
     assert!(
-        left.len() == 1 && left[0].contains("cpu7/cpufreq/scaling_governor cannot be put back"),
+        left.len() == 1 && left[0].contains("cpu7/cpufreq/scaling_governor cannot be restored"),
         "{left:?}"
     );
     assert!(world.journal().is_some());

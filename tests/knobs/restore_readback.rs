@@ -1,4 +1,4 @@
-//! A mask that is put back is read back: what the kernel has made of it is what counts.
+//! A mask that is restored is read back: what the kernel has made of it is what counts.
 
 #![allow(clippy::expect_used)] // a test may end
 

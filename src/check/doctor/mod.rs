@@ -164,7 +164,7 @@ fn partition(host: &HostFacts<'_>) -> Advice {
 fn irqbalance(host: &HostFacts<'_>) -> Advice {
     let deaf = host.irqbalances.iter().filter_map(|one| {
         let why = one.banned.as_ref().err()?;
-        Some(format!("process {} cannot be told: {why}", one.process.pid))
+        Some(format!("process {} cannot be configured: {why}", one.process.pid))
     });
     let deaf: Vec<String> = deaf.collect();
     if !deaf.is_empty() {
@@ -173,7 +173,7 @@ fn irqbalance(host: &HostFacts<'_>) -> Advice {
     }
     match host.irqbalances.len() {
         0 => fine("irqbalance", "none runs"),
-        _ => fine("irqbalance", "it can be told to keep off VMs' CPUs"),
+        _ => fine("irqbalance", "it can be configured to exclude the VMs' CPUs"),
     }
 }
 
@@ -279,7 +279,10 @@ fn channel(vm: &VmFacts<'_>, asked: Asked) -> (Advice, Option<QemuOption>) {
     let name = vm.vm;
     let reason = match asked {
         Asked::Alone => {
-            return (fine("channel", "QEMU is asked over a socket that nobody else needs"), None);
+            return (
+                fine("channel", "QEMU is queried over a socket that no other client needs"),
+                None,
+            );
         }
         Asked::Visits => format!(
             "QEMU is asked by visits of {name}.qmp, a few ms each, which Proxmox needs, too (from QEMU 11.1 on there is \
@@ -472,7 +475,7 @@ mod tests {
         assert!(all.iter().all(|one| one.health == Health::Costs), "{all:?}");
         assert!(found(&all, "partition").reason.contains("cgroup v2"));
         let irqbalance = found(&all, "irqbalance");
-        assert!(irqbalance.reason.contains("process 7 cannot be told: it is stopped"));
+        assert!(irqbalance.reason.contains("process 7 cannot be configured: it is stopped"));
         assert_eq!(irqbalance.mend.as_deref(), Some("systemctl restart irqbalance"));
         assert!(
             found(&all, "rt-throttling")

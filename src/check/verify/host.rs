@@ -20,7 +20,7 @@ pub(crate) fn partition(facts: &HostFacts<'_>) -> Check {
         return rung_below(facts);
     };
     if let Some(path) = lost_drop_in {
-        return broken("partition", format!("/{path} is gone: systemd may take {group} away"));
+        return broken("partition", format!("/{path} does not exist: systemd may remove {group}"));
     }
     if state != ISOLATED {
         return broken("partition", format!("{group}/cpuset.cpus.partition is `{state}`"));
@@ -115,10 +115,10 @@ pub(crate) fn irqbalance(facts: &HostFacts<'_>) -> Vec<Check> {
     let unmet: Vec<&Unmet> =
         facts.unmet.iter().filter(|unmet| is_irqbalance(&unmet.place)).collect();
     let cannot = facts.irqbalances.iter().filter_map(|one| match &one.banned {
-        Err(why) => Some(format!("process {} cannot be told: {why}", one.process.pid)),
+        Err(why) => Some(format!("process {} cannot be configured: {why}", one.process.pid)),
         // It has no CPU left for interrupts with these as well.
         Ok(banned) if unmet.is_empty() && !facts.lease.exclusive.is_subset(banned) => {
-            Some(format!("process {} keeps off {} already", one.process.pid, cpus_in_words(banned)))
+            Some(format!("process {} excludes {} already", one.process.pid, cpus_in_words(banned)))
         }
         Ok(_) => None,
     });
@@ -163,7 +163,7 @@ pub(crate) fn places(
             format!(", {devices}, fired there {} times", irq.fired)
         });
         let later = match unmet.cause {
-            UnmetCause::Told => "; it was told, and takes it at its next turn",
+            UnmetCause::Told => "; it is configured, and applies that at its next scan",
             UnmetCause::Changed | UnmetCause::Refused => "",
         };
         format!("{} is {} and not {}{irq}{later}", unmet.place, unmet.found, unmet.wanted)

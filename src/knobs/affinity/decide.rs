@@ -20,7 +20,7 @@ pub enum Kind {
 pub struct Around<'a> {
     /// Masks are compared on these: the kernel shows no others.
     pub online: CpuSet,
-    /// What cpusets leave the VM's threads now: put back already, they have no more than that.
+    /// What cpusets leave the VM's threads now: restored already, they have no more than that.
     pub limits: &'a [CpuSet],
     /// What the host's journal remembers.
     pub host: &'a HostMemory,

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! It needs no policy, no QMP and no VM, and may run twice. A thread born while it works inherits from
-//! threads not yet put back, so it looks again until there is nothing left to do.
+//! threads not yet restored, so it looks again until there is nothing left to do.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -37,13 +37,13 @@ use crate::{discover, journal};
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct RestoreReport {
-    /// Threads put back.
+    /// Threads restored.
     pub put_back: BTreeSet<ThreadKey>,
     /// How many threads were as before already.
     pub unchanged: usize,
     /// Threads that somebody else has moved meanwhile: left alone.
     pub foreign: Vec<ForeignChange>,
-    /// Threads that could not be put back.
+    /// Threads that could not be restored.
     pub failed: Vec<FailedRestore>,
     /// Places of the host that nobody needs changed any more, and what became of them.
     pub host: Vec<HostApplied>,
@@ -51,7 +51,7 @@ pub struct RestoreReport {
     pub host_left: Vec<String>,
     /// Lines of the VM's journal, and of the host's where no VM is left, that this qmpin does not know how to undo.
     pub unknown: Vec<UnknownLines>,
-    /// Why there was nothing to put back, where that is so.
+    /// Why there was nothing to restore, where that is so.
     pub nothing: Option<Nothing>,
     /// What came of the VM's partition.
     pub partition: PartitionRestore,
@@ -61,7 +61,7 @@ pub struct RestoreReport {
     pub cookie: CookieRestore,
 }
 
-/// Why there was nothing to put back.
+/// Why there was nothing to restore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Nothing {
     /// No journal.
@@ -83,7 +83,7 @@ pub struct ForeignChange {
     pub before: CpuSet,
 }
 
-/// A thread that could not be put back.
+/// A thread that could not be restored.
 #[derive(Debug)]
 pub struct FailedRestore {
     /// Which thread.
@@ -101,7 +101,7 @@ pub enum RestoreError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The VM's threads could not be looked at.
-    #[error("could not look at the VM's threads to put them back")]
+    #[error("could not list the VM's threads to restore them")]
     Look(#[source] ReadError),
 }
 
@@ -130,7 +130,7 @@ impl RestoreReport {
     }
 }
 
-/// Puts back what the journal at `path` remembers. `host`: what the host's journal remembers.
+/// Restores what the journal at `path` remembers. `host`: what the host's journal remembers.
 ///
 /// # Errors
 /// [`RestoreError`].
@@ -157,7 +157,7 @@ pub fn restore(
     restore_process(root, sched, content.header.process, &content.memory, host)
 }
 
-/// Puts back what is remembered of a process of this boot. `host`: what the host's journal remembers.
+/// Restores what is remembered of a process of this boot. `host`: what the host's journal remembers.
 ///
 /// # Errors
 /// [`RestoreError::Look`].
@@ -270,7 +270,7 @@ fn living(
 }
 
 /// The CPUs that masks are compared on. Where they cannot be read it is all of them: compared on none,
-/// every mask would look as it was before, and nothing would be put back.
+/// every mask would look as it was before, and nothing would be restored.
 fn online(root: &SysRoot) -> CpuSet {
     discover::online_cpus(root)
         .ok()

@@ -102,7 +102,7 @@ impl CookieKeeper {
             tracing::warn!("{sentence}");
         }
         if report.drifted {
-            tracing::warn!("{RULE}: somebody else had taken the VM's cookie");
+            tracing::warn!("{RULE}: another program had removed the VM's cookie");
         }
         Ok(report)
     }
@@ -185,7 +185,7 @@ pub fn core_scheduling_finding(
     });
     let able = able.and_then(|cookies| match step(wish, &cookies, memory.cookie()) {
         CookieStep::LeaveAlone { thread, cookie } => Err(format!(
-            "thread {} has cookie {cookie} from somebody else, and it is left so",
+            "thread {} has cookie {cookie} of another program, which is kept",
             thread.tid
         )),
         _ => Ok(()),

@@ -123,7 +123,7 @@ pub fn finding(
         }
         (Wish::Cookie(_), Ok(())) => {
             let reason = format!(
-                "whoever is on {} runs when the VM does not use that core",
+                "threads on {} run when the VM does not use that core",
                 cpus_in_words(&beside)
             );
             Finding::met(RULE, reason)

@@ -431,7 +431,7 @@ impl HostJournal {
         Ok(())
     }
 
-    /// Removes the file: there is nothing left to put back.
+    /// Removes the file: there is nothing left to restored.
     ///
     /// # Errors
     /// [`JournalError::Io`].

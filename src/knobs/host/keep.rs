@@ -2,7 +2,7 @@
 //! nobody wants any more.
 //!
 //! ```text
-//!   before a partition is built   remember: kernel threads' masks, which the kernel will not put back
+//!   before a partition is built   remember: kernel threads' masks, which the kernel will not restored
 //!   after a lease has changed     reconcile: take back, then write
 //!   every turn of the slow timer  reconcile: interrupts and kernel threads come and go
 //! ```
@@ -323,7 +323,7 @@ impl HostKnobs {
         self.wished.clear();
     }
 
-    /// Whether there is something to put back, as far as is known without the journal.
+    /// Whether there is something to restored, as far as is known without the journal.
     #[must_use]
     pub fn knows_something(&self) -> bool {
         !self.known.is_empty()
@@ -562,7 +562,7 @@ fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Ve
     new.filter_map(original).collect()
 }
 
-/// Puts back what nobody needs changed any more, where there is no VM to do it for.
+/// Restores what nobody needs changed any more, where there is no VM to do it for.
 ///
 /// # Errors
 /// [`HostError`].

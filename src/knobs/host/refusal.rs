@@ -16,9 +16,9 @@ pub fn host_refusal(applied: &HostApplied) -> Option<String> {
             HostStep::Write { place: Place::Irqbalance(_), to, .. }
             | HostStep::PutBack { place: Place::Irqbalance(_), to, .. },
             HostOutcome::Narrowed { to: now },
-        ) => Some(format!("{what} was told to be {to}, and is {now}")),
+        ) => Some(format!("{what} was set to {to}, and is {now}")),
         (HostStep::PutBack { to, .. }, HostOutcome::Told { within_s }) => Some(format!(
-            "{what} was told to be {to} again, which it should be within {within_s} s, and is not yet"
+            "{what} was set to {to} again, which takes effect within {within_s} s, and has not yet"
         )),
         (HostStep::Write { to, .. }, HostOutcome::Narrowed { to: now }) => {
             Some(format!("{what}: wanted {to}, the kernel made it {now}"))
@@ -27,13 +27,13 @@ pub fn host_refusal(applied: &HostApplied) -> Option<String> {
             "{what} is as before, and the file about it could not be removed: {error}"
         )),
         (HostStep::PutBack { to, .. }, HostOutcome::Refused { error }) => {
-            Some(format!("{what} could not be put back to {to}: {error}"))
+            Some(format!("{what} could not be restored to {to}: {error}"))
         }
         (HostStep::PutBack { to, .. }, HostOutcome::Narrowed { to: now }) => {
-            Some(format!("{what} was put back to {to}, and the kernel made it {now}"))
+            Some(format!("{what} was restored to {to}, and the kernel made it {now}"))
         }
         (HostStep::Later { before, reason, .. }, _) => Some(format!(
-            "{what} cannot be put back to {before} now: {reason}; `qmpin detach --all` does it once it can be read"
+            "{what} cannot be restored to {before} now: {reason}; `qmpin detach --all` restores it once it can be read"
         )),
         _ => None,
     }
@@ -44,7 +44,7 @@ pub fn host_refusal(applied: &HostApplied) -> Option<String> {
 pub fn left_alone(applied: &HostApplied) -> Option<String> {
     match &applied.step {
         HostStep::LeaveAlone { found, before, .. } => Some(format!(
-            "{} was made {found} by somebody else and is left so (before qmpin: {before})",
+            "{} was changed externally to {found} and is left as it is (before qmpin: {before})",
             place_in_words(applied)
         )),
         _ => None,

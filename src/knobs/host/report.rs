@@ -102,7 +102,7 @@ pub fn log_host(report: &HostReport, lines: &mut HostLines) {
             {
                 if lines.drifted.insert(place.clone()) {
                     tracing::warn!(
-                        "{place}: somebody else changed it to {from}; back to {to} (further times are counted, not logged)"
+                        "{place}: changed externally to {from}; restored to {to} (further changes are counted, not logged)"
                     );
                 }
             }
@@ -145,6 +145,6 @@ pub fn log_host(report: &HostReport, lines: &mut HostLines) {
         }
     }
     if put_back > 0 {
-        tracing::info!("{put_back} settings of the host put back");
+        tracing::info!("{put_back} settings of the host restored");
     }
 }

@@ -42,7 +42,7 @@ pub enum HostStep {
         /// What was there.
         before: Value,
     },
-    /// It cannot be read now: it is left, and put back when it can.
+    /// It cannot be read now: it is left, and restore when it can.
     Later {
         /// Where.
         place: Place,
@@ -103,7 +103,7 @@ pub struct HostApplied {
 }
 
 impl HostApplied {
-    /// Whether it was to be put back and was not.
+    /// Whether it was to be restored and was not.
     #[must_use]
     pub fn is_left_changed(&self) -> bool {
         match self.step {

@@ -117,7 +117,7 @@ pub fn delegate(
     units.reload().map_err(|error| refused(chain(&error)))?;
     match is_delegated(units, unit) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(refused("systemd has read the drop-in and does not heed it".to_owned())),
+        Ok(false) => Err(refused("systemd has read the drop-in and does not apply it".to_owned())),
         Err(error) => Err(refused(chain(&error))),
     }
 }

@@ -46,7 +46,7 @@ const PRUNING_PAUSE: Duration = Duration::from_millis(10);
 pub struct PartitionRestore {
     /// The cgroup whose partition it was, where there was one.
     pub taken_back: Option<String>,
-    /// What could not be put back.
+    /// What could not be restored.
     pub refused: Vec<Refused>,
     /// What somebody else has changed since and is left so, in sentences.
     pub foreign: Vec<String>,
@@ -183,7 +183,7 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Par
     if let Some(path) = &undo.drop_in {
         match root.read(path) {
             Ok(text) if !is_our_drop_in(&text) => {
-                foreign.push(format!("/{path} was changed by somebody else and is left so"));
+                foreign.push(format!("/{path} was changed externally and is left as it is"));
             }
             _ => paths.push(path.clone()),
         }
@@ -192,7 +192,7 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Par
         let is_ours = |text: &str| state.allowed_cpus == ours || lifts(text);
         if !state.allowed_cpus.is_empty() && state.allowed_cpus != ours {
             foreign.push(format!(
-                "AllowedCPUs of {unit} was made {} by somebody else and is left so",
+                "AllowedCPUs of {unit} was changed externally to {} and is left as it is",
                 state.allowed_cpus
             ));
         }
@@ -508,8 +508,8 @@ mod tests {
         let restored = hand_back(&root, &units, &undo("12-19"));
         assert_eq!(restored.refused, []);
         let named = [
-            "/run/systemd/system/100.scope.d/50-qmpin.conf was changed by somebody else and is left so",
-            "AllowedCPUs of 100.scope was made 0-15 by somebody else and is left so",
+            "/run/systemd/system/100.scope.d/50-qmpin.conf was changed externally and is left as it is",
+            "AllowedCPUs of 100.scope was changed externally to 0-15 and is left as it is",
         ];
         assert_eq!(restored.foreign, named);
         assert_eq!(fs::read_to_string(&path).expect("there"), theirs);

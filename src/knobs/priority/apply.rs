@@ -75,7 +75,7 @@ fn write(bench: Bench<'_>, PriorityStep { of, to }: &PriorityStep) -> PriorityOu
     let refused = |error| PriorityOutcome::Refused { error };
     if of.now.class == Class::Deadline {
         // Its budget would be lost: nobody but its owner can give it back.
-        let reason = "it has a deadline, which could not be given back";
+        let reason = "it has a deadline, which could not be restored";
         return refused(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }
     match is_still_there(bench, of.thread, &of.role) {

@@ -1,4 +1,4 @@
-//! Puts back how threads were scheduled, from the journal alone. It comes before the masks: a thread
+//! Restores how threads were scheduled, from the journal alone. It comes before the masks: a thread
 //! that goes everywhere again must not keep everybody else from running there.
 //!
 //! ```text
@@ -20,11 +20,11 @@ use crate::threads::{ProcessKey, ThreadKey};
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct PriorityRestore {
-    /// Threads put back.
+    /// Threads restored.
     pub put_back: usize,
     /// Threads that somebody else has changed meanwhile: left alone.
     pub foreign: Vec<ForeignPriority>,
-    /// Threads that could not be put back.
+    /// Threads that could not be restored.
     pub failed: Vec<FailedPriority>,
 }
 
@@ -39,7 +39,7 @@ pub struct ForeignPriority {
     pub before: Scheduling,
 }
 
-/// A thread that could not be put back.
+/// A thread that could not be restored.
 #[derive(Debug)]
 pub struct FailedPriority {
     /// Which thread.
@@ -50,7 +50,7 @@ pub struct FailedPriority {
     pub error: io::Error,
 }
 
-/// Puts back what is remembered of the threads of a process.
+/// Restores what is remembered of the threads of a process.
 ///
 /// # Errors
 /// [`ReadError`] where the threads cannot be listed.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   journal: what is kept, and that the switch was 1 ─▶ 0, read back ─▶ 1, read back ─▶ what has changed
-//!                                                                             is put back ─▶ settled
+//!                                                                             is restored ─▶ settled
 //! ```
 //!
 //! Killed in between, the host's journal has a switch that was 1: whoever comes next brings it online.

@@ -108,7 +108,7 @@ pub(crate) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineRepo
 
 fn step_in_words(HostApplied { step, .. }: &HostApplied) -> String {
     match step {
-        HostStep::PutBack { place, from, to } => format!("{place}: {from}, put back to {to}"),
+        HostStep::PutBack { place, from, to } => format!("{place}: {from}, restored to {to}"),
         step => step.place().to_string(),
     }
 }
@@ -143,7 +143,7 @@ fn kept(root: &SysRoot, cpu: CpuId, memory: &HostMemory) -> Vec<Place> {
     places
 }
 
-/// What nobody can put back, but everybody should know of.
+/// What nobody can restored, but everybody should know of.
 struct Picture {
     masks: Vec<(ThreadKey, CpuSet)>,
     clock: Option<String>,

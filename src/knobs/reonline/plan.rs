@@ -83,7 +83,7 @@ impl fmt::Display for Never {
         match self {
             Never::CpusetV1 => f.write_str("a cpuset of cgroup v1 would not get its CPUs back"),
             Never::OldKernel => f.write_str(
-                "threads in cpusets may forget the CPUs they chose (before Linux 6.2; 6.7 can be told)",
+                "threads in cpusets may lose the affinity they chose (Linux before 6.2; known for sure from 6.7 on)",
             ),
             Never::Kcompactd(comm) => {
                 write!(f, "{comm} has CPUs of its own and would be given its node's")

@@ -48,7 +48,7 @@ impl Runner<'_> {
     }
 
     fn fell_back(error: &QmpError) -> Event {
-        tracing::debug!("the live channel is gone: {error}");
+        tracing::debug!("lost the live channel: {error}");
         Event::ChannelChanged(Liveness::Leases)
     }
 
@@ -74,7 +74,7 @@ impl Runner<'_> {
             Ok(Upgrade::NotNeeded) => {}
             Ok(Upgrade::Unsupported) => {
                 self.upgrade_wanted = false;
-                tracing::info!("QEMU is asked by leases: it has no monitor for qmpin alone");
+                tracing::info!("QEMU is queried by leases: it has no monitor reserved for qmpin");
             }
             Ok(Upgrade::OwnPathTaken) => {
                 self.upgrade_wanted = false;

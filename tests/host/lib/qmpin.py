@@ -416,7 +416,7 @@ def leaves_alone(host, follower: Attached, path: Path, value: str) -> None:
     path.write_text(value)
     follower.stop(signal.SIGKILL)
     said = host.run("qmpin", "detach", str(follower.vmid)).stdout
-    assert f"{path} was made {value} by somebody else" in said, said
+    assert f"{path} was changed externally to {value}" in said, said
     assert host.read(path) == value, host.read(path)
 
 

@@ -38,7 +38,7 @@ def run(host):
 
 
 def restart(host, vm, alone):
-    """Killed, and started again: nothing moves, and what is put back is what there was before the first."""
+    """Killed, and started again: nothing moves, and what is restored is what there was before the first."""
     with qmpin.Attached(100) as attached:
         plan = attached.check(vm, host)
         others = attached.others

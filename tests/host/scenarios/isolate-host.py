@@ -27,7 +27,7 @@ def run(host):
     with host.vm(100, **(small if host.shape["name"] == "tiny" else host.fitting())) as one:
         one.wait_guest()
         alone = state.capture()
-        # First: what was put back once has a mask that was asked for, and the kernel keeps to it ever after.
+        # First: what was restored once has a mask that was asked for, and the kernel keeps to it ever after.
         each_knob(host, alone)
         with attached(100) as first:
             mine = exclusive(first)
@@ -80,7 +80,7 @@ def drift(host, follower, alone, mine):
     irq.write_text(str(min(mine)))
     wait_until(lambda: host.read(irq) == ours, 30, f"{irq} to be as before", lambda: host.read(irq))
     wait_until(lambda: total() == before + 1, 30, "the drift to be counted", total)
-    assert f"{irq}: somebody else changed it to {min(mine)}; back to {ours}" in follower.log(), follower.log()
+    assert f"{irq}: changed externally to {min(mine)}; restored to {ours}" in follower.log(), follower.log()
 
 
 def attached(vmid):

@@ -1,4 +1,4 @@
-"""SIGKILL of qmpin at every position of its journals in turn, as it attaches and as it puts back: `detach` then leaves the
+"""SIGKILL of qmpin at every position of its journals in turn, as it attaches and as it restores: `detach` then leaves the
 host as it was, and nothing in /run/qmpin.
 """
 

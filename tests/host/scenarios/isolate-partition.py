@@ -218,7 +218,7 @@ def hotplug(host, attached, vm):
 
 def changed(host, attached, vm):
     """Somebody takes the partition down: it is made again, counted, and said."""
-    told = "somebody has changed the partition"
+    told = "was changed externally: made again"
     assert told not in attached.log(), f"nobody has yet: {attached.log()}"
     before = drift_total()
     (vm.cgroup / "vcpus/cpuset.cpus.partition").write_text("member")

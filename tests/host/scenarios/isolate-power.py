@@ -163,13 +163,13 @@ def killed(host, usual):
 
 
 def ended_offline(host, alone):
-    """What cannot be put back while a CPU is away is said, and put back when it is there again."""
+    """What cannot be restored while a CPU is away is said, and restore when it is there again."""
     with attached(100) as follower:
         away = max(exclusive(follower))
         with offline(away):
             seen_offline(follower, 1)
             assert follower.stop() == 6, follower.log()
-            assert f"{governor(away)} cannot be put back to schedutil now" in follower.log(), follower.log()
+            assert f"{governor(away)} cannot be restored to schedutil now" in follower.log(), follower.log()
             again = host.run("qmpin", "detach", "--all", check=False)
             assert again.returncode == 6 and "Device or resource busy" in again.stdout, again
             status = host.run("qmpin", "status").stdout
@@ -189,7 +189,7 @@ def changed_by_others(host, usual):
 
 
 def without_driver(host, usual):
-    """The driver goes while a VM is attached, and its files with it: nothing to put back there, and no failure."""
+    """The driver goes while a VM is attached, and its files with it: nothing to restore there, and no failure."""
     with attached(100) as follower:
         mine = exclusive(follower)
         host.run("modprobe", "-r", DRIVER)

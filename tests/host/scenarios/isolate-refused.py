@@ -29,7 +29,7 @@ def run(host):
     before = host.before()
     with host.vm(100, cpus=2) as vm:
         vm.wait_guest()
-        # The first where it can be: a kernel thread that was ever put back keeps to that by itself, whatever a partition does.
+        # The first where it can be: a kernel thread that was ever restored keeps to that by itself, whatever a partition does.
         each(host, vm, (without_journal, read_only, full, full_for_a_while, busy, invalid, not_permitted))
     state.check_same(before, state.capture())
 
@@ -67,10 +67,10 @@ def read_only(case):
     done = case.host.run(*where_read_only(READ_ONLY, DETACH), check=False)
     print(done.stdout, done.stderr)
     assert done.returncode == PARTIAL, done
-    said = dict(re.findall(r"/(\S+) could not be put back to (\S+): Read-only file system", done.stdout))
+    said = dict(re.findall(r"/(\S+) could not be restored to (\S+): Read-only file system", done.stdout))
     missing = [path for path in theirs if path != DERIVED and not means(said.get(path, ""), case.alone.files[path])]
     assert not missing, f"not named as left: {missing}; {said}"
-    assert case.changed() == theirs, f"what can be put back is back: {case.changed()}"
+    assert case.changed() == theirs, f"what can be restored is back: {case.changed()}"
     case.detach()
 
 
@@ -185,7 +185,7 @@ def without_journal(case):
     done = qmpin.patiently(lambda: positions.run(case.command, is_journal, refuse=errno.ENOSPC))
     print(done.stdout)
     assert done.refused and done.returncode == PARTIAL, f"{done.returncode}, {done.stdout}"
-    # No partition: the kernel would not put back what it changes for one.
+    # No partition: the kernel would not restored what it changes for one.
     assert not case.changed(), case.changed()
     assert re.search(rf"{RUN}/\.host\.journal[:\n]", done.stdout) and os.strerror(errno.ENOSPC) in done.stdout, done.stdout
     case.detach()

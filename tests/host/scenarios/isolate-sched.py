@@ -217,7 +217,7 @@ def shared_core(host, vm, alone):
     assert LIBC.prctl(PR_SCHED_CORE, CREATE, vm.pid, 1, 0) == 0
     theirs = set(cookies(vm).values())
     with half("--share") as follower:
-        assert "from somebody else" in findings(follower)["core-scheduling"]["reason"]
+        assert "of another program" in findings(follower)["core-scheduling"]["reason"]
         assert set(cookies(vm).values()) == theirs
     assert set(cookies(vm).values()) == theirs
     assert LIBC.prctl(PR_SCHED_CORE, SHARE_TO, vm.pid, 1, 0) == 0

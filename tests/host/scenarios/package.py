@@ -249,7 +249,7 @@ def by_hand(vmid):
 
 
 def swept(host, vm, service):
-    """What somebody who was killed has left is put back by the sweep, and whoever lives is left alone."""
+    """What somebody who was killed has left is restored by the sweep, and whoever lives is left alone."""
     if host.shape["name"] == "tiny":
         return
     with host.vm(101, cpus=2) as two:
@@ -269,7 +269,7 @@ def swept(host, vm, service):
 
 
 def purged(host, vm, service, installed, alone):
-    """`apt purge` while the VM is attached, and another by hand: everything is put back, and nothing is left."""
+    """`apt purge` while the VM is attached, and another by hand: everything is restored, and nothing is left."""
     story(service)
     if host.shape["name"] == "tiny":
         installed.purge()
@@ -296,11 +296,11 @@ def story(service):
         "vCPU 0 (tid",
         "new: iothread iothread-virtioscsi9",
         "gone: iothread iothread-virtioscsi9",
-        "somebody else moved it",
+        "affinity changed externally",
         "QEMU has ended",
         "stopping: restoring everything",
     ):
-        if words == "somebody else moved it" and "vCPU 1 (tid" not in log:
+        if words == "affinity changed externally" and "vCPU 1 (tid" not in log:
             continue
         assert words in log, f"no {words!r} in the log:\n{log}"
     assert "error:" not in log and "bug:" not in log and "Permission denied" not in log, log

@@ -47,7 +47,7 @@ def run(host):
                 own = [cpulist.parse(host.read(vm.cgroup / "vcpus/cpuset.cpus.exclusive.effective")) for vm in vms]
                 assert sum(map(len, own)) == len(set().union(*own)), own
                 for service in services:
-                    for words in ("refused", "would not", "the kernel made it", "somebody"):
+                    for words in ("refused", "would not", "the kernel made it", "externally"):
                         assert words not in service.log(), f"{service.name}: {words!r}: {service.log()}"
                 # One that is started anew, and its neighbours stay.
                 vms[3].kill()

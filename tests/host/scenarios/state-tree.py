@@ -30,7 +30,7 @@ def run(host):
 
 
 def change_and_see(host, vm):
-    """Changes one thing of each kind, sees exactly that in the difference, and puts it back."""
+    """Changes one thing of each kind, sees exactly that in the difference, and restores it."""
     tid = vm.roles().vcpus[0]
     for what, write, undo, want in changes(host, vm, tid):
         before = state.capture()

@@ -1,4 +1,4 @@
-"""qmpin as a unit of systemd: ready, status and watchdog; reload and re-execution; each way to end it puts everything back."""
+"""qmpin as a unit of systemd: ready, status and watchdog; reload and re-execution; each way to end it restores everything."""
 
 import os
 import signal
@@ -86,7 +86,7 @@ def manager(unit, vm, host):
 
 
 def stopped(unit, vm, host, alone):
-    """`systemctl stop` puts everything back."""
+    """`systemctl stop` restores everything."""
     unit.stop()
     assert (unit.show("Result"), unit.show("ExecMainStatus")) == ("success", "0"), unit.states()
     assert set(vm.masks().values()) == {host.online()}, vm.masks()
@@ -100,7 +100,7 @@ def wait_restored(vm, host):
 
 
 def killed(unit, vm, host):
-    """SIGKILL: the command after the stop puts everything back, and the unit comes up again with the plan that was."""
+    """SIGKILL: the command after the stop restores everything, and the unit comes up again with the plan that was."""
     plan = unit.check(vm, host)
     os.kill(unit.main_pid(), signal.SIGKILL)
     wait_restored(vm, host)
@@ -109,7 +109,7 @@ def killed(unit, vm, host):
 
 
 def frozen(unit, vm, host):
-    """It hangs: the watchdog ends it, the command after the stop puts everything back, and it comes up again."""
+    """It hangs: the watchdog ends it, the command after the stop restores everything, and it comes up again."""
     plan = unit.check(vm, host)
     os.kill(unit.main_pid(), signal.SIGSTOP)
     wait_restored(vm, host)

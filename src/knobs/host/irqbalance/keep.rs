@@ -69,7 +69,7 @@ impl Irqbalances {
             }
             let pid = one.process.pid;
             let sentence = format!(
-                "irqbalance (process {pid}) cannot be told which CPUs are VMs', and may move interrupts back there: {why}"
+                "irqbalance (process {pid}) cannot be configured, and may move interrupts back to the VMs' CPUs: {why}"
             );
             if self.said.insert(sentence.clone()) {
                 sentences.push(sentence);

@@ -212,7 +212,7 @@ impl Partition {
     fn drift(&mut self, site: &Site) {
         self.drifted += 1;
         if !std::mem::replace(&mut self.has_told_drift, true) {
-            tracing::warn!("somebody has changed the partition in {}: made again", site.cgroup);
+            tracing::warn!("the partition in {} was changed externally: made again", site.cgroup);
         }
     }
 

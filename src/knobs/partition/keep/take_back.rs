@@ -67,7 +67,7 @@ pub(crate) fn hand_back_of(
 /// What a VM's journal of this boot remembers; nothing where there is none, or nothing in it yet.
 ///
 /// # Errors
-/// [`JournalError`] where it cannot be told: then there may be something to undo.
+/// [`JournalError`] where it cannot be configured: then there may be something to undo.
 pub(crate) fn remembered(
     state: &StateDir,
     vm: &VmName,
