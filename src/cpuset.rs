@@ -95,7 +95,7 @@ impl CpuSet {
     /// How many CPUs are in the set.
     #[must_use]
     pub fn len(&self) -> usize {
-        // Most words of most sets are empty, and counting bits is dearer than a look.
+        // Most words of most sets are empty, and counting bits costs more than a comparison.
         let words = self.words.iter().filter(|word| **word != 0);
         words.map(|word| word.count_ones() as usize).sum()
     }

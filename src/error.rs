@@ -11,7 +11,7 @@ use crate::shown;
 /// Why a command did not do what was asked; each has its exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// The answer is no: drift, an infeasible plan, a VM that somebody else has attached.
+    /// The answer is no: drift, an infeasible plan, a VM that another process has attached.
     No,
     /// The command line or a policy file is wrong.
     Usage,

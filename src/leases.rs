@@ -7,12 +7,12 @@
 //!                          while it is held, its content says by whom
 //!   /run/qmpin/100.lease   what VM 100 has; what everybody else plans around
 //!   /run/qmpin/100.journal how to restore it (module `journal`)
-//!   /run/qmpin/100.standing what its supervisor tells (module `standing`)
+//!   /run/qmpin/100.standing what its supervisor reports (module `standing`)
 //!   /run/qmpin/.host.journal what the host was like before the first VM
 //! ```
 //!
 //! The files are the truth; there is no daemon. A lease whose QEMU process is gone is dead, and
-//! whoever comes next sweeps it.
+//! the next qmpin sweeps it.
 
 mod reading;
 mod supervisor_lock;
@@ -135,7 +135,7 @@ pub struct StateDir {
     path: PathBuf,
     /// The lock of qmpin 0.1.0, while this process holds it.
     pub(crate) older_lock: OlderLock,
-    /// The unreadable leases of which the log has been told, as they were then.
+    /// The unreadable leases that the log has, as they were then.
     reported: Arc<Mutex<BTreeMap<VmName, FileState>>>,
 }
 
@@ -143,7 +143,7 @@ fn held_by(holder: Option<Pid>) -> String {
     holder.map_or(" by another process".to_owned(), |pid| format!(" by process {pid}"))
 }
 
-/// What tells whether a file has changed: device, inode, size, and time of the last change in seconds and ns.
+/// What shows whether a file has changed: device, inode, size, and time of the last change in seconds and ns.
 pub(crate) type FileState = Option<(u64, u64, u64, i64, i64)>;
 
 impl StateDir {
@@ -205,14 +205,14 @@ impl StateDir {
         reading::parse(&text, vm).map(Some).map_err(|reason| StateError::NotALease { path, reason })
     }
 
-    /// What can be told of a lease that [`lease`](StateDir::lease) cannot read.
+    /// What is known of a lease that [`lease`](StateDir::lease) cannot read.
     #[must_use]
     pub fn salvage_lease(&self, vm: &VmName) -> Salvaged {
         let text = state_file::read_state(&self.lease_path(vm), BYTES_MAX);
         text.map(|text| reading::salvage(&text)).unwrap_or_default()
     }
 
-    /// What tells whether a VM's lease has changed; `None`: there is none.
+    /// What shows whether a VM's lease has changed; `None`: there is none.
     pub(crate) fn lease_state(&self, vm: &VmName) -> FileState {
         let file = fs::symlink_metadata(self.lease_path(vm)).ok()?;
         Some((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))

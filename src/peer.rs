@@ -117,7 +117,7 @@ impl Peer {
     }
 
     /// Whether a process with these users (real, effective, saved) can be the one that called `listen`. Root may have
-    /// given up its rights since, as with QEMU's `-run-with user=`; nobody may have gained any.
+    /// given up its rights since, as with QEMU's `-run-with user=`; no program may have gained any.
     #[must_use]
     pub fn can_have_become(&self, uids: [u32; 3]) -> bool {
         self.is_root() || uids == [self.uid; 3]

@@ -89,7 +89,7 @@ pub struct Kernel;
 impl Sched for Kernel {
     fn affinity(&self, tid: Tid) -> io::Result<CpuSet> {
         let mask = sched_getaffinity(raw(tid)?)?;
-        // It is done for every thread at every look, so it ends with the last CPU that is set.
+        // It is done for every thread in every pass, so it ends with the last CPU that is set.
         let set = (0..CPUS_MAX).filter(|cpu| mask.is_set(*cpu)).take(mask.count() as usize);
         Ok(set.filter_map(CpuId::from_index).collect())
     }
@@ -144,7 +144,7 @@ impl Sched for Kernel {
         if own()? == 0 {
             return Ok(give()?);
         }
-        // Whoever started us has given us one. To be without, a thread for that alone takes after the
+        // The process that started us has given us one. To be without, a thread for that alone takes after the
         // parent of all kernel threads, which has none.
         let without = || -> io::Result<()> {
             pull_core_scheduling_cookie(pid(KTHREADD)?, CoreSchedulingScope::Thread)?;
@@ -193,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_is_set_is_read_back_and_children_have_none_of_it() {
-        // What anybody may do to a thread of his own, but not undo; so it is a thread for that alone.
+        // What any user may do to an own thread, but not undo; so it is a thread for that alone.
         let of_child = std::thread::spawn(|| {
             let batch = Scheduling { class: Class::Batch, priority: 0, on_fork: OnFork::Reset };
             assert_eq!(Kernel.scheduling(this_thread()).expect("read"), Scheduling::OTHER);

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
-    /// `SCHED_OTHER`: every thread's that nobody has given another.
+    /// `SCHED_OTHER`: of every thread that was given no other.
     Other,
     /// `SCHED_FIFO`: runs until it sleeps, or something of a higher priority wants to.
     Fifo,
@@ -20,7 +20,7 @@ pub enum Class {
     Batch,
     /// `SCHED_IDLE`.
     Idle,
-    /// `SCHED_DEADLINE`: with a budget that is not told here.
+    /// `SCHED_DEADLINE`: with a budget that is not known here.
     Deadline,
     /// `SCHED_EXT`: by a loaded program (Linux 6.12).
     Ext,
@@ -86,7 +86,7 @@ pub struct Scheduling {
 }
 
 impl Scheduling {
-    /// What a thread has that nobody has given anything else.
+    /// What a thread has that was given nothing else.
     pub const OTHER: Scheduling =
         Scheduling { class: Class::Other, priority: 0, on_fork: OnFork::Inherit };
 

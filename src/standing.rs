@@ -1,4 +1,4 @@
-//! `/run/qmpin/<vm>.standing`: what a supervisor has to tell about a VM that no file of the kernel's
+//! `/run/qmpin/<vm>.standing`: what a supervisor reports about a VM that no file of the kernel's
 //! says. Written for `qmpin status`; nothing depends on it.
 
 use std::io;
@@ -21,14 +21,14 @@ const FAMILY: &str = "qmpin.standing/";
 /// The longest one that is read.
 const BYTES_MAX: u64 = 1 << 20;
 
-/// What a supervisor has to tell.
+/// What a supervisor reports.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize)]
 pub struct Standing {
     /// [`STANDING_SCHEMA`].
     pub schema: String,
     /// How QEMU is asked; `None`: in a way that this version does not know.
     pub channel: Option<ChannelKind>,
-    /// How many times a thread was found moved by somebody else.
+    /// How many times a thread was found moved externally.
     pub drift_total: u64,
     /// What the kernel would not do, in sentences.
     pub refused: Vec<String>,
@@ -38,7 +38,7 @@ fn path(state: &StateDir, vm: &VmName) -> PathBuf {
     state.path().join(format!("{vm}.standing"))
 }
 
-/// What the supervisor of a VM has told last; `None`: nothing that can be read.
+/// What the supervisor of a VM has reported last; `None`: nothing that can be read.
 #[must_use]
 pub fn read_standing(state: &StateDir, vm: &VmName) -> Option<Standing> {
     let text = read_state(&path(state, vm), BYTES_MAX).ok()?;

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The folder is checked first and kept open, so that a name in it means the same file for every following call.
-//! Nobody else can create or rename files in a folder that passed the check.
+//! No other user can create or rename files in a folder that passed the check.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -459,7 +459,7 @@ mod tests {
         assert_eq!(fs::read_to_string(&target).expect("there"), "theirs");
         assert!(!world.path("nowhere").exists());
         assert!(started.elapsed() < Duration::from_secs(5));
-        // A device is told by its kind, before it is opened.
+        // A device is known by its kind, before it is opened.
         let (dev, null) = folder_of(Path::new("/dev/null"), FolderLink::Follow).expect("/dev");
         let error = dev.read(null, 1).expect_err("a device");
         assert!(error.to_string().contains("a device") && is_distrust(&error), "{error}");

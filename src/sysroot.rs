@@ -119,7 +119,7 @@ impl SysRoot {
 
     /// A file of `/proc` that is one line, such as `stat`: what is not UTF-8 in it is replaced.
     ///
-    /// The line's end tells that it was read whole, so there is no second read to find the file's.
+    /// The end of the line shows that it was read whole, so there is no second read to find the file's.
     ///
     /// # Errors
     /// As [`SysRoot::read_lossy`].
@@ -185,7 +185,7 @@ impl SysRoot {
 }
 
 /// A folder under the root, held open: the way to it is walked once, and a file in it is opened from
-/// there. One of `/proc/PID` stands for that process for good, whoever has its number later.
+/// there. One of `/proc/PID` stands for that process for good, even if its number is used again.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
@@ -299,7 +299,7 @@ fn read_bytes(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     }
     // Files of /proc and /sys say they are empty or a page long, so their size is no help; nearly
     // all fit one read of this buffer, and the second read that finds the end is then skipped by
-    // nobody: a short read of a seq_file is not the end.
+    // of use: a short read of a seq_file is not the end.
     read_rest(file, Vec::with_capacity(4096), bytes_max)
 }
 

@@ -269,7 +269,7 @@ pub(crate) fn ask<T: Send>(
         let name = "systemd".to_owned();
         let thread = thread::Builder::new().name(name).spawn_scoped(scope, asked);
         let joined = thread.map_err(SystemdError::Thread)?.join();
-        // A panic has ended the process in its hook: there is nobody to join.
+        // A panic has ended the process in its hook: there is nothing to join.
         joined.unwrap_or_else(|_| {
             Err(SystemdError::Thread(std::io::Error::other("the thread has ended")))
         })

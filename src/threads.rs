@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::ids::{IothreadId, Pid, StartTicks, Tid, VcpuIndex};
 use crate::mask::Mask;
 
-/// What a thread is for. vCPUs and iothreads are known from QMP alone; the rest is told apart by
+/// What a thread is for. vCPUs and iothreads are known from QMP alone; the rest is distinguished by
 /// `/proc`, for display, and treated alike.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Role {

@@ -11,7 +11,7 @@ use crate::plan::Stay;
 use crate::policy::Policy;
 
 impl Attachment<'_> {
-    /// Takes another policy: plans by it, and tells other VMs. A pass, and what is done around the VM, are to follow.
+    /// Takes another policy: plans by it, and shows it to other VMs. A pass, and what is done around the VM, are to follow.
     ///
     /// # Errors
     /// [`LookError`]; then policy and plan are as they were.

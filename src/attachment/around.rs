@@ -1,4 +1,4 @@
-//! What is done around the VM: others kept off its CPUs, and what stands on that.
+//! What is done around the VM: others excluded from its CPUs, and what depends on that.
 //!
 //! ```text
 //!   reonline ─▶ the first pins ─▶ remember_host ─▶ isolate ─▶ keep_host ─▶ prioritise
@@ -101,7 +101,7 @@ impl Attachment<'_> {
         if has_priority || has_cookie { self.look() } else { Ok(LookReport::default()) }
     }
 
-    /// Writes the lease while nobody else does.
+    /// Writes the lease while no other process does.
     pub(crate) fn relet(&mut self) -> Result<(), StateError> {
         self.lease_due = true;
         let _lock = self.known.settings.state.lock_leases()?;
@@ -153,7 +153,7 @@ impl Attachment<'_> {
         let report = self.host_knobs.reconcile(*host, state, boot_id)?;
         self.drift_total += report.drifted.len() as u64;
         if report.applied.iter().any(HostApplied::has_limited_unit) {
-            // What it did to our masks is nobody's drift.
+            // What it did to our masks is not drift.
             self.settled.clear();
         }
         Ok(match self.early_host.take() {
@@ -163,7 +163,7 @@ impl Attachment<'_> {
     }
 
     /// Takes the VM's CPUs offline and online again, where the policy wants that: once, before the first
-    /// pin. What can be moved has left them by then, so that it stands in nobody's way. A later scan, or
+    /// pin. What can be moved has left them by then, so that it is in no way. A later scan, or
     /// the one there is.
     pub(crate) fn reonline(&mut self, scan: Scan) -> (Scan, ReonlineReport) {
         if !self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Reonline) {

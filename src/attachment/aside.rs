@@ -1,4 +1,4 @@
-//! Where qmpin itself runs: nowhere near a VM's CPUs, also where no partition keeps it off.
+//! Where qmpin itself runs: nowhere near a VM's CPUs, also where no partition excludes it.
 
 use crate::cpuset::CpuSet;
 use crate::discover;
@@ -6,7 +6,7 @@ use crate::ids::Tid;
 use crate::knobs::ground::Host;
 use crate::leases::StateDir;
 
-/// Takes this process itself off the CPUs of all VMs, whether or not something else keeps it off. What it is not
+/// Takes this process itself off the CPUs of all VMs, whether or not something else excludes it. What it is not
 /// permitted is not needed: a cpuset that leaves it nothing else is its limit, too.
 pub(crate) fn step_aside(
     host: Host<'_>,

@@ -1,4 +1,4 @@
-//! What there was before the first write: the masks that go back in the end.
+//! What there was before the first write: the masks that are restored when the VM stops.
 //!
 //! The kernel shows masks without CPUs that are offline at that moment, and another VM's may be, for a moment:
 //! such a mask would go back without them. So where a CPU may go offline, masks are read under the host's

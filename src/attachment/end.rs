@@ -52,7 +52,7 @@ pub enum Supervised {
 /// Becomes the VM's supervisor: asks the one there is to end, waits, and kills it if it hangs.
 ///
 /// # Errors
-/// [`StartError::NotEnded`] where somebody has the lock for long and does not say who, or cannot be
+/// [`StartError::NotEnded`] where another process has the lock for long and does not say which, or cannot be
 /// ended.
 pub fn end_supervisor(
     host: Host<'_>,

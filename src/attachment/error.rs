@@ -17,7 +17,7 @@ use crate::threads::ProcessKey;
 /// Why a VM could not be attached or given back.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// Somebody follows the VM already.
+    /// Another process follows the VM already.
     #[error("VM {vm} is attached already{}", by(*pid))]
     AlreadyAttached {
         /// Which VM.
@@ -25,7 +25,7 @@ pub enum StartError {
         /// By which process, where its lease says so.
         pid: Option<Pid>,
     },
-    /// Whoever has the VM does not end.
+    /// The process that has the VM does not end.
     #[error("VM {vm} is in use{} and does not end", used_by(*pid))]
     NotEnded {
         /// Which VM.
@@ -179,7 +179,7 @@ impl StartError {
     }
 }
 
-/// Why a look could not be finished.
+/// Why a pass could not be finished.
 #[derive(Debug, thiserror::Error)]
 pub enum LookError {
     /// The threads could not be read.

@@ -31,7 +31,7 @@ pub(crate) enum Earlier {
     Dead(ProcessKey, Journal),
 }
 
-/// Reads what there is. It waits for nobody: QEMU's socket may be ours meanwhile.
+/// Reads what there is. It waits for nothing, because QEMU's socket may be held meanwhile.
 pub(crate) fn earlier(
     host: Host<'_>,
     settings: &Settings,
@@ -235,9 +235,9 @@ pub(crate) fn forget_swept(host: Host<'_>, state: &StateDir, boot_id: &str, swep
     }
 }
 
-/// The lock of a VM that was followed, or has left something, and that nobody looks after any more. One that
-/// was attached with `--once` is left as it was meant, for as long as its QEMU lives. Whoever gives back what
-/// it has left holds the lock meanwhile: without it, somebody may have attached the VM since.
+/// The lock of a VM that was followed, or has left something, and that has no supervisor any more. One that
+/// was attached with `--once` is left as it was meant, for as long as its QEMU lives. The process that restores what
+/// it has left holds the lock meanwhile: without it, another program may have attached the VM since.
 ///
 /// # Errors
 /// [`StateError`] where the lock cannot be used: then it is not known whether there is something to restore.
@@ -254,7 +254,7 @@ pub fn lock_forsaken(
                 || lease.boot_id != boot_id
                 || discover::lives(root, lease.qemu).is_ok_and(|lives| !lives)
         }
-        // A journal without a lease: somebody was killed in between.
+        // A journal without a lease: a qmpin was killed in between.
         Ok(None) | Err(_) => true,
     };
     let is_forsaken = is_forsaken && discover::unlinked_holder(state, vm).is_none();

@@ -39,7 +39,7 @@ impl Limit {
         self.allowed != before
     }
 
-    /// Whether it has changed, by a look at a few small files where it has not.
+    /// Whether it has changed, by reading a few small files where it has not.
     pub(crate) fn has_changed(&mut self, ground: Ground<'_>, online: &CpuSet) -> bool {
         self.mark != mark(ground) && self.read(ground, online)
     }

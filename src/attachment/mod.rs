@@ -102,7 +102,7 @@ pub struct Attachment<'a> {
     kept: Kept,
     /// The lease's file as it was written.
     leased: Cell<FileState>,
-    // Dropped last: until then nobody else may become this VM's supervisor.
+    // Dropped last: until then no other process may become this VM's supervisor.
     lock: SupervisorLock,
 }
 
@@ -279,7 +279,7 @@ impl<'a> Attachment<'a> {
         self.placed
     }
 
-    /// How many times a thread was found moved by somebody else.
+    /// How many times a thread was found moved externally.
     #[must_use]
     pub fn drift_total(&self) -> u64 {
         self.drift_total

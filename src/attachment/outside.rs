@@ -27,7 +27,7 @@ use crate::threads::Thread;
 pub(super) struct Outside(Vec<Thread>);
 
 impl Outside {
-    /// Finds them before the VM has a lease, where other VMs may have moved them: afterwards nobody knows
+    /// Finds them before the VM has a lease, where other VMs may have moved them: afterwards it is not known
     /// what they had.
     pub(super) fn take_over(
         &mut self,
@@ -39,7 +39,7 @@ impl Outside {
     }
 
     /// Finds them. It reads a line for each of the host's, so it is done when the VM has changed, and not
-    /// at every look. Nobody takes a CPU offline meanwhile: masks are shown without those.
+    /// in every pass. No qmpin takes a CPU offline meanwhile: masks are shown without those.
     ///
     /// # Errors
     /// [`LookError`]; without an undo they are not touched.

@@ -1,4 +1,4 @@
-//! A new plan for a VM that has one, and the lease that tells others of it.
+//! A new plan for a VM that has one, and the lease that shows it to others.
 
 use std::collections::BTreeMap;
 
@@ -57,7 +57,7 @@ impl Attachment<'_> {
     pub(crate) fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
         let lock = self.known.settings.state.lock_leases()?;
         let held = self.plan.held();
-        // Stale until there is a new one; but not tried at every look: the next change will.
+        // Stale until there is a new one; but not tried in every pass: the next change will.
         self.stale = None;
         self.limit.read(self.known.ground(), &self.online);
         let Known { settings, boot_id, .. } = &self.known;
@@ -141,7 +141,7 @@ pub(crate) fn other_name(
     leases.find(|lease| lease.qemu == process && lease.vm != settings.vm).map(|lease| lease.vm)
 }
 
-/// What others are told of a plan.
+/// What others see of a plan.
 fn told(plan: &Plan) -> (CpuSet, CpuSet, CpuSet, BTreeMap<VcpuIndex, CpuId>) {
     (plan.exclusive, plan.emulator, plan.iothread_cpus, plan.held())
 }

@@ -1,4 +1,4 @@
-//! What a look or an answer has brought.
+//! What a pass or an answer of QEMU has brought.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ use crate::knobs::priority::keep::PriorityReport;
 use crate::knobs::reonline::cycle::ReonlineReport;
 use crate::threads::{Role, ThreadKey, thread_in_words};
 
-/// What a look has changed.
+/// What a pass has changed.
 #[derive(Debug, Default)]
 pub struct LookReport {
     /// What the loop has to know.
@@ -22,7 +22,7 @@ pub struct LookReport {
     pub applied: Vec<Applied>,
     /// Where the VM's threads are now.
     pub placed: ThreadCpus,
-    /// Steps for threads that had been where they belong: somebody else moved them.
+    /// Steps for threads that had been where they belong: another program moved them.
     pub drifted: BTreeSet<ThreadKey>,
     /// Why there is no new plan, where there should be one: the one in force was kept to.
     pub plan_failed: Option<LookError>,
@@ -84,7 +84,7 @@ impl LookReport {
     }
 }
 
-/// What a look has found.
+/// What a pass has found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Looked {
     /// Threads that only QMP can name, and that may be vCPUs or iothreads.

@@ -100,7 +100,7 @@ fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
 }
 
 /// What became of places of the host, the many that went well in one line. What is written meanwhile for VMs
-/// that stay attached is for their own `status` to tell.
+/// that stay attached is shown by their own `status`.
 #[must_use]
 pub fn host_lines(applied: &[HostApplied]) -> Vec<String> {
     let is_back = |one: &&HostApplied| {

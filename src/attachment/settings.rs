@@ -70,7 +70,7 @@ pub(crate) fn channel_paths(settings: &Settings) -> (ChannelPaths, FirstWay) {
     match settings.policy.vm.channel.value {
         ChannelChoice::Auto => (paths, FirstWay::Best),
         ChannelChoice::Lease => (paths, FirstWay::Lease),
-        // The socket itself is ours: the same path in both places.
+        // The socket itself is for qmpin: the same path in both places.
         ChannelChoice::Persistent => {
             (ChannelPaths { own: paths.shared.clone(), shared: paths.shared }, FirstWay::Best)
         }

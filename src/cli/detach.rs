@@ -84,9 +84,9 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
 /// Who is detached.
 #[derive(Clone, Copy)]
 enum Whom {
-    /// Whoever is asked for; its supervisor is ended.
+    /// Every VM that was named; its supervisor is ended.
     Any,
-    /// Whom nobody looks after any more; nobody is ended.
+    /// Only VMs without a supervisor; no process is ended.
     Forsaken,
 }
 
@@ -118,7 +118,7 @@ fn by_hand(host: Host<'_>, keeper: &mut Keeper<'_>, vm: &VmName) -> Result<Answe
 /// How long one VM's restore may take: two reloads of systemd, and what waits for locks.
 const RESTORE_LIMIT: Duration = Duration::from_secs(240);
 
-/// Detaches one VM; `None`: somebody looks after it, and that is not to be changed. That is asked for each
+/// Detaches one VM; `None`: a supervisor follows it, and that is not to be changed. That is asked for each
 /// just before it is treated, since the one before may take its time.
 fn detach(
     host: Host<'_>,

@@ -66,7 +66,7 @@ fn look(
     Ok((view, guest, asked))
 }
 
-/// How whoever follows it asks QEMU; a VM that nobody follows would be visited.
+/// How its supervisor queries QEMU; a VM without one would be visited.
 fn asked_by_supervisor(state: &StateDir, vm: &VmName) -> Asked {
     match read_standing(state, vm).and_then(|standing| standing.channel) {
         Some(ChannelKind::Socket | ChannelKind::RuntimeMonitor) => Asked::Alone,

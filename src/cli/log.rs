@@ -32,7 +32,7 @@ where
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(writer)
-        // A log that nobody reads any more must not end the supervisor.
+        // A log whose reader has gone must not end the supervisor.
         .log_internal_errors(false)
         .event_format(line)
         .finish()

@@ -1,4 +1,4 @@
-//! Asks a running VM, beside whoever follows it.
+//! Asks a running VM, beside its supervisor.
 
 use super::block_on;
 use crate::discover::{Target, VmLocation, VmView, channel_paths, read_vm, way_beside_supervisor};

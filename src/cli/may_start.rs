@@ -86,7 +86,7 @@ fn is_idle(vm: &VmName) -> bool {
     matches!(service, Ok(Some(service)) if service.activity == Activity::Idle)
 }
 
-/// Whether systemd starts the service by itself, and nobody has asked for it. Where it does not answer it is taken to.
+/// Whether systemd starts the service by itself. Where it does not answer it is taken to.
 fn is_automatic() -> bool {
     if std::env::var_os(TRIGGER).is_some() {
         return true;

@@ -103,7 +103,7 @@ fn marks(
 fn left_behind(root: &SysRoot, state: &StateDir, boot_id: &str) -> String {
     let mut left = String::new();
     let is_left = |vm: &VmName| {
-        // One who is at it has his lease in a moment, or has just dropped it.
+        // A process that is attaching has its lease in a moment, or has just dropped it.
         let is_tended = state.supervisor(vm).is_some_and(|process| is_alive(root, process));
         !is_tended
             && journal::read(&state.journal_path(vm))

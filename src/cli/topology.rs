@@ -11,7 +11,7 @@ use crate::discover::{all_leases, boot_id, live_leases, read_topology};
 use crate::error::{Failure, Kind};
 use crate::render::{Color, Owners, Picture, TopologyDocument};
 
-/// Where nobody says how wide the terminal is.
+/// The width of a terminal that does not report one.
 const WIDTH_DEFAULT: usize = 80;
 
 pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failure> {

@@ -1,6 +1,6 @@
 //! Which unit a VM is in, whether it is the VM's own, and how its partition looks.
 //!
-//! Nothing is told by versions: the files are there, or they are not.
+//! Nothing is decided by versions: the files are there, or they are not.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -156,7 +156,7 @@ fn site_of(text: &str) -> Result<Site, String> {
     Ok(Site { unit: name.to_owned(), cgroup: parts.join("/") })
 }
 
-/// Whether the unit holds QEMU and what serves it, and nobody else.
+/// Whether the unit holds QEMU and what serves it, and nothing else.
 fn is_own(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid, site: &Site) -> Result<(), String> {
     let Site { unit, cgroup } = site;
     let unreadable = |error: io::Error| format!("{cgroup} cannot be read: {error}");

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   the boot, or the process, of the lease or of its VM's journal is gone    ─▶ dead: it is swept
-//!   its CPUs can be told from what is left of the lease                      ─▶ these are the VM's
+//!   its CPUs are known from what is left of the lease                       ─▶ these are the VM's
 //!   its journal says that qmpin has moved the main thread                    ─▶ all CPUs but the main thread's are
 //!   else                                                                     ─▶ all CPUs are
 //! ```
@@ -44,7 +44,7 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// What can be told of a VM whose lease cannot be read.
+/// What is known of a VM whose lease cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Told {
     /// It has ended, or its boot has.

@@ -10,7 +10,7 @@
 //! its number for as long as it lives. So where the pidfd was opened *before* the line was read, and
 //! says *afterwards* that the thread lives, number, line and thread belong together, and the thread is
 //! still of the process in whose folder the line was. That is what reading the line once more would
-//! tell, at a tenth of the time. On older kernels there are no grips, and the line is read once more.
+//! show, at a tenth of the time. On older kernels there are no grips, and the line is read once more.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};

@@ -18,7 +18,7 @@ pub fn boot_id(root: &SysRoot) -> Result<String, ReadError> {
     Ok(root.read("proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// The CPUs that are online now. One small file: cheap enough for every look.
+/// The CPUs that are online now. One small file: cheap enough for every pass.
 ///
 /// # Errors
 /// [`DiscoverError`] where the file cannot be read or understood.

@@ -39,7 +39,7 @@ pub fn in_our_numbers(root: &SysRoot, pid: Pid, mut roles: Roles) -> Result<Role
     Ok(roles)
 }
 
-/// A thread's numbers, from our namespace down to its own; `None` where the kernel does not tell.
+/// A thread's numbers, from our namespace down to its own; `None` where the kernel does not say.
 fn numbers(root: &SysRoot, pid: Pid, tid: Tid) -> Option<Vec<Tid>> {
     let status = root.read_lossy(&format!("proc/{pid}/task/{tid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;

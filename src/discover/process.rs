@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Proxmox: pid file ─▶ PID ─▶ its command line has `-pidfile <that file>` ─▶ it listens on the socket
-//!   --qmp:                                                         whoever listens on the socket
+//!   --qmp:                                                         the process that listens on the socket
 //! ```
 //!
 //! The kernel says who listens, and `peer.rs` proves it. A process is (pid, start time) from then on: pids are used
@@ -64,7 +64,7 @@ pub enum ProcessError {
         /// Why that is not the VM's QEMU.
         reason: String,
     },
-    /// Somebody else listens on the socket.
+    /// Another program listens on the socket.
     #[error("process {found} listens on the QMP socket, but the VM's QEMU is process {expected}")]
     WrongPeer {
         /// Who listens.
@@ -96,7 +96,7 @@ pub enum ProcessError {
         /// Which number.
         pid: Pid,
     },
-    /// The socket answered, and nobody was seen to serve it.
+    /// The socket answered, and no process was seen to serve it.
     #[error("could not tell which process serves {}", socket.display())]
     NoPeer {
         /// The socket.
@@ -132,7 +132,7 @@ impl ProcessError {
         )
     }
 
-    /// Whether it may be a pid file that is just being written, perhaps over a leftover.
+    /// Whether it may be a pid file that is just being written, possibly over a leftover.
     #[must_use]
     pub fn may_be_young(&self) -> bool {
         match self {

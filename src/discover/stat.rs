@@ -33,7 +33,7 @@ impl Stat {
         matches!(self.state, 'Z' | 'X' | 'x')
     }
 
-    /// Whether it was told to stop, or is traced and stands.
+    /// Whether it was stopped, or is traced and stands.
     pub(crate) fn is_stopped(&self) -> bool {
         matches!(self.state, 'T' | 't')
     }

@@ -3,7 +3,7 @@
 //! ```text
 //!   list ──▶ ask QMP ──▶ scan ──▶ identify ──▶ observe
 //!    │                    │
-//!    └── in both: its role is known for good      only in the scan: born meanwhile, ask again
+//!    └── in both: its role is known for good      only in the scan: created meanwhile, ask again
 //! ```
 //!
 //! A thread is (tid, start time). A tid that QMP names counts only if it is a thread of the QEMU
@@ -23,7 +23,7 @@ use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
 /// How old a survey may be: names may have changed since, and are shown.
 const MOMENT: Duration = Duration::from_millis(100);
 
-/// How often it looks again for threads born meanwhile. Each look makes the window smaller; more than
+/// How often it looks again for threads created meanwhile. Each pass makes the window smaller; more than
 /// two are not seen in practice.
 pub const LOOKS_MAX: usize = 8;
 

@@ -218,7 +218,7 @@ impl CoreFields<'_> {
 }
 
 /// Sub-NUMA clustering cuts one L3 into several nodes, so this is no mistake of the kernel's; but
-/// whoever takes an LLC group for a part of a node must know.
+/// a caller that takes an LLC group for a part of a node has to know.
 fn note_a_cut_llc(llc: &Llc, node_of: &PerCpu<NodeId>, notes: &mut Notes) {
     let mut on: Vec<NodeId> = llc.cpus.iter().filter_map(|cpu| node_of.get(cpu)).collect();
     on.sort_unstable();

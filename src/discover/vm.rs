@@ -1,4 +1,4 @@
-//! The VM: which process it is, and who is which thread. The first look, for every command.
+//! The VM: which process it is, and who is which thread. The first reading, for every command.
 //!
 //! ```text
 //!   pid file ─▶ process ─┐
@@ -142,7 +142,7 @@ pub struct Target<'a> {
 
 /// Finds the VM, asks it, and reads its threads. What there is to read is read while QEMU answers, a few
 /// threads at a time, so that an answer is taken within microseconds and the socket let go; `meanwhile`
-/// is done then, too, and told which process it is.
+/// is done then, too, with the process.
 ///
 /// # Errors
 /// [`VmError`], and those of `meanwhile`, which are not kept waiting for QEMU.
@@ -266,7 +266,7 @@ fn peer_check(root: SysRoot, sight: Rc<FirstSight>) -> PeerCheck {
         };
         sight.process.set(Some(process));
         sight.before.replace(tasks::list(&root, pid)?);
-        // It keeps the wake-up for whoever waits later.
+        // It keeps the wake-up for a caller that waits later.
         sight.accepted.notify_one();
         Ok(())
     })

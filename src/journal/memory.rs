@@ -1,4 +1,4 @@
-//! What the journal remembers of each thread. The same memory tells the writer what need not be written
+//! What the journal remembers of each thread. The same memory shows the writer what need not be written
 //! again, and `restore` what was before.
 
 use std::collections::{BTreeMap, HashSet};
@@ -20,7 +20,7 @@ pub struct Memory {
     pub(super) written_len: usize,
     pub(super) ours: HashSet<Mask>,
     partition: Option<PartitionUndo>,
-    /// The CPUs that systemd was to keep others off, where it was.
+    /// The CPUs from which systemd was to exclude others, where it was.
     pub(super) slices: Option<CpuSet>,
     pub(super) scheduling: SchedMemory,
     cookie: CookieMemory,
@@ -115,7 +115,7 @@ impl Memory {
         self.partition.as_ref()
     }
 
-    /// Whether systemd was to keep others off the VM's CPUs.
+    /// Whether systemd was to exclude others from the VM's CPUs.
     #[must_use]
     pub fn has_slices(&self) -> bool {
         self.slices.is_some()
@@ -136,13 +136,13 @@ impl Memory {
         self.ours.iter().map(|mask| **mask)
     }
 
-    /// How threads were scheduled, and what of it is ours.
+    /// How threads were scheduled, and what of it qmpin wrote.
     #[must_use]
     pub fn scheduling(&self) -> &SchedMemory {
         &self.scheduling
     }
 
-    /// The core-scheduling cookies that are ours.
+    /// The core-scheduling cookies that qmpin made.
     #[must_use]
     pub fn cookie(&self) -> &CookieMemory {
         &self.cookie
@@ -161,8 +161,8 @@ impl Memory {
     }
 
     /// Whether restoring would come out right without this record. It keeps the journal of a VM whose
-    /// workers come and go all day from growing: a thread born later needs no line of its own, as long
-    /// as its mask is known to be one of ours.
+    /// workers come and go all day from growing: a thread created later needs no line of its own, as long
+    /// as its mask is known to be one that qmpin wrote.
     #[must_use]
     pub fn covers(&self, intent: &Intent) -> bool {
         if self.knows(intent.thread) {
@@ -173,15 +173,15 @@ impl Memory {
         }
     }
 
-    /// The mask the thread had before, or would have had without qmpin: one born later inherits the
+    /// The mask the thread had before, or would have had without qmpin: one created later inherits the
     /// main thread's. `None` before there is a baseline, when nothing has been written yet.
     #[must_use]
     pub fn before(&self, key: ThreadKey) -> Option<CpuSet> {
         self.before.get(&key).map(|mask| **mask).or(self.main)
     }
 
-    /// Whether qmpin may have given the thread a mask that satisfies `same`. A thread born later may
-    /// have inherited any of ours.
+    /// Whether qmpin may have given the thread a mask that satisfies `same`. A thread created later may
+    /// have inherited any that qmpin wrote.
     pub fn is_ours(&self, key: ThreadKey, mut same: impl FnMut(&CpuSet) -> bool) -> bool {
         let same = |mask: &Mask| same(mask);
         if self.knows(key) {

@@ -11,10 +11,10 @@
 //!   {"priority":{"thread":{…},"from":{…},"to":{"class":"fifo",…}}}    one per change, before it
 //!   {"cookie":"intended"}, {"cookie":{"made":1234}}                   before a cookie is made, and which it was
 //!   {"partition":{"unit":"100.scope","cgroup":…,"cpus":"12-19",…}}    before a partition is made or changed
-//!   {"slices":"12-19"}                                                before systemd keeps others off
+//!   {"slices":"12-19"}                                                before systemd excludes others
 //! ```
 //!
-//! A line is an intention: after a crash it may or may not have been carried out, and `restore` tells
+//! A line is an intention: after a crash it may or may not have been carried out, and `restore` sees
 //! by looking. A torn last line was never followed by a write, so it is dropped.
 //!
 //! A line of an unknown kind is from a newer qmpin. It is not undone, so the file stays and is named
@@ -67,7 +67,7 @@ pub struct Header {
 /// The masks before the first write.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Baseline {
-    /// The main thread's: what a thread born later would have inherited without qmpin.
+    /// The main thread's: what a thread created later would have inherited without qmpin.
     pub main: CpuSet,
     /// Every thread that was there.
     pub threads: Vec<(Tid, StartTicks, CpuSet)>,
@@ -91,9 +91,9 @@ pub struct PartitionUndo {
     pub unit: String,
     /// Its cgroup, below the root of the tree.
     pub cgroup: String,
-    /// The drop-in of ours, relative to the root; none where the unit was delegated already.
+    /// The drop-in of qmpin, relative to the root; none where the unit was delegated already.
     pub drop_in: Option<String>,
-    /// What we set as `AllowedCPUs=`; none where somebody else had.
+    /// What we set as `AllowedCPUs=`; none where another program had.
     pub allowed_set: Option<CpuSet>,
     /// Whether the groups of the unit had the controller before.
     pub had_controller: bool,
@@ -117,7 +117,7 @@ pub enum Record {
     Narrowed(Intent),
     /// A partition about to be made or changed.
     Partition(PartitionUndo),
-    /// Systemd is about to be told to keep units beside the VM off these CPUs: some kernels change the
+    /// systemd is about to exclude units beside the VM from these CPUs: some kernels change the
     /// VM's masks with it.
     Slices(CpuSet),
     /// How every thread was scheduled before the first change of that.

@@ -4,7 +4,7 @@
 //!   qmpin.lease/1 and later  the CPUs, the process and the boot have to be there and understood; else it is unreadable
 //!   unknown knobs, members   kept in [`Kept`], and written again by a process that goes on with the lease
 //!   known members            that are missing, or have a value that is not understood: as if they were not set
-//!   cut off somewhere        unreadable; what is before the cut can be told by [`salvage`]
+//!   cut off somewhere        unreadable; what is before the cut is read by [`salvage`]
 //! ```
 
 use std::cell::RefCell;
@@ -33,7 +33,7 @@ pub struct Kept {
     pub members: Map<String, Value>,
 }
 
-/// What can be told of a lease that cannot be read.
+/// What is known of a lease that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Salvaged {
     /// The boot it is valid in.
@@ -101,7 +101,7 @@ pub(super) fn text(lease: &Lease) -> Result<Vec<u8>, serde_json::Error> {
     serde_json::to_vec(&value)
 }
 
-/// Takes from the text of a lease, whole or cut off, what can be told.
+/// Takes from the text of a lease, whole or cut off, what is known.
 #[must_use]
 pub(super) fn salvage(text: &str) -> Salvaged {
     let found = RefCell::new(Map::new());

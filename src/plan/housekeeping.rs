@@ -41,7 +41,7 @@ impl Claims {
     /// Gathers the claims and checks the policy against the machine.
     ///
     /// # Errors
-    /// [`PlanError::Policy`] for CPUs by hand that are absent, offline, or somebody else's by policy;
+    /// [`PlanError::Policy`] for CPUs by hand that are absent, offline, or another owner's by policy;
     /// [`PlanError::Infeasible`] for CPUs by hand that another VM has.
     pub(super) fn gather(request: &Request<'_>) -> Result<Claims, PlanError> {
         let topology = request.topology;

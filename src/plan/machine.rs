@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   group  = the CPUs of one kind behind one last-level cache, on one node
-//!            (where caches tell nothing: of one die, else node, else the whole machine)
+//!            (where caches say nothing: of one die, else node, else the whole machine)
 //!   core   = SMT siblings; it goes to a VM whole, or not at all
 //!   free   = none of its CPUs is reserved, shared, or another VM's
 //! ```
@@ -68,7 +68,7 @@ impl Group<'_> {
     }
 }
 
-/// What decides where a core is grouped. The first that tells cores apart without making every
+/// What decides where a core is grouped. The first that distinguishes cores without making every
 /// core a group of its own is used.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
@@ -90,7 +90,7 @@ fn by_node(core: &Core) -> Option<Key> {
     core.node.map(|node| Key::Node(node.0))
 }
 
-/// Whether caches tell cores apart: each is known, and some cache has more than one core.
+/// Whether caches distinguish cores: each is known, and some cache has more than one core.
 pub(super) fn caches_group_cores(topology: &Topology) -> bool {
     let cores = &topology.cores;
     // LLC ids are dense, so as many caches as cores means one for each.

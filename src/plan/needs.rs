@@ -55,7 +55,7 @@ pub(super) fn findings(groups: &[Group<'_>], vm: &VmPolicy, used: &CpuSet) -> Ve
     findings
 }
 
-/// The needs that leave cores out, for whoever finds too few; empty where none does.
+/// The needs that leave cores out, for a message about too few; empty where none does.
 pub(super) fn in_force(groups: &[Group<'_>], vm: &VmPolicy) -> Vec<String> {
     let needs = Needs::of(groups, vm);
     if vm.vcpus.value != CpuChoice::Auto {

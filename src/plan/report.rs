@@ -46,7 +46,7 @@ impl Finding {
     }
 }
 
-/// Why a vCPU is where it is. Typed, so that planning formats no text that nobody reads.
+/// Why a vCPU is where it is. Typed, so that planning formats no text that is not read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Why {
     /// It has a core of its own.

@@ -1,4 +1,4 @@
-//! What is kept off a VM's CPUs: levels, and the knobs that a level turns.
+//! What is excluded from a VM's CPUs: levels, and the knobs that a level turns.
 //!
 //! ```text
 //!   none       nothing is moved, not even the VM

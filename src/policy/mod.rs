@@ -31,7 +31,7 @@ pub use values::{
 
 use crate::cpuset::CpuSet;
 
-/// The slow timer's default: how long somebody else's `taskset` can go unnoticed, in seconds.
+/// The slow timer's default: how long an external change can go unnoticed, in seconds.
 pub const CHECK_INTERVAL_S_DEFAULT: u64 = 5;
 
 /// Where a value is from.

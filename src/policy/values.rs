@@ -109,7 +109,7 @@ pub enum ChannelChoice {
     Auto,
     /// Short visits of the socket only.
     Lease,
-    /// Hold the socket that `--qmp` names for good; it must be nobody else's.
+    /// Hold the socket that `--qmp` names for good; no other program may need it.
     Persistent,
 }
 
@@ -117,7 +117,7 @@ pub enum ChannelChoice {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum VcpuSched {
-    /// As whoever started QEMU has it: nothing is changed.
+    /// As QEMU was started: nothing is changed.
     #[default]
     Other,
     /// `SCHED_FIFO` with this priority.

@@ -9,7 +9,7 @@
 //!              +------------------------------> Socket or RuntimeMonitor -------+
 //! ```
 //!
-//! Plain QEMU whose one socket nobody else needs: give that path as both `shared` and `own`; it is
+//! Plain QEMU whose one socket no other program needs: give that path as both `shared` and `own`; it is
 //! then held for good.
 
 use std::fmt;
@@ -82,7 +82,7 @@ impl ChannelPaths {
 /// before anything is sent.
 pub type PeerCheck = Box<dyn Fn(&Peer) -> Result<(), CheckError>>;
 
-/// What [`Channel::next_event`] has to tell.
+/// What [`Channel::next_event`] reports.
 #[derive(Debug)]
 pub enum Happening {
     /// An event of QEMU's.
@@ -192,7 +192,7 @@ impl Channel {
     }
 
     /// Asks for the roles, over the live session or by a lease. A live session that fails is given
-    /// up for a lease; [`kind`](Channel::kind) tells.
+    /// up for a lease; [`kind`](Channel::kind) says which.
     ///
     /// # Errors
     /// Those of [`lease()`], and what is wrong with an answer that came over the live session.
@@ -238,7 +238,7 @@ impl Channel {
             }
             Err(error) if error.is_nobody_there() => self.own_refused = None,
             Err(error) => {
-                // The right process listens and does not greet: perhaps a monitor that a qmpin,
+                // The right process listens and does not greet: it may be a monitor that a qmpin,
                 // killed while it made it, has left behind half done.
                 if matches!(error, QmpError::Timeout { .. }) {
                     remove_runtime_monitor(&self.paths.shared, &self.check, &self.limits).await?;
@@ -289,7 +289,7 @@ impl Channel {
     }
 }
 
-/// Whether a socket may be bound there: nothing is there, or a socket that nobody serves.
+/// Whether a socket may be bound there: nothing is there, or a socket that no process serves.
 async fn is_free_for_a_socket(path: &Path) -> bool {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => UnixStream::connect(path)

@@ -57,7 +57,7 @@ fn too_long(path: &Path) -> Option<io::Error> {
     (bytes > PATH_BYTES_MAX).then(|| io::Error::new(io::ErrorKind::InvalidInput, text))
 }
 
-/// The kernel refuses a connection to a file that is no socket in the same words as to one that nobody
+/// The kernel refuses a connection to a file that is no socket in the same words as to one that no process
 /// serves.
 fn not_a_socket(path: &Path) -> Option<io::Error> {
     let found = std::fs::metadata(path).ok()?;

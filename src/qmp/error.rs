@@ -1,4 +1,4 @@
-//! What can go wrong on the wire, told apart.
+//! What can go wrong on the wire, one variant each.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -272,7 +272,7 @@ impl QmpError {
         }
     }
 
-    /// Whether nobody listens on the socket: it is not there, or what made it is gone.
+    /// Whether no process listens on the socket: it is not there, or what made it is gone.
     #[must_use]
     pub fn is_nobody_there(&self) -> bool {
         matches!(self, QmpError::Connect { source, .. } if matches!(

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::Tolerated;
 use super::error::excerpt;
 
-/// The most events kept while nobody reads them.
+/// The most events kept while they are not read.
 const QUEUE_EVENTS_MAX: usize = 64;
 
 /// The longest event line whose data is kept, in bytes. The longest that QEMU sends on its own,
@@ -110,7 +110,7 @@ fn is_as_in_schema(name: &str, data: &Value) -> bool {
     }
 }
 
-/// Events that nobody has read yet. A hint that waits already is not kept twice.
+/// Events that were not read yet. A hint that waits already is not kept twice.
 #[derive(Debug, Default)]
 pub(super) struct EventQueue {
     events: VecDeque<QmpEvent>,

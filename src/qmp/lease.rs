@@ -1,4 +1,4 @@
-//! A visit of a socket that others need: wait our turn, ask, leave. A few milliseconds.
+//! A visit of a socket that others need: wait until the monitor is free, ask, close. A few milliseconds.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,23 +19,23 @@ pub struct LeaseReport {
     pub roles: Roles,
     /// How long the socket was ours: from the greeting to the close.
     pub held: Duration,
-    /// How long we waited for our turn: from the call to the greeting.
+    /// How long the wait was: from the call to the greeting.
     pub waited: Duration,
     /// What was odd and let pass.
     pub tolerated: Tolerated,
 }
 
-/// Asks for the roles in one visit. Connects once and waits for its turn, at most
+/// Asks for the roles in one visit. Connects once and waits until the monitor is free, at most
 /// `limits.wait_turn_max`; then holds the socket at most `limits.hold_max`. The replies are read
 /// after the socket is closed.
 ///
 /// `check` is given the process that listens, before anything is sent to it.
 ///
-/// Not cancel safe in one respect: dropped while it waits for its turn, it leaves a dead entry in
+/// Not cancel safe in one respect: dropped while it waits, it leaves a dead entry in
 /// the socket's backlog of two until QEMU comes to it. Let it run.
 ///
 /// # Errors
-/// [`QmpError::WrongPeer`] where `check` refused, [`QmpError::Held`] where our turn did not come,
+/// [`QmpError::WrongPeer`] where `check` refused, [`QmpError::Held`] where the monitor did not become free,
 /// else any [`QmpError`] of the wire or of the roles.
 pub async fn lease<E: Into<CheckError>>(
     path: &Path,

@@ -67,7 +67,7 @@ pub struct Limits {
     pub reply_timeout: Duration,
     /// The longest a lease may hold a shared socket, from the greeting on.
     pub hold_max: Duration,
-    /// The longest we wait for our turn while somebody else holds a shared socket.
+    /// The longest wait while another client holds a shared socket.
     pub wait_turn_max: Duration,
 }
 
@@ -108,7 +108,7 @@ pub struct Tolerated {
     pub stray_replies: u64,
     /// JSON objects that are no greeting, reply, error or event, and blank lines.
     pub unknown_lines: u64,
-    /// Sessions that somebody had negotiated already (QEMU's race with clients that leave early).
+    /// Sessions that another client had negotiated already (QEMU's race with clients that leave early).
     pub already_negotiated: u64,
 }
 

@@ -13,7 +13,7 @@ use crate::ids::{IothreadId, Tid, VcpuIndex};
 /// The longest iothread id taken, in bytes.
 const IOTHREAD_ID_BYTES_MAX: usize = 256;
 
-/// Where a vCPU sits in the guest's topology, as QEMU tells the guest (`CpuInstanceProperties` in
+/// Where a vCPU sits in the guest's topology, as QEMU reports it to the guest (`CpuInstanceProperties` in
 /// qapi/machine.json). `None` where QEMU says nothing: x86 gives a die only if there are several,
 /// and a node only if NUMA is configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]

@@ -59,7 +59,7 @@ struct AddMonitor<'a> {
 /// Visits the shared socket, makes a monitor on `own_socket` if QEMU can, and connects to it. If
 /// anything fails half-way, what was made is taken away again.
 ///
-/// The file `own_socket` must not be a socket that somebody serves: QEMU would unlink it
+/// The file `own_socket` must not be a socket that a process serves: QEMU would unlink it
 /// (`unix_listen_saddr` in util/qemu-sockets.c). [`Channel`](super::Channel) sees to that.
 ///
 /// # Errors
@@ -162,7 +162,7 @@ async fn add_and_connect<E: Into<CheckError>>(
     });
     match own.await {
         Ok(Ok(own)) => {
-            // A QEMU that is killed leaves its sockets' files behind. Nobody but us is to come here, so
+            // A QEMU that is killed leaves its sockets' files behind. No other program is to come here, so
             // the file has done its service; that it is gone already is fine with QEMU.
             if let Err(error) = std::fs::remove_file(own_socket) {
                 tracing::debug!("could not remove {}: {error}", own_socket.display());

@@ -33,7 +33,7 @@ const NOISE_PAUSE_TIMES: u32 = 50;
 
 /// A session with a QMP monitor. Dropping it closes the connection.
 ///
-/// While it is open somebody must read it: call [`next_event`](Session::next_event) whenever
+/// While it is open it has to be read: call [`next_event`](Session::next_event) whenever
 /// nothing else is called. QEMU keeps what a client does not read in its own memory, without a
 /// limit (`monitor_flush_locked` in monitor/monitor.c).
 #[derive(Debug)]
@@ -351,7 +351,7 @@ impl Session {
                     }
                 }
                 // An error without an id answers a line that QEMU could not parse. Ours parse, so
-                // it answers somebody else's.
+                // it answers another session's.
                 Line::Answer { .. } => self.tolerated.stray_replies += 1,
                 Line::Event(event) => self.events.push(event, &mut self.tolerated),
                 Line::Greeting(_) | Line::Unknown => self.tolerated.unknown_lines += 1,

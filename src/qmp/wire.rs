@@ -25,7 +25,7 @@ pub(super) const QUERY_IOTHREADS: Cow<'static, str> = Cow::Borrowed("query-iothr
 const IDS: Range<u32> = 10..100;
 
 /// Commands are numbered through the life of the process, not of the session, and begin at a number
-/// made of the process's: a reply meant for an earlier session then does not pass for one of ours.
+/// made of the process's: a reply meant for an earlier session then does not pass for one of this session.
 static COMMANDS: LazyLock<AtomicU32> =
     LazyLock::new(|| AtomicU32::new(std::process::id().wrapping_mul(57)));
 

@@ -11,7 +11,7 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Nobody owns anything.
+    /// Nothing is owned.
     #[must_use]
     pub fn none() -> Owners {
         Owners::default()

@@ -15,7 +15,7 @@ use crate::qmp::ChannelKind;
 use crate::shown;
 use crate::standing::Standing;
 
-/// Whether somebody follows a VM.
+/// Whether a supervisor follows a VM.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VmState {
@@ -30,11 +30,11 @@ pub enum VmState {
 /// What is known of one VM.
 #[derive(Clone, Debug)]
 pub struct VmStatus {
-    /// Whether somebody follows it.
+    /// Whether a supervisor follows it.
     pub state: VmState,
     /// What it has.
     pub lease: Lease,
-    /// What its supervisor tells.
+    /// What its supervisor reports.
     pub standing: Option<Standing>,
     /// The group of its vCPUs, where it has a partition.
     pub partition: Option<PartitionFile>,
@@ -119,7 +119,7 @@ struct VcpuRow {
 }
 
 impl VmRow {
-    /// What keeps others off its CPUs, as it is.
+    /// What excludes others from its CPUs, as it is.
     fn rung(&self) -> String {
         match (&self.partition, &self.slices) {
             (Some(partition), _) => partition.state.clone(),

@@ -4,7 +4,7 @@
 //!   CPUs 0,2,4,6,8,10,12,14,16,18,20,22 cannot be had  ─▶  CPUs 0,2,4,(8 more),22 cannot be had
 //! ```
 //!
-//! Lists are known by how they are written, so whoever makes a sentence writes the whole list: numbers and ranges
+//! Lists are known by how they are written, so the author of a sentence writes the whole list: numbers and ranges
 //! with commas, names with commas and blanks, pins such as `0→6` with blanks. The first and the last item stay.
 
 use std::borrow::Cow;

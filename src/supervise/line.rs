@@ -1,4 +1,4 @@
-//! The line to QEMU: whoever works with it has it for himself, beside the loop.
+//! The line to QEMU: the job that works with it has it alone, beside the loop.
 //!
 //! ```text
 //!   free ──ask, upgrade──▶ lent to a job ──done──▶ free
@@ -30,7 +30,7 @@ pub(super) enum Done {
     Upgraded(Result<Upgrade, QmpError>),
 }
 
-/// What the line to QEMU has to tell.
+/// What the line to QEMU reports.
 pub(super) enum Said {
     Happening(Happening),
     Done(Done),
@@ -48,7 +48,7 @@ impl Line {
         Line { state: State::Free(Box::new(channel)), ask_when_free: false }
     }
 
-    /// Waits for what it has to tell. What has begun goes on the next time where this is dropped.
+    /// Waits for what it reports. What has begun goes on the next time where this is dropped.
     pub(super) async fn said(&mut self) -> Said {
         match &mut self.state {
             State::Free(channel) => Said::Happening(channel.next_event().await),
@@ -61,7 +61,7 @@ impl Line {
         }
     }
 
-    /// Returns what it has to tell already; `None`: nothing.
+    /// Returns what it has to report already; `None`: nothing.
     pub(super) async fn said_already(&mut self) -> Option<Happening> {
         match &mut self.state {
             State::Free(channel) => tokio::select! {

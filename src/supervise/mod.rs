@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `sources` has what can wake it; `run` makes events of that and carries out effects; `state` decides;
-//! `worker` is the thread on which `attachment` works; `line` is the way to QEMU; `telling` tells.
+//! `worker` is the thread on which `attachment` works; `line` is the way to QEMU; `telling` reports.
 
 mod budget;
 mod line;

@@ -19,7 +19,7 @@ pub(super) fn log_shortfalls(plan: &Plan, before: &[Finding]) {
     }
 }
 
-/// A hot-added iothread is often born where it belongs; then this is the only line about it.
+/// A hot-added iothread is often created where it belongs; then this is the only line about it.
 pub(super) fn log_learnt(learnt: &Learnt) {
     for (key, role) in &learnt.joined {
         tracing::info!("new: {}", thread_in_words(key.tid, role, ""));

@@ -1,7 +1,7 @@
 //! How often QEMU is asked, and the host looked at for another VM's sake. A question that taught something may
 //! be followed by another at once, as when vCPUs are plugged one by one; questions in vain, as when nameless
 //! workers come and go, grow rare; after a failure QEMU is given time. vCPUs that come and go cost a plan, a
-//! lease, and all other VMs a look, and no honest VM's do so all day: QEMU is asked ever less often then.
+//! lease, and all other VMs a pass, and no honest VM's do so all day: QEMU is asked ever less often then.
 
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The answer told of a vCPU or iothread that came or went.
+    /// The answer reported a vCPU or iothread that came or went.
     pub(super) fn taught(&mut self) {
         *self = Pace { in_vain: 0, failed: 0, ..*self };
     }
@@ -159,7 +159,7 @@ mod tests {
             last = pace.gap(now);
             now += GAP;
         }
-        // It is not forgotten for what else it tells, or does not.
+        // It is not forgotten for what else it says, or does not.
         pace.failed();
         pace.in_vain();
         pace.taught();

@@ -11,7 +11,7 @@ use crate::discover::is_alive;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
-/// Sends a signal to a process. Returns what tells of its end; `None`: it has ended.
+/// Sends a signal to a process. Returns what shows its end; `None`: it has ended.
 ///
 /// # Errors
 /// The kernel's answer.

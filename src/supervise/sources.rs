@@ -13,7 +13,7 @@ use crate::knobs::ground::Host;
 use crate::threads::ProcessKey;
 use crate::watch::{Births, Exit, LeaseChanges, SlowTimer};
 
-/// Where births cannot be watched, the slow timer is all there is: it is made faster.
+/// Where new threads cannot be watched, the slow timer is all there is: it is made faster.
 pub(super) const BLIND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What can wake the loop.

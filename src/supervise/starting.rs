@@ -1,4 +1,4 @@
-//! The first moments of a VM. Whoever is started by its pid file is there before QEMU can be asked:
+//! The first moments of a VM. A supervisor that its pid file starts is there before QEMU can be asked:
 //!
 //! ```text
 //!   QEMU   pid file made ─▶ pid written ─▶ sockets made ─▶ asked, it answers

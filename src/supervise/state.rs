@@ -8,10 +8,10 @@
 //!      │                             ▼
 //!      └───── Look ◀──── Roles ◀── AskSoon ─▶ Ask
 //!
-//!   anywhere: QEMU has ended, or we are told to stop ─▶ Finish
+//!   anywhere: QEMU has ended, or we are asked to stop ─▶ Finish
 //! ```
 //!
-//! Hints are coalesced: any number of them before the look is one look. Asking goes on in the
+//! Hints are coalesced: any number of them before a pass is one pass. Asking goes on in the
 //! background, since Proxmox may hold the socket for long; looks go on meanwhile.
 
 use crate::attachment::reports::Looked;
@@ -19,9 +19,9 @@ use crate::attachment::reports::Looked;
 /// Something that happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Event {
-    /// Somebody says that something may have changed.
+    /// Something may have changed.
     Hint(Hint),
-    /// The delay of a look is over.
+    /// The delay of a pass is over.
     LookDue,
     /// The delay of a question is over.
     AskDue,
@@ -35,18 +35,18 @@ pub(crate) enum Event {
     ChannelChanged(Liveness),
     /// The QEMU process has ended.
     QemuEnded,
-    /// We are told to stop.
+    /// We are asked to stop.
     Stop,
 }
 
 /// What may have changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Hint {
-    /// A thread was born.
+    /// A thread was created.
     Birth,
     /// The guest was reset, stopped, resumed: threads stay, masks should.
     GuestState,
-    /// A device came or went: perhaps a vCPU.
+    /// A device came or went: it may be a vCPU.
     Device,
     /// Another VM came or went.
     Neighbour,
@@ -85,7 +85,7 @@ pub(crate) enum Effect {
 pub enum Ending {
     /// QEMU has ended.
     QemuEnded,
-    /// We were told to.
+    /// We were asked to.
     Told,
 }
 

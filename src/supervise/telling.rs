@@ -1,8 +1,8 @@
-//! What was told already: each thing is told once, and nobody is told the same again.
+//! What was reported already, so that each thing is reported once.
 //!
 //! | who | what |
 //! |---|---|
-//! | the log | what was moved, what was refused, why a look was not whole |
+//! | the log | what was moved, what was refused, why a pass was incomplete |
 //! | systemd | a line of status |
 //! | `qmpin status` | `<vm>.standing`, see [`crate::standing`] |
 
@@ -26,28 +26,28 @@ const REFUSED_MAX: usize = 1_000;
 /// So many threads are kept about which a line was logged: a VM's threads come and go for months.
 const LINES_MAX: usize = 10_000;
 
-/// What was told already.
+/// What was reported already.
 #[derive(Default)]
 pub(super) struct Telling {
-    /// Why the last look failed, if it did.
+    /// Why the last pass failed, if it did.
     look_failed: Option<String>,
     /// What the log has of the host.
     host_lines: HostLines,
     /// Why the host could not be kept in line the last time, if it could not.
     host_failed: Option<String>,
-    /// Why others are not kept off the VM's CPUs, if that has yet to be.
+    /// Why others are not excluded from the VM's CPUs, if that has yet to be.
     not_isolated: Option<String>,
     /// What the kernel would not do, and is not asked for again.
     refused: BTreeSet<String>,
     /// What holds although the policy files say otherwise.
     of_policy: BTreeSet<String>,
-    /// What it would not do at the last look.
+    /// What it would not do in the last pass.
     refused_now: BTreeSet<String>,
-    /// What `status` was told last of channel and drift.
+    /// What `status` shows of channel and drift.
     standing: Option<(ChannelKind, u64)>,
-    /// What it was told of the rest is no longer so.
+    /// The rest that it shows is out of date.
     is_stale: bool,
-    /// What systemd was told last.
+    /// What systemd shows.
     status: String,
     /// Threads about which a line was logged.
     lines: BTreeSet<ThreadKey>,
@@ -56,7 +56,7 @@ pub(super) struct Telling {
 }
 
 impl Telling {
-    /// What a look has changed.
+    /// What a pass has changed.
     pub(super) fn look(&mut self, report: &LookReport) {
         if self.lines.len() > LINES_MAX {
             self.lines.clear();
@@ -80,7 +80,7 @@ impl Telling {
         self.of_policy = of_policy;
     }
 
-    /// Why a look was not whole. A full /run stays full for a while: once is enough.
+    /// Why a pass was incomplete. A full /run stays full for a while: once is enough.
     pub(super) fn look_failed(&mut self, error: Option<String>) {
         if error != self.look_failed
             && let Some(error) = &error
@@ -90,7 +90,7 @@ impl Telling {
         self.look_failed = error;
     }
 
-    /// Why others are not kept off the VM's CPUs; `None`: they are, as far as a look has said.
+    /// Why others are not excluded from the VM's CPUs; `None`: they are, as far as the last pass has shown.
     pub(super) fn isolated(&mut self, error: Option<String>) {
         match &error {
             Some(error) if self.not_isolated.as_ref() != Some(error) => {
@@ -168,7 +168,7 @@ impl Telling {
                 self.standing = Some(standing);
                 self.is_stale = false;
             }
-            // The next time it may be written: a full /run is what there is to tell.
+            // The next time it may be written: a full /run is what there is to report.
             Err(error) => tracing::debug!("`qmpin status` does not know it yet: {error}"),
         }
     }

@@ -245,7 +245,7 @@ impl Wait<'_> {
                     if self.notice_files() {
                         cause = Some(Cause::Asked);
                     }
-                    // Without events of leases each look is for them, too.
+                    // Without events of leases each pass is for them, too.
                     if self.notice_host() || leases.is_none() || self.refusal.is_taken {
                         cause = cause.max(Some(Cause::Change));
                     }
@@ -281,7 +281,7 @@ impl Wait<'_> {
             return true;
         }
         let (state, vm) = (&self.settings.state, &self.settings.vm);
-        // What cannot be read now is for the next look.
+        // What cannot be read now is for the next pass.
         let Ok(topology) = read_topology(self.host.root) else { return false };
         let beside = neighbours(state, vm, &self.boot_id);
         let held = held(self.settings, &self.boot_id, seen.process);
@@ -381,7 +381,7 @@ pub fn end_waiting(root: &SysRoot, state: &StateDir, vm: &VmName) -> io::Result<
     Ok(())
 }
 
-/// What tells one content of a file from another; `None`: there is no file.
+/// What distinguishes one content of a file from another; `None`: there is no file.
 type FileMark = Option<(i64, i64, u64, u64)>;
 
 fn marks_of(files: &[PathBuf]) -> Vec<FileMark> {

@@ -1,8 +1,8 @@
-//! Thread births, by the kernel's process connector (`drivers/connector/cn_proc.c`,
+//! Thread creation, by the kernel's process connector (`drivers/connector/cn_proc.c`,
 //! `include/uapi/linux/cn_proc.h`).
 //!
-//! The connector tells of every fork on the host. A socket filter drops, in the kernel, all that is not
-//! a new thread of our process, so that an idle VM wakes nobody. Messages can be lost under load: they
+//! The connector reports every fork on the host. A socket filter drops, in the kernel, all that is not
+//! a new thread of our process, so that an idle VM causes no wake-up. Messages can be lost under load: they
 //! are hints.
 //!
 //! ```text
@@ -63,7 +63,7 @@ impl Births {
         Ok(Births { socket, process })
     }
 
-    /// The next birth. `None`: messages were lost, so there may have been some. Cancel safe.
+    /// The next new thread. `None`: messages were lost, so there may have been some. Cancel safe.
     ///
     /// # Errors
     /// The socket's; it is of no more use then.
@@ -188,7 +188,7 @@ mod tests {
             let born =
                 std::thread::spawn(|| nix::unistd::gettid().as_raw()).join().expect("a thread");
             let told = tokio::time::timeout(Duration::from_secs(10), births.next()).await;
-            // Other tests run in this process, and their threads are told as well.
+            // Other tests run in this process, and their threads are reported as well.
             let mut told = told.expect("within 10 s").expect("a message");
             while told != Some(Tid(born)) {
                 told = tokio::time::timeout(Duration::from_secs(10), births.next())

@@ -1,12 +1,10 @@
-//! *watch*: what tells the supervisor that something may have changed. All of it is hints; the truth
+//! *watch*: what wakes the supervisor because something may have changed. All of it is hints; the truth
 //! is a fresh look.
 //!
 //! ```text
-//!   births.rs   a thread of the VM was born      process connector, filtered in the kernel
+//!   births.rs   a thread of the VM was created   process connector, filtered in the kernel
 //!   exit.rs     QEMU has ended                   pidfd
 //!   leases.rs   another VM came or went          inotify on the state folder
-//!   verify.rs   does what was promised hold?    all of the above, once
-//!   doctor.rs   what does it cost all the same?     the host's files, QEMU's answer
 //!   slow_timer.rs  nothing else has said so      timerfd
 //! ```
 

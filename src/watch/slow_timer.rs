@@ -14,7 +14,7 @@ use rustix::time::{
 
 use super::readable::Readable;
 
-/// Ticks again and again. Ticks that nobody waited for are one.
+/// Ticks again and again. Ticks that passed unnoticed count as one.
 #[derive(Debug)]
 pub struct SlowTimer {
     timer: Readable,

@@ -4,7 +4,7 @@
 //! | check | costs where |
 //! |---|---|
 //! | `partition` | no isolated partition is to be had |
-//! | `irqbalance` | one runs that cannot be told to keep off the VMs' CPUs |
+//! | `irqbalance` | one runs that cannot be configured to exclude the VMs' CPUs |
 //! | `rt-throttling` | nothing keeps real-time threads from starving the kernel's own |
 //! | `guest-cores` | the guest does not know which of its vCPUs share a core of the host |
 //! | `config` | Proxmox's own configuration moves or throttles the VM |
@@ -79,7 +79,7 @@ pub struct VmFacts<'a> {
     pub vm: &'a VmName,
     /// What it has.
     pub guest: &'a Guest,
-    /// How it is asked; `None`: it is not Proxmox's, and nobody else needs its socket.
+    /// How it is asked; `None`: it is not Proxmox's, and no other program needs its socket.
     pub asked: Option<Asked>,
     /// Its configuration, or why that cannot be read; `None`: it is not Proxmox's.
     pub config: Option<Result<ProxmoxConfig, String>>,

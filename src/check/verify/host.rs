@@ -32,7 +32,7 @@ pub(crate) fn partition(facts: &HostFacts<'_>) -> Check {
     holds("partition", format!("{} are isolated in {group}", cpus_in_words(own)))
 }
 
-/// Without a partition: whether systemd keeps the units beside the VM off its CPUs, where that is the rung.
+/// Without a partition: whether systemd keeps the units beside the VM off its CPUs, where that is the fallback.
 fn rung_below(facts: &HostFacts<'_>) -> Check {
     let Some(cgroup) = &facts.lease.slices else {
         let reason = "the VM has none; `qmpin plan --explain` says why".to_owned();
@@ -60,7 +60,7 @@ pub(crate) fn processes(facts: &HostFacts<'_>) -> Check {
     broken("processes", named(&there))
 }
 
-/// Those that the kernel would not move are told apart.
+/// Those that the kernel would not move are listed separately.
 pub(crate) fn kthreads(facts: &HostFacts<'_>) -> Vec<Check> {
     let is_refused = |one: &&Occupant| {
         facts.unmet.iter().any(|unmet| {
@@ -110,7 +110,7 @@ pub(crate) fn is_irqbalance(place: &Place) -> bool {
     matches!(place, Place::Irqbalance(_))
 }
 
-/// One that cannot be told is not qmpin's to mend.
+/// One that cannot be configured is not qmpin's to fix.
 pub(crate) fn irqbalance(facts: &HostFacts<'_>) -> Vec<Check> {
     let unmet: Vec<&Unmet> =
         facts.unmet.iter().filter(|unmet| is_irqbalance(&unmet.place)).collect();

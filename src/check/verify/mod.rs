@@ -6,12 +6,12 @@
 //! | `helpers` | no other thread of the VM may run there |
 //! | `sched` | every vCPU that has its CPU to itself has the priority, and no other thread has it |
 //! | `core-scheduling` | all threads of the VM have one cookie, where others share a core with it |
-//! | `partition` | these CPUs are an isolated partition, and it is in force; on the rung below, units are limited as planned |
+//! | `partition` | these CPUs are an isolated partition, and it is in force; in the next fallback, units are limited as planned |
 //! | `processes` | no other process may run there |
-//! | `kthreads` | nor any kernel thread that can be moved; one that was refused is told apart |
+//! | `kthreads` | nor any kernel thread that can be moved; one that was refused is listed separately |
 //! | `bound-kthreads` | never quite: what the kernel binds to each CPU is counted |
 //! | `irqs` … | nothing of that knob is left to be done |
-//! | `irqbalance` | an irqbalance that runs keeps interrupts off there |
+//! | `irqbalance` | an irqbalance that runs excludes interrupts from there |
 //! | `vfio-irqs` | interrupts of the VM's own devices are where the policy wants them |
 //!
 //! A check is made where the VM's policy asks for what it is about.
@@ -79,11 +79,11 @@ pub struct Unmet {
 /// Why a place does not hold what it should.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UnmetCause {
-    /// Somebody has changed it, or it is new: a promise that is not kept.
+    /// It was changed externally, or it is new: a promise that is not kept.
     Changed,
     /// It was tried, and the kernel would not.
     Refused,
-    /// irqbalance was told, and takes it later.
+    /// irqbalance is configured, and applies it later.
     Told,
 }
 
@@ -282,7 +282,7 @@ mod tests {
         }
     }
 
-    /// Nobody else is there to see.
+    /// No other thread is there to see.
     fn nobody(lease: &Lease) -> HostFacts<'_> {
         static INTERRUPTS: BTreeMap<u32, Interrupt> = BTreeMap::new();
         HostFacts {

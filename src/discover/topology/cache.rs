@@ -2,7 +2,7 @@
 //!
 //! That is the L3 of a CCX or a socket, the L2 of an Arm cluster without L3, and where only private
 //! caches are described a group for each core. All indexes of the first CPU are looked at. Each other
-//! group is expected to have its LLC at the same index and nothing above it, which two opens tell;
+//! group is expected to have its LLC at the same index and nothing above it, which two opens show;
 //! where that fails, as for the cores without L3 of some hybrid parts, all its indexes are looked at.
 
 use super::attribute::{Notes, Why};

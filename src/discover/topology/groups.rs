@@ -9,7 +9,7 @@
 //!
 //! *The careful way*: everyone is asked, and a group stands when all its members say the same. The
 //! others are not known. A CPU that says nothing belongs to the one group that names it, if any; one
-//! that names itself alone has nobody to confirm it, so nobody else may name it.
+//! that names itself alone has no CPU to confirm it, so no other CPU may name it.
 //!
 //! One lie gets through: of two siblings the lower is believed and the upper not asked, since asking
 //! would double the work for every healthy machine.
@@ -20,12 +20,12 @@ use crate::cpuset::CpuSet;
 use crate::ids::CpuId;
 use crate::sysroot::SysRoot;
 
-/// Someone who can be asked which CPUs are in the group of one.
+/// What can be asked which CPUs are in the group of one.
 pub(super) trait Witness {
-    /// The group as `cpu` tells it.
+    /// The group as `cpu` reports it.
     fn ask(&mut self, cpu: CpuId) -> Result<CpuSet, Why>;
 
-    /// The group as `cpu` tells it, where the one asked last is known to be in it too.
+    /// The group as `cpu` reports it, where the one asked last is known to be in it too.
     fn ask_another(&mut self, cpu: CpuId) -> Result<CpuSet, Why> {
         self.ask(cpu)
     }
@@ -195,7 +195,7 @@ fn the_careful_way(
 }
 
 /// What speaks against the group that `cpu` claims: itself, a member that says otherwise, or another
-/// CPU that claims a member which nobody else in the group has confirmed.
+/// CPU that claims a member which no other CPU of the group has confirmed.
 fn objection(cpu: CpuId, claim: &CpuSet, claims: &[(CpuId, CpuSet)]) -> Option<String> {
     if !claim.contains(cpu) {
         return Some(format!("CPU {cpu} says {claim}, which does not name itself"));

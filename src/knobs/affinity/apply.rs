@@ -96,7 +96,7 @@ pub fn apply(
             Applied { step, outcome }
         })
         .collect();
-    // What the kernel made of our mask is ours, too: restore must know it again.
+    // What the kernel made of a mask of qmpin counts as qmpin's, too: restore must know it again.
     let narrowed: Vec<Record> = applied
         .iter()
         .filter_map(|applied| match &applied.outcome {

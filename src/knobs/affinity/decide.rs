@@ -36,7 +36,7 @@ pub enum Decision {
         /// The mask it had before.
         to: CpuSet,
     },
-    /// It is as somebody else left it.
+    /// It is as another program left it.
     LeaveAlone {
         /// The mask it had before.
         before: CpuSet,
@@ -56,7 +56,7 @@ pub fn decide(
     let Some(before) = memory.before(key) else { return Decision::Nothing };
     // The kernel cuts a mask to what cpusets leave the process, and if qmpin is killed right after the
     // write, or another VM's partition comes later, the journal does not say so. The cpuset is what a
-    // thread has that nobody has pinned: the main thread, most often.
+    // thread has that was never pinned: the main thread, most often.
     let cut =
         || [Some(before), memory.main()].into_iter().flatten().chain(around.limits.iter().copied());
     let ours = |ours: &CpuSet| same(ours) || cut().any(|cut| same(&(*ours & cut)));
@@ -137,7 +137,7 @@ mod tests {
         let back = Decision::PutBack { to: set("0-23") };
         assert_eq!(decided("0-11,20-23", &[]), back);
         assert_eq!(decided("0-7,20-23", &[set("0-7,12-23")]), back);
-        // Somebody else's, with and without that partition.
+        // Another program's, with and without that partition.
         let left = Decision::LeaveAlone { before: set("0-23") };
         assert_eq!(decided("0-7,20-23", &[]), left);
         assert_eq!(decided("0-5", &[set("0-7,12-23")]), left);

@@ -1,7 +1,7 @@
 //! `Plan × Observed → Vec<Step>`. Empty means converged.
 //!
 //! A step carries all that the executor needs: which thread, from what, to what. The order is the one
-//! that lets inheritance work for us: main thread first, since new threads are born with its mask;
+//! that lets inheritance work for us: main thread first, since new threads are created with its mask;
 //! then the rest of the emulator, iothreads, and vCPUs.
 
 use crate::cpuset::CpuSet;

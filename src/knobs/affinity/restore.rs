@@ -1,14 +1,14 @@
-//! *restore*: puts every living thread's mask back, from the journal alone.
+//! *restore*: restores the mask of every living thread, from the journal alone.
 //!
 //! ```text
-//!   a thread that was written     its mask is one of ours ─▶ the mask before the first write
-//!   a thread born later           its mask is one of ours ─▶ the main thread's mask before
+//!   a thread that was written     qmpin wrote its mask    ─▶ the mask before the first write
+//!   a thread created later        qmpin wrote its mask    ─▶ the main thread's mask before
 //!   a kernel thread's             its mask is the kernel's, as it took CPUs away or gave them back ─▶ as ours
 //!   either                        its mask is as before   ─▶ nothing to do
-//!   either                        its mask is another     ─▶ somebody else's: left alone, reported
+//!   either                        its mask is another     ─▶ another program's: kept, reported
 //! ```
 //!
-//! It needs no policy, no QMP and no VM, and may run twice. A thread born while it works inherits from
+//! It needs no policy, no QMP and no VM, and may run twice. A thread created while it works inherits from
 //! threads not yet restored, so it looks again until there is nothing left to do.
 
 use std::collections::BTreeSet;
@@ -41,11 +41,11 @@ pub struct RestoreReport {
     pub put_back: BTreeSet<ThreadKey>,
     /// How many threads were as before already.
     pub unchanged: usize,
-    /// Threads that somebody else has moved meanwhile: left alone.
+    /// Threads that another program has moved meanwhile: left alone.
     pub foreign: Vec<ForeignChange>,
     /// Threads that could not be restored.
     pub failed: Vec<FailedRestore>,
-    /// Places of the host that nobody needs changed any more, and what became of them.
+    /// Places of the host that no VM needs changed any more, and what became of them.
     pub host: Vec<HostApplied>,
     /// Why nothing was done about the host, in sentences.
     pub host_left: Vec<String>,
@@ -72,7 +72,7 @@ pub enum Nothing {
     ProcessGone,
 }
 
-/// A thread that somebody else has moved.
+/// A thread that another program has moved.
 #[derive(Clone, Debug)]
 pub struct ForeignChange {
     /// Which thread.
@@ -250,8 +250,8 @@ fn put_back(
     Ok(report)
 }
 
-/// The threads to look at, in the order they were written: the main thread first, so that what is born
-/// from then on is born right.
+/// The threads to look at, in the order they were written: the main thread first, so that what is created
+/// from then on is created right.
 fn living(
     root: &SysRoot,
     process: ProcessKey,

@@ -45,7 +45,7 @@ fn said_no(error: io::Error) -> StepOutcome {
     if is_gone(&error) { StepOutcome::Gone } else { StepOutcome::Refused { error } }
 }
 
-/// The last look before the write: a thread number may belong to somebody else by now.
+/// The last check before the write: a thread number may belong to another thread by now.
 pub(crate) fn is_still_there(
     bench: Bench<'_>,
     key: ThreadKey,

@@ -1,4 +1,4 @@
-//! What the journal remembers of core-scheduling cookies: which are ours.
+//! What the journal remembers of core-scheduling cookies: which of them qmpin made.
 
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +16,11 @@ pub enum CookieRecord {
     Refused,
 }
 
-/// The cookies that are ours.
+/// The cookies that qmpin made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CookieMemory {
     made: Vec<Cookie>,
-    /// Whether there may be one that nobody has written down.
+    /// Whether there may be one that was not recorded.
     is_pending: bool,
 }
 
@@ -50,13 +50,13 @@ impl CookieMemory {
         self.made.is_empty() && !self.is_pending
     }
 
-    /// Whether there may be one that nobody has written down.
+    /// Whether there may be one that was not recorded.
     #[must_use]
     pub fn is_pending(&self) -> bool {
         self.is_pending
     }
 
-    /// Whether this one is ours. Killed right after the first was made, nobody has written down which it
+    /// Whether qmpin made this one. Killed right after the first was made, it was not recorded which it
     /// is; and before, there was none.
     #[must_use]
     pub fn is_ours(&self, cookie: Cookie) -> bool {

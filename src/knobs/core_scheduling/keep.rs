@@ -1,4 +1,4 @@
-//! The VM's core-scheduling cookie: made once others are off its CPUs, kept at every look, taken back at
+//! The VM's core-scheduling cookie: made once others are off its CPUs, kept in every pass, taken back at
 //! the end.
 
 use std::io;
@@ -17,12 +17,12 @@ use crate::threads::Thread;
 use crate::topology::Topology;
 use crate::wording::counted;
 
-/// What a look has changed about it.
+/// What a pass has changed about it.
 #[derive(Debug, Default)]
 pub struct CookieReport {
     /// What the kernel would not do, in a sentence.
     pub refused: Option<String>,
-    /// Whether somebody else had taken it from the VM.
+    /// Whether another program had taken it from the VM.
     pub drifted: bool,
 }
 
@@ -31,7 +31,7 @@ pub struct CookieReport {
 pub(crate) struct CookieKeeper {
     /// Whether others are off the CPUs by now.
     is_due: bool,
-    /// The kernel would not make one: it is not asked at every look.
+    /// The kernel would not make one: it is not asked in every pass.
     is_refused: bool,
     /// Whether all threads had it when they were last looked at.
     was_whole: bool,
@@ -119,7 +119,7 @@ impl CookieKeeper {
     }
 }
 
-/// Whoever was killed right after a cookie was made has not written down which.
+/// A qmpin that was killed right after a cookie was made has not recorded which.
 fn note(journal: &mut Journal, cookies: &Cookies) -> Result<(), JournalError> {
     let found = cookies.values().copied().flatten().next();
     match found {

@@ -2,8 +2,8 @@
 //! core together with one of its own.
 //!
 //! ```text
-//!   whole cores                          ─▶ nothing to do: nobody else is there
-//!   a sibling is left to somebody else   ─▶ a cookie for all threads of the VM, where `share` allows sharing
+//!   whole cores                          ─▶ nothing to do: no other program is there
+//!   a sibling is left to another program ─▶ a cookie for all threads of the VM, where `share` allows sharing
 //!   the VM has a cookie of another's     ─▶ left alone, and said
 //! ```
 
@@ -22,7 +22,7 @@ use crate::wording::cpus_in_words;
 /// The rule's name in reports.
 pub const RULE: &str = "core-scheduling";
 
-/// The CPUs of the VM's cores that are left to somebody else.
+/// The CPUs of the VM's cores that are left to another program.
 #[must_use]
 pub fn beside(topology: &Topology, exclusive: &CpuSet) -> CpuSet {
     let cores = exclusive.iter().filter_map(|cpu| topology.core_of(cpu));
@@ -32,7 +32,7 @@ pub fn beside(topology: &Topology, exclusive: &CpuSet) -> CpuSet {
 /// What the VM's cookie is to be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wish {
-    /// None of ours.
+    /// None of qmpin's.
     Nothing,
     /// One of its own, since others may run on these CPUs.
     Cookie(CpuSet),
@@ -59,9 +59,9 @@ pub enum CookieStep {
     Nothing,
     /// All threads of the VM get a new one.
     Make,
-    /// These threads lose theirs, which is ours.
+    /// These threads lose theirs, which qmpin made.
     Clear(Vec<ThreadKey>),
-    /// A thread has one that is somebody else's.
+    /// A thread has one that is another program's.
     LeaveAlone {
         /// Which thread.
         thread: ThreadKey,
@@ -70,7 +70,7 @@ pub enum CookieStep {
     },
 }
 
-/// What leads to the wish. `memory` tells which cookies are ours.
+/// What leads to the wish. `memory` says which cookies qmpin made.
 #[must_use]
 pub fn step(wish: Wish, cookies: &Cookies, memory: &CookieMemory) -> CookieStep {
     let have = || cookies.iter().filter_map(|(thread, cookie)| Some((*thread, (*cookie)?)));

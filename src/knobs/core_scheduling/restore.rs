@@ -1,4 +1,4 @@
-//! Takes the VM's core-scheduling cookie from its threads, from the journal alone. A thread that is born
+//! Takes the VM's core-scheduling cookie from its threads, from the journal alone. A thread that is created
 //! meanwhile has that of its maker, so it looks again until there is none.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ use crate::threads::{ProcessKey, ThreadKey};
 pub struct CookieRestore {
     /// Threads whose cookie was taken.
     pub cleared: usize,
-    /// Threads that have one of somebody else's: left alone.
+    /// Threads that have one of another program's: left alone.
     pub foreign: BTreeMap<ThreadKey, Cookie>,
     /// Threads that could not be dealt with, and what the kernel said.
     pub failed: Vec<(ThreadKey, io::Error)>,

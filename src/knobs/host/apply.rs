@@ -92,7 +92,7 @@ pub fn record(
     applied: &mut [HostApplied],
 ) -> Result<(), JournalError> {
     for HostApplied { step, outcome, .. } in &mut *applied {
-        // Nobody can have written it: the number is another's by now, or the kernel has chosen by itself what
+        // No program can have written it: the number is another's by now, or the kernel has chosen by itself what
         // new ones get.
         if let (HostStep::PutBack { place, .. }, HostOutcome::Refused { error }) =
             (&*step, &*outcome)
@@ -106,7 +106,7 @@ pub fn record(
     let new_irqs = Place::of_new_irqs();
     let is_fence_up = journal.memory().has_new_irqs()
         && !applied.iter().any(|one| *one.step.place() == new_irqs && is_settled(one));
-    // One that is as before may look like a new one, so the next look decides whether to forget it.
+    // One that is as before may look like a new one, so the next pass decides whether to forget it.
     let stays = |one: &HostApplied| {
         is_fence_up
             && one.step.place().irq().is_some()
@@ -232,8 +232,8 @@ fn is_eio(error: &io::Error) -> bool {
     error.raw_os_error() == Some(nix::libc::EIO)
 }
 
-/// Whether it is a file that nobody may write. The answer alone is not enough to give an undo up: whoever has too few
-/// rights is told the same.
+/// Whether it is a file that cannot be written. The answer alone is not enough to give an undo up: a process with too few
+/// rights gets the same.
 fn is_fixed(root: &SysRoot, place: &Place) -> bool {
     let (Place::CpuList(path) | Place::CpuMask(path) | Place::Word(path)) = place else {
         return false;
@@ -243,9 +243,9 @@ fn is_fixed(root: &SysRoot, place: &Place) -> bool {
 }
 
 /// Whether it is an interrupt whose CPUs the kernel manages: they answer so, since Linux 6.10 with the second
-/// (`kernel/irq/proc.c: write_irq_affinity`); with the third whoever may not write files that nobody may write
+/// (`kernel/irq/proc.c: write_irq_affinity`); with the third a process that may not write files that cannot be written
 /// (`register_irq_proc`, since Linux 6.12), as a unit without `CAP_DAC_OVERRIDE`. Before that nothing but the answer
-/// tells them.
+/// distinguishes them.
 #[must_use]
 pub fn is_kept_irq(place: &Place, error: &io::Error) -> bool {
     use nix::libc::{EACCES, EIO, EPERM};

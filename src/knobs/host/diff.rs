@@ -4,12 +4,12 @@
 //!   a wish                       it is not so      ─▶ Write
 //!   no wish, but remembered      it is as before   ─▶ Settle: forget it (what looks new is kept in mind)
 //!                                it is as we left  ─▶ PutBack
-//!                                it is otherwise   ─▶ LeaveAlone: somebody else's
+//!                                it is otherwise   ─▶ LeaveAlone: another program's
 //!                                it is gone        ─▶ Settle
 //!                                it cannot be read ─▶ Later: it stays in mind
 //! ```
 //!
-//! irqbalance takes what it is told later. So it is told what was before even where it still says so, and it
+//! irqbalance applies a setting later. So it is set to what was before even where it still says so, and it
 //! is not gone where it does not answer. Where it runs, interrupts that are otherwise are its own to place.
 
 use std::collections::BTreeSet;
@@ -49,7 +49,7 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
                 Some(reason) => HostStep::Later { place, before, reason },
                 None => HostStep::Settle { place },
             },
-            // Not forgotten before the file goes: what it has may look like a fence of another day.
+            // Not forgotten before the file goes: what it has may look like an earlier exclusion mask.
             Some(now)
                 if (is_thread(&place) || looks_new(&place)) && now.same(&before, &view.online) =>
             {
@@ -92,7 +92,7 @@ fn irqbalance(
     let Some(found) = view.irqbalances.iter().find(|one| one.process == process) else {
         return HostStep::Settle { place };
     };
-    // To be told although it does not answer: what comes of that is said.
+    // To be set although it does not answer: the result is reported.
     let found = found.banned.as_ref().map_or(before.clone(), |cpus| Value::Cpus(*cpus));
     if found.same(&before, &view.online) || memory.is_ours(&place, &found, &view.online) {
         return HostStep::PutBack { place, from: found, to: before };

@@ -1,5 +1,5 @@
 //! Which interrupts there are; and `/proc/interrupts`: who one is for, and where it has fired. That has a line
-//! for each interrupt with a column for each CPU, so it is read only when there is something to tell about one.
+//! for each interrupt with a column for each CPU, so it is read only when there is something to report about one.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -13,7 +13,7 @@ use crate::sysroot::SysRoot;
 /// One interrupt.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub struct Interrupt {
-    /// The devices it is for, such as `nvme0q3`; empty where nobody has asked for it.
+    /// The devices it is for, such as `nvme0q3`; empty where no driver has requested it.
     pub devices: String,
     /// How often it has fired on the CPUs asked about.
     pub fired: u64,
@@ -56,7 +56,7 @@ pub(crate) fn irq_nodes(root: &SysRoot, irqs: &[Place]) -> BTreeMap<Place, CpuSe
 }
 
 /// Interrupts that the kernel itself keeps where they are, those first that have fired most; queues that never
-/// have are told together:
+/// have are named together:
 /// `4 stay where the kernel keeps them, fired there so far: 28 (nvme0q3): 6, 29-31 (nvme0q4-6): 0`.
 #[must_use]
 pub fn kept_in_words<'a>(kept: impl Iterator<Item = (&'a u32, &'a Interrupt)>) -> String {

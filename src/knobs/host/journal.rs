@@ -1,5 +1,5 @@
 //! The host's journal, `/run/qmpin/.host.journal`: what places of the host held before qmpin. One for
-//! all VMs: a place is the host's, whoever wanted it changed.
+//! all VMs: a place is the host's, whichever VM wanted it changed.
 //!
 //! ```text
 //!   {"schema":"qmpin.host-journal/1","boot_id":"…"}
@@ -26,7 +26,7 @@ use crate::knobs::host::places::{Place, Value};
 
 /// A file is written anew where it has more lines than this many times those that are needed …
 const LINES_PER_LIVE_MAX: usize = 4;
-/// … and so many: a small one costs nobody anything.
+/// … and so many: a small one costs nothing.
 const DEAD_LINES_MAX: usize = 1_000;
 
 /// The schema of the host's journal.
@@ -53,7 +53,7 @@ pub enum HostRecord {
     },
     /// CPUs of one VM about to be taken away from the host: the kernel will change masks by itself.
     Off(CpuSet),
-    /// A write about to happen, or what the kernel does because of one: an interrupt is born with it, a preference
+    /// A write about to happen, or what the kernel does because of one: an interrupt is created with it, a preference
     /// changes with its governor.
     Intent {
         /// Where.
@@ -70,7 +70,7 @@ pub enum HostRecord {
         /// What was to be there.
         value: Value,
     },
-    /// The place is as before again, or gone, or somebody else's.
+    /// The place is as before again, or gone, or another program's.
     Settled(Place),
 }
 
@@ -206,7 +206,7 @@ impl HostMemory {
         self.places.contains_key(&Place::of_new_irqs())
     }
 
-    /// Whether an irqbalance was told, or is about to be.
+    /// Whether an irqbalance was configured, or is about to be.
     #[must_use]
     pub fn has_irqbalance(&self) -> bool {
         self.places.keys().any(|place| matches!(place, Place::Irqbalance(_)))
@@ -263,7 +263,7 @@ impl HostMemory {
 
     /// Whether a kernel thread with this mask was put where it is as CPUs were taken away: it is on all of
     /// `from` but those of one or several VMs, which come and go one by one. One that is new has no mask of its
-    /// own, and would be on all that are online; one that somebody has set keeps what is left of that
+    /// own, and would be on all that are online; one that another program has set keeps what is left of that
     /// (`kernel/sched/core.c: __set_cpus_allowed_ptr`, `user_cpus_ptr`, since Linux 6.2).
     #[must_use]
     pub fn is_fenced(&self, found: &Value, from: &CpuSet, online: &CpuSet) -> bool {
@@ -319,7 +319,7 @@ pub struct HostJournal {
 
 impl HostJournal {
     /// Opens it, or what will be it: nothing is written before the first record. A journal of another
-    /// boot is nobody's any more and is removed. Only under the host's lock, and for no longer: the
+    /// boot belongs to no VM any more and is removed. Only under the host's lock, and for no longer: the
     /// next one to have it may write the file anew.
     ///
     /// # Errors
@@ -358,7 +358,7 @@ impl HostJournal {
         }
     }
 
-    /// Writes anew what was known of a file that somebody has removed.
+    /// Writes anew what was known of a file that another program has removed.
     ///
     /// # Errors
     /// [`JournalError`].
@@ -371,7 +371,7 @@ impl HostJournal {
         Ok(())
     }
 
-    /// Writes it anew where most of it is history: every look reads all of it. A file with something that a newer
+    /// Writes it anew where most of it is history: every pass reads all of it. A file with something that a newer
     /// qmpin wrote stays as it is, since that one may work beside this one.
     ///
     /// # Errors

@@ -1,5 +1,5 @@
-//! Brings the rest of the host in line with all leases: what one VM wants kept off its CPUs, and what
-//! nobody wants any more.
+//! Brings the rest of the host in line with all leases: what one VM wants excluded from its CPUs, and what
+//! no VM wants any more.
 //!
 //! ```text
 //!   before a partition is built   remember: kernel threads' masks, which the kernel will not restored
@@ -9,11 +9,11 @@
 //!
 //! The process that holds the host's lock does it for all VMs; the result does not depend on which one it is.
 //!
-//! Other programs are asked and told without any lock, because they may take long:
+//! Other programs are asked and configured without any lock, because they may take long:
 //!
 //! ```text
-//!   ask irqbalance ─▶ [lock: read, plan, undo durable] ─▶ tell systemd ─▶ [lock: record]
-//!                  ─▶ [lock: read, plan, undo durable, write] ─▶ tell irqbalance ─▶ [lock: record]
+//!   ask irqbalance ─▶ [lock: read, plan, undo durable] ─▶ set systemd ─▶ [lock: record]
+//!                  ─▶ [lock: read, plan, undo durable, write] ─▶ set irqbalance ─▶ [lock: record]
 //! ```
 //!
 //! What another process has done in between is seen by the next pass, which starts from what is there.
@@ -52,7 +52,7 @@ use crate::policy::Knob;
 use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
 
-/// How often kernel threads are looked at after the last VM. A thread is born in microseconds.
+/// How often kernel threads are looked at after the last VM. A thread is created in microseconds.
 const PASSES_MAX: usize = 4;
 /// Of so many looks, one searches all of `/proc` for kernel threads: by default, one in a minute.
 const LOOKS_PER_SCAN: u32 = 12;
@@ -91,9 +91,9 @@ pub struct HostKnobs {
     refused: BTreeMap<Place, Value>,
     /// What places were to hold the last time.
     wished: BTreeMap<Place, Value>,
-    /// What the journal remembered the last time: somebody may remove the file.
+    /// What the journal remembered the last time: another program may remove the file.
     known: HostMemory,
-    /// Lines of the journal of which the log has been told.
+    /// Lines of the journal that the log has.
     unknown: Option<UnknownLines>,
     /// Why the journal could not be made shorter the last time.
     uncompacted: Option<String>,
@@ -162,7 +162,7 @@ impl HostKnobs {
         Ok(journal.append(vm.threads().filter_map(original).collect())?)
     }
 
-    /// What the journal remembers, or did before somebody removed it.
+    /// What the journal remembers, or did before another program removed it.
     #[must_use]
     pub fn memory(&self, state: &StateDir, boot_id: &str) -> HostMemory {
         match HostJournal::read(&state.host_journal_path(), boot_id) {
@@ -235,7 +235,7 @@ impl HostKnobs {
             }
         }
         let Some(Pass { view, wants, memory, .. }) = last else { return Ok(HostReport::default()) };
-        // It may have been told by one pass, and have taken it by the next.
+        // It may have been set by one pass, and have taken it by the next.
         applied.retain(|one| {
             !matches!(one.outcome, HostOutcome::Told { .. })
                 || self.irqbalances.is_waited_for(one.step.place())
@@ -329,7 +329,7 @@ impl HostKnobs {
         !self.known.is_empty()
     }
 
-    /// The journal as it is, or as it was before somebody removed it.
+    /// The journal as it is, or as it was before another program removed it.
     fn open(&mut self, state: &StateDir, boot_id: &str) -> Result<HostJournal, JournalError> {
         let path = state.host_journal_path();
         let mut journal = HostJournal::open(&path, boot_id)?;
@@ -355,7 +355,7 @@ impl HostKnobs {
         Ok(journal)
     }
 
-    /// Waits until irqbalance does again what it did before, where it was told to: it takes that at the end
+    /// Waits until irqbalance does again what it did before, where it was set to: it applies that at the end
     /// of its interval. To be called when nothing else is left to do, and without any lock.
     pub fn await_irqbalance(
         &mut self,
@@ -376,7 +376,7 @@ impl HostKnobs {
                     return;
                 }
             };
-            // Or another VM has come, and wants it told otherwise.
+            // Or another VM has come, and wants another setting.
             let is_done = self.irqbalances.putting_back_until().is_none();
             if is_done || Instant::now() > until {
                 let is_of_irqbalance = |one: &HostApplied| {
@@ -389,7 +389,7 @@ impl HostKnobs {
         }
     }
 
-    /// How kernel threads are to be looked for: what is born while a VM is attached is born off its CPUs, so one
+    /// How kernel threads are to be looked for: what is created while a VM is attached is created off its CPUs, so one
     /// that is found late has done no harm. After the last VM there is no later.
     fn next_scan(&mut self, wants: &Wants) -> KthreadScan {
         let is_due = self.looks.is_multiple_of(LOOKS_PER_SCAN);
@@ -436,7 +436,7 @@ impl HostKnobs {
         journal.append(relimited(&view, journal.memory()))?;
         let wishes = wishes(&view, &wants, journal.memory());
         let mut steps = diff(&view, &wishes, journal.memory());
-        // irqbalance takes what it is told later, so it is told more than once.
+        // irqbalance applies a setting later, so it is set more than once.
         let of_ours = wishes.iter().filter(|wish| !matches!(wish.place, Place::Irqbalance(_)));
         self.wished = of_ours.map(|wish| (wish.place.clone(), wish.value.clone())).collect();
         steps.extend(self.irqbalances.to_tell_anew(&view, &wishes));
@@ -562,7 +562,7 @@ fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Ve
     new.filter_map(original).collect()
 }
 
-/// Restores what nobody needs changed any more, where there is no VM to do it for.
+/// Restores what no VM needs changed any more, where there is no VM to do it for.
 ///
 /// # Errors
 /// [`HostError`].

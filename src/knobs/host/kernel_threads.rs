@@ -17,7 +17,7 @@ pub(crate) const KTHREADD: Tid = Tid(2);
 /// Where kernel threads are looked for. What is found by either is one only by its flag (`PF_KTHREAD`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KthreadScan {
-    /// All numbers of `/proc`: whoever is there all the while is found. It costs a line, some 2 µs, for each process
+    /// All numbers of `/proc`: a thread that exists all the while is found. It costs a line, some 2 µs, for each process
     /// of the host that is none of the kernel's.
     All,
     /// The children of their parent: one short file. As threads end while it is read, the kernel may leave out
@@ -25,7 +25,7 @@ pub enum KthreadScan {
     Children,
 }
 
-/// The numbers of all that may be kernel threads, but for their parent: whoever reads one's `stat` sees what it is. On
+/// The numbers of all that may be kernel threads, but for their parent: its `stat` says what it is. On
 /// a kernel without `CONFIG_PROC_CHILDREN`, all processes.
 pub(crate) fn all_kernel_threads(root: &SysRoot, scan: KthreadScan) -> Vec<Tid> {
     if scan == KthreadScan::Children
@@ -97,7 +97,7 @@ pub fn bound_in_words<'a>(names: impl Iterator<Item = (&'a String, &'a usize)>) 
     format!("the kernel binds them to their CPUs: {}", names.join(", "))
 }
 
-/// Whether it is a kernel thread that nobody may move.
+/// Whether it is a kernel thread that cannot be moved.
 ///
 /// # Errors
 /// [`ReadError`] where that could not be learnt.
@@ -137,7 +137,7 @@ mod tests {
             ("vhost-529", Some(Role::Vhost)),
             ("kvm-pit/529", Some(Role::Kernel)),
             ("kvm-nx-lpage-recovery-529", Some(Role::Kernel)),
-            // Another VM's, or nobody's.
+            // Another VM's, or no VM's.
             ("vhost-52", None),
             ("vhost-5290", None),
             ("kvm-pit/7", None),

@@ -91,7 +91,7 @@ impl Wants {
         self
     }
 
-    /// Whether nobody wants anything.
+    /// Whether no VM wants anything.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.cpus.is_empty()
@@ -103,7 +103,7 @@ impl Wants {
         self.cpus.get(&knob).copied().unwrap_or_default()
     }
 
-    /// Whether somebody wants the knob.
+    /// Whether a VM wants the knob.
     #[must_use]
     pub fn has(&self, knob: Knob) -> bool {
         self.cpus.contains_key(&knob)
@@ -116,7 +116,7 @@ impl Wants {
         &self.fences
     }
 
-    /// The cgroups of VMs that can have no partition, and their CPUs: systemd keeps others off.
+    /// The cgroups of VMs that can have no partition, and their CPUs: systemd excludes others.
     #[must_use]
     pub fn slices(&self) -> &BTreeMap<String, CpuSet> {
         &self.slices

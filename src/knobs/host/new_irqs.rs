@@ -3,8 +3,8 @@
 //! CPU of a VM's, and would leave it there for good.
 //!
 //! ```text
-//!   where new ones go is about to change   one that is there already: somebody's choice ─▶ taken down as it is
-//!   one that nobody knows is there         it was born so ─▶ taken down as it would be without qmpin
+//!   where new ones go is about to change   one that is there already: a choice of another program ─▶ recorded as it is
+//!   one that is not known yet              it was created so ─▶ recorded as it would be without qmpin
 //! ```
 
 use crate::cpuset::CpuSet;
@@ -28,8 +28,8 @@ impl NewIrqs {
         Some(NewIrqs { before, now: now.cpus()? })
     }
 
-    /// What an interrupt would have without qmpin that was born with what it has; `None`: the same, or it
-    /// was not born so.
+    /// What an interrupt would have without qmpin that was created with what it has; `None`: the same, or it
+    /// was not created so.
     fn let_out(&self, view: &HostView, place: &Place) -> Option<CpuSet> {
         let found = view.values.get(place)?.cpus()?;
         let local = view.vfio.get(place).map(|irq| irq.local);

@@ -20,7 +20,7 @@ pub(crate) fn wishes(
     for (name, place) in &view.sysctls {
         let Some(before) = original(place) else { continue };
         let value = match (*name, &before) {
-            // Somebody who collects more rarely already is left alone.
+            // A value that is larger already stays.
             ("vm/stat_interval", Value::Word(now)) => {
                 let rarer = now.parse::<u64>().is_ok_and(|now_s| now_s >= 120);
                 (!rarer).then(|| Value::Word(STAT_INTERVAL_S.to_owned()))

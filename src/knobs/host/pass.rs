@@ -33,7 +33,7 @@ impl HostPass {
         HostPass { began_ms: now_ms(), leases: marks(state, leases) }
     }
 
-    /// Reads what the last one has left; `None`: there was none, or it cannot be told.
+    /// Reads what the last one has left; `None`: there was none, or it is not known.
     #[must_use]
     pub fn last(state: &StateDir) -> Option<HostPass> {
         let text = state_file::read_state(&state.host_lock_path(), BYTES_MAX).ok()?;

@@ -43,7 +43,7 @@ pub enum Place {
     DropIn(#[serde(deserialize_with = "drop_in")] String),
     /// The affinity of a thread: one of the kernel's, or one outside all VMs that has a mask of its own.
     Thread(ThreadKey),
-    /// The CPUs that an irqbalance keeps interrupts off. It takes what it is told later, so what it says at
+    /// The CPUs from which an irqbalance excludes interrupts. It applies a setting later, so what it says at
     /// the moment may be about to change.
     Irqbalance(ProcessKey),
 }
@@ -250,7 +250,7 @@ pub struct VfioIrq {
 pub struct Irqbalance {
     /// Its process.
     pub process: ProcessKey,
-    /// The CPUs that it keeps interrupts off, or why that is not to be learnt; then it cannot be told, either.
+    /// The CPUs from which it excludes interrupts, or why that is not to be learnt; then it cannot be set, either.
     pub banned: Result<CpuSet, String>,
 }
 
@@ -288,7 +288,7 @@ pub struct HostView {
 }
 
 impl HostView {
-    /// With every irqbalance that runs, and the places of those that can be told.
+    /// With every irqbalance that runs, and the places of those that can be set.
     #[must_use]
     pub fn with_irqbalances(mut self, irqbalances: Vec<Irqbalance>) -> HostView {
         let place = |one: &Irqbalance| {

@@ -6,7 +6,7 @@
 //!
 //! Where the processor chooses frequencies by a preference, the kernel makes that the highest with the governor, takes
 //! no other meanwhile (`EBUSY`), and with `amd-pstate-epp` keeps it when another governor comes
-//! (`drivers/cpufreq/amd-pstate.c`). So the preference is taken down before, and restore after the governor.
+//! (`drivers/cpufreq/amd-pstate.c`). So the preference is recorded before, and restored after the governor.
 
 use crate::cpuset::CpuSet;
 use crate::knobs::host::journal::HostRecord;

@@ -1,4 +1,4 @@
-//! What the kernel would not do, in a sentence each: the same one wherever it is told.
+//! What the kernel would not do, in a sentence each: the same one wherever it is shown.
 
 use crate::knobs::host::places::Place;
 use crate::knobs::host::step::{HostApplied, HostOutcome, HostStep};
@@ -39,7 +39,7 @@ pub fn host_refusal(applied: &HostApplied) -> Option<String> {
     }
 }
 
-/// About a place that somebody else has changed meanwhile. `None`: it is none.
+/// About a place that another program has changed meanwhile. `None`: it is none.
 #[must_use]
 pub fn left_alone(applied: &HostApplied) -> Option<String> {
     match &applied.step {

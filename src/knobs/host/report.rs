@@ -16,7 +16,7 @@ use crate::policy::Knob;
 pub struct HostReport {
     /// Every step and what became of it.
     pub applied: Vec<HostApplied>,
-    /// Places that were as they are to be, and that somebody else had changed.
+    /// Places that were as they are to be, and that another program had changed.
     pub drifted: BTreeSet<Place>,
     /// Interrupts that stay on CPUs kept for VMs, because the kernel manages where they go.
     pub managed: BTreeMap<u32, Interrupt>,
@@ -24,7 +24,7 @@ pub struct HostReport {
     pub bound: BTreeMap<String, usize>,
     /// Interrupts of VMs' own devices.
     pub vfio: BTreeMap<Place, VfioIrq>,
-    /// Which irqbalance cannot be told, and why; once for each.
+    /// Which irqbalance cannot be configured, and why; once for each.
     pub untold: Vec<String>,
     /// Lines of the host's journal that this qmpin does not know how to undo, where no VM is left.
     pub unknown: Option<UnknownLines>,
@@ -33,7 +33,7 @@ pub struct HostReport {
 }
 
 impl HostReport {
-    /// With what an earlier turn has come to that nobody was told of.
+    /// With results of an earlier pass that were not reported.
     #[must_use]
     pub fn after(mut self, earlier: HostReport) -> HostReport {
         let HostReport { mut applied, managed, .. } = earlier;
@@ -66,7 +66,7 @@ impl HostReport {
         sentences
     }
 
-    /// What the kernel itself keeps on CPUs of VMs, and nobody can move: interrupts with how often they have
+    /// What the kernel itself keeps on CPUs of VMs, and no program can move: interrupts with how often they have
     /// fired there, and threads. In sentences.
     #[must_use]
     pub fn kept_by_the_kernel(&self) -> Vec<String> {
@@ -78,7 +78,7 @@ impl HostReport {
     }
 }
 
-/// Whether the kernel keeps the interrupt where it is, and nobody could have expected otherwise.
+/// Whether the kernel keeps the interrupt where it is, as was to be expected.
 pub(crate) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
     matches!(step, HostStep::Write { knob: Knob::Irqs, place, .. } if is_kept_irq(place, error))
 }

@@ -33,7 +33,7 @@ pub enum HostStep {
         /// Where.
         place: Place,
     },
-    /// Somebody else has changed it since: it is left alone, named, and forgotten.
+    /// Another program has changed it since: it is kept, named, and forgotten.
     LeaveAlone {
         /// Where.
         place: Place,
@@ -74,7 +74,7 @@ pub enum HostOutcome {
     Done,
     /// There is no such place any more.
     Gone,
-    /// irqbalance was told, and takes it at the end of its interval: until then it cannot be read back.
+    /// irqbalance is configured, and applies it at the end of its interval: until then it cannot be read back.
     Told {
         /// In so many seconds at most.
         within_s: u32,

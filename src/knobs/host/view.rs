@@ -49,7 +49,7 @@ pub fn read_host_view(
     if wants.has(Knob::Irqs) || memory.has_new_irqs() {
         reader.irqs(wants);
     }
-    // After the last VM they are looked at once more: one may have been born behind the fence.
+    // After the last VM they are looked at once more: one may have been created behind the exclusion mask.
     if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) || memory.has_fenced() {
         reader.kernel_threads(wants, scan);
     }
@@ -71,14 +71,14 @@ pub fn read_host_view(
             continue;
         }
         let kernels = reader.stat_of(place).filter(Stat::is_kernel_thread);
-        // Attached since, the VM has it: it is forgotten here, and not taken for somebody's who left.
+        // Attached since, the VM has it: it is forgotten here, and not taken for another VM's that has ended.
         if kernels.as_ref().is_some_and(|stat| serves_attached(&stat.comm, wants)) {
             continue;
         }
         if let Some(place) = reader.take(place.clone())
             && matches!(place, Place::Thread(_))
         {
-            // Without this, what a scan has left out would look as if nobody wanted it elsewhere any more.
+            // Without this, what a scan has left out would look as if no VM wanted it elsewhere any more.
             if kernels.is_some_and(|stat| !stat.is_bound()) {
                 reader.view.kthreads.push(place);
             } else {
@@ -129,7 +129,7 @@ pub fn read_place(root: &SysRoot, sched: &dyn Sched, place: &Place) -> io::Resul
             Some(_) => "changed".to_owned(),
             None => String::new(),
         }))),
-        // One that does not answer is not gone: `irqbalances` tells the two apart.
+        // One that does not answer is not gone: `irqbalances` distinguishes the two.
         Place::Irqbalance(_) => Ok(None),
     }
 }

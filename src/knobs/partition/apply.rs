@@ -83,11 +83,11 @@ pub fn survey_unit(
 /// What a unit has, and what it needs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UnitNeeds {
-    /// The drop-in, where it is ours or is to be.
+    /// The drop-in, where it is qmpin's or is to be.
     pub drop_in: Option<String>,
     /// The controller is to be delegated.
     pub delegate: bool,
-    /// `AllowedCPUs=` as somebody else has set it.
+    /// `AllowedCPUs=` as another program has set it.
     pub limit: Option<CpuSet>,
     /// `AllowedCPUs=` is to be set: that is what makes systemd hand the controller down.
     pub allow: bool,

@@ -48,13 +48,13 @@ pub struct PartitionRestore {
     pub taken_back: Option<String>,
     /// What could not be restored.
     pub refused: Vec<Refused>,
-    /// What somebody else has changed since and is left so, in sentences.
+    /// What another program has changed since and is left so, in sentences.
     pub foreign: Vec<String>,
 }
 
 /// Lets systemd take down the unit of a VM that has ended, where it is about to. It removes the groups in it
-/// first, gives up where one of them goes beneath its feet, and then leaves the unit's own for good
-/// (`cg_trim`, `src/basic/cgroup-util.c`); nobody else can remove that one safely, since the VM may be
+/// first, gives up where one of them is removed meanwhile, and then leaves the unit's own for good
+/// (`cg_trim`, `src/basic/cgroup-util.c`); no other program can remove that one safely, since the VM may be
 /// started anew at any moment.
 pub fn let_systemd_prune(cgroups: &dyn Cgroups, undo: &PartitionUndo) {
     wait_for_pruning(cgroups, &undo.cgroup, PRUNING_LIMIT);
@@ -112,7 +112,7 @@ fn shrink(cgroups: &dyn Cgroups, group: &str, to: CpuSet) -> Result<(), Refused>
     set_cpus(cgroups, &format!("{group}/cpuset.cpus.exclusive"), &to)
 }
 
-/// Moves a group's threads to the unit and removes it; a thread may be born in it meanwhile.
+/// Moves a group's threads to the unit and removes it; a thread may be created in it meanwhile.
 fn dissolve(cgroups: &dyn Cgroups, unit: &str, group: &str) -> Result<(), Refused> {
     let mut stuck: BTreeSet<Tid> = BTreeSet::new();
     let mut reason = None;
@@ -161,7 +161,7 @@ fn dissolve(cgroups: &dyn Cgroups, unit: &str, group: &str) -> Result<(), Refuse
 /// Gives the unit back to systemd as it was. One reload, where the unit is still there.
 ///
 /// Its `cpuset.cpus` says all CPUs for as long as systemd keeps the controller for another unit's sake:
-/// the kernel lets nobody empty it while there are threads (`ENOSPC`), and it limits nothing.
+/// the kernel does not allow to empty it while there are threads (`ENOSPC`), and it limits nothing.
 pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> PartitionRestore {
     let PartitionRestore { mut refused, mut foreign, .. } = PartitionRestore::default();
     let unit = undo.unit.as_str();
@@ -304,7 +304,7 @@ mod tests {
         }
     }
 
-    /// What a supervisor does at a look, until it is killed.
+    /// What a supervisor does in a pass, until it is killed.
     fn build(cgroups: &FakeCgroups, root: &SysRoot, cpus: &str, shares: &[Share]) -> usize {
         let plan = plan(cpus);
         let target = Target { cpus: set(cpus), iothreads: set("0-11"), emulator: set("0-11") };

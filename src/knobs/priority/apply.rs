@@ -74,7 +74,7 @@ pub fn apply_priorities(
 fn write(bench: Bench<'_>, PriorityStep { of, to }: &PriorityStep) -> PriorityOutcome {
     let refused = |error| PriorityOutcome::Refused { error };
     if of.now.class == Class::Deadline {
-        // Its budget would be lost: nobody but its owner can give it back.
+        // Its budget would be lost: only its owner can restore it.
         let reason = "it has a deadline, which could not be restored";
         return refused(io::Error::new(io::ErrorKind::InvalidInput, reason));
     }

@@ -47,7 +47,7 @@ impl SchedMemory {
 
     /// Whether restoring would come out right without this line.
     pub(crate) fn covers(&self, intent: &PriorityIntent) -> bool {
-        // Back to what it was before, or what it would have had: no line tells more of that.
+        // Back to what it was before, or what it would have had: no line says more about that.
         intent.to == self.before(intent.thread)
             || self.written.get(&intent.thread).is_some_and(|ours| ours.contains(&intent.to))
     }
@@ -64,7 +64,7 @@ impl SchedMemory {
         self.written.is_empty()
     }
 
-    /// What the thread had before the first change. One born later would have had nothing special.
+    /// What the thread had before the first change. One created later would have had nothing special.
     #[must_use]
     pub fn before(&self, key: ThreadKey) -> Scheduling {
         self.before.get(&key).copied().unwrap_or(Scheduling::OTHER)
@@ -78,7 +78,7 @@ impl SchedMemory {
 
     /// Whether what the thread has now is qmpin's doing: given to it, or to the thread that made it.
     ///
-    /// What is made by a thread of ours has none of it (`SCHED_RESET_ON_FORK`), unless somebody has
+    /// What is made by a thread of ours has none of it (`SCHED_RESET_ON_FORK`), unless another program has
     /// taken that off. And where another thread had the same before qmpin, it may be that one's child.
     #[must_use]
     pub fn is_ours(&self, key: ThreadKey, now: &Scheduling) -> bool {

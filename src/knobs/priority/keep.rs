@@ -1,4 +1,4 @@
-//! The priority of the VM's vCPU threads: given when others are off their CPUs, kept at every look, taken
+//! The priority of the VM's vCPU threads: given when others are off their CPUs, kept in every pass, taken
 //! back at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,12 +14,12 @@ use crate::scheduling::Scheduling;
 use crate::sysroot::SysRoot;
 use crate::threads::{Thread, ThreadKey};
 
-/// What a look has changed about it.
+/// What a pass has changed about it.
 #[derive(Debug, Default)]
 pub struct PriorityReport {
     /// Every change and what became of it.
     pub applied: Vec<PriorityApplied>,
-    /// Changes of threads that had been as they should: somebody else changed them.
+    /// Changes of threads that had been as they should: another program changed them.
     pub drifted: BTreeSet<ThreadKey>,
 }
 
@@ -57,7 +57,7 @@ impl Priority {
         let seen: Vec<Scheduled> = threads
             .iter()
             .filter_map(|thread| {
-                // One that cannot be asked has ended, or will be asked at the next look.
+                // One that cannot be asked has ended, or will be asked in the next pass.
                 let now = bench.sched.scheduling(thread.key.tid).ok()?;
                 let (role, comm) = (thread.role.clone(), thread.comm.clone());
                 Some(Scheduled { thread: thread.key, role, comm, now })

@@ -62,7 +62,7 @@ pub fn raised(plan: &Plan, sched: VcpuSched) -> BTreeMap<VcpuIndex, Scheduling> 
         .collect()
 }
 
-/// The changes that lead there. `memory` tells what is our doing.
+/// The changes that lead there. `memory` says what qmpin has changed.
 #[must_use]
 pub fn steps(
     raised: &BTreeMap<VcpuIndex, Scheduling>,
@@ -227,7 +227,7 @@ mod tests {
         let second = steps(&raised, now.clone(), after.scheduling());
         assert_eq!(second.len(), 1, "{second:?}");
         assert_eq!((second[0].of.thread.tid.0, second[0].to), (3, other));
-        // Somebody else's change is mended, and one that is no wish of ours any more is undone.
+        // An external change is corrected, and one that is no longer wanted is undone.
         now[1].now = Scheduling { priority: 5, ..fifo() };
         assert_eq!(steps(&raised, now.clone(), after.scheduling())[0].to, fifo());
         now[1].now = fifo();

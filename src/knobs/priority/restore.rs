@@ -4,8 +4,8 @@
 //! ```text
 //!   a thread that was changed   it is as we left it ─▶ what it had
 //!                               it is as before     ─▶ nothing to do
-//!                               it is otherwise     ─▶ somebody else's: left alone, reported
-//!   a thread born later         it has what is ours ─▶ what a thread has that nobody has changed
+//!                               it is otherwise     ─▶ another program's: kept, reported
+//!   a thread created later      it has what qmpin set ─▶ what a thread has that was never changed
 //! ```
 
 use std::io;
@@ -22,13 +22,13 @@ use crate::threads::{ProcessKey, ThreadKey};
 pub struct PriorityRestore {
     /// Threads restored.
     pub put_back: usize,
-    /// Threads that somebody else has changed meanwhile: left alone.
+    /// Threads that another program has changed meanwhile: left alone.
     pub foreign: Vec<ForeignPriority>,
     /// Threads that could not be restored.
     pub failed: Vec<FailedPriority>,
 }
 
-/// A thread that somebody else has changed.
+/// A thread that another program has changed.
 #[derive(Clone, Copy, Debug)]
 pub struct ForeignPriority {
     /// Which thread.

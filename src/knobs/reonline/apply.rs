@@ -5,7 +5,7 @@
 //!                                                                             is restored ─▶ settled
 //! ```
 //!
-//! Killed in between, the host's journal has a switch that was 1: whoever comes next brings it online.
+//! Killed in between, the host's journal has a switch that was 1: the next qmpin brings it online.
 
 use std::time::Duration;
 use std::{io, thread};
@@ -22,7 +22,7 @@ use crate::knobs::host::view::read_place;
 use crate::knobs::reonline::read::switch;
 use crate::policy::Knob;
 
-/// How often it is tried to bring a CPU back, before it is left to the next look.
+/// How often it is tried to bring a CPU back, before it is left to the next pass.
 const TRIES: usize = 5;
 /// Between two of these.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ pub enum Cycled {
     Done,
     /// The kernel would not take it offline, or it was not tried: something that is to be kept cannot be read.
     Refused(io::Error),
-    /// It does not come back. The journal has it: it is tried again at every look.
+    /// It does not come back. The journal has it: it is tried again in every pass.
     Stuck(io::Error),
 }
 
@@ -49,7 +49,7 @@ pub struct CycleReport {
 
 /// Takes the CPU offline and brings it online again. `kept` are places that are to hold afterwards what
 /// they hold now; none that the journal remembers already, since those are made what they should be by
-/// whoever remembers them.
+/// the process that remembers them.
 ///
 /// # Errors
 /// [`JournalError`] where the undo could not be made durable, and then nothing was written; or where it
@@ -124,7 +124,7 @@ fn outcome(applied: Vec<HostApplied>) -> io::Result<()> {
         Some(HostOutcome::Narrowed { to }) => {
             Err(io::Error::other(format!("it is {to} all the same")))
         }
-        // Only irqbalance is told; it is no file.
+        // Only irqbalance is configured; it is no file.
         Some(HostOutcome::Gone | HostOutcome::Told { .. }) | None => {
             Err(io::ErrorKind::NotFound.into())
         }

@@ -1,5 +1,5 @@
 //! Takes a VM's CPUs offline and online again before its first thread is pinned, one after another, and
-//! brings back what somebody who was killed has left offline.
+//! brings back what a killed qmpin has left offline.
 //!
 //! The host's lock is held for one CPU at a time: no other process then finds a CPU in the host's journal that
 //! is about to come back, and none waits for long.
@@ -40,7 +40,7 @@ pub struct ReonlineReport {
     pub failed: Vec<String>,
 }
 
-/// Takes these CPUs offline and online again, as far as that costs nobody anything.
+/// Takes these CPUs offline and online again, where that has no cost for other threads.
 ///
 /// # Errors
 /// [`HostError`] where the host or its journal cannot be used. All CPUs are online then that can be.
@@ -54,7 +54,7 @@ pub(crate) fn reonline(ground: Ground<'_>, cpus: &CpuSet) -> Result<ReonlineRepo
         Picture::of(ground.host)
     };
     for cpu in cpus.iter() {
-        // Whoever is gone needs none of it.
+        // A VM that has ended needs none of it.
         if discover::lives(root, process).is_ok_and(|lives| !lives) {
             break;
         }
@@ -143,7 +143,7 @@ fn kept(root: &SysRoot, cpu: CpuId, memory: &HostMemory) -> Vec<Place> {
     places
 }
 
-/// What nobody can restored, but everybody should know of.
+/// What cannot be restored, and has to be reported.
 struct Picture {
     masks: Vec<(ThreadKey, CpuSet)>,
     clock: Option<String>,

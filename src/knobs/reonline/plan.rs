@@ -74,7 +74,7 @@ pub enum AloneKind {
     User,
     /// Of the kernel's, and it can be moved.
     Movable,
-    /// Of the kernel's, and bound to the CPU by somebody who does not look after it.
+    /// Of the kernel's, and bound to the CPU by a program that does not correct it.
     Bound,
 }
 

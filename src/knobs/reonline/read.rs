@@ -107,7 +107,7 @@ pub fn reonline_facts(
     for (group, has) in resctrl(root) {
         stands(of(has), &Blocker::Resctrl(group));
     }
-    // Nobody is left out: the VM's own threads lose as much as others.
+    // All threads count: the VM's own lose as much as others.
     for one in there.unwrap_or_default() {
         let alone = one.allowed & online;
         if alone.len() == 1
@@ -161,7 +161,7 @@ fn never(root: &SysRoot, sched: &dyn Sched, memory: &HostMemory, online: &CpuSet
     })
 }
 
-/// Movable interrupts that may fire on one CPU alone. Where the kernel keeps one where it is, nobody may
+/// Movable interrupts that may fire on one CPU alone. Where the kernel keeps one where it is, no program may
 /// write its file (`kernel/irq/proc.c: register_irq_proc`), and the kernel looks after it.
 fn alone_irqs(root: &SysRoot, online: &CpuSet) -> BTreeMap<u32, CpuSet> {
     let alone = |place: Place| {

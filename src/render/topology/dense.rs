@@ -35,7 +35,7 @@ fn block(group: &Group, marks: &Marks<'_>, width: usize) -> Vec<Line> {
         let stacked = cells.iter().any(|cell| cell.cpus.len() > 1);
         for (at, row) in cells.chunks(columns).enumerate() {
             if at > 0 && stacked {
-                // Without it nobody could tell which of the lines are siblings.
+                // Without it a reader could not see which of the lines are siblings.
                 lines.push(Line::painted(Paint::Faint, "╌".repeat(block_width)));
             }
             lines.append(&mut rows(row, marks));

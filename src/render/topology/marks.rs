@@ -1,4 +1,4 @@
-//! One character per CPU that tells, without colour, whose it is.
+//! One character per CPU that shows, without colour, whose it is.
 
 use crate::ids::{CpuId, VmName};
 use crate::render::paint::{Line, Paint};

@@ -7,7 +7,7 @@
 //!  · free  4-5,16-17                  what the marks mean
 //! ```
 //!
-//! All text is of one width, so that its length is known. Colour tells nothing that the marks do not.
+//! All text is of one width, so that its length is known. Colour shows nothing that the marks do not.
 
 use svg::Document;
 use svg::node::element::{Group as Place, Rectangle, Style, Text, Title};

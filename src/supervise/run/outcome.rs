@@ -116,7 +116,7 @@ impl Runner<'_> {
     /// Tells systemd and `qmpin status` how it stands, where that has changed.
     pub(super) fn tell(&mut self) {
         let Some(drift_total) = self.now.as_ref().map(|now| now.drift_total) else { return };
-        // Before that, what there is to tell changes with every step.
+        // Before that, what there is to report changes with every step.
         if !self.is_ready {
             return;
         }

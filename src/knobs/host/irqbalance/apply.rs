@@ -1,4 +1,4 @@
-//! Tells irqbalance which CPUs to keep interrupts off, and reads back.
+//! Sets the CPUs from which irqbalance excludes interrupts, and reads back.
 
 use std::io;
 use std::time::Instant;

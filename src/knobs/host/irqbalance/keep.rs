@@ -1,9 +1,9 @@
-//! What a process of qmpin keeps in mind of irqbalances: which do not answer, and what was told and is not
+//! What a process of qmpin keeps in mind of irqbalances: which do not answer, and what was set and is not
 //! taken yet.
 //!
 //! ```text
-//!   told ──at the end of its interval──▶ read back: taken
-//!     └──── long after ─────────────────▶ said: it was told, and does otherwise
+//!   set ───at the end of its interval──▶ read back: applied
+//!     └──── long after ─────────────────▶ reported: it was set, and does otherwise
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,12 +18,12 @@ use crate::threads::ProcessKey;
 /// One that does not answer makes everybody wait, so it is asked again only after this long.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// Why it was told something.
+/// Why it was configured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Purpose {
     /// VMs want it.
     Keep,
-    /// Nobody does any more.
+    /// No VM does any more.
     PutBack,
 }
 
@@ -89,7 +89,7 @@ impl Irqbalances {
         sentences
     }
 
-    /// What is to be told although it is so now: it was told otherwise, and would take that yet.
+    /// What is to be set although it is so now: another setting is pending and would be applied yet.
     pub(crate) fn to_tell_anew(&self, view: &HostView, wishes: &[Wish]) -> Vec<HostStep> {
         let step = |wish: &Wish| {
             let Wish { knob, place, value: to } = wish;
@@ -100,7 +100,7 @@ impl Irqbalances {
         wishes.iter().filter_map(step).collect()
     }
 
-    /// Leaves out what was told and may not be taken yet; what should be by now is refused.
+    /// Leaves out what was set and may not be applied yet; what should be by now is refused.
     pub(crate) fn hold_back(
         &self,
         steps: Vec<HostStep>,
@@ -129,7 +129,7 @@ impl Irqbalances {
         (to_do, overdue)
     }
 
-    /// Takes note of what was told.
+    /// Takes note of what was set.
     pub(crate) fn note(&mut self, applied: &[HostApplied]) {
         for HostApplied { step, outcome, .. } in applied {
             let (place, to, purpose) = match step {
@@ -152,17 +152,17 @@ impl Irqbalances {
         }
     }
 
-    /// Whether any was told something that it has not taken.
+    /// Whether any was set to something that it has not applied.
     pub(crate) fn is_any_waited_for(&self) -> bool {
         !self.told.is_empty()
     }
 
-    /// Whether it was told something that it has not taken.
+    /// Whether it was set to something that it has not applied.
     pub(crate) fn is_waited_for(&self, place: &Place) -> bool {
         self.told.contains_key(place)
     }
 
-    /// Until when those should have taken it that were told what they did before; `None`: all have.
+    /// Until when those should have applied it that were set to what they did before; `None`: all have.
     pub(crate) fn putting_back_until(&self) -> Option<Instant> {
         let back = self.told.values().filter(|told| told.purpose == Purpose::PutBack);
         back.map(|told| told.until).max()

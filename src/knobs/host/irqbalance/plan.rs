@@ -1,4 +1,4 @@
-//! irqbalance, as a part of the knob *irqs*: it keeps interrupts off the VMs' CPUs itself, and where it has
+//! irqbalance, as a part of the knob *irqs*: it excludes interrupts from the VMs' CPUs itself, and where it has
 //! put one that is off them, it stays.
 
 use crate::knobs::host::Wants;
@@ -6,7 +6,7 @@ use crate::knobs::host::journal::HostMemory;
 use crate::knobs::host::places::{HostView, Place, Value};
 use crate::policy::Knob;
 
-/// Each irqbalance that runs is to keep interrupts off the CPUs that it did before, and off those of all
+/// Each irqbalance that runs is to exclude interrupts from the CPUs that it did before, and from those of all
 /// VMs.
 pub(crate) fn wishes(
     view: &HostView,
@@ -26,7 +26,7 @@ pub(crate) fn wishes(
     view.irqbalances.iter().map(|one| Place::Irqbalance(one.process)).filter_map(wish).collect()
 }
 
-/// Whether an interrupt is where irqbalance has put it and may stay there: to write it at every look would
+/// Whether an interrupt is where irqbalance has put it and may stay there: to write it in every pass would
 /// be to balance against it.
 pub(crate) fn has_placed(
     view: &HostView,

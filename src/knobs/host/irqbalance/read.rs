@@ -1,4 +1,4 @@
-//! Every irqbalance that runs, and which CPUs it keeps interrupts off.
+//! Every irqbalance that runs, and from which CPUs it excludes interrupts.
 //!
 //! ```text
 //!   its sockets in /run/irqbalance ─┐
@@ -63,7 +63,7 @@ pub fn irqbalances(root: &SysRoot, silent: &Silent) -> Vec<Irqbalance> {
             || line.map_or_else(|| ask(root, pid, deadline), |line| line.setup(root, deadline));
         let banned = match silent.get(&process) {
             Some(why) => Err(why.clone()),
-            // It would answer when it goes on, and nobody would listen any more.
+            // It would answer when it goes on, when the connection is closed already.
             None if stat.is_stopped() => Err("it is stopped".to_owned()),
             None => ask().map(|setup| setup.banned).map_err(|error| chain(&error)),
         };

@@ -1,4 +1,4 @@
-//! irqbalance over its own socket: which CPUs it keeps interrupts off, and that it is to keep them off
+//! irqbalance over its own socket: from which CPUs it excludes interrupts, and from which it is to exclude them
 //! others. Thin: it decides nothing.
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //!
 //! This is `sock_handle` in irqbalance.c of 1.9.4; 1.9.2 does the same on the test host. One line each way
 //! for each connection, from root alone, and with credentials beside it. In turn only root is believed (or the user who
-//! runs qmpin): any user can bind the abstract name. What it is told it takes at the end
+//! runs qmpin): any user can bind the abstract name. It applies a setting at the end
 //! of its interval, 10 s unless `-t` says otherwise, and then tries all interrupts anew (`scan`); until then
 //! `setup` says what was before.
 
@@ -38,7 +38,7 @@ pub const PATIENCE: Duration = Duration::from_millis(300);
 /// The longest interval between two scans that is believed. Others wait for its end.
 const INTERVAL_S_MAX: u32 = 3600;
 /// How long one may take that does not ignore SIGPIPE, as those not started by systemd: to answer where
-/// nobody listens any more would end it.
+/// has been closed would end it.
 const PATIENCE_WITH_THE_FRAGILE: Duration = Duration::from_secs(10);
 /// The bit of SIGPIPE, 13, in `SigIgn` (`Documentation/filesystems/proc.rst`).
 const SIGPIPE: u64 = 1 << 12;
@@ -55,14 +55,14 @@ const ABSTRACT: [u8; 108] = [0; 108];
 pub struct Setup {
     /// Between two scans, in seconds.
     pub interval_s: u32,
-    /// The CPUs that it keeps interrupts off.
+    /// The CPUs from which it excludes interrupts.
     pub banned: CpuSet,
 }
 
-/// Why irqbalance could not be asked or told.
+/// Why irqbalance could not be asked or configured.
 #[derive(Debug, thiserror::Error)]
 pub enum IrqbalanceError {
-    /// There is no socket, or nobody listens.
+    /// There is no socket, or no process listens.
     #[error("there is no socket to reach it")]
     Reach(#[source] io::Error),
     /// Another process listens.
@@ -120,7 +120,7 @@ pub fn ask(root: &SysRoot, pid: Pid, deadline: Instant) -> Result<Setup, Irqbala
     Line::to(root, pid, deadline)?.setup(root, deadline)
 }
 
-/// Tells it which CPUs to keep interrupts off; none: those of its own choice, which are those that the
+/// Sets the CPUs from which it excludes interrupts; none: those of its own choice, which are those that the
 /// kernel was booted to isolate, unless its environment says otherwise (`setup_banned_cpus` in cputree.c).
 /// It says nothing to that, and takes it at the end of its interval.
 ///

@@ -1,4 +1,4 @@
-//! The lower rung of the knob *partition*: tells systemd what to limit a unit to.
+//! The fallback of the knob *partition*: has systemd limit a unit.
 //!
 //! Nothing is said for longer than until the next boot, and nothing of it stays: a limit that is lifted
 //! leaves a file with an empty setting behind, and all CPUs in the cgroup.
@@ -73,7 +73,7 @@ impl Limits<'_> {
         }
     }
 
-    /// Removes what a limit that is lifted has left: whoever lifted it may have been killed before he could.
+    /// Removes what a limit that is lifted has left: the process that lifted it may have been killed before it could.
     ///
     /// # Errors
     /// What the kernel said.
@@ -101,7 +101,7 @@ impl Limits<'_> {
         Ok(())
     }
 
-    /// Has systemd forget the files, and take the controller back where nobody needs it.
+    /// Has systemd forget the files, and release the controller where it is not needed.
     pub(crate) fn clean_up(&mut self) {
         let lifted = std::mem::take(&mut self.lifted);
         let delegated = std::mem::take(&mut self.delegated);
@@ -150,7 +150,7 @@ pub(crate) fn remove(root: &SysRoot, relative: &str) -> io::Result<bool> {
         Err(error) => return Err(error),
     };
     if removed && let Some(folder) = path.parent() {
-        // Somebody else may have something in it; then it stays.
+        // Another program may have something in it; then it stays.
         let _ = fs::remove_dir(folder);
     }
     Ok(removed)

@@ -1,4 +1,4 @@
-//! The lower rung of the knob *partition*: where a VM can have none, systemd keeps the units beside it
+//! The fallback of the knob *partition*: where a VM can have none, systemd keeps the units beside it
 //! off its CPUs (`AllowedCPUs=`, `man 5 systemd.resource-control`).
 //!
 //! ```text

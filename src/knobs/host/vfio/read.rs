@@ -100,7 +100,7 @@ fn of_character_device(root: &SysRoot, (major, minor): (u32, u32)) -> Vec<String
 }
 
 /// Whether all who have asked for the interrupt are vfio for this device
-/// (`drivers/vfio/pci/vfio_pci_intrs.c`); nobody is not all.
+/// (`drivers/vfio/pci/vfio_pci_intrs.c`); none is not all.
 fn is_vfios_alone(root: &SysRoot, number: i32, device: &str) -> bool {
     let actions = root.read_attribute(&format!("sys/kernel/irq/{number}/actions"));
     let is_vfios = |action: &str| {

@@ -23,11 +23,11 @@ use crate::knobs::partition::plan::{Rung, Target, lower, target};
 use crate::plan::Plan;
 use crate::site::Site;
 
-/// The first look whether the reason for a fallback has gone; each further one waits twice as long.
+/// The first check whether the reason for a fallback has gone; each further one waits twice as long.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
-/// The longest pause where a look reads a few files.
+/// The longest pause where a check reads a few files.
 const LOOK_PAUSE_MAX: Duration = Duration::from_secs(8);
-/// The longest pause where only another attempt can tell: it has systemd reload twice.
+/// The longest pause where only another attempt can show it: it has systemd reload twice.
 const ATTEMPT_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Why there is no partition.
@@ -37,7 +37,7 @@ pub(crate) enum Obstacle {
     Seen(String),
     /// A write was refused, and these cgroups hold CPUs of the partition.
     Held(Vec<Holder>),
-    /// Writes were refused, and nothing tells why.
+    /// Writes were refused, and the reason is not known.
     Refused(Vec<Refused>),
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Fallback {
 
 impl Fallback {
     /// The fallback after a choice that began at `begun`. The pause grows as long as the obstacle is the same, and
-    /// with the time that the look takes.
+    /// with the time that the check takes.
     fn after(
         earlier: Option<&Fallback>,
         obstacle: Obstacle,

@@ -68,10 +68,10 @@ impl Ground<'_> {
 #[derive(Debug, Default)]
 pub(crate) struct Partition {
     site: Option<Site>,
-    /// The cgroup beside which systemd is to keep others off the VM's CPUs, on the rung below.
+    /// The cgroup beside which systemd is to exclude others from the VM's CPUs, in the next fallback.
     slices: Option<String>,
     needs: Option<UnitNeeds>,
-    /// Threads that the kernel would not move, and what it said: they are not tried at every look.
+    /// Threads that the kernel would not move, and what it said: they are not tried in every pass.
     stuck: BTreeMap<ThreadKey, Refused>,
     /// What was logged already.
     said: BTreeSet<Refused>,
@@ -112,7 +112,7 @@ impl Partition {
         self.site.as_ref().map(|site| site.cgroup.clone())
     }
 
-    /// The cgroup beside which others are kept off, for the lease.
+    /// The cgroup beside which others are excluded, for the lease.
     pub(crate) fn slices(&self) -> Option<String> {
         self.slices.clone()
     }
@@ -143,7 +143,7 @@ impl Partition {
             }
         };
         let ever = remember(journal, &target)?;
-        // Without its cgroup the VM is gone, and somebody will say so.
+        // Without its cgroup the VM has ended, which is reported elsewhere.
         let Ok(seen) = cgroup::partition_seen(&cgroups, &site) else { return Ok(Vec::new()) };
         let bench = Bench { root, sched, grips, process: ground.process };
         let mut steps = placing(plan, &target, &seen, threads);
@@ -158,7 +158,7 @@ impl Partition {
             },
             _ => true,
         });
-        // Threads are born into other groups than theirs; all else was as planned, and is somebody's doing.
+        // Threads are created into other groups than theirs; all else was as planned, and is an external change.
         let mut is_changed = steps.iter().any(|step| !matches!(step, PartitionStep::Move { .. }));
         let (mut written, mut refused) = carry_out(bench, &cgroups, &site, &steps);
         let of_thread = |refused: &Refused| Some((refused.thread?, refused.clone()));
@@ -208,7 +208,7 @@ impl Partition {
         Ok(said)
     }
 
-    /// Somebody has changed what it has; that is mended at every look, and told once.
+    /// Another program has changed what it has; that is corrected in every pass, and reported once.
     fn drift(&mut self, site: &Site) {
         self.drifted += 1;
         if !std::mem::replace(&mut self.has_told_drift, true) {
@@ -221,7 +221,7 @@ impl Partition {
         std::mem::take(&mut self.drifted)
     }
 
-    /// Gives the partition the CPUs of a new plan while nobody else may change leases: what others see
+    /// Gives the partition the CPUs of a new plan while no other process may change leases: what others see
     /// as free is free.
     pub(crate) fn resize(
         &mut self,
@@ -238,7 +238,7 @@ impl Partition {
             let Host { root, sched, .. } = ground.host;
             let grips = Grips::default();
             let bench = Bench { root, sched, grips: &grips, process: ground.process };
-            // What was refused is tried again by the look that follows, and said by that.
+            // What was refused is tried again by the pass that follows, which reports it.
             let _ = self.resize_locked(ground, bench, plan, ever, lock);
         }
         Ok(())
@@ -305,7 +305,7 @@ fn as_strs(found: &Result<String, String>) -> Result<&str, &str> {
     found.as_ref().map(String::as_str).map_err(String::as_str)
 }
 
-/// The rung that a VM would be on, for `qmpin plan`: nothing is asked of systemd.
+/// The partition or fallback that a VM would have, for `qmpin plan`: nothing is asked of systemd.
 #[must_use]
 pub fn partition_finding(
     host: Host<'_>,
@@ -329,7 +329,7 @@ pub fn partition_finding(
     if has_one {
         return chosen.1;
     }
-    // What it has tells more than what could be.
+    // What it has says more than what could be.
     let reason = obstacle_of(ground, site, &target.cpus);
     match (attached, reason) {
         (None, None) => chosen.1,

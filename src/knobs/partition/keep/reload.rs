@@ -1,4 +1,4 @@
-//! One reload of systemd for all VMs: whoever needs one makes it for every VM that qmpin looks after.
+//! One reload of systemd for all VMs: a supervisor that needs one makes it for every VM that qmpin looks after.
 //!
 //! ```text
 //!   .reload.lock ─▶ delegated meanwhile? ── yes ─▶ another VM's reload has served this one

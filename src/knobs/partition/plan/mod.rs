@@ -9,7 +9,7 @@
 //!      └─ emulator            cpuset.cpus: where everything else may run
 //! ```
 //!
-//! Where that cannot be, systemd is told to keep the units beside the VM off its CPUs (*slices*); where
+//! Where that cannot be, systemd excludes the units beside the VM from its CPUs (*slices*); where
 //! that cannot be either, there are the masks of its threads alone. Which one it is, and why, is a
 //! [`Finding`].
 
@@ -28,7 +28,7 @@ pub const RULE: &str = "partition";
 /// What each group is to have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Target {
-    /// The partition: the vCPUs', and nobody else's.
+    /// The partition: the vCPUs', and no other thread's.
     pub cpus: CpuSet,
     /// The iothreads'.
     pub iothreads: CpuSet,
@@ -59,7 +59,7 @@ pub enum Rung {
     Affinity,
 }
 
-/// Chooses the rung, and says why. `site` is the VM's own unit, or why it has none; `beside` the cgroup
+/// Chooses partition or fallback, and says why. `site` is the VM's own unit, or why it has none; `beside` the cgroup
 /// of its process, or why systemd cannot help.
 #[must_use]
 pub fn choose(
@@ -82,7 +82,7 @@ pub fn choose(
     }
 }
 
-/// The rung below a partition, which there cannot be for this reason.
+/// The next fallback, because a partition is not possible for this reason.
 #[must_use]
 pub fn lower(plan: &Plan, beside: Result<&str, &str>, reason: &str) -> (Rung, Finding) {
     match beside {
@@ -99,7 +99,7 @@ pub fn lower(plan: &Plan, beside: Result<&str, &str>, reason: &str) -> (Rung, Fi
     }
 }
 
-/// The finding of the last rung.
+/// The finding of the last fallback.
 #[must_use]
 pub fn affinity_alone(reason: &str) -> Finding {
     let what = "no isolated partition, the VM's threads are pinned and others may run on its CPUs";
@@ -134,7 +134,7 @@ pub fn target(plan: &Plan, shares: &[Share]) -> Result<Target, String> {
 }
 
 /// The exclusive CPUs of one level: what is there, without what was ever ours and is no other VM's
-/// below, and with what is to be ours now. What somebody else has put there stays.
+/// below, and with what this VM is to have now. What another program has put there stays.
 #[must_use]
 pub fn level_target(
     level: &str,

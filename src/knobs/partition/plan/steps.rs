@@ -71,7 +71,7 @@ pub fn placing(
         .filter_map(|thread| {
             let wanted = seat_of(plan, target, &thread.role);
             let found = seen.seat(thread.key.tid)?;
-            // A worker is born beside the thread that made it. Moving it costs all of the host's forks
+            // A worker is created beside the thread that made it. Moving it costs all of the host's forks
             // a moment, so it stays where its CPUs are allowed.
             let may_stay = thread.role == Role::Worker
                 && found == Seat::In(Group::Iothreads)
@@ -219,7 +219,7 @@ mod tests {
             thread(2, Role::Vcpu(VcpuIndex(0))),
             thread(3, Role::Iothread(io)),
             thread(4, Role::Worker),
-            // It has no CPU of its own, so it is in nobody's way in the scope itself.
+            // It has no CPU of its own, so it is in no way in the scope itself.
             thread(5, Role::Vcpu(VcpuIndex(9))),
             thread(6, Role::Emulator),
         ];
