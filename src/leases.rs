@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_read_back_and_forgotten() {
+    fn lease_is_read_back_and_removed() {
         let (_dir, state) = state();
         state.write_lease(&lease("100")).expect("write");
         assert_eq!(state.lease(&vm("100")).expect("read"), Some(lease("100")));

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_on_the_folder_keeps_nobody_waiting() {
+    fn lock_on_the_folder_delays_no_process() {
         let (_dir, state) = state();
         let _held =
             try_lock(File::open(state.path()).expect("open")).expect("flock").expect("free");

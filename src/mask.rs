@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_masks_share_their_memory_and_different_ones_are_forgotten_again() {
+    fn equal_masks_share_their_memory_and_others_are_freed() {
         let mut masks = Masks::default();
         let first = masks.of(set("0-3"));
         assert!(Arc::ptr_eq(&first.0, &masks.of(set("0-3")).0));

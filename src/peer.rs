@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_listener_is_told_by_number_user_and_life() {
+    fn listener_is_proved_by_number_user_and_life() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("socket");
         let _listener = UnixListener::bind(&path).expect("bound");

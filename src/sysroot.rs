@@ -356,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn an_absent_file_is_told_from_an_unreadable_one() {
+    fn absent_file_is_distinguished_from_an_unreadable_one() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         fs::write(dir.path().join("bin"), [0xff, 0xfe]).expect("write");
         let root = SysRoot::at(dir.path());

@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_taken_for_the_holder_who_cannot_be() {
+    fn no_process_is_taken_for_the_holder_that_cannot_be() {
         let (_dir, state, lease, mut child) = leased();
         let root = SysRoot::live();
         let host = Host { root: &root, sched: &Kernel, units: &SystemBus };

@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_forgotten_of_which_it_cannot_be_told_how_to_undo_it() {
+    fn unreadable_journal_is_kept() {
         let header = |boot: &str| {
             let process = "{\"pid\":1000,\"start\":7}";
             let schema = crate::journal::SCHEMA;

@@ -405,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_that_has_not_got_it_is_said_so_by_its_files() {
+    fn host_without_core_scheduling_is_recognised_by_its_files() {
         let dir = host();
         fs::remove_file(dir.path().join("sys/fs/cgroup/cpuset.cpus.isolated")).expect("remove");
         assert!(found(&dir).expect_err("nobody can tell").contains("cpuset.cpus.exclusive"));

@@ -309,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limit_nothing_is_said() {
+    fn without_a_limit_nothing_is_reported() {
         assert_eq!(found(&host(&[]), ""), None);
         let all = host(&[
             ("qemu.slice/cpuset.cpus", ""),

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn every_vm_with_a_file_is_found_and_so_is_a_file_of_nobodys() {
+    fn every_vm_with_a_file_is_found_and_so_is_a_file_of_no_vm() {
         let world = World::new();
         for path in ["etc/qmpin/qmpin.toml", "etc/qmpin/100.toml", "etc/qmpin/two words.toml"] {
             world.write(path, "");

@@ -264,7 +264,7 @@ proptest! {
     }
 
     #[test]
-    fn what_living_threads_had_is_not_forgotten(
+    fn masks_of_living_threads_are_kept(
         records in prop::collection::vec(record(), 0..40),
         ended in prop::collection::btree_set(1..6_i32, 0..5),
     ) {

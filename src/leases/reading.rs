@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_before_the_cut_can_be_told() {
+    fn content_before_the_cut_is_read() {
         let whole = salvage(OF_0_1_0);
         assert_eq!(whole.exclusive.map(|cpus| cpus.to_string()), Some("12-15".to_owned()));
         assert!(whole.qemu.is_some() && whole.boot_id.is_some());

@@ -181,7 +181,7 @@ mod tests {
     use crate::standing::read_standing;
 
     #[test]
-    fn what_was_refused_once_and_is_no_longer_is_not_told_any_more() {
+    fn past_refusal_is_no_longer_reported() {
         let dir = tempfile::tempdir().expect("a folder");
         let (state, vm) = (StateDir::at(dir.path()), "100".parse().expect("a name"));
         let mut telling = Telling::default();

@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_that_is_short_or_foreign_is_no_birth() {
+    fn short_or_foreign_message_is_no_new_thread() {
         let mut message = vec![0_u8; 76];
         assert_eq!(birth(&message, Pid(7)), None);
         message[WHAT_AT..WHAT_AT + 4].copy_from_slice(&1_u32.to_ne_bytes());
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_of_ours_is_told_and_a_foreign_process_is_not() {
+    fn own_thread_is_reported_and_a_foreign_process_is_not() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async {
             let me = Pid(i32::try_from(std::process::id()).expect("a pid"));
@@ -177,7 +177,7 @@ mod tests {
                 Ok(births) => births,
                 Err(error) => {
                     // Past the capture of the test harness and off its line of dots, to be counted.
-                    let test = "a_thread_of_ours_is_told_and_a_foreign_process_is_not";
+                    let test = "own_thread_is_reported_and_a_foreign_process_is_not";
                     let text = format!("\nskipped: {test}: no process connector here: {error}\n");
                     let _ = io::stderr().write_all(text.as_bytes());
                     return;

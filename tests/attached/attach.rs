@@ -71,12 +71,12 @@ fn assert_threads_contract(stage: &Stage, channel: &str) {
 }
 
 #[test]
-fn threads_are_told_as_the_contract_has_it() {
+fn threads_document_follows_the_contract() {
     let mut cases = vec![(Accel::Tcg, true), (Accel::Tcg, false)];
     if has_kvm() {
         cases.push((Accel::Kvm, true));
     } else {
-        skipped("threads_are_told_as_the_contract_has_it", "a third of it, for there is no KVM");
+        skipped("threads_document_follows_the_contract", "a third of it, for there is no KVM");
     }
     for (accel, named_threads) in cases {
         let long = "iothread,id=a-name-that-is-far-longer-than-the-kernel-has-room-for.0";
@@ -104,8 +104,8 @@ fn a_main_thread_with_a_name_that_is_no_utf8_is_read() {
 }
 
 #[test]
-fn a_plan_is_told_as_the_contract_has_it_and_changes_nothing() {
-    needs_two_cpus!("a_plan_is_told_as_the_contract_has_it_and_changes_nothing");
+fn plan_document_follows_the_contract_and_changes_nothing() {
+    needs_two_cpus!("plan_document_follows_the_contract_and_changes_nothing");
     let stage = Stage::new(&options());
     let before = stage.masks();
     let done = stage.run(&["plan", "100", "--json"]);
@@ -224,8 +224,8 @@ impl Drop for Cpuset {
 }
 
 #[test]
-fn what_a_cpuset_forbids_is_said_and_not_fought_over() {
-    let test = "what_a_cpuset_forbids_is_said_and_not_fought_over";
+fn change_that_a_cpuset_forbids_is_reported_and_not_repeated() {
+    let test = "change_that_a_cpuset_forbids_is_reported_and_not_repeated";
     needs_two_cpus!(test);
     let stage = Stage::new(&options()).with_policy("check_interval_s = 1\n");
     let Some(_cpuset) = Cpuset::of_cpu_0(stage.qemu.pid()) else {
@@ -252,8 +252,8 @@ fn what_a_cpuset_forbids_is_said_and_not_fought_over() {
 }
 
 #[test]
-fn a_vm_in_no_unit_of_its_own_is_pinned_and_why_is_said_once() {
-    needs_two_cpus!("a_vm_in_no_unit_of_its_own_is_pinned_and_why_is_said_once");
+fn vm_without_a_unit_of_its_own_is_pinned_and_the_reason_is_logged_once() {
+    needs_two_cpus!("vm_without_a_unit_of_its_own_is_pinned_and_the_reason_is_logged_once");
     // This test is in the same cgroup as its QEMU, so there is no host where it could be otherwise.
     let stage = Stage::new(&options()).with_policy("partition = true\n");
     let plan = stage.run(&["plan", "100"]);
@@ -293,8 +293,8 @@ fn the_vms_of_a_host_are_detached_together() {
 }
 
 #[test]
-fn somebody_elses_later_word_stands_and_is_named() {
-    needs_two_cpus!("somebody_elses_later_word_stands_and_is_named");
+fn later_external_change_is_kept_and_named() {
+    needs_two_cpus!("later_external_change_is_kept_and_named");
     let stage = Stage::new(&options());
     let before = stage.masks();
     let vcpu = stage.vcpu(0);
@@ -363,8 +363,8 @@ fn a_supervisor_that_hangs_is_killed_and_all_is_put_back() {
 }
 
 #[test]
-fn a_supervisor_that_waits_for_its_turn_is_ended_too() {
-    needs_two_cpus!("a_supervisor_that_waits_for_its_turn_is_ended_too");
+fn supervisor_that_waits_for_the_monitor_is_ended_too() {
+    needs_two_cpus!("supervisor_that_waits_for_the_monitor_is_ended_too");
     let stage = Stage::new(&options());
     let before = stage.masks();
     for by_detach in [true, false] {

@@ -339,8 +339,8 @@ fn not_permitted_to_move_anything_is_no_attachment() {
 }
 
 #[test]
-fn what_cannot_be_read_is_not_forgotten() {
-    needs_strace!("what_cannot_be_read_is_not_forgotten");
+fn unreadable_place_is_kept() {
+    needs_strace!("unreadable_place_is_kept");
     let (stage, before) = stage();
     for (call, with) in
         [("openat", "error=EMFILE"), ("read", "error=EIO"), ("sched_getaffinity", "error=EPERM")]

@@ -19,8 +19,8 @@ fn options() -> QemuOptions {
 const FAST: &str = "check_interval_s = 1\n";
 
 #[test]
-fn ready_is_said_when_all_is_in_place() {
-    needs_two_cpus!("ready_is_said_when_all_is_in_place");
+fn ready_is_reported_when_all_is_in_place() {
+    needs_two_cpus!("ready_is_reported_when_all_is_in_place");
     let stage = Stage::new(&options());
     let before = stage.masks();
     let mut attached = stage.attach(&[]);
@@ -56,8 +56,8 @@ fn a_vm_that_is_just_starting_is_waited_for() {
 }
 
 #[test]
-fn only_what_nobody_looks_after_is_dead() {
-    needs_two_cpus!("only_what_nobody_looks_after_is_dead");
+fn only_vms_without_a_supervisor_are_dead() {
+    needs_two_cpus!("only_vms_without_a_supervisor_are_dead");
     let stage = Stage::new(&options());
     let before = stage.masks();
     stage.run(&["detach", "--dead"]).says(0, &[]);
@@ -103,8 +103,8 @@ fn every_signal_that_means_stop_puts_everything_back() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_does_not_end_it() {
-    needs_two_cpus!("a_log_that_nobody_reads_does_not_end_it");
+fn log_without_a_reader_does_not_end_the_supervisor() {
+    needs_two_cpus!("log_without_a_reader_does_not_end_the_supervisor");
     let stage = Stage::new(&options()).with_policy(FAST);
     let before = stage.masks();
     let (reader, writer) = std::io::pipe().unwrap();
@@ -298,8 +298,8 @@ fn the_watchdog_is_fed() {
 }
 
 #[test]
-fn a_hotplug_while_somebody_has_the_socket_is_placed_when_it_is_let_go() {
-    needs_two_cpus!("a_hotplug_while_somebody_has_the_socket_is_placed_when_it_is_let_go");
+fn hotplug_while_the_socket_is_held_is_placed_afterwards() {
+    needs_two_cpus!("hotplug_while_the_socket_is_held_is_placed_afterwards");
     let stage = Stage::new(&options());
     let attached = stage.attach(&["--iothreads", "0-1"]);
     wait_until("it has tried for a monitor", || attached.lines_with("asked by leases") > 0);

@@ -100,8 +100,8 @@ const LIES: [(&str, &[&str]); 20] = [
 ];
 
 #[test]
-fn a_lie_is_named_and_moves_nobody() {
-    needs_two_cpus!("a_lie_is_named_and_moves_nobody");
+fn false_answer_is_named_and_moves_no_thread() {
+    needs_two_cpus!("false_answer_is_named_and_moves_no_thread");
     let next = std::sync::atomic::AtomicUsize::new(0);
     // Some lies take a second each: they are met side by side.
     std::thread::scope(|scope| {
@@ -152,8 +152,8 @@ fn an_honest_fake_is_attached_and_put_back() {
 }
 
 #[test]
-fn a_qemu_that_turns_liar_later_moves_nobody() {
-    needs_two_cpus!("a_qemu_that_turns_liar_later_moves_nobody");
+fn qemu_that_answers_falsely_later_moves_no_thread() {
+    needs_two_cpus!("qemu_that_answers_falsely_later_moves_no_thread");
     let (fake, place) = (FakeQemu::start("a turncoat"), place());
     let before = masks(fake.pid());
     let (of_victim, of_others) = (masks(fake.victim()), masks_of_others());
@@ -176,8 +176,8 @@ fn a_qemu_that_turns_liar_later_moves_nobody() {
 }
 
 #[test]
-fn a_flood_of_events_drowns_nobody() {
-    needs_two_cpus!("a_flood_of_events_drowns_nobody");
+fn flood_of_events_delays_no_other_work() {
+    needs_two_cpus!("flood_of_events_delays_no_other_work");
     let (fake, place) = (FakeQemu::start("own: a flood"), place());
     let before = masks(fake.pid());
     let mut attached = attach(&fake, &place);
@@ -199,8 +199,8 @@ fn a_flood_of_events_drowns_nobody() {
 }
 
 #[test]
-fn noise_without_end_keeps_nobody_from_looking() {
-    needs_two_cpus!("noise_without_end_keeps_nobody_from_looking");
+fn endless_noise_does_not_stop_passes() {
+    needs_two_cpus!("endless_noise_does_not_stop_passes");
     let (fake, place) = (FakeQemu::start("own: noise"), place());
     place.config("qmpin.toml", format!("check_interval_s = 1\n{POLICY}"));
     let mut attached = attach(&fake, &place);
@@ -275,8 +275,8 @@ fn a_pid_file_that_lies_is_no_vm() {
 }
 
 #[test]
-fn a_socket_of_somebody_elses_is_not_talked_to() {
-    needs_two_cpus!("a_socket_of_somebody_elses_is_not_talked_to");
+fn socket_of_another_process_gets_no_bytes() {
+    needs_two_cpus!("socket_of_another_process_gets_no_bytes");
     let stage = Stage::new(&QemuOptions::default());
     let before = stage.masks();
     let socket = stage.qemu.paths().shared;
@@ -322,8 +322,8 @@ fn what_is_no_socket_is_called_so() {
 }
 
 #[test]
-fn who_may_not_is_told_so() {
-    let test = "who_may_not_is_told_so";
+fn missing_permission_is_reported() {
+    let test = "missing_permission_is_reported";
     needs_two_cpus!(test);
     let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
     let mut can = Command::new(nobody[0]);

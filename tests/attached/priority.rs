@@ -83,8 +83,8 @@ fn hot_add(stage: &Stage) {
 }
 
 #[test]
-fn vcpus_have_it_and_nobody_else_and_lose_it_in_the_end() {
-    needs!("vcpus_have_it_and_nobody_else_and_lose_it_in_the_end");
+fn only_vcpus_have_the_priority_and_lose_it_when_detached() {
+    needs!("only_vcpus_have_the_priority_and_lose_it_when_detached");
     let stage = stage();
     // A nice value of one's own is kept all the while.
     let (vcpu, iothread) = (stage.vcpu(0), stage.iothread("iothread-virtioscsi0"));
@@ -133,8 +133,8 @@ fn a_plugged_vcpu_gets_it_only_where_it_has_a_cpu_to_itself() {
 }
 
 #[test]
-fn what_somebody_else_has_made_of_it_is_left_and_named() {
-    needs!("what_somebody_else_has_made_of_it_is_left_and_named");
+fn external_priority_is_kept_and_named() {
+    needs!("external_priority_is_kept_and_named");
     let stage = stage();
     let vcpu = stage.vcpu(0);
     stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);

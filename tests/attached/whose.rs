@@ -13,7 +13,7 @@ use qmpin::sysroot::SysRoot;
 use serde_json::json;
 
 #[test]
-fn detach_dead_ends_nobody_who_has_come_alive_meanwhile() {
+fn detach_dead_ends_no_supervisor_that_started_meanwhile() {
     let place = Place::new();
     let state = StateDir::at(place.state());
     state.create().unwrap();
@@ -59,8 +59,8 @@ fn stopped_while_it_waits(stage: &Stage) -> Attached {
 }
 
 #[test]
-fn an_attach_that_waits_and_is_told_to_stop_leaves_what_was_attached_once() {
-    needs_two_cpus!("an_attach_that_waits_and_is_told_to_stop_leaves_what_was_attached_once");
+fn waiting_attach_that_is_stopped_keeps_what_was_attached_once() {
+    needs_two_cpus!("waiting_attach_that_is_stopped_keeps_what_was_attached_once");
     let stage = Stage::new(&QemuOptions::default());
     let before = stage.masks();
     stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
@@ -73,8 +73,8 @@ fn an_attach_that_waits_and_is_told_to_stop_leaves_what_was_attached_once() {
 }
 
 #[test]
-fn an_attach_that_waits_and_is_told_to_stop_ends_nobody_else_s() {
-    needs_two_cpus!("an_attach_that_waits_and_is_told_to_stop_ends_nobody_else_s");
+fn waiting_attach_that_is_stopped_ends_no_other() {
+    needs_two_cpus!("waiting_attach_that_is_stopped_ends_no_other");
     let stage = Stage::new(&QemuOptions::default());
     let before = stage.masks();
     let attached = stage.attach(&[]);
@@ -119,8 +119,8 @@ fn a_name_of_a_qemu_that_lives_is_not_another_s() {
 }
 
 #[test]
-fn what_a_dead_qemu_has_left_is_not_forgotten_before_it_is_put_back() {
-    needs_two_cpus!("what_a_dead_qemu_has_left_is_not_forgotten_before_it_is_put_back");
+fn journal_of_a_dead_qemu_is_kept_until_all_is_restored() {
+    needs_two_cpus!("journal_of_a_dead_qemu_is_kept_until_all_is_restored");
     let old = Stage::new(&QemuOptions::default());
     old.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
     // A partition in a unit that nobody has, with a drop-in that cannot be removed: a folder with something in it.

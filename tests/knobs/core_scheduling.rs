@@ -156,7 +156,7 @@ fn it_is_made_for_all_threads_and_taken_from_all() {
 }
 
 #[test]
-fn killed_at_any_line_it_is_taken_back() {
+fn killed_at_any_line_it_is_restored() {
     for times in 1..3 {
         let world = World::new();
         let mut journal = world.journal();
@@ -187,7 +187,7 @@ fn killed_at_any_line_it_is_taken_back() {
 }
 
 #[test]
-fn somebody_elses_is_left_and_named() {
+fn foreign_cookie_is_kept_and_named() {
     let world = World::new();
     world.make(&mut world.journal()).expect("made");
     world.add(MAIN + 1, 99);
@@ -199,7 +199,7 @@ fn somebody_elses_is_left_and_named() {
 }
 
 #[test]
-fn a_thread_that_is_born_meanwhile_does_not_keep_it() {
+fn thread_created_meanwhile_does_not_keep_it() {
     let world = World::new();
     world.make(&mut world.journal()).expect("made");
     world.births.borrow_mut().extend([MAIN + 7, MAIN + 8]);
@@ -208,7 +208,7 @@ fn a_thread_that_is_born_meanwhile_does_not_keep_it() {
 }
 
 #[test]
-fn what_is_refused_is_no_cookie_and_what_cannot_be_undone_is_not_forgotten() {
+fn refused_cookie_is_not_recorded_as_made_and_a_failed_undo_is_kept() {
     let world = World::new();
     let mut journal = world.journal();
     *world.refuses.borrow_mut() = Some(nix::libc::EPERM);

@@ -116,7 +116,7 @@ impl World {
 }
 
 #[test]
-fn irqbalance_is_told_once_and_does_in_the_end_what_it_did_before() {
+fn irqbalance_is_configured_once_and_restored() {
     for before in ["", "0,7"] {
         let world = World::new();
         let irqbalance = FakeIrqbalance::start(&world, before);
@@ -163,7 +163,7 @@ fn irqbalance_is_told_once_and_does_in_the_end_what_it_did_before() {
 
 /// What it says at the moment is what was before, and it is about to take what it was told.
 #[test]
-fn irqbalance_is_told_what_was_before_even_where_it_still_says_so() {
+fn irqbalance_is_restored_even_where_it_still_shows_the_old_value() {
     let world = World::new();
     let irqbalance = FakeIrqbalance::start(&world, "");
     world.lease("100", "4-5", [Knob::Irqs]);
@@ -200,7 +200,7 @@ fn irqbalance_may_scan_between_any_two_requests() {
 
 /// A VM that is attached again at once, before irqbalance has taken that there is none.
 #[test]
-fn irqbalance_is_told_anew_where_it_would_take_back_what_is_wanted_again() {
+fn irqbalance_is_configured_again_where_a_pending_change_would_undo_it() {
     let world = World::new();
     let irqbalance = FakeIrqbalance::start(&world, "");
     let mut knobs = HostKnobs::default();
@@ -218,7 +218,7 @@ fn irqbalance_is_told_anew_where_it_would_take_back_what_is_wanted_again() {
 }
 
 #[test]
-fn a_restarted_irqbalance_is_told_anew_and_one_that_has_gone_is_forgotten() {
+fn restarted_irqbalance_is_configured_again_and_an_ended_one_is_removed() {
     let world = World::new();
     let first = FakeIrqbalance::start(&world, "");
     let mut knobs = HostKnobs::default();
@@ -265,7 +265,7 @@ fn an_irqbalance_that_answers_otherwise_is_named_and_the_rest_goes_on() {
 
 /// Told, and then it does not answer any more: its undo is kept for another time.
 #[test]
-fn an_irqbalance_that_no_longer_answers_is_not_forgotten() {
+fn silent_irqbalance_is_kept_in_the_journal() {
     let world = World::new();
     let irqbalance = FakeIrqbalance::start(&world, "");
     let mut knobs = HostKnobs::default();

@@ -14,7 +14,7 @@ fn turn(world: &World, number: u32, cpus: &str) {
 
 /// The kernel gives it the mask of new ones, which has no CPU of a VM's, and would leave it there.
 #[test]
-fn an_interrupt_born_behind_the_fence_is_let_out() {
+fn interrupt_created_with_the_exclusion_mask_is_restored() {
     let world = World::new();
     world.strict("100", "4-5");
     world.reconcile();
@@ -58,7 +58,7 @@ fn an_interrupt_of_a_devices_node_is_let_out_on_that_node() {
 
 /// What is there before new ones go elsewhere was not born so, whatever it looks like.
 #[test]
-fn an_interrupt_that_looks_like_a_new_one_keeps_what_somebody_gave_it() {
+fn interrupt_that_looks_new_keeps_its_external_mask() {
     let world = World::new();
     turn(&world, 60, "0-3,6-7");
     turn(&world, 61, "0-1,4-7");
@@ -82,7 +82,7 @@ fn an_interrupt_that_looks_like_a_new_one_keeps_what_somebody_gave_it() {
 }
 
 #[test]
-fn what_somebody_makes_of_an_interrupt_later_is_left_and_named() {
+fn later_external_change_of_an_interrupt_is_kept_and_named() {
     let world = World::new();
     let named = || {
         let applied = world.reconcile().applied.into_iter();

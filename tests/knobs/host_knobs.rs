@@ -134,7 +134,7 @@ fn it_grows_back_to_the_original_and_not_to_the_last_value() {
 }
 
 #[test]
-fn what_somebody_else_has_changed_is_left_and_named() {
+fn external_change_is_kept_and_named() {
     let world = World::new();
     world.strict("100", "4-5");
     world.reconcile();
@@ -157,7 +157,7 @@ fn what_somebody_else_has_changed_is_left_and_named() {
 
 /// `kernel/cgroup/cpuset.c` sets every kernel thread it may to all CPUs that are not isolated.
 #[test]
-fn what_somebody_changes_while_a_vm_is_attached_is_mended_and_counted() {
+fn external_change_while_attached_is_corrected_and_counted() {
     let world = World::new();
     let mut knobs = HostKnobs::default();
     world.strict("100", "4-5");
@@ -234,7 +234,7 @@ fn what_the_kernel_would_not_do_is_remembered_until_it_does() {
 }
 
 #[test]
-fn what_cannot_be_read_for_a_while_is_not_forgotten() {
+fn temporarily_unreadable_place_is_kept() {
     let world = World::new();
     let before = world.picture();
     let mut knobs = HostKnobs::default();
@@ -264,7 +264,7 @@ fn what_cannot_be_read_for_a_while_is_not_forgotten() {
 }
 
 #[test]
-fn an_interrupt_or_thread_that_comes_later_is_moved_too_and_one_that_goes_is_forgotten() {
+fn later_interrupts_and_threads_are_moved_and_ended_ones_are_forgotten() {
     let world = World::new();
     world.strict("100", "4-5");
     world.reconcile();
@@ -283,7 +283,7 @@ fn an_interrupt_or_thread_that_comes_later_is_moved_too_and_one_that_goes_is_for
 /// A kernel thread that is born as a partition is built has a mask of the kernel's making when it is
 /// first seen, and would keep it for good.
 #[test]
-fn a_kernel_thread_born_behind_the_fence_is_let_out() {
+fn kernel_thread_created_with_the_exclusion_mask_is_restored() {
     let world = World::new();
     world.strict("100", "4-5");
     world.reconcile();
@@ -334,7 +334,7 @@ fn kernel_threads_are_found_where_the_kernel_has_no_list_of_them() {
 }
 
 #[test]
-fn a_kernel_thread_born_at_the_very_end_is_let_out() {
+fn kernel_thread_created_at_the_very_end_is_restored() {
     let world = World::new();
     world.strict("100", "4-5");
     world.reconcile();
@@ -347,7 +347,7 @@ fn a_kernel_thread_born_at_the_very_end_is_let_out() {
 
 /// `0-3` is what the kernel leaves where CPUs 4-7 are taken away; and it is what kcompactd0 always had.
 #[test]
-fn a_mask_that_looks_like_a_fence_is_kept() {
+fn mask_that_looks_like_an_exclusion_mask_is_kept() {
     let world = World::new();
     let before = world.picture();
     world.strict("100", "4-5");
@@ -372,7 +372,7 @@ fn a_mask_that_looks_like_a_fence_is_kept() {
 
 /// Partitions come and go one by one, and what the kernel leaves is then all but the CPUs of any of them.
 #[test]
-fn a_fence_around_some_of_the_vms_is_known_as_one() {
+fn exclusion_mask_of_some_vms_is_recognised() {
     let world = World::new();
     for (vm, exclusive) in [("100", "2-3"), ("101", "4-5"), ("102", "6")] {
         world.strict(vm, exclusive);
@@ -447,7 +447,7 @@ fn a_vms_own_kernel_thread_has_the_mask_back_that_the_vms_journal_knows() {
 }
 
 #[test]
-fn a_journal_that_somebody_removes_is_written_again_from_memory() {
+fn removed_journal_is_written_again_from_memory() {
     let world = World::new();
     let before = world.picture();
     world.strict("100", "4-7");
@@ -512,7 +512,7 @@ fn from_every_crash_point_all_comes_back() {
 }
 
 #[test]
-fn a_journal_of_another_boot_is_nobodys() {
+fn journal_of_another_boot_is_removed() {
     let world = World::new();
     let before = world.picture();
     world.strict("100", "4-5");

@@ -68,7 +68,7 @@ fn what_the_kernel_preferred_is_put_back_after_the_governor() {
 }
 
 #[test]
-fn what_somebody_else_prefers_is_left_and_named() {
+fn external_preference_is_kept_and_named() {
     let world = attached();
     prefer(&world, 4, "power");
     let named: Vec<String> = detach(&world)

@@ -124,7 +124,7 @@ fn an_interrupt_that_the_guest_turns_on_later_is_moved_and_let_out_in_the_end() 
 
 /// Where its policy leaves it, it is what it would be without qmpin, also after the guest has turned it on anew.
 #[test]
-fn an_interrupt_that_is_left_is_left_as_it_would_have_been_born() {
+fn released_interrupt_gets_the_default_mask() {
     let world = World::new();
     pass_through(&world, &[(40, "0-7")]);
     world.lease_with("100", "4-5", Level::Exclusive.knobs(), |lease| {

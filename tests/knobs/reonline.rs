@@ -102,7 +102,7 @@ impl World {
 }
 
 #[test]
-fn nothing_stands_against_it_where_everybody_has_another_cpu() {
+fn reonline_is_possible_where_every_thread_has_another_cpu() {
     let world = World::with_switches();
     assert_eq!(world.left_out(&[]), [""; 0]);
     assert_eq!(world.facts().never, None);
@@ -224,7 +224,7 @@ fn what_did_not_come_back_with_the_cpu_is_not_taken_for_done() {
 }
 
 #[test]
-fn killed_anywhere_the_cpu_is_brought_back_by_whoever_comes_next() {
+fn killed_anywhere_the_next_qmpin_brings_the_cpu_online() {
     let world = World::with_switches();
     world.cycle(5);
     let whole = fs::read_to_string(world.state.host_journal_path()).expect("a journal");
@@ -261,7 +261,7 @@ fn killed_anywhere_the_cpu_is_brought_back_by_whoever_comes_next() {
 }
 
 #[test]
-fn a_cpu_that_somebody_else_takes_offline_is_left_so() {
+fn cpu_taken_offline_externally_stays_offline() {
     let world = World::with_switches();
     let place = switch(cpu(5));
     let value = Value::Word("1".to_owned());

@@ -507,7 +507,7 @@ proptest! {
     }
 
     #[test]
-    fn a_journal_killed_at_birth_is_no_obstacle(at in any::<Index>(), baseline in any::<bool>()) {
+    fn journal_without_a_header_is_no_obstacle(at in any::<Index>(), baseline in any::<bool>()) {
         let world = World::new(CPUSETS[0], &[None, Some(0)]);
         let path = world.journal();
         let mut journal = Journal::create(&path, &world.header()).expect("create");

@@ -48,7 +48,7 @@ fn restored(world: &World, makes: &dyn Fn(CpuSet) -> CpuSet) -> RestoreReport {
 }
 
 #[test]
-fn what_the_kernel_has_not_done_is_said() {
+fn change_that_the_kernel_did_not_make_is_reported() {
     for (makes, now) in [(OURS, "4"), ("0-3", "0-3"), ("", "none")] {
         let report = restored(&World::empty(), &|_| set(makes));
         assert_eq!((report.put_back.len(), report.failed.len()), (0, 1), "{makes:?}");

@@ -137,7 +137,7 @@ fn holes_offline_cpus_and_nodes_without_cpus_or_memory_are_drawn() {
 }
 
 #[test]
-fn what_is_not_known_is_said() {
+fn unknown_values_are_reported() {
     let dir = hosts::no_numa_no_caches().tree().expect("a tree");
     let root = qmpin::sysroot::SysRoot::at(dir.path());
     let topology = qmpin::discover::read_topology(&root).expect("a topology");

@@ -104,7 +104,7 @@ fn garbled_siblings_are_unknown_and_the_rest_is_kept() {
 }
 
 #[test]
-fn siblings_that_contradict_each_other_are_believed_by_nobody() {
+fn contradicting_siblings_are_not_used() {
     let list = |cpu: usize| format!("system/cpu/cpu{cpu}/topology/core_cpus_list");
     // (the file spoilt, its text, who is then unknown)
     for (spoilt_cpu, text, unknown) in [
@@ -210,7 +210,7 @@ fn a_garbled_cache_is_unknown_and_the_rest_is_kept() {
 }
 
 #[test]
-fn llc_lists_that_contradict_each_other_are_believed_by_nobody() {
+fn contradicting_llc_lists_are_not_used() {
     let topology = Spoilt::of(&hosts::ryzen_5900x())
         .put("system/cpu/cpu0/cache/index3/shared_cpu_list", "0-23")
         .read();
@@ -234,7 +234,7 @@ fn a_core_in_two_llcs_has_none() {
 }
 
 #[test]
-fn an_llc_may_be_cut_across_nodes_and_that_is_said() {
+fn llc_across_nodes_is_reported() {
     let topology = Spoilt::of(&hosts::xeon_snc2()).read();
     assert_eq!(topology.llcs.len(), 1);
     assert_eq!(cpu(&topology, 15).node, Some(NodeId(1)));

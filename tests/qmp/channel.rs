@@ -134,7 +134,7 @@ async fn a_live_session_survives_an_answer_that_is_of_no_use() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_plain_socket_that_nobody_else_needs_is_held() {
+async fn plain_socket_that_no_other_client_needs_is_held() {
     let peer = Peer::new();
     let both = ChannelPaths { shared: peer.path().to_owned(), own: peer.path().to_owned() };
     let client = async {

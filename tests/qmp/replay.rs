@@ -206,7 +206,7 @@ async fn a_vcpu_plugged_again_has_a_new_thread() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_plug_is_told_by_no_event_but_the_guest_s_answer() {
+async fn plug_is_reported_only_by_the_guest_s_answer() {
     for name in ["hotplug-7.2", "hotplug-11.1"] {
         let events = replay_named(name).await.events;
         let told: Vec<(&str, Option<&str>)> = events
@@ -263,7 +263,7 @@ async fn threads_stay_through_a_reset() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn stop_and_cont_are_told() {
+async fn stop_and_cont_are_reported() {
     for name in ["stop-cont-7.2", "stop-cont-11.1"] {
         let events = replay_named(name).await.events;
         let names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
@@ -272,7 +272,7 @@ async fn stop_and_cont_are_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_vm_s_life_is_told() {
+async fn life_of_the_vm_is_reported() {
     for name in ["lifecycle-7.2", "lifecycle-11.1"] {
         let events = replay_named(name).await.events;
         let mut names: Vec<&str> = events.iter().map(|event| event.name.as_str()).collect();
@@ -285,7 +285,7 @@ async fn the_vm_s_life_is_told() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_migration_is_told_where_its_events_are_on() {
+async fn migration_is_reported_where_its_events_are_on() {
     for name in ["migration-7.2", "migration-11.1"] {
         let events = replay_named(name).await.events;
         assert!(events.iter().any(|event| event.name == "MIGRATION_PASS"));

@@ -101,7 +101,7 @@ async fn numbers_that_cannot_be_are_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reply_of_another_shape_is_told_from_bad_json() {
+async fn reply_of_another_shape_is_distinguished_from_bad_json() {
     for odd in
         [json!({}), json!(7), json!([7]), json!([{}]), json!(null), json!([{"cpu-index": "0"}])]
     {

@@ -116,7 +116,7 @@ async fn a_lease_lets_go_after_a_second_whatever_the_peer_does() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lease_waits_a_minute_for_its_turn_with_one_connection() {
+async fn lease_waits_a_minute_for_the_monitor_with_one_connection() {
     let peer = Peer::new();
     let start = Instant::now();
     let connections = AtomicU32::new(0);
@@ -174,7 +174,7 @@ async fn a_full_backlog_is_waited_for_and_takes_no_place() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn nobody_there_is_told_from_a_held_socket() {
+async fn absent_listener_is_distinguished_from_a_held_socket() {
     let dir = tempfile::tempdir().unwrap();
     let limits = Limits::default();
     let absent = lease(&dir.path().join("no.qmp"), ourselves, &limits).await.unwrap_err();
@@ -372,7 +372,7 @@ async fn replies_that_all_lack_their_id_end_in_a_timeout_that_tells() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_somebody_negotiated_already_is_used() {
+async fn session_that_was_negotiated_already_is_used() {
     let peer = Peer::new();
     let report = run(lease_from(&peer), async {
         let mut conn = peer.accept().await;

@@ -347,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_without_smt_is_told_the_line_that_gives_it() {
+    fn guest_without_smt_gets_the_line_that_adds_it() {
         for (number, sockets, line) in [
             (8, 1, "args: -smp 8,sockets=1,cores=4,threads=2,maxcpus=8"),
             (8, 2, "args: -smp 8,sockets=2,cores=2,threads=2,maxcpus=8"),

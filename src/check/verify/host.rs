@@ -17,7 +17,7 @@ use crate::wording::cpus_in_words;
 pub(crate) fn partition(facts: &HostFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
     let Some(PartitionFile { group, state, cpus, lost_drop_in }) = facts.partition else {
-        return rung_below(facts);
+        return fallback_below(facts);
     };
     if let Some(path) = lost_drop_in {
         return broken("partition", format!("/{path} does not exist: systemd may remove {group}"));
@@ -33,7 +33,7 @@ pub(crate) fn partition(facts: &HostFacts<'_>) -> Check {
 }
 
 /// Without a partition: whether systemd keeps the units beside the VM off its CPUs, where that is the fallback.
-fn rung_below(facts: &HostFacts<'_>) -> Check {
+fn fallback_below(facts: &HostFacts<'_>) -> Check {
     let Some(cgroup) = &facts.lease.slices else {
         let reason = "the VM has none; `qmpin plan --explain` says why".to_owned();
         return Check { check: "partition", verdict: CheckVerdict::Refused, reason };

@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_thread_that_was_refused_is_told_apart() {
+    fn refused_kernel_thread_is_listed_separately() {
         use CheckVerdict::{Broken, Refused};
         let lease = lease(Level::Exclusive);
         let other = Occupant { tid: Tid(8), ..occupant(OccupantKind::Movable) };
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_priority_is_the_vcpus_and_nobody_elses() {
+    fn only_vcpus_have_the_priority() {
         let mut lease = lease(Level::Pinned);
         lease.sched = "fifo:1".parse().expect("a policy");
         let (fifo, other) = (lease.sched.wanted().expect("a priority"), Scheduling::OTHER);

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn one_cookie_for_all_and_nobody_elses_is_touched() {
+    fn all_threads_have_one_cookie_and_no_other_program_s_changes() {
         let none = Memory::default();
         let lines = [CookieRecord::Intended, CookieRecord::Made(cookie(7))].map(Record::Cookie);
         let made = Memory::of(&lines);

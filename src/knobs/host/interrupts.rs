@@ -190,7 +190,7 @@ ERR:          0
     }
 
     #[test]
-    fn queues_that_never_fire_are_told_together() {
+    fn queues_that_never_fire_are_named_together() {
         let kept = |list: &[(u32, &str, u64)]| {
             let irqs: BTreeMap<u32, Interrupt> = list
                 .iter()

@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn one_that_was_born_behind_the_fence_is_let_out() {
+    fn created_with_the_exclusion_mask_it_is_restored() {
         let of = |found, local, now| {
             let new = NewIrqs { before: cpus("0-11"), now: cpus(now) };
             let_out(&cpus(found), &cpus(local), &new, &cpus("0-9"))

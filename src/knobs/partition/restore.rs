@@ -460,7 +460,7 @@ mod tests {
     }
 
     #[test]
-    fn a_unit_is_made_ready_with_one_reload_and_given_back_with_one() {
+    fn unit_is_prepared_with_one_reload_and_restored_with_one() {
         let (cgroups, dir) = (tree(), machine());
         let root = SysRoot::at(dir.path());
         let units = units(&root);
@@ -495,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_else_has_changed_meanwhile_is_left_and_named() {
+    fn external_change_meanwhile_is_kept_and_named() {
         let (cgroups, dir) = (tree(), machine());
         let root = SysRoot::at(dir.path());
         let units = units(&root);

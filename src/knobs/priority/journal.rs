@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_born_later_may_have_it_from_somebody_else() {
+    fn thread_created_later_may_have_it_from_another_program() {
         let memory = memory(fifo());
         assert!(!memory.is_ours(key(3), &fifo()));
         assert!(memory.is_ours(key(2), &fifo()));

@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_comes_to_is_said() {
+    fn result_is_reported() {
         let verdict = |plan: &Plan, throttling| {
             finding(plan, sched(), throttling).map(|finding| finding.verdict)
         };

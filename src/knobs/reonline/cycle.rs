@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mask_that_the_kernel_has_dropped_is_told_from_one_that_somebody_has_set() {
+    fn mask_reset_by_the_kernel_is_distinguished_from_an_external_change() {
         let set = |list: &str| list.parse::<CpuSet>().expect("a cpulist");
         let lost = |was, is| has_lost(&set(was), &set(is), &set("4-5"));
         assert!(lost("4", "0-7") && lost("4,6", "0-7") && lost("4,6", "6"));

@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn what_other_knobs_move_is_in_nobodys_way() {
+    fn changes_of_other_knobs_do_not_block_it() {
         let mine: CpuSet = "4".parse().expect("a cpulist");
         let taken = |blocker: Blocker, irqs, kthreads| {
             let beforehand = Beforehand::WillMove { irqs, kthreads };

@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_lifted_limit_has_left_is_removed_by_whoever_comes_next() {
+    fn remains_of_a_lifted_limit_are_removed_by_the_next_qmpin() {
         let dir = tempfile::tempdir().expect("a folder");
         let (root, units) = (SysRoot::at(dir.path()), Reloads::default());
         let [_, path] = files("system.slice");

@@ -219,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn every_reason_against_a_partition_is_said() {
+    fn every_reason_against_a_partition_is_named() {
         let none = |plan: &Plan, site: Result<&Site, &str>, shares: &[Share], word: &str| {
             let (rung, finding) = choose(plan, site, Err("no systemd"), shares);
             assert_eq!(rung, Rung::Affinity);
