@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::attachment::Attachment;
-use crate::attachment::error::LookError;
+use crate::attachment::error::PassError;
 use crate::attachment::leasing::neighbours;
 use crate::error::chain;
 use crate::plan::Stay;
@@ -14,8 +14,8 @@ impl Attachment<'_> {
     /// Takes another policy: plans by it, and shows it to other VMs. A pass, and what is done around the VM, are to follow.
     ///
     /// # Errors
-    /// [`LookError`]; then policy and plan are as they were.
-    pub(crate) fn adopt(&mut self, policy: Policy) -> Result<(), LookError> {
+    /// [`PassError`]; then policy and plan are as they were.
+    pub(crate) fn adopt(&mut self, policy: Policy) -> Result<(), PassError> {
         let lock = self.known.settings.state.lock_leases()?;
         self.limit.read(self.known.ground(), &self.online);
         let mut settings = self.known.settings.clone();

@@ -7,8 +7,8 @@
 use std::time::Instant;
 
 use crate::attachment::aside::step_aside;
-use crate::attachment::error::{LookError, StartError};
-use crate::attachment::reports::LookReport;
+use crate::attachment::error::{PassError, StartError};
+use crate::attachment::reports::PassReport;
 use crate::attachment::settings::{Follow, Settings};
 use crate::attachment::{Attachment, Known};
 use crate::discover;
@@ -28,10 +28,10 @@ impl Attachment<'_> {
     /// again: a thread's mask may have been lost on the way.
     ///
     /// # Errors
-    /// [`LookError`].
-    pub fn isolate(&mut self) -> Result<LookReport, LookError> {
+    /// [`PassError`].
+    pub fn isolate(&mut self) -> Result<PassReport, PassError> {
         let is_wanted = self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
-        let mut report = LookReport::default();
+        let mut report = PassReport::default();
         for _ in 0..CHOICES_MAX {
             let mut applied = std::mem::take(&mut report.applied);
             report = self.isolate_as_chosen(is_wanted)?;
@@ -50,7 +50,7 @@ impl Attachment<'_> {
     }
 
     /// Makes the choice between a partition and a fallback, and does what it takes.
-    fn isolate_as_chosen(&mut self, is_wanted: bool) -> Result<LookReport, LookError> {
+    fn isolate_as_chosen(&mut self, is_wanted: bool) -> Result<PassReport, PassError> {
         let earlier = self.partition.site();
         let had_one = earlier.is_some();
         let leased = (self.partition.cgroup(), self.partition.slices());
@@ -74,7 +74,7 @@ impl Attachment<'_> {
             self.host_knobs.expect_changes();
         }
         let is_ready = claimed && !self.partition.is_refused();
-        if is_ready || had_one { self.look() } else { Ok(LookReport::default()) }
+        if is_ready || had_one { self.pass() } else { Ok(PassReport::default()) }
     }
 
     /// When the choice between a partition and a fallback is to be made again; `None`: it is made for good.
@@ -93,12 +93,12 @@ impl Attachment<'_> {
     /// thread of the kernel's that is below that priority would not get away from there any more.
     ///
     /// # Errors
-    /// [`LookError`].
-    pub fn prioritise(&mut self) -> Result<LookReport, LookError> {
+    /// [`PassError`].
+    pub fn prioritise(&mut self) -> Result<PassReport, PassError> {
         let policy = &self.known.settings.policy.vm;
         let has_priority = self.priority.begin(policy.sched.value, &self.journal);
         let has_cookie = self.cookie.begin(policy, &self.journal);
-        if has_priority || has_cookie { self.look() } else { Ok(LookReport::default()) }
+        if has_priority || has_cookie { self.pass() } else { Ok(PassReport::default()) }
     }
 
     /// Writes the lease while no other process does.

@@ -5,7 +5,7 @@
 //! lock, which a process that takes one offline holds until it is back.
 
 use crate::attachment::Attachment;
-use crate::attachment::error::LookError;
+use crate::attachment::error::PassError;
 use crate::attachment::originals::Originals;
 use crate::cpuset::CpuSet;
 use crate::discover::{live_leases, online_cpus, tasks};
@@ -19,8 +19,8 @@ impl Attachment<'_> {
     /// Takes down, before there is a lease, what would not be seen as it was any more later.
     ///
     /// # Errors
-    /// [`LookError`].
-    pub(crate) fn take_down(&mut self, lock: &HostLock) -> Result<(), LookError> {
+    /// [`PassError`].
+    pub(crate) fn take_down(&mut self, lock: &HostLock) -> Result<(), PassError> {
         let Attachment { known, outside, journal, .. } = self;
         outside.take_over(known, journal, lock)?;
         if self.cpus_may_go_offline() {
@@ -57,7 +57,7 @@ impl Attachment<'_> {
     /// Finds kernel threads that work for the VM.
     pub(crate) fn find_outside(&mut self) {
         let Attachment { known, outside, journal, .. } = self;
-        let lock = known.settings.state.lock_host().map_err(LookError::from);
+        let lock = known.settings.state.lock_host().map_err(PassError::from);
         if let Err(error) = lock.and_then(|lock| outside.find(known, journal, &lock)) {
             tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
         }

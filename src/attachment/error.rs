@@ -78,10 +78,10 @@ pub enum StartError {
         /// What became of restoring, in sentences.
         left: Vec<String>,
     },
-    /// The VM could not be looked at.
+    /// The VM could not be read.
     #[error(transparent)]
     Vm(#[from] VmError),
-    /// The host could not be looked at.
+    /// The host could not be read.
     #[error(transparent)]
     Discover(#[from] DiscoverError),
     /// The boot id could not be read.
@@ -116,8 +116,8 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// It was applied, and a second look at it failed.
-    #[error("not all threads were looked at again")]
-    Look(#[from] LookError),
+    #[error("could not check all threads again")]
+    Look(#[from] PassError),
     /// The rest of the host could not be dealt with.
     #[error(transparent)]
     Host(#[from] HostError),
@@ -162,14 +162,14 @@ fn still_runs(unknown: Option<&ReadError>) -> &'static str {
 
 impl StartError {
     /// A look that failed before anything was applied.
-    pub(crate) fn before_the_first_write(vm: VmName, error: LookError) -> StartError {
+    pub(crate) fn before_the_first_write(vm: VmName, error: PassError) -> StartError {
         match error {
-            LookError::OtherName { process, other } => StartError::OtherName { vm, process, other },
-            LookError::Tasks(error) => StartError::Vm(VmError::Tasks(error)),
-            LookError::Discover(error) => StartError::Discover(error),
-            LookError::Plan(error) => StartError::Plan(error),
-            LookError::State(error) => StartError::State(error),
-            LookError::Journal(error) => StartError::Journal(error),
+            PassError::OtherName { process, other } => StartError::OtherName { vm, process, other },
+            PassError::Tasks(error) => StartError::Vm(VmError::Tasks(error)),
+            PassError::Discover(error) => StartError::Discover(error),
+            PassError::Plan(error) => StartError::Plan(error),
+            PassError::State(error) => StartError::State(error),
+            PassError::Journal(error) => StartError::Journal(error),
         }
     }
 
@@ -181,7 +181,7 @@ impl StartError {
 
 /// Why a pass could not be finished.
 #[derive(Debug, thiserror::Error)]
-pub enum LookError {
+pub enum PassError {
     /// The threads could not be read.
     #[error(transparent)]
     Tasks(#[from] TasksError),
@@ -207,10 +207,10 @@ pub enum LookError {
     },
 }
 
-impl LookError {
+impl PassError {
     /// Whether it only says that QEMU has ended.
     #[must_use]
     pub fn means_gone(&self) -> bool {
-        matches!(self, LookError::Tasks(error) if tasks::means_gone(error))
+        matches!(self, PassError::Tasks(error) if tasks::means_gone(error))
     }
 }

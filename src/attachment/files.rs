@@ -1,7 +1,7 @@
 //! The VM's files, kept while it is attached: those that were removed are written again, from memory.
 
 use crate::attachment::Attachment;
-use crate::attachment::error::LookError;
+use crate::attachment::error::PassError;
 use crate::discover::tasks::is_thread_of;
 use crate::error::chain;
 use crate::knobs::host::kernel_threads::is_kernel_thread;
@@ -13,8 +13,8 @@ impl Attachment<'_> {
     /// another program changed it. A journal that is mostly history is written anew.
     ///
     /// # Errors
-    /// [`LookError`]; then nothing more may be changed.
-    pub(crate) fn keep_files(&mut self) -> Result<(), LookError> {
+    /// [`PassError`]; then nothing more may be changed.
+    pub(crate) fn keep_files(&mut self) -> Result<(), PassError> {
         let state = self.known.settings.state.clone();
         let vm = &self.known.settings.vm;
         if !state.path().exists() {

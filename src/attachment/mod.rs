@@ -28,7 +28,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use known::Known;
 
-use crate::attachment::error::{LookError, Seen, StartError};
+use crate::attachment::error::{PassError, Seen, StartError};
 pub(crate) use crate::attachment::found::Found;
 use crate::attachment::leasing::{
     Earlier, Going, Swept, earlier, forget_swept, held, kept, let_go, neighbours, new_journal,
@@ -37,7 +37,7 @@ use crate::attachment::leasing::{
 use crate::attachment::limit::Limit;
 use crate::attachment::outside::Outside;
 use crate::attachment::replan::other_name;
-use crate::attachment::reports::{Learnt, LookReport, Looked};
+use crate::attachment::reports::{Learnt, Noticed, PassReport};
 use crate::attachment::restored::restore_lines;
 use crate::attachment::settings::Settings;
 use crate::attachment::thread_cpus::ThreadCpus;
@@ -123,7 +123,7 @@ impl<'a> Attachment<'a> {
     pub async fn start(
         host: Host<'a>,
         settings: Settings,
-    ) -> Result<(Attachment<'a>, Channel, LookReport), StartError> {
+    ) -> Result<(Attachment<'a>, Channel, PassReport), StartError> {
         let (found, channel) = Found::find(host, &settings).await?;
         let (attachment, report) = Attachment::begin(host, settings, found)?;
         Ok((attachment, channel, report))
@@ -138,7 +138,7 @@ impl<'a> Attachment<'a> {
         host: Host<'a>,
         settings: Settings,
         found: Found,
-    ) -> Result<(Attachment<'a>, LookReport), StartError> {
+    ) -> Result<(Attachment<'a>, PassReport), StartError> {
         let state = settings.state.clone();
         let leased = Attachment::lease(host, settings, found);
         // Only now: the host's lock was held.
@@ -146,7 +146,7 @@ impl<'a> Attachment<'a> {
             leased.inspect_err(|_| state.tidy())?;
         let (scan, reonline) =
             if is_new { attachment.reonline(scan) } else { (scan, ReonlineReport::default()) };
-        let mended = attachment.mend(scan).map(|report| LookReport { reonline, ..report });
+        let mended = attachment.mend(scan).map(|report| PassReport { reonline, ..report });
         forget_swept(host, &state, &attachment.known.boot_id, swept);
         match mended {
             Ok(report) if report.nothing_is_permitted() => {
@@ -315,15 +315,15 @@ impl<'a> Attachment<'a> {
     /// Looks afresh and mends what is not as planned.
     ///
     /// # Errors
-    /// [`LookError`]. That there is no new plan is none: the plan in force stays in force.
-    pub fn look(&mut self) -> Result<LookReport, LookError> {
+    /// [`PassError`]. That there is no new plan is none: the plan in force stays in force.
+    pub fn pass(&mut self) -> Result<PassReport, PassError> {
         self.keep_files()?;
         self.notice_cpu_hotplug()?;
         self.notice_limit();
         self.notice_neighbours();
         let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
         let scan = self.scan()?;
-        Ok(LookReport { plan_failed, ..self.mend(scan)? })
+        Ok(PassReport { plan_failed, ..self.mend(scan)? })
     }
 
     /// Puts everything back and lets go.
@@ -375,11 +375,11 @@ impl<'a> Attachment<'a> {
     }
 
     /// Compares a scan with the plan and carries out the difference.
-    fn mend(&mut self, mut scan: Scan) -> Result<LookReport, JournalError> {
+    fn mend(&mut self, mut scan: Scan) -> Result<PassReport, JournalError> {
         let grips = scan.take_grips();
         let observed = tasks::observe(self.known.process, scan, &self.identified);
         let baseline = self.first_baseline(&observed.threads);
-        let looked = Looked {
+        let noticed = Noticed {
             unnamed: observed.unidentified.iter().any(|key| may_be_named(*key, &observed.threads)),
             named_gone: self.identified.named_keys().any(|key| {
                 observed.threads.binary_search_by_key(&key.tid, |thread| thread.key.tid).is_err()
@@ -420,8 +420,8 @@ impl<'a> Attachment<'a> {
         self.drift_total += priority.drifted.len() as u64 + u64::from(cookie.drifted);
         let plan_failed = None;
         let reonline = ReonlineReport::default();
-        Ok(LookReport {
-            looked,
+        Ok(PassReport {
+            noticed,
             applied,
             placed: self.placed,
             drifted,

@@ -10,7 +10,7 @@
 //! ```
 
 use super::known::Known;
-use crate::attachment::error::LookError;
+use crate::attachment::error::PassError;
 use crate::attachment::originals::Originals;
 use crate::cpuset::CpuSet;
 use crate::discover::online_cpus;
@@ -34,21 +34,21 @@ impl Outside {
         known: &Known<'_>,
         journal: &mut Journal,
         lock: &HostLock,
-    ) -> Result<(), LookError> {
-        if remembered(known).has_fenced() { self.find(known, journal, lock) } else { Ok(()) }
+    ) -> Result<(), PassError> {
+        if remembered(known).has_excluded() { self.find(known, journal, lock) } else { Ok(()) }
     }
 
     /// Finds them. It reads a line for each of the host's, so it is done when the VM has changed, and not
     /// in every pass. No qmpin takes a CPU offline meanwhile: masks are shown without those.
     ///
     /// # Errors
-    /// [`LookError`]; without an undo they are not touched.
+    /// [`PassError`]; without an undo they are not touched.
     pub(super) fn find(
         &mut self,
         known: &Known<'_>,
         journal: &mut Journal,
         _lock: &HostLock,
-    ) -> Result<(), LookError> {
+    ) -> Result<(), PassError> {
         let (host, process) = (known.host, known.process);
         let (online, memory) = (online_cpus(host.root)?, remembered(known));
         let found = kernel_threads(host.root, host.sched, process.pid, KthreadScan::All);
@@ -88,7 +88,9 @@ fn remembered(known: &Known<'_>) -> HostMemory {
 fn own_mask(thread: &Thread, online: CpuSet, memory: &HostMemory) -> CpuSet {
     match memory.original(&Place::Thread(thread.key)).and_then(Value::cpus) {
         Some(original) => original,
-        None if memory.is_fenced(&Value::Cpus(*thread.allowed), &online, &online) => online,
+        None if memory.has_exclusion_mask(&Value::Cpus(*thread.allowed), &online, &online) => {
+            online
+        }
         None => *thread.allowed,
     }
 }

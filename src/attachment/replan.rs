@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::attachment::error::LookError;
+use crate::attachment::error::PassError;
 use crate::attachment::leasing::neighbours;
 use crate::attachment::settings::{Follow, Settings};
 use crate::attachment::{Attachment, Known};
@@ -54,7 +54,7 @@ impl Attachment<'_> {
         others.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
     }
 
-    pub(crate) fn replan(&mut self, stay: Stay) -> Result<(), LookError> {
+    pub(crate) fn replan(&mut self, stay: Stay) -> Result<(), PassError> {
         let lock = self.known.settings.state.lock_leases()?;
         let held = self.plan.held();
         // Stale until there is a new one; but not tried in every pass: the next change will.
@@ -83,11 +83,11 @@ impl Attachment<'_> {
     pub(crate) fn lease_first(
         &mut self,
         held: &BTreeMap<VcpuIndex, CpuId>,
-    ) -> Result<(), LookError> {
+    ) -> Result<(), PassError> {
         let Known { settings, boot_id, .. } = &self.known;
         let _lock = settings.state.lock_leases()?;
         if let Some(other) = other_name(settings, boot_id, self.known.process) {
-            return Err(LookError::OtherName { process: self.known.process, other });
+            return Err(PassError::OtherName { process: self.known.process, other });
         }
         let now = neighbours(&settings.state, &settings.vm, boot_id);
         if now != self.beside {

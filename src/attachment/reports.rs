@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::attachment::error::{LookError, StartError};
+use crate::attachment::error::{PassError, StartError};
 use crate::attachment::thread_cpus::ThreadCpus;
 use crate::ids::VmName;
 use crate::knobs::affinity::apply::{Applied, StepOutcome};
@@ -15,9 +15,9 @@ use crate::threads::{Role, ThreadKey, thread_in_words};
 
 /// What a pass has changed.
 #[derive(Debug, Default)]
-pub struct LookReport {
+pub struct PassReport {
     /// What the loop has to know.
-    pub looked: Looked,
+    pub noticed: Noticed,
     /// Every step and what became of it.
     pub applied: Vec<Applied>,
     /// Where the VM's threads are now.
@@ -25,7 +25,7 @@ pub struct LookReport {
     /// Steps for threads that had been where they belong: another program moved them.
     pub drifted: BTreeSet<ThreadKey>,
     /// Why there is no new plan, where there should be one: the one in force was kept to.
-    pub plan_failed: Option<LookError>,
+    pub plan_failed: Option<PassError>,
     /// Which threads cannot be pinned where they belong, because the VM's cgroup does not allow it.
     pub barred: Vec<String>,
     /// What of the VM's partition was refused.
@@ -47,7 +47,7 @@ pub struct Learnt {
     pub left: Vec<(ThreadKey, Role)>,
 }
 
-impl LookReport {
+impl PassReport {
     /// Adds the steps of a later pass. A thread that had one before counts once, with what became of it last.
     pub(crate) fn then_applied(&mut self, later: Vec<Applied>) {
         let threads = self.applied.iter().map(|earlier| earlier.step.thread);
@@ -86,7 +86,7 @@ impl LookReport {
 
 /// What a pass has found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Looked {
+pub struct Noticed {
     /// Threads that only QMP can name, and that may be vCPUs or iothreads.
     pub unnamed: bool,
     /// A vCPU or iothread is gone.

@@ -23,15 +23,15 @@ use crate::sysroot::SysRoot;
 use crate::systemd::SystemBus;
 
 /// What there is to see.
-pub(super) struct HostLook {
+pub(super) struct HostFindings {
     /// The group of its vCPUs; `None`: it has no partition.
     pub(super) partition: Option<PartitionFile>,
     occupants: Vec<Occupant>,
-    outlook: Outlook,
+    differences: Differences,
     interrupts: BTreeMap<u32, Interrupt>,
 }
 
-impl HostLook {
+impl HostFindings {
     /// Looks. `memory` is what the VM's journal remembers, `silent` the irqbalances that did not answer before.
     ///
     /// # Errors
@@ -43,15 +43,15 @@ impl HostLook {
         lease: &Lease,
         memory: &Memory,
         silent: &mut Silent,
-    ) -> Result<HostLook, Failure> {
+    ) -> Result<HostFindings, Failure> {
         let journal = HostJournal::read(&state.host_journal_path(), boot_id)?;
         let occupants = occupants(root, &Kernel, &lease.exclusive, lease.qemu.pid);
         let drop_in = memory.partition().and_then(|undo| undo.drop_in.as_deref());
         let file = |path: &String| partition_file(root, &CgroupTree::of(root), path, drop_in);
-        Ok(HostLook {
+        Ok(HostFindings {
             partition: lease.partition.as_ref().map(file),
             occupants: occupants.map_err(|error| Failure::from_error(Kind::No, error))?,
-            outlook: outlook(root, &live_leases(state, boot_id), &journal, lease, silent)?,
+            differences: differences(root, &live_leases(state, boot_id), &journal, lease, silent)?,
             interrupts: interrupts(root, &lease.exclusive),
         })
     }
@@ -62,16 +62,16 @@ impl HostLook {
             lease,
             partition: self.partition.as_ref(),
             occupants: &self.occupants,
-            unmet: &self.outlook.unmet,
-            vfio: &self.outlook.vfio,
-            irqbalances: &self.outlook.irqbalances,
+            unmet: &self.differences.unmet,
+            vfio: &self.differences.vfio,
+            irqbalances: &self.differences.irqbalances,
             interrupts: &self.interrupts,
         })
     }
 }
 
 /// What there is to see of the host, for one VM.
-struct Outlook {
+struct Differences {
     /// What is left to be done.
     unmet: Vec<Unmet>,
     /// Where its own devices' interrupts are.
@@ -80,13 +80,13 @@ struct Outlook {
     irqbalances: Vec<Irqbalance>,
 }
 
-fn outlook(
+fn differences(
     root: &SysRoot,
     leases: &[Lease],
     memory: &HostMemory,
     lease: &Lease,
     silent: &mut Silent,
-) -> Result<Outlook, Failure> {
+) -> Result<Differences, Failure> {
     let wants = Wants::of(leases);
     let (view, steps) =
         host_steps(Host { root, sched: &Kernel, units: &SystemBus }, &wants, memory, silent)?;
@@ -102,7 +102,7 @@ fn outlook(
         HostStep::Write { knob, place, from, to } if concerns(&place, &from) => {
             let cause = match place {
                 _ if memory.was_refused(&place, &to) => UnmetCause::Refused,
-                Place::Irqbalance(_) if memory.was_tried(&place, &to) => UnmetCause::Told,
+                Place::Irqbalance(_) if memory.was_tried(&place, &to) => UnmetCause::Pending,
                 _ => UnmetCause::Changed,
             };
             Some(Unmet { knob, place, found: from, wanted: to, cause })
@@ -114,5 +114,5 @@ fn outlook(
         Some(VfioSeat { place: place.clone(), device: irq.device.clone(), on })
     };
     let (unmet, vfio) = (unmet.collect(), own().filter_map(seat).collect());
-    Ok(Outlook { unmet, vfio, irqbalances: view.irqbalances })
+    Ok(Differences { unmet, vfio, irqbalances: view.irqbalances })
 }

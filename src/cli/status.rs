@@ -1,7 +1,7 @@
 //! `qmpin status`: which VMs are attached, what they have, and what is not as it should be.
 
 use super::args::{Global, StatusArgs};
-use super::host_look::HostLook;
+use super::host_look::HostFindings;
 use super::{Answer, output};
 use crate::discover::{all_leases, boot_id, doubts, is_alive, lives};
 use crate::error::{Failure, Kind, chain};
@@ -54,7 +54,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
             let lease = &status.lease;
             let memory = journal::read(&state.journal_path(&lease.vm));
             let memory = memory.map(|content| content.memory).unwrap_or_default();
-            match HostLook::at(&root, &state, &boot_id, lease, &memory, &mut silent) {
+            match HostFindings::at(&root, &state, &boot_id, lease, &memory, &mut silent) {
                 Ok(look) => {
                     status.checks = look.checks(lease);
                     status.partition = look.partition;

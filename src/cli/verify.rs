@@ -1,7 +1,7 @@
 //! `qmpin verify`: does all hold? By the kernel's own files and QEMU's own answer.
 
 use super::args::{Global, VerifyArgs};
-use super::host_look::HostLook;
+use super::host_look::HostFindings;
 use super::look::Look;
 use super::{Answer, output};
 use crate::check::verify::{VmFacts, vm_checks};
@@ -48,7 +48,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
         beside: beside(&topology, &lease.exclusive),
         memory: &memory,
     });
-    let look = HostLook::at(&root, &state, &boot_id, &lease, &memory, &mut Silent::new())?;
+    let look = HostFindings::at(&root, &state, &boot_id, &lease, &memory, &mut Silent::new())?;
     checks.extend(look.checks(&lease));
     let document = VerifyDocument::new(vm, checks);
     if args.json {

@@ -46,7 +46,7 @@ impl fmt::Display for Doubt {
 
 /// What is known of a VM whose lease cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Told {
+pub(crate) enum Examined {
     /// It has ended, or its boot has.
     Dead,
     /// It may live.
@@ -61,7 +61,7 @@ pub(crate) fn examine(
     (vm, error): (&VmName, &StateError),
     boot_id: &str,
     present: CpuSet,
-) -> Told {
+) -> Examined {
     let Salvaged { boot_id: boot, qemu, exclusive } = state.salvage_lease(vm);
     let is_gone = |process: ProcessKey| lives(root, process).is_ok_and(|lives| !lives);
     let journal = journal::read(&state.journal_path(vm)).ok();
@@ -71,7 +71,7 @@ pub(crate) fn examine(
         || qemu.is_some_and(is_gone)
         || of_journal.is_some_and(|header| is_gone(header.process))
     {
-        return Told::Dead;
+        return Examined::Dead;
     }
     let free = || {
         let content = journal.as_ref()?;
@@ -83,7 +83,7 @@ pub(crate) fn examine(
         StateError::Io { source, .. } => source.to_string(),
         busy @ StateError::Busy { .. } => busy.to_string(),
     };
-    Told::Doubt(Doubt { vm: vm.clone(), path: state.lease_path(vm), reason, cpus })
+    Examined::Doubt(Doubt { vm: vm.clone(), path: state.lease_path(vm), reason, cpus })
 }
 
 /// CPUs that are not the VM's alone: where its main thread is by qmpin's doing, because helpers of a VM are kept off

@@ -1,6 +1,6 @@
 //! Small facts about the host that are read again and again.
 
-use super::doubt::{Doubt, Told, examine};
+use super::doubt::{Doubt, Examined, examine};
 use super::{DiscoverError, FirstWay, is_alive, lives};
 use crate::cpuset::CpuSet;
 use crate::error::chain;
@@ -94,8 +94,8 @@ fn doubt(
     boot_id: &str,
 ) -> Option<Doubt> {
     match examine(root, &Kernel, state, (vm, error), boot_id, present_cpus(root)) {
-        Told::Dead => None,
-        Told::Doubt(doubt) => Some(doubt),
+        Examined::Dead => None,
+        Examined::Doubt(doubt) => Some(doubt),
     }
 }
 
@@ -116,7 +116,7 @@ pub fn is_of_dead(
     error: &StateError,
     boot_id: &str,
 ) -> bool {
-    examine(root, &Kernel, state, (vm, error), boot_id, CpuSet::EMPTY) == Told::Dead
+    examine(root, &Kernel, state, (vm, error), boot_id, CpuSet::EMPTY) == Examined::Dead
 }
 
 /// The leases whose QEMU lives. One of which that cannot be learnt is taken to live.

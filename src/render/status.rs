@@ -120,7 +120,7 @@ struct VcpuRow {
 
 impl VmRow {
     /// What excludes others from its CPUs, as it is.
-    fn rung(&self) -> String {
+    fn separation(&self) -> String {
         match (&self.partition, &self.slices) {
             (Some(partition), _) => partition.state.clone(),
             (None, Some(_)) => "AllowedCPUs".to_owned(),
@@ -256,7 +256,7 @@ impl StatusDocument {
                 vm.exclusive.to_string(),
                 vm.iothreads.to_string(),
                 vm.emulator.to_string(),
-                vm.rung(),
+                vm.separation(),
                 knobs.join(" "),
                 vm.channel.map_or(String::new(), |channel| channel.to_string()),
                 vm.drift_total.map_or(String::new(), |drift| drift.to_string()),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::attachment::reports::{Learnt, LookReport};
+use crate::attachment::reports::{Learnt, PassReport};
 use crate::knobs::affinity::apply::{Applied, StepOutcome, thread_refusal};
 use crate::knobs::priority::apply::{PriorityApplied, PriorityOutcome, priority_refusal};
 use crate::knobs::priority::keep::PriorityReport;
@@ -31,7 +31,7 @@ pub(super) fn log_learnt(learnt: &Learnt) {
 
 /// One line per decision; a thread that is moved back again and again, or refused again and again, has
 /// one line in all.
-pub(super) fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
+pub(super) fn log_pass(report: &PassReport, lines: &mut BTreeSet<ThreadKey>) {
     for applied in &report.applied {
         let Applied { step, outcome } = applied;
         let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
@@ -59,7 +59,7 @@ pub(super) fn log_look(report: &LookReport, lines: &mut BTreeSet<ThreadKey>) {
     }
 }
 
-/// As [`log_look`], of how threads are scheduled.
+/// As [`log_pass`], of how threads are scheduled.
 pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadKey>) {
     for applied in &report.applied {
         let PriorityApplied { step: PriorityStep { of, to }, outcome } = applied;
@@ -87,7 +87,7 @@ pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadK
 }
 
 /// What the kernel would not do at this look, in sentences: it is tried again at the next.
-pub(super) fn refusals(report: &LookReport) -> BTreeSet<String> {
+pub(super) fn refusals(report: &PassReport) -> BTreeSet<String> {
     let threads = report.applied.iter().filter_map(thread_refusal);
     let priorities = report.priority.applied.iter().filter_map(priority_refusal);
     let partition = report.partition.iter().map(ToString::to_string);
@@ -95,7 +95,7 @@ pub(super) fn refusals(report: &LookReport) -> BTreeSet<String> {
 }
 
 /// What the kernel would not do and is not asked for again, in sentences.
-pub(super) fn refusals_for_good(report: &LookReport) -> Vec<String> {
+pub(super) fn refusals_for_good(report: &PassReport) -> Vec<String> {
     let ReonlineReport { left_out, failed } = &report.reonline;
     let reonline = left_out.iter().chain(failed).cloned();
     report.cookie.refused.iter().cloned().chain(reonline).collect()

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::narrate::{log_look, log_priority, log_shortfalls};
+use super::narrate::{log_pass, log_priority, log_shortfalls};
 use crate::attachment::Attachment;
 use crate::attachment::error::StartError;
-use crate::attachment::reports::LookReport;
+use crate::attachment::reports::PassReport;
 use crate::attachment::settings::Settings;
 use crate::knobs::ground::Host;
 use crate::knobs::host::report::{HostLines, HostReport, log_host};
@@ -18,20 +18,20 @@ use crate::plan::Plan;
 pub async fn attach_once(
     host: Host<'_>,
     settings: Settings,
-) -> Result<(Plan, LookReport, HostReport), StartError> {
+) -> Result<(Plan, PassReport, HostReport), StartError> {
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
-    log_look(&report, &mut BTreeSet::new());
+    log_pass(&report, &mut BTreeSet::new());
     log_shortfalls(attachment.plan(), &[]);
     // Anything that fails from here on leaves the VM pinned, with its undo.
     let remembered = attachment.remember_host();
     // The kernel does not restore what it changes while a partition is built.
     let isolated = match &remembered {
         Ok(()) => attachment.isolate(),
-        Err(_) => Ok(LookReport::default()),
+        Err(_) => Ok(PassReport::default()),
     };
     let kept = attachment.keep_host();
     let raised = attachment.prioritise();
-    let second = attachment.look();
+    let second = attachment.pass();
     let plan = attachment.plan().clone();
     attachment.leave();
     report.then_applied(isolated?.applied);

@@ -32,7 +32,7 @@ use crate::leases::Heart;
 use crate::policy::ChannelChoice;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
-use crate::watch::{Births, LeaseChanges, SlowTimer};
+use crate::watch::{LeaseChanges, NewThreads, SlowTimer};
 
 /// Between two signs of life while the worker is busy.
 const BEAT: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ pub(super) async fn run(
                 Some(_lock) => Some(give_back(host, state, vm, &boot_id)?),
                 None => None,
             };
-            return Ok(Ended { why: Ending::Told, restored });
+            return Ok(Ended { why: Ending::Asked, restored });
         }
     };
     let (found, channel) = found;
@@ -150,7 +150,7 @@ enum Task {
     /// one supervisor's pass is enough.
     CheckHost,
     Prioritise,
-    Look,
+    Pass,
 }
 
 impl Task {
@@ -165,7 +165,7 @@ impl Task {
             Task::KeepHost => Job::KeepHost,
             Task::CheckHost => Job::CheckHost,
             Task::Prioritise => Job::Prioritise,
-            Task::Look => Job::Look,
+            Task::Pass => Job::Pass,
         }
     }
 }
@@ -190,8 +190,8 @@ impl Runner<'_> {
                 Next::Event(event) => event,
                 Next::Done(ended) => {
                     let worker::Ended { done, now, cost } = *ended;
-                    if matches!(done, Done::Looked(_) | Done::Learnt(_)) {
-                        let is_due = self.look_at.is_some() || self.due.contains(&Task::Look);
+                    if matches!(done, Done::Passed(_) | Done::Learnt(_)) {
+                        let is_due = self.look_at.is_some() || self.due.contains(&Task::Pass);
                         self.hearing.done(cost, is_due);
                     }
                     let before = match now {
@@ -249,9 +249,9 @@ impl Runner<'_> {
 
     /// Waits for something to happen.
     async fn next_event(&mut self, watch: &mut Watch, signals: &mut Signals) -> Next {
-        let Watch { exit, births, leases, slow_timer } = watch;
+        let Watch { exit, new_threads, leases, slow_timer } = watch;
         if let Some(every) = self.new_interval.take() {
-            let every = if births.is_none() { every.min(BLIND_INTERVAL) } else { every };
+            let every = if new_threads.is_none() { every.min(BLIND_INTERVAL) } else { every };
             if let Err(error) = slow_timer.set_interval(every) {
                 tracing::warn!("the slow timer stays as it was: {error}");
             }
@@ -269,7 +269,7 @@ impl Runner<'_> {
                 self.due.insert(Task::Reload);
                 Next::Nothing
             }
-            next = self.next_hint(births, leases, slow_timer) => next,
+            next = self.next_hint(new_threads, leases, slow_timer) => next,
         }
     }
 
@@ -277,7 +277,7 @@ impl Runner<'_> {
     /// events or of new threads cannot starve the others.
     async fn next_hint(
         &mut self,
-        births: &mut Option<Births>,
+        new_threads: &mut Option<NewThreads>,
         leases: &mut Option<LeaseChanges>,
         slow_timer: &mut SlowTimer,
     ) -> Next {
@@ -287,7 +287,7 @@ impl Runner<'_> {
         let rest = self.hearing.rest(is_asked);
         let hears_line = self.ending.is_none() && (rest.is_none() || is_asked);
         // A pass that is about to come sees all threads. Until then what comes is one message to the kernel.
-        let hears_births = rest.is_none() && self.look_at.is_none();
+        let hears_new_threads = rest.is_none() && self.look_at.is_none();
         let said = tokio::select! {
             ended = self.worker.done() => return Next::Done(Box::new(ended)),
             () = at(rest) => return Next::Nothing,
@@ -296,16 +296,16 @@ impl Runner<'_> {
                 return Next::Nothing;
             }
             said = self.line.said(), if hears_line => said,
-            birth = next_of(births, Births::next), if hears_births => {
+            new_thread = next_of(new_threads, NewThreads::next), if hears_new_threads => {
                 self.hearing.heard();
-                if let Err(error) = birth {
+                if let Err(error) = new_thread {
                     tracing::warn!("births can no longer be watched: {error}");
-                    *births = None;
+                    *new_threads = None;
                     if let Err(error) = slow_timer.at_least_every(BLIND_INTERVAL) {
                         tracing::warn!("the slow timer stays as slow as it is: {error}");
                     }
                 }
-                return Next::Event(Event::Hint(Hint::Birth));
+                return Next::Event(Event::Hint(Hint::NewThread));
             }
             changed = next_of(leases, LeaseChanges::next) => {
                 if let Err(error) = changed {
@@ -328,10 +328,10 @@ impl Runner<'_> {
             }
             () = at(self.look_at) => {
                 self.look_at = None;
-                if let Some(births) = births {
-                    births.drain();
+                if let Some(new_threads) = new_threads {
+                    new_threads.drain();
                 }
-                return Next::Event(Event::LookDue);
+                return Next::Event(Event::PassDue);
             }
             () = at(self.ask_at) => {
                 self.ask_at = None;
@@ -358,16 +358,16 @@ impl Runner<'_> {
     fn carry_out(&mut self, effect: Effect) {
         let now = Instant::now();
         match effect {
-            Effect::LookSoon => {
+            Effect::PassSoon => {
                 self.look_at = Some((now + LOOK_DELAY).max(self.last_look + LOOK_GAP));
             }
             Effect::AskSoon => {
                 let earliest = self.last_ask.map_or(now, |last| last + self.pace.gap(now));
                 self.ask_at = Some(earliest.max(now));
             }
-            Effect::Look => {
+            Effect::Pass => {
                 self.last_look = now;
-                self.due.insert(Task::Look);
+                self.due.insert(Task::Pass);
             }
             Effect::Ask => {
                 self.last_ask = Some(now);
@@ -385,7 +385,7 @@ impl Runner<'_> {
                         notify::status("QEMU has ended: restoring");
                         tracing::info!("QEMU has ended");
                     }
-                    Ending::Told => {
+                    Ending::Asked => {
                         notify::stopping();
                         tracing::info!("stopping: restoring everything");
                     }

@@ -11,7 +11,7 @@ use crate::attachment::error::StartError;
 use crate::attachment::settings::Settings;
 use crate::knobs::ground::Host;
 use crate::threads::ProcessKey;
-use crate::watch::{Births, Exit, LeaseChanges, SlowTimer};
+use crate::watch::{Exit, LeaseChanges, NewThreads, SlowTimer};
 
 /// Where new threads cannot be watched, the slow timer is all there is: it is made faster.
 pub(super) const BLIND_INTERVAL: Duration = Duration::from_secs(1);
@@ -20,7 +20,7 @@ pub(super) const BLIND_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) struct Watch {
     pub(super) exit: Exit,
     /// None where the kernel does not permit it.
-    pub(super) births: Option<Births>,
+    pub(super) new_threads: Option<NewThreads>,
     /// None where it could not be had.
     pub(super) leases: Option<LeaseChanges>,
     pub(super) slow_timer: SlowTimer,
@@ -34,7 +34,7 @@ impl Watch {
     ) -> Result<Watch, StartError> {
         let fail = |what| move |source| StartError::Watch { what, source };
         let exit = Exit::of(host.root, process).map_err(fail("the QEMU process"))?;
-        let births = Births::of(process.pid)
+        let new_threads = NewThreads::of(process.pid)
             .inspect_err(|error| {
                 tracing::warn!(
                     "new threads are found only by the slow timer, because there is no process connector: {error}"
@@ -46,16 +46,16 @@ impl Watch {
                 tracing::warn!("other VMs' comings and goings are not seen: {error}");
             })
             .ok();
-        let every = interval(settings, births.is_some());
+        let every = interval(settings, new_threads.is_some());
         let slow_timer = SlowTimer::every(every).map_err(fail("the time"))?;
-        Ok(Watch { exit, births, leases, slow_timer })
+        Ok(Watch { exit, new_threads, leases, slow_timer })
     }
 }
 
 /// How often the slow timer ticks, where new threads are seen or not.
-pub(super) fn interval(settings: &Settings, sees_births: bool) -> Duration {
+pub(super) fn interval(settings: &Settings, sees_new_threads: bool) -> Duration {
     let mut every = settings.policy.vm.check_interval.value;
-    if !sees_births {
+    if !sees_new_threads {
         every = every.min(BLIND_INTERVAL);
     }
     notify::watchdog_interval().map_or(every, |watchdog| every.min(watchdog))

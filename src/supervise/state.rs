@@ -14,7 +14,7 @@
 //! Hints are coalesced: any number of them before a pass is one pass. Asking goes on in the
 //! background, since Proxmox may hold the socket for long; looks go on meanwhile.
 
-use crate::attachment::reports::Looked;
+use crate::attachment::reports::Noticed;
 
 /// Something that happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,11 +22,11 @@ pub(crate) enum Event {
     /// Something may have changed.
     Hint(Hint),
     /// The delay of a pass is over.
-    LookDue,
+    PassDue,
     /// The delay of a question is over.
     AskDue,
     /// A look is done.
-    Looked(Looked),
+    Passed(Noticed),
     /// QEMU has answered, and it made sense.
     Answered,
     /// QEMU has not answered, or it made no sense.
@@ -43,7 +43,7 @@ pub(crate) enum Event {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Hint {
     /// A thread was created.
-    Birth,
+    NewThread,
     /// The guest was reset, stopped, resumed: threads stay, masks should.
     GuestState,
     /// A device came or went: it may be a vCPU.
@@ -67,9 +67,9 @@ pub(crate) enum Liveness {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Effect {
     /// Look after a short delay, in which further hints join.
-    LookSoon,
+    PassSoon,
     /// Look now: scan, plan if need be, compare, mend.
-    Look,
+    Pass,
     /// Ask after a delay that keeps questions rare.
     AskSoon,
     /// Ask QEMU now who is who.
@@ -86,7 +86,7 @@ pub enum Ending {
     /// QEMU has ended.
     QemuEnded,
     /// We were asked to.
-    Told,
+    Asked,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -102,7 +102,7 @@ enum Asking {
 /// What is under way.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct State {
-    look_soon: bool,
+    pass_soon: bool,
     asking: Asking,
     finished: bool,
 }
@@ -115,20 +115,20 @@ impl State {
         }
         match event {
             Event::QemuEnded => self.finish(Ending::QemuEnded),
-            Event::Stop => self.finish(Ending::Told),
+            Event::Stop => self.finish(Ending::Asked),
             // The slow timer looks at once: nothing will join it.
-            Event::Hint(Hint::Timer) => vec![Effect::Look],
+            Event::Hint(Hint::Timer) => vec![Effect::Pass],
             Event::Hint(Hint::Device) => {
-                let mut effects = self.look_soon();
+                let mut effects = self.pass_soon();
                 effects.extend(self.ask_soon());
                 effects
             }
-            Event::Hint(Hint::Birth | Hint::GuestState | Hint::Neighbour) => self.look_soon(),
-            Event::LookDue => {
-                self.look_soon = false;
-                vec![Effect::Look]
+            Event::Hint(Hint::NewThread | Hint::GuestState | Hint::Neighbour) => self.pass_soon(),
+            Event::PassDue => {
+                self.pass_soon = false;
+                vec![Effect::Pass]
             }
-            Event::Looked(found) => {
+            Event::Passed(found) => {
                 if found.unnamed || found.named_gone {
                     self.ask_soon()
                 } else {
@@ -147,7 +147,7 @@ impl State {
                 self.asking = Asking::Idle;
                 let mut effects = Vec::new();
                 if event == Event::Answered {
-                    effects.push(Effect::Look);
+                    effects.push(Effect::Pass);
                 }
                 if again || event == Event::NotAnswered {
                     effects.extend(self.ask_soon());
@@ -157,7 +157,7 @@ impl State {
             // Events were lost in between, so look; a channel lost is tried for again.
             Event::ChannelChanged(Liveness::Live) => self.ask_soon(),
             Event::ChannelChanged(Liveness::Leases) => {
-                let mut effects = self.look_soon();
+                let mut effects = self.pass_soon();
                 effects.push(Effect::Upgrade);
                 effects
             }
@@ -169,11 +169,11 @@ impl State {
         vec![Effect::Finish(ending)]
     }
 
-    fn look_soon(&mut self) -> Vec<Effect> {
-        if std::mem::replace(&mut self.look_soon, true) {
+    fn pass_soon(&mut self) -> Vec<Effect> {
+        if std::mem::replace(&mut self.pass_soon, true) {
             Vec::new()
         } else {
-            vec![Effect::LookSoon]
+            vec![Effect::PassSoon]
         }
     }
 
@@ -195,38 +195,38 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attachment::reports::Looked;
+    use crate::attachment::reports::Noticed;
 
     #[test]
     fn a_flood_of_hints_is_one_look() {
         let mut state = State::default();
-        assert_eq!(state.handle(Event::Hint(Hint::Birth)), [Effect::LookSoon]);
-        for hint in [Hint::Birth, Hint::GuestState, Hint::Neighbour] {
+        assert_eq!(state.handle(Event::Hint(Hint::NewThread)), [Effect::PassSoon]);
+        for hint in [Hint::NewThread, Hint::GuestState, Hint::Neighbour] {
             assert_eq!(state.handle(Event::Hint(hint)), []);
         }
-        assert_eq!(state.handle(Event::LookDue), [Effect::Look]);
-        assert_eq!(state.handle(Event::Hint(Hint::Birth)), [Effect::LookSoon]);
+        assert_eq!(state.handle(Event::PassDue), [Effect::Pass]);
+        assert_eq!(state.handle(Event::Hint(Hint::NewThread)), [Effect::PassSoon]);
     }
 
     #[test]
     fn an_unnamed_thread_leads_to_one_question_and_a_look_at_the_answer() {
         let mut state = State::default();
-        let unnamed = Event::Looked(Looked { unnamed: true, ..Looked::default() });
+        let unnamed = Event::Passed(Noticed { unnamed: true, ..Noticed::default() });
         assert_eq!(state.handle(unnamed), [Effect::AskSoon]);
         assert_eq!(state.handle(unnamed), []);
         assert_eq!(state.handle(Event::AskDue), [Effect::Ask]);
-        assert_eq!(state.handle(Event::Answered), [Effect::Look]);
-        assert_eq!(state.handle(Event::Looked(Looked::default())), []);
+        assert_eq!(state.handle(Event::Answered), [Effect::Pass]);
+        assert_eq!(state.handle(Event::Passed(Noticed::default())), []);
     }
 
     #[test]
     fn what_changes_while_qemu_is_asked_is_asked_again() {
         let mut state = State::default();
-        let unnamed = Event::Looked(Looked { unnamed: true, ..Looked::default() });
+        let unnamed = Event::Passed(Noticed { unnamed: true, ..Noticed::default() });
         state.handle(unnamed);
         state.handle(Event::AskDue);
         assert_eq!(state.handle(unnamed), []);
-        assert_eq!(state.handle(Event::Answered), [Effect::Look, Effect::AskSoon]);
+        assert_eq!(state.handle(Event::Answered), [Effect::Pass, Effect::AskSoon]);
     }
 
     #[test]
@@ -242,6 +242,6 @@ mod tests {
         let mut state = State::default();
         assert_eq!(state.handle(Event::QemuEnded), [Effect::Finish(Ending::QemuEnded)]);
         assert_eq!(state.handle(Event::Stop), []);
-        assert_eq!(state.handle(Event::Hint(Hint::Birth)), []);
+        assert_eq!(state.handle(Event::Hint(Hint::NewThread)), []);
     }
 }

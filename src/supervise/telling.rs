@@ -8,10 +8,10 @@
 
 use std::collections::BTreeSet;
 
-use super::narrate::{log_look, log_priority, refusals, refusals_for_good};
+use super::narrate::{log_pass, log_priority, refusals, refusals_for_good};
 use super::notify;
 use crate::attachment::error::StartError;
-use crate::attachment::reports::LookReport;
+use crate::attachment::reports::PassReport;
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::knobs::host::report::{HostLines, HostReport, log_host};
@@ -30,7 +30,7 @@ const LINES_MAX: usize = 10_000;
 #[derive(Default)]
 pub(super) struct Telling {
     /// Why the last pass failed, if it did.
-    look_failed: Option<String>,
+    pass_failed: Option<String>,
     /// What the log has of the host.
     host_lines: HostLines,
     /// Why the host could not be kept in line the last time, if it could not.
@@ -57,14 +57,14 @@ pub(super) struct Telling {
 
 impl Telling {
     /// What a pass has changed.
-    pub(super) fn look(&mut self, report: &LookReport) {
+    pub(super) fn pass(&mut self, report: &PassReport) {
         if self.lines.len() > LINES_MAX {
             self.lines.clear();
         }
         if self.priority_lines.len() > LINES_MAX {
             self.priority_lines.clear();
         }
-        log_look(report, &mut self.lines);
+        log_pass(report, &mut self.lines);
         log_priority(&report.priority, &mut self.priority_lines);
         self.refuse(refusals_for_good(report));
         let refused: BTreeSet<String> = refusals(report).into_iter().take(REFUSED_MAX).collect();
@@ -81,13 +81,13 @@ impl Telling {
     }
 
     /// Why a pass was incomplete. A full /run stays full for a while: once is enough.
-    pub(super) fn look_failed(&mut self, error: Option<String>) {
-        if error != self.look_failed
+    pub(super) fn pass_failed(&mut self, error: Option<String>) {
+        if error != self.pass_failed
             && let Some(error) = &error
         {
             tracing::warn!("{error}");
         }
-        self.look_failed = error;
+        self.pass_failed = error;
     }
 
     /// Why others are not excluded from the VM's CPUs; `None`: they are, as far as the last pass has shown.
@@ -190,12 +190,12 @@ mod tests {
             read_standing(&state, &vm).expect("told").refused
         };
         let partition = vec![Refused::new("qemu.slice", "a partition", "busy")];
-        telling.look(&LookReport { partition, ..LookReport::default() });
+        telling.pass(&PassReport { partition, ..PassReport::default() });
         assert_eq!(told(&mut telling).len(), 1);
         telling.isolated(Some("no room".to_owned()));
         assert_eq!(told(&mut telling).len(), 2);
         telling.isolated(None);
-        telling.look(&LookReport::default());
+        telling.pass(&PassReport::default());
         assert_eq!(told(&mut telling), [""; 0]);
     }
 }

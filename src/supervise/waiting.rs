@@ -177,7 +177,7 @@ pub(super) async fn wait(
     if let Err(error) = remove_mark::<Waiting>(state, vm) {
         tracing::debug!("VM {vm}: the mark of its wait stays: {error}");
     }
-    if woken == Woken::Ended(Ending::Told) {
+    if woken == Woken::Ended(Ending::Asked) {
         notify::stopping();
     }
     Ok(woken)
@@ -216,7 +216,7 @@ impl Wait<'_> {
                     }
                     return Woken::Ended(Ending::QemuEnded);
                 }
-                _ = signals.stop.next() => return Woken::Ended(Ending::Told),
+                _ = signals.stop.next() => return Woken::Ended(Ending::Asked),
                 _ = signals.reload.next() => {
                     let refused = self.read_policy().err();
                     let (state, vm) = (&self.settings.state, &self.settings.vm);

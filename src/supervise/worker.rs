@@ -18,9 +18,9 @@ use super::budget::thread_time;
 use super::reload::{Taken, reload};
 use super::source::PolicySource;
 use crate::attachment::Attachment;
-use crate::attachment::error::{LookError, StartError};
+use crate::attachment::error::{PassError, StartError};
 use crate::attachment::found::Found;
-use crate::attachment::reports::{Learnt, LookReport};
+use crate::attachment::reports::{Learnt, PassReport};
 use crate::attachment::settings::Settings;
 use crate::attachment::thread_cpus::ThreadCpus;
 use crate::discover::tasks::TasksError;
@@ -55,7 +55,7 @@ pub(super) enum Job {
     /// Give vCPUs their priority, and the VM its cookie.
     Prioritise,
     /// One pass over the VM's threads.
-    Look,
+    Pass,
     /// Take QEMU's answer.
     Learn {
         /// The threads that were listed before QEMU was asked.
@@ -72,14 +72,14 @@ pub(super) enum Job {
 /// What has become of a job.
 #[derive(Debug)]
 pub(super) enum Done {
-    Begun(Result<LookReport, StartError>),
+    Begun(Result<PassReport, StartError>),
     /// `None`: QEMU has ended meanwhile, or the choice stays as it is. The error is in words.
-    Isolated(Result<Option<LookReport>, String>),
+    Isolated(Result<Option<PassReport>, String>),
     HostKept(Result<HostReport, StartError>),
     /// Another supervisor has just done so.
     HostIsKept,
-    Prioritised(Result<LookReport, LookError>),
-    Looked(Result<LookReport, LookError>),
+    Prioritised(Result<PassReport, PassError>),
+    Passed(Result<PassReport, PassError>),
     Learnt(Result<Learnt, TasksError>),
     /// What takes effect at the next attach; or why the policy before stays in force.
     Reloaded(Result<Taken, String>),
@@ -235,6 +235,6 @@ fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
         },
         Job::Prioritise => Done::Prioritised(attachment.prioritise()),
         Job::Learn { before, roles } => Done::Learnt(attachment.learn(&before, *roles)),
-        Job::Look | Job::Begin(_) | Job::Finish | Job::Reload => Done::Looked(attachment.look()),
+        Job::Pass | Job::Begin(_) | Job::Finish | Job::Reload => Done::Passed(attachment.pass()),
     }
 }

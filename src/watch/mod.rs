@@ -2,19 +2,19 @@
 //! is a fresh look.
 //!
 //! ```text
-//!   births.rs   a thread of the VM was created   process connector, filtered in the kernel
+//!   new_threads.rs  a thread of the VM was created   process connector, filtered in the kernel
 //!   exit.rs     QEMU has ended                   pidfd
 //!   leases.rs   another VM came or went          inotify on the state folder
 //!   slow_timer.rs  nothing else has said so      timerfd
 //! ```
 
-mod births;
 mod exit;
 mod leases;
+mod new_threads;
 mod readable;
 mod slow_timer;
 
-pub use births::Births;
 pub use exit::Exit;
 pub use leases::LeaseChanges;
+pub use new_threads::NewThreads;
 pub use slow_timer::SlowTimer;

@@ -242,7 +242,7 @@ fn the_journals_of_0_1_0_are_read_whole() {
         assert!(memory.has_baseline() && memory.masks().count() == 3);
         let host = HostJournal::read(&path.join("host.journal"), &content.header.boot_id);
         let host = host.expect("a journal");
-        assert!(host.has_fenced() && host.originals().count() > 10);
+        assert!(host.has_excluded() && host.originals().count() > 10);
         assert_eq!((host.unknown(), host.has_units()), (None, folder == "slices"));
     }
 }

@@ -33,7 +33,7 @@ struct World {
     /// What the next calls that change something say.
     refuses: RefCell<Option<i32>>,
     /// Threads that are born of the first, as it is dealt with.
-    births: RefCell<Vec<i32>>,
+    new_threads: RefCell<Vec<i32>>,
 }
 
 impl Sched for World {
@@ -62,7 +62,7 @@ impl Sched for World {
 
     fn clear_cookie(&self, tid: Tid) -> io::Result<()> {
         self.may()?;
-        if let Some(born) = self.births.borrow_mut().pop() {
+        if let Some(born) = self.new_threads.borrow_mut().pop() {
             let inherited = self.cookies.borrow()[&tid.0];
             self.add(born, inherited);
         }
@@ -78,7 +78,7 @@ impl World {
             dir,
             cookies: RefCell::default(),
             refuses: RefCell::default(),
-            births: RefCell::default(),
+            new_threads: RefCell::default(),
         };
         world.write("sys/devices/system/cpu/online", "0-3\n");
         world.write(&format!("proc/{MAIN}/stat"), &stat(MAIN));
@@ -202,7 +202,7 @@ fn foreign_cookie_is_kept_and_named() {
 fn thread_created_meanwhile_does_not_keep_it() {
     let world = World::new();
     world.make(&mut world.journal()).expect("made");
-    world.births.borrow_mut().extend([MAIN + 7, MAIN + 8]);
+    world.new_threads.borrow_mut().extend([MAIN + 7, MAIN + 8]);
     world.restore();
     assert_eq!(world.found(), [0; 5]);
 }

@@ -19,7 +19,7 @@ fn world() -> World {
 }
 
 /// What the kernel does as a partition comes: each is on all other CPUs.
-fn fence(world: &World, others: &str) {
+fn exclusion_mask(world: &World, others: &str) {
     for tid in KTHREADS.map(|(tid, ..)| tid).into_iter().chain([LEFT_OUT]) {
         if tid != 30 {
             world.masks.of.borrow_mut().insert(tid, set(others));
@@ -33,12 +33,12 @@ fn one_that_is_left_out_before_there_is_a_partition_has_its_own_mask_back() {
     let before = world.picture();
     world.strict("100", "4-7");
     world.remember();
-    fence(&world, "0-3");
+    exclusion_mask(&world, "0-3");
     let mut knobs = HostKnobs::default();
     world.reconcile_with(&mut knobs);
     assert_eq!(world.mask(LEFT_OUT), set("2-3"));
     world.forget("100");
-    fence(&world, "0-7");
+    exclusion_mask(&world, "0-7");
     world.reconcile_with(&mut knobs);
     assert_eq!(world.changed_since(&before), [""; 0]);
 }

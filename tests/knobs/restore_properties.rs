@@ -122,7 +122,7 @@ impl Sched for World {
             now.into_iter().map(|(_, parent)| parent).collect()
         };
         for parent in born {
-            self.birth(parent, false);
+            self.new_thread(parent, false);
         }
         Ok(())
     }
@@ -191,7 +191,7 @@ impl World {
 
     /// A new thread has its parent's mask. Without qmpin that would be the main thread's of before: the
     /// parent here is one that had the same.
-    fn birth(&self, parent: Index, reuse: bool) {
+    fn new_thread(&self, parent: Index, reuse: bool) {
         let (parent, main, tid) = {
             let state = self.state.borrow();
             let main = state.tasks[&MAIN];
@@ -264,7 +264,7 @@ impl World {
     }
 
     /// The kernel sets its own threads to all CPUs that are in no partition, whatever they had.
-    fn fence(&self, others: [bool; OTHERS.len()]) {
+    fn exclusion_mask(&self, others: [bool; OTHERS.len()]) {
         let mask = OTHERS
             .iter()
             .zip(others)
@@ -332,7 +332,7 @@ fn others() -> HostMemory {
 #[derive(Clone, Debug)]
 enum Event {
     Apply(Vec<(Index, usize)>),
-    Birth { parent: Index, reuse: bool },
+    NewThread { parent: Index, reuse: bool },
     End(Index),
     Foreign(Index, usize),
     Outside(Option<usize>),
@@ -355,7 +355,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => steps.prop_map(Event::Apply),
         2 => (any::<Index>(), any::<bool>())
-            .prop_map(|(parent, reuse)| Event::Birth { parent, reuse }),
+            .prop_map(|(parent, reuse)| Event::NewThread { parent, reuse }),
         1 => any::<Index>().prop_map(Event::End),
         2 => (any::<Index>(), 0..FOREIGN.len()).prop_map(|(at, mask)| Event::Foreign(at, mask)),
         1 => prop::option::of(0..ODD.len()).prop_map(Event::Outside),
@@ -378,11 +378,11 @@ fn live(world: &World, journal: &mut Journal, events: &[Event]) {
             Event::Apply(wanted) => {
                 apply(world.bench(), journal, None, world.steps(wanted)).expect("apply");
             }
-            Event::Birth { parent, reuse } => world.birth(*parent, *reuse),
+            Event::NewThread { parent, reuse } => world.new_thread(*parent, *reuse),
             Event::End(at) => world.end(*at),
             Event::Foreign(at, mask) => world.foreign(*at, *mask),
             Event::Outside(odd) => world.outside(journal, *odd),
-            Event::Fence(others) => world.fence(*others),
+            Event::Fence(others) => world.exclusion_mask(*others),
         }
     }
 }
@@ -453,10 +453,10 @@ proptest! {
         // The VM lives on without qmpin.
         for event in after {
             match event {
-                Event::Birth { parent, reuse } => world.birth(parent, reuse),
+                Event::NewThread { parent, reuse } => world.new_thread(parent, reuse),
                 Event::End(at) => world.end(at),
                 Event::Foreign(at, mask) => world.foreign(at, mask),
-                Event::Fence(others) => world.fence(others),
+                Event::Fence(others) => world.exclusion_mask(others),
                 Event::Apply(_) | Event::Outside(_) => {}
             }
         }

@@ -163,7 +163,7 @@ pub(crate) fn places(
             format!(", {devices}, fired there {} times", irq.fired)
         });
         let later = match unmet.cause {
-            UnmetCause::Told => "; it is configured, and applies that at its next scan",
+            UnmetCause::Pending => "; it is configured, and applies that at its next scan",
             UnmetCause::Changed | UnmetCause::Refused => "",
         };
         format!("{} is {} and not {}{irq}{later}", unmet.place, unmet.found, unmet.wanted)

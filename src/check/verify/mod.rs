@@ -84,7 +84,7 @@ pub enum UnmetCause {
     /// It was tried, and the kernel would not.
     Refused,
     /// irqbalance is configured, and applies it later.
-    Told,
+    Pending,
 }
 
 /// Where an interrupt of one of the VM's own devices is.
@@ -470,7 +470,7 @@ mod tests {
             cause,
         };
         let astray = unmet(seats[0].place.clone(), "0", "4-5", UnmetCause::Changed);
-        let told = unmet(Place::Irqbalance(process), "", "4-5", UnmetCause::Told);
+        let told = unmet(Place::Irqbalance(process), "", "4-5", UnmetCause::Pending);
         let [irqs, irqbalance, vfio] = check(&[astray, told], Ok(CpuSet::EMPTY));
         assert_eq!((irqs.0, irqbalance.0, vfio.0), (Holds, Refused, Broken));
         assert!(irqbalance.1.contains("is none and not 4-5; it was told"), "{}", irqbalance.1);

@@ -86,7 +86,7 @@ pub fn is_back(to: &CpuSet, kind: Kind, found: &CpuSet, around: &Around<'_>) -> 
     let found = Value::Cpus(*found);
     same(*to)
         || around.limits.iter().any(|limit| same(*to & *limit))
-        || kind == Kind::OfKernel && around.host.is_fenced(&found, to, &around.online)
+        || kind == Kind::OfKernel && around.host.has_exclusion_mask(&found, to, &around.online)
 }
 
 /// Whether the kernel has changed the mask by itself, and that was our doing: its own threads' as a
@@ -100,12 +100,13 @@ fn is_kernels_doing(
 ) -> bool {
     let online = &around.online;
     let is_all_of = |all: &CpuSet| *found & *online == *all & *online;
-    let is_fenced = |from: &CpuSet| around.host.is_fenced(&Value::Cpus(*found), from, online);
+    let has_exclusion_mask =
+        |from: &CpuSet| around.host.has_exclusion_mask(&Value::Cpus(*found), from, online);
     let by_partitions = kind == Kind::OfKernel
         && (is_all_of(online)
-            || is_fenced(online)
-            || memory.before(key).is_some_and(|before| is_fenced(&before))
-            || memory.is_ours(key, is_fenced));
+            || has_exclusion_mask(online)
+            || memory.before(key).is_some_and(|before| has_exclusion_mask(&before))
+            || memory.is_ours(key, has_exclusion_mask));
     by_partitions || memory.has_slices() && around.limits.iter().chain([online]).any(is_all_of)
 }
 

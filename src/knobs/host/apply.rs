@@ -104,11 +104,11 @@ pub fn record(
         }
     }
     let new_irqs = Place::of_new_irqs();
-    let is_fence_up = journal.memory().has_new_irqs()
+    let is_excluded_by_partitions = journal.memory().has_new_irqs()
         && !applied.iter().any(|one| *one.step.place() == new_irqs && is_settled(one));
     // One that is as before may look like a new one, so the next pass decides whether to forget it.
     let stays = |one: &HostApplied| {
-        is_fence_up
+        is_excluded_by_partitions
             && one.step.place().irq().is_some()
             && matches!((&one.step, &one.outcome), (HostStep::PutBack { .. }, HostOutcome::Done))
     };

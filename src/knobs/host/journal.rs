@@ -214,7 +214,7 @@ impl HostMemory {
 
     /// Whether CPUs were kept from kernel threads at any time.
     #[must_use]
-    pub fn has_fenced(&self) -> bool {
+    pub fn has_excluded(&self) -> bool {
         !self.off.is_empty()
     }
 
@@ -253,12 +253,12 @@ impl HostMemory {
     pub fn is_ours(&self, place: &Place, found: &Value, online: &CpuSet) -> bool {
         let Some(known) = self.places.get(place) else { return false };
         let same = |other: &Value| other.same(found, online);
-        let is_fenced = |from: &CpuSet| self.is_fenced(found, from, online);
+        let has_exclusion_mask = |from: &CpuSet| self.has_exclusion_mask(found, from, online);
         known.ours.iter().any(same)
             || matches!(place, Place::Thread(_))
                 && (same(&Value::Cpus(*online))
-                    || is_fenced(online)
-                    || known.original.cpus().is_some_and(|original| is_fenced(&original)))
+                    || has_exclusion_mask(online)
+                    || known.original.cpus().is_some_and(|original| has_exclusion_mask(&original)))
     }
 
     /// Whether a kernel thread with this mask was put where it is as CPUs were taken away: it is on all of
@@ -266,7 +266,7 @@ impl HostMemory {
     /// own, and would be on all that are online; one that another program has set keeps what is left of that
     /// (`kernel/sched/core.c: __set_cpus_allowed_ptr`, `user_cpus_ptr`, since Linux 6.2).
     #[must_use]
-    pub fn is_fenced(&self, found: &Value, from: &CpuSet, online: &CpuSet) -> bool {
+    pub fn has_exclusion_mask(&self, found: &Value, from: &CpuSet, online: &CpuSet) -> bool {
         let Some(found) = found.cpus().map(|found| found & *online) else { return false };
         let missing = (*from & *online) - found;
         let off = self.off.iter().map(|off| *off & *from & *online);

@@ -37,7 +37,7 @@ use crate::knobs::host::irqbalance::keep::Irqbalances;
 use crate::knobs::host::irqbalance::read::{Silent, irqbalances};
 use crate::knobs::host::journal::{HostJournal, HostMemory, HostRecord};
 use crate::knobs::host::kernel_threads::KthreadScan;
-use crate::knobs::host::new_irqs::{born_behind, like_new};
+use crate::knobs::host::new_irqs::{created_with_exclusion_mask, like_new};
 use crate::knobs::host::pass::HostPass;
 use crate::knobs::host::places::{HostView, Irqbalance, Place, Value};
 use crate::knobs::host::power::preferences;
@@ -133,7 +133,7 @@ impl HostKnobs {
             let value = view.values.get(place)?.clone();
             Some(HostRecord::Original { place: place.clone(), value })
         }));
-        records.extend(wants.fences().iter().copied().map(HostRecord::Off));
+        records.extend(wants.exclusion_masks().iter().copied().map(HostRecord::Off));
         Ok(journal.append(records)?)
     }
 
@@ -151,7 +151,7 @@ impl HostKnobs {
         _lock: &HostLock,
     ) -> Result<(), HostError> {
         let mut journal = self.open(state, boot_id)?;
-        if !journal.memory().has_fenced() {
+        if !journal.memory().has_excluded() {
             return Ok(());
         }
         let original = |key: ThreadKey| {
@@ -227,7 +227,7 @@ impl HostKnobs {
             let is_done =
                 !pass.applied.iter().any(|one| matches!(one.step, HostStep::PutBack { .. }));
             // A thread that was created meanwhile has the mask of its parent.
-            let is_last = pass.wants.is_empty() && pass.memory.has_fenced();
+            let is_last = pass.wants.is_empty() && pass.memory.has_excluded();
             last = Some(Pass { applied: Vec::new(), ..pass });
             applied.extend(pass.applied);
             if !is_last || (number > 0 && is_done) {
@@ -237,7 +237,7 @@ impl HostKnobs {
         let Some(Pass { view, wants, memory, .. }) = last else { return Ok(HostReport::default()) };
         // It may have been set by one pass, and have taken it by the next.
         applied.retain(|one| {
-            !matches!(one.outcome, HostOutcome::Told { .. })
+            !matches!(one.outcome, HostOutcome::Pending { .. })
                 || self.irqbalances.is_waited_for(one.step.place())
         });
         for applied in &applied {
@@ -430,9 +430,9 @@ impl HostKnobs {
         let view = read_host_view(host.root, host.sched, &wants, journal.memory(), scan)?
             .with_irqbalances(asked.to_vec());
         untold.extend(self.irqbalances.saw(&view));
-        journal.append(wants.fences().iter().copied().map(HostRecord::Off).collect())?;
+        journal.append(wants.exclusion_masks().iter().copied().map(HostRecord::Off).collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), &wants))?;
-        journal.append(born_behind(&view, &wants, journal.memory()))?;
+        journal.append(created_with_exclusion_mask(&view, &wants, journal.memory()))?;
         journal.append(relimited(&view, journal.memory()))?;
         let wishes = wishes(&view, &wants, journal.memory());
         let mut steps = diff(&view, &wishes, journal.memory());
@@ -552,11 +552,11 @@ fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Ve
     let new = view.kthreads.iter().filter(|place| memory.original(place).is_none());
     let original = |place: &Place| {
         let found = view.values.get(place)?;
-        let is_fenced = memory.is_fenced(found, &view.online, &view.online);
-        if !is_fenced && !is_wanted {
+        let has_exclusion_mask = memory.has_exclusion_mask(found, &view.online, &view.online);
+        if !has_exclusion_mask && !is_wanted {
             return None;
         }
-        let value = if is_fenced { Value::Cpus(view.online) } else { found.clone() };
+        let value = if has_exclusion_mask { Value::Cpus(view.online) } else { found.clone() };
         Some(HostRecord::Original { place: place.clone(), value })
     };
     new.filter_map(original).collect()

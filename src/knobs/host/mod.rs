@@ -37,7 +37,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
 use crate::knobs::host::journal::HostMemory;
-pub use crate::knobs::host::new_irqs::{born_behind, like_new};
+pub use crate::knobs::host::new_irqs::{created_with_exclusion_mask, like_new};
 use crate::knobs::host::places::{HostView, Place, Value};
 pub use crate::knobs::host::power::preferences;
 pub use crate::knobs::host::slices::plan::relimited;
@@ -50,7 +50,7 @@ use crate::threads::ProcessKey;
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Wants {
     cpus: BTreeMap<Knob, CpuSet>,
-    fences: Vec<CpuSet>,
+    exclusion_masks: Vec<CpuSet>,
     slices: BTreeMap<String, CpuSet>,
     partitions: BTreeSet<String>,
     processes: BTreeSet<Pid>,
@@ -81,9 +81,12 @@ impl Wants {
     #[must_use]
     pub fn with(mut self, knobs: impl IntoIterator<Item = Knob>, exclusive: CpuSet) -> Wants {
         for knob in knobs {
-            let is_fence = matches!(knob, Knob::Kthreads | Knob::Partition);
-            if is_fence && !exclusive.is_empty() && !self.fences.contains(&exclusive) {
-                self.fences.push(exclusive);
+            let is_exclusion_mask = matches!(knob, Knob::Kthreads | Knob::Partition);
+            if is_exclusion_mask
+                && !exclusive.is_empty()
+                && !self.exclusion_masks.contains(&exclusive)
+            {
+                self.exclusion_masks.push(exclusive);
             }
             *self.cpus.entry(knob).or_default() |= exclusive;
         }
@@ -112,8 +115,8 @@ impl Wants {
     /// The CPUs of each VM that are to be kept from kernel threads, or from what the kernel puts them on by
     /// itself.
     #[must_use]
-    pub fn fences(&self) -> &[CpuSet] {
-        &self.fences
+    pub fn exclusion_masks(&self) -> &[CpuSet] {
+        &self.exclusion_masks
     }
 
     /// The cgroups of VMs that can have no partition, and their CPUs: systemd excludes others.

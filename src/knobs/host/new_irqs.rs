@@ -49,7 +49,11 @@ fn let_out(found: &CpuSet, local: &CpuSet, new: &NewIrqs, online: &CpuSet) -> Op
 
 /// What new interrupts would be without qmpin; what they are is taken for written by it.
 #[must_use]
-pub fn born_behind(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<HostRecord> {
+pub fn created_with_exclusion_mask(
+    view: &HostView,
+    wants: &Wants,
+    memory: &HostMemory,
+) -> Vec<HostRecord> {
     let default = Place::of_new_irqs();
     let Some(now) = view.values.get(&default) else { return Vec::new() };
     if !memory.is_ours(&default, now, &view.online) {

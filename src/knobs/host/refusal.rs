@@ -17,7 +17,7 @@ pub fn host_refusal(applied: &HostApplied) -> Option<String> {
             | HostStep::PutBack { place: Place::Irqbalance(_), to, .. },
             HostOutcome::Narrowed { to: now },
         ) => Some(format!("{what} was set to {to}, and is {now}")),
-        (HostStep::PutBack { to, .. }, HostOutcome::Told { within_s }) => Some(format!(
+        (HostStep::PutBack { to, .. }, HostOutcome::Pending { within_s }) => Some(format!(
             "{what} was set to {to} again, which takes effect within {within_s} s, and has not yet"
         )),
         (HostStep::Write { to, .. }, HostOutcome::Narrowed { to: now }) => {

@@ -48,7 +48,7 @@ impl HostReport {
         let fell_short = self.applied.iter().any(|applied| match &applied.outcome {
             HostOutcome::Refused { error } => !is_managed_irq(&applied.step, error),
             HostOutcome::Narrowed { .. } => true,
-            HostOutcome::Done | HostOutcome::Told { .. } | HostOutcome::Gone => false,
+            HostOutcome::Done | HostOutcome::Pending { .. } | HostOutcome::Gone => false,
         });
         fell_short || !self.untold.is_empty() || !self.held_back.is_empty()
     }
@@ -111,11 +111,11 @@ pub fn log_host(report: &HostReport, lines: &mut HostLines) {
                 let what = knob_in_words(*knob, place, &report.vfio);
                 written.entry((*knob, what)).or_insert_with(first).0 += 1;
             }
-            (HostStep::Write { knob, place, from, to }, HostOutcome::Told { within_s }) => {
+            (HostStep::Write { knob, place, from, to }, HostOutcome::Pending { within_s }) => {
                 tracing::info!("{knob}: {place}: {from} → {to}, within {within_s} s");
             }
             (HostStep::PutBack { .. }, HostOutcome::Done) => put_back += 1,
-            (HostStep::PutBack { place, to, .. }, HostOutcome::Told { within_s }) => {
+            (HostStep::PutBack { place, to, .. }, HostOutcome::Pending { within_s }) => {
                 tracing::info!("{place}: back to {to} within {within_s} s");
             }
             (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => {}

@@ -75,7 +75,7 @@ pub enum HostOutcome {
     /// There is no such place any more.
     Gone,
     /// irqbalance is configured, and applies it at the end of its interval: until then it cannot be read back.
-    Told {
+    Pending {
         /// In so many seconds at most.
         within_s: u32,
     },

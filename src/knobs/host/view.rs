@@ -50,7 +50,7 @@ pub fn read_host_view(
         reader.irqs(wants);
     }
     // After the last VM they are looked at once more: one may have been created behind the exclusion mask.
-    if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) || memory.has_fenced() {
+    if wants.has(Knob::Kthreads) || wants.has(Knob::Partition) || memory.has_excluded() {
         reader.kernel_threads(wants, scan);
     }
     if wants.has(Knob::Workqueues) {

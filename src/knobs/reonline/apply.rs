@@ -125,7 +125,7 @@ fn outcome(applied: Vec<HostApplied>) -> io::Result<()> {
             Err(io::Error::other(format!("it is {to} all the same")))
         }
         // Only irqbalance is configured; it is no file.
-        Some(HostOutcome::Gone | HostOutcome::Told { .. }) | None => {
+        Some(HostOutcome::Gone | HostOutcome::Pending { .. }) | None => {
             Err(io::ErrorKind::NotFound.into())
         }
     }

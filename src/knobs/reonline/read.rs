@@ -196,14 +196,14 @@ impl Tree {
             }
             for child in cgroups.children(&group).unwrap_or_default() {
                 let path = if group.is_empty() { child } else { format!("{group}/{child}") };
-                tree.look(cgroups, &path);
+                tree.search(cgroups, &path);
                 todo.push(path);
             }
         }
         tree
     }
 
-    fn look(&mut self, cgroups: &dyn Cgroups, group: &str) {
+    fn search(&mut self, cgroups: &dyn Cgroups, group: &str) {
         let read = |file: &str| cgroups.read(&format!("{group}/{file}"));
         if read("cpuset.cpus").is_err() {
             return;

@@ -28,18 +28,18 @@ impl Runner<'_> {
                 if let Some(now) = &self.now {
                     self.telling.policy(&now.plan);
                 }
-                self.telling.look(&report);
+                self.telling.pass(&report);
                 self.due.extend(Task::FIRST);
                 // A pass afterwards: kernel threads, and threads that were created while the first was under way.
-                self.due.insert(Task::Look);
+                self.due.insert(Task::Pass);
                 if self.upgrade_wanted {
                     self.line.upgrade();
                 }
-                events.push(Event::Looked(report.looked));
+                events.push(Event::Passed(report.noticed));
             }
             Done::Isolated(report) => {
                 if let Ok(Some(report)) = &report {
-                    self.telling.look(report);
+                    self.telling.pass(report);
                     // Limits of units come with a fallback, and go with it.
                     self.due.insert(Task::KeepHost);
                 }
@@ -48,26 +48,26 @@ impl Runner<'_> {
             }
             Done::HostKept(report) => self.telling.host(report),
             Done::HostIsKept => {}
-            Done::Prioritised(Ok(report)) => self.telling.look(&report),
+            Done::Prioritised(Ok(report)) => self.telling.pass(&report),
             Done::Prioritised(Err(error)) => {
                 if !error.means_gone() {
                     tracing::warn!("the vCPUs have no priority yet: {}", chain(&error));
                 }
             }
-            Done::Looked(Ok(report)) => {
-                self.telling.look_failed(report.plan_failed.as_ref().map(|error| chain(error)));
-                self.telling.look(&report);
-                events.push(Event::Looked(report.looked));
+            Done::Passed(Ok(report)) => {
+                self.telling.pass_failed(report.plan_failed.as_ref().map(|error| chain(error)));
+                self.telling.pass(&report);
+                events.push(Event::Passed(report.noticed));
             }
-            Done::Looked(Err(error)) => {
+            Done::Passed(Err(error)) => {
                 if !error.means_gone() {
-                    self.telling.look_failed(Some(chain(&error)));
+                    self.telling.pass_failed(Some(chain(&error)));
                 }
             }
             Done::Learnt(learnt) => events.push(self.learnt(learnt)),
             Done::Reloaded(taken) => self.reloaded(taken),
             Done::Finished(restored) => {
-                let why = self.ending.unwrap_or(Ending::Told);
+                let why = self.ending.unwrap_or(Ending::Asked);
                 return Ok(Went::Ended(Box::new(Ended { why, restored: Some(restored?) })));
             }
         }
@@ -88,7 +88,7 @@ impl Runner<'_> {
                 self.settings.policy = *policy;
                 self.new_interval = Some(interval(&self.settings, true));
                 self.due.extend(Task::FIRST);
-                self.due.insert(Task::Look);
+                self.due.insert(Task::Pass);
                 (None, later)
             }
             Err(why) => {

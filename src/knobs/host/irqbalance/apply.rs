@@ -29,7 +29,7 @@ pub(crate) fn write(
         Ok(setup) if Value::Cpus(setup.banned).same(&Value::Cpus(*banned), online) => {
             HostOutcome::Done
         }
-        Ok(setup) => HostOutcome::Told { within_s: setup.interval_s },
+        Ok(setup) => HostOutcome::Pending { within_s: setup.interval_s },
         Err(_) if !is_alive(root, process) => HostOutcome::Gone,
         Err(error) => HostOutcome::Refused { error: in_words(&error) },
     }

@@ -28,7 +28,7 @@ enum Purpose {
 }
 
 #[derive(Debug)]
-struct Told {
+struct Setting {
     value: Value,
     purpose: Purpose,
     /// When it should have taken it, however busy it is.
@@ -38,7 +38,7 @@ struct Told {
 /// What is kept in mind of irqbalances.
 #[derive(Debug, Default)]
 pub(crate) struct Irqbalances {
-    told: BTreeMap<Place, Told>,
+    pending: BTreeMap<Place, Setting>,
     silent: BTreeMap<ProcessKey, (Instant, String)>,
     said: BTreeSet<String>,
 }
@@ -79,9 +79,9 @@ impl Irqbalances {
             view.irqbalances.iter().find(|one| one.process == *process).map(|one| &one.banned)
         };
         self.silent.retain(|process, _| runs(process).is_some_and(Result::is_err));
-        self.told.retain(|place, told| match (place, told.purpose) {
+        self.pending.retain(|place, pending| match (place, pending.purpose) {
             (Place::Irqbalance(process), Purpose::Keep) => {
-                runs(process).is_some_and(|banned| !is_taken(told, banned, &view.online))
+                runs(process).is_some_and(|banned| !is_taken(pending, banned, &view.online))
             }
             (Place::Irqbalance(process), Purpose::PutBack) => runs(process).is_some(),
             _ => false,
@@ -94,7 +94,7 @@ impl Irqbalances {
         let step = |wish: &Wish| {
             let Wish { knob, place, value: to } = wish;
             let from = view.values.get(place).filter(|now| now.same(to, &view.online))?.clone();
-            self.told.get(place).filter(|told| told.value != *to)?;
+            self.pending.get(place).filter(|pending| pending.value != *to)?;
             Some(HostStep::Write { knob: *knob, place: place.clone(), from, to: to.clone() })
         };
         wishes.iter().filter_map(step).collect()
@@ -116,9 +116,9 @@ impl Irqbalances {
                 to_do.push(step);
                 continue;
             };
-            match self.told.get(place) {
-                Some(told) if told.value == *to && !from.same(to, online) => {
-                    if now > told.until {
+            match self.pending.get(place) {
+                Some(pending) if pending.value == *to && !from.same(to, online) => {
+                    if now > pending.until {
                         let outcome = HostOutcome::Narrowed { to: from.clone() };
                         overdue.push(HostApplied { step, outcome, comm: String::new() });
                     }
@@ -140,12 +140,13 @@ impl Irqbalances {
                 }
             };
             match outcome {
-                HostOutcome::Told { within_s } => {
+                HostOutcome::Pending { within_s } => {
                     let until = Instant::now() + patience(*within_s);
-                    self.told.insert(place.clone(), Told { value: to.clone(), purpose, until });
+                    self.pending
+                        .insert(place.clone(), Setting { value: to.clone(), purpose, until });
                 }
                 HostOutcome::Done | HostOutcome::Gone => {
-                    self.told.remove(place);
+                    self.pending.remove(place);
                 }
                 HostOutcome::Narrowed { .. } | HostOutcome::Refused { .. } => {}
             }
@@ -154,21 +155,21 @@ impl Irqbalances {
 
     /// Whether any was set to something that it has not applied.
     pub(crate) fn is_any_waited_for(&self) -> bool {
-        !self.told.is_empty()
+        !self.pending.is_empty()
     }
 
     /// Whether it was set to something that it has not applied.
     pub(crate) fn is_waited_for(&self, place: &Place) -> bool {
-        self.told.contains_key(place)
+        self.pending.contains_key(place)
     }
 
     /// Until when those should have applied it that were set to what they did before; `None`: all have.
     pub(crate) fn putting_back_until(&self) -> Option<Instant> {
-        let back = self.told.values().filter(|told| told.purpose == Purpose::PutBack);
-        back.map(|told| told.until).max()
+        let back = self.pending.values().filter(|pending| pending.purpose == Purpose::PutBack);
+        back.map(|pending| pending.until).max()
     }
 }
 
-fn is_taken(told: &Told, banned: &Result<CpuSet, String>, online: &CpuSet) -> bool {
-    banned.as_ref().is_ok_and(|banned| Value::Cpus(*banned).same(&told.value, online))
+fn is_taken(pending: &Setting, banned: &Result<CpuSet, String>, online: &CpuSet) -> bool {
+    banned.as_ref().is_ok_and(|banned| Value::Cpus(*banned).same(&pending.value, online))
 }

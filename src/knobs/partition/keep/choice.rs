@@ -19,7 +19,7 @@ use crate::knobs::ground::Ground;
 use crate::knobs::partition::apply::{Refused, UnitNeeds, prepare_unit, survey_unit};
 use crate::knobs::partition::keep::reload::have_delegated;
 use crate::knobs::partition::keep::{Partition, take_back};
-use crate::knobs::partition::plan::{Rung, Target, lower, target};
+use crate::knobs::partition::plan::{Separation, Target, lower, target};
 use crate::plan::Plan;
 use crate::site::Site;
 
@@ -229,15 +229,15 @@ impl Partition {
     ) -> Result<(), JournalError> {
         let Ground { host, process, .. } = ground;
         let beside = cgroup::slices_site(host.root, &CgroupTree::of(host.root), process.pid);
-        let (rung, finding) =
+        let (separation, finding) =
             lower(plan, crate::knobs::partition::keep::as_strs(&beside), &obstacle.in_words());
         let said = format!("{}: {}", finding.rule, finding.reason);
         if self.fallback.as_ref().is_none_or(|earlier| earlier.said != said) {
             tracing::warn!("{said}");
         }
-        let slices = match rung {
-            Rung::Slices(cgroup) => Some(cgroup),
-            Rung::Partition(_) | Rung::Affinity => None,
+        let slices = match separation {
+            Separation::Slices(cgroup) => Some(cgroup),
+            Separation::Partition(_) | Separation::Affinity => None,
         };
         let is_clean = self.site.is_none() && self.unrestored.is_empty();
         if !(is_clean && self.fallback.is_some() && self.slices == slices) {

@@ -27,7 +27,7 @@ use crate::knobs::partition::keep::choice::{Fallback, obstacle_of};
 pub(crate) use crate::knobs::partition::keep::take_back::take_back;
 use crate::knobs::partition::plan::steps::{PartitionStep, placing, resizing};
 use crate::knobs::partition::plan::{
-    Rung, Target, affinity_alone, choose, in_words, lower, target,
+    Separation, Target, affinity_alone, choose, in_words, lower, target,
 };
 use crate::leases::StateDir;
 use crate::locks::LeasesLock;
@@ -85,7 +85,7 @@ pub(crate) struct Partition {
     target: Option<Target>,
     /// How many times it was found changed, since that was asked last.
     drifted: u64,
-    has_told_drift: bool,
+    has_reported_drift: bool,
 }
 
 impl Partition {
@@ -211,7 +211,7 @@ impl Partition {
     /// Another program has changed what it has; that is corrected in every pass, and reported once.
     fn drift(&mut self, site: &Site) {
         self.drifted += 1;
-        if !std::mem::replace(&mut self.has_told_drift, true) {
+        if !std::mem::replace(&mut self.has_reported_drift, true) {
             tracing::warn!("the partition in {} was changed externally: made again", site.cgroup);
         }
     }
@@ -324,7 +324,7 @@ pub fn partition_finding(
     let attached = lease.filter(|lease| {
         lease.qemu == process && lease.boot_id == boot_id && lease.knobs.contains(&Knob::Partition)
     });
-    let (Rung::Partition(target), Ok(site)) = (&chosen.0, &site) else { return chosen.1 };
+    let (Separation::Partition(target), Ok(site)) = (&chosen.0, &site) else { return chosen.1 };
     let has_one = attached.as_ref().is_some_and(|lease| lease.partition.is_some());
     if has_one {
         return chosen.1;

@@ -50,7 +50,7 @@ impl Target {
 
 /// How the VM's CPUs are kept its own.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Rung {
+pub enum Separation {
     /// By a partition of these CPUs.
     Partition(Box<Target>),
     /// By `AllowedCPUs=` of the units beside the VM; this is the cgroup of its process.
@@ -67,16 +67,16 @@ pub fn choose(
     site: Result<&Site, &str>,
     beside: Result<&str, &str>,
     shares: &[Share],
-) -> (Rung, Finding) {
+) -> (Separation, Finding) {
     let target = match target(plan, shares) {
         Ok(target) => target,
-        Err(reason) => return (Rung::Affinity, affinity_alone(&reason)),
+        Err(reason) => return (Separation::Affinity, affinity_alone(&reason)),
     };
     match site {
         Ok(site) => {
             let cpus = cpus_in_words(&target.cpus);
             let reason = format!("{cpus} are an isolated partition in {}", site.cgroup);
-            (Rung::Partition(Box::new(target)), Finding::met(RULE, reason))
+            (Separation::Partition(Box::new(target)), Finding::met(RULE, reason))
         }
         Err(reason) => lower(plan, beside, reason),
     }
@@ -84,18 +84,18 @@ pub fn choose(
 
 /// The next fallback, because a partition is not possible for this reason.
 #[must_use]
-pub fn lower(plan: &Plan, beside: Result<&str, &str>, reason: &str) -> (Rung, Finding) {
+pub fn lower(plan: &Plan, beside: Result<&str, &str>, reason: &str) -> (Separation, Finding) {
     match beside {
         Ok(cgroup) if !plan.exclusive.is_empty() && !plan.housekeeping.is_empty() => {
             let what = format!(
                 "no isolated partition, systemd keeps the units beside {cgroup} off {}: {reason}",
                 cpus_in_words(&plan.exclusive)
             );
-            (Rung::Slices(cgroup.to_owned()), Finding::degraded(RULE, what))
+            (Separation::Slices(cgroup.to_owned()), Finding::degraded(RULE, what))
         }
-        Ok(_) => (Rung::Affinity, affinity_alone(reason)),
-        Err(other) if other == reason => (Rung::Affinity, affinity_alone(reason)),
-        Err(other) => (Rung::Affinity, affinity_alone(&format!("{reason}; {other}"))),
+        Ok(_) => (Separation::Affinity, affinity_alone(reason)),
+        Err(other) if other == reason => (Separation::Affinity, affinity_alone(reason)),
+        Err(other) => (Separation::Affinity, affinity_alone(&format!("{reason}; {other}"))),
     }
 }
 
@@ -221,8 +221,8 @@ mod tests {
     #[test]
     fn every_reason_against_a_partition_is_named() {
         let none = |plan: &Plan, site: Result<&Site, &str>, shares: &[Share], word: &str| {
-            let (rung, finding) = choose(plan, site, Err("no systemd"), shares);
-            assert_eq!(rung, Rung::Affinity);
+            let (separation, finding) = choose(plan, site, Err("no systemd"), shares);
+            assert_eq!(separation, Separation::Affinity);
             assert_eq!(finding.verdict, crate::plan::Verdict::Degraded);
             assert!(finding.reason.contains(word), "{}", finding.reason);
         };
@@ -234,21 +234,23 @@ mod tests {
         let mut all = plan("12-19", "0-11");
         all.housekeeping = CpuSet::EMPTY;
         none(&all, Ok(&site), &[], "the host no CPU");
-        let (rung, _) =
+        let (separation, _) =
             choose(&plan("12-19", "0-11"), Ok(&site), Err(""), &[share("101", "20-21")]);
-        assert!(matches!(rung, Rung::Partition(target) if target.cpus == set("12-19")));
+        assert!(matches!(separation, Separation::Partition(target) if target.cpus == set("12-19")));
     }
 
     #[test]
     fn without_a_unit_of_its_own_systemd_keeps_others_off() {
         let plan = plan("12-19", "0-11");
         let session = "user.slice/user-0.slice/session-3.scope";
-        let (rung, finding) = choose(&plan, Err("it is in session-3.scope"), Ok(session), &[]);
-        assert_eq!(rung, Rung::Slices(session.to_owned()));
+        let (separation, finding) =
+            choose(&plan, Err("it is in session-3.scope"), Ok(session), &[]);
+        assert_eq!(separation, Separation::Slices(session.to_owned()));
         assert_eq!(finding.verdict, crate::plan::Verdict::Degraded);
         assert!(finding.reason.contains("CPUs 12-19: it is in session-3"), "{}", finding.reason);
-        let (rung, finding) = choose(&plan, Err("it is in /"), Err("there is no systemd"), &[]);
-        assert_eq!(rung, Rung::Affinity);
+        let (separation, finding) =
+            choose(&plan, Err("it is in /"), Err("there is no systemd"), &[]);
+        assert_eq!(separation, Separation::Affinity);
         assert!(finding.reason.ends_with("it is in /; there is no systemd"), "{}", finding.reason);
     }
 

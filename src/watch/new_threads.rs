@@ -35,18 +35,18 @@ const DRAINED_MAX: usize = 64;
 
 /// Tells of new threads of one process.
 #[derive(Debug)]
-pub struct Births {
+pub struct NewThreads {
     socket: Readable,
     process: Pid,
 }
 
-impl Births {
+impl NewThreads {
     /// Subscribes. It must be called within a tokio runtime.
     ///
     /// # Errors
     /// `EPERM` without `CAP_NET_ADMIN` (Linux < 6.6), `EPROTONOSUPPORT` where the kernel has no
     /// connector, `ECONNREFUSED` outside the first network or pid namespace.
-    pub fn of(process: Pid) -> io::Result<Births> {
+    pub fn of(process: Pid) -> io::Result<NewThreads> {
         let domain = Domain::from(nix::libc::AF_NETLINK);
         let protocol = Some(Protocol::from(NETLINK_CONNECTOR));
         let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), protocol)?;
@@ -60,7 +60,7 @@ impl Births {
             return Err(io::Error::new(io::ErrorKind::WriteZero, "the subscription was cut short"));
         }
         let socket = Readable::new(OwnedFd::from(socket))?;
-        Ok(Births { socket, process })
+        Ok(NewThreads { socket, process })
     }
 
     /// The next new thread. `None`: messages were lost, so there may have been some. Cancel safe.
@@ -75,7 +75,7 @@ impl Births {
             });
             match received.await {
                 Ok(length) => {
-                    if let Some(tid) = birth(&message[..length], self.process) {
+                    if let Some(tid) = new_thread(&message[..length], self.process) {
                         return Ok(Some(tid));
                     }
                 }
@@ -86,7 +86,7 @@ impl Births {
     }
 }
 
-impl Births {
+impl NewThreads {
     /// Drops what has come so far: a pass that begins after this sees these threads.
     pub fn drain(&self) {
         let mut message = [0_u8; 256];
@@ -100,7 +100,7 @@ impl Births {
     }
 }
 
-fn birth(message: &[u8], process: Pid) -> Option<Tid> {
+fn new_thread(message: &[u8], process: Pid) -> Option<Tid> {
     let number = |at: usize| {
         let bytes = message.get(at..at + size_of::<u32>())?;
         Some(u32::from_ne_bytes(bytes.try_into().ok()?))
@@ -159,13 +159,13 @@ mod tests {
     #[test]
     fn short_or_foreign_message_is_no_new_thread() {
         let mut message = vec![0_u8; 76];
-        assert_eq!(birth(&message, Pid(7)), None);
+        assert_eq!(new_thread(&message, Pid(7)), None);
         message[WHAT_AT..WHAT_AT + 4].copy_from_slice(&1_u32.to_ne_bytes());
         message[CHILD_PID_AT..CHILD_PID_AT + 4].copy_from_slice(&9_u32.to_ne_bytes());
         message[CHILD_TGID_AT..CHILD_TGID_AT + 4].copy_from_slice(&7_u32.to_ne_bytes());
-        assert_eq!(birth(&message, Pid(7)), Some(Tid(9)));
-        assert_eq!(birth(&message, Pid(8)), None);
-        assert_eq!(birth(&message[..66], Pid(7)), None);
+        assert_eq!(new_thread(&message, Pid(7)), Some(Tid(9)));
+        assert_eq!(new_thread(&message, Pid(8)), None);
+        assert_eq!(new_thread(&message[..66], Pid(7)), None);
     }
 
     #[test]
@@ -173,8 +173,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         runtime.expect("a runtime").block_on(async {
             let me = Pid(i32::try_from(std::process::id()).expect("a pid"));
-            let mut births = match Births::of(me) {
-                Ok(births) => births,
+            let mut new_threads = match NewThreads::of(me) {
+                Ok(new_threads) => new_threads,
                 Err(error) => {
                     // Past the capture of the test harness and off its line of dots, to be counted.
                     let test = "own_thread_is_reported_and_a_foreign_process_is_not";
@@ -187,11 +187,11 @@ mod tests {
             std::process::Command::new("true").status().expect("true runs");
             let born =
                 std::thread::spawn(|| nix::unistd::gettid().as_raw()).join().expect("a thread");
-            let told = tokio::time::timeout(Duration::from_secs(10), births.next()).await;
+            let told = tokio::time::timeout(Duration::from_secs(10), new_threads.next()).await;
             // Other tests run in this process, and their threads are reported as well.
             let mut told = told.expect("within 10 s").expect("a message");
             while told != Some(Tid(born)) {
-                told = tokio::time::timeout(Duration::from_secs(10), births.next())
+                told = tokio::time::timeout(Duration::from_secs(10), new_threads.next())
                     .await
                     .expect("within 10 s")
                     .expect("a message");
