@@ -154,7 +154,7 @@ impl Units for SystemBus {
     }
 
     fn realize(&self, slice: &str) -> Result<(), SystemdError> {
-        let what = format!("look at the controllers of {slice} again");
+        let what = format!("update the controllers of {slice}");
         ask(&what, CALL_LIMIT, async |bus| {
             // Setting any property does (`bus_slice_commit_properties`, `src/core/dbus-slice.c`); no
             // markers are set, and alone of all properties they are written to no file.

@@ -61,7 +61,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
                 }
                 // What the leases say is worth telling by itself.
                 Err(failure) => {
-                    tracing::warn!("VM {}: the host is not looked at: {failure}", lease.vm);
+                    tracing::warn!("VM {}: the host is not checked: {failure}", lease.vm);
                 }
             }
         }

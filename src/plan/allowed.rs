@@ -40,7 +40,7 @@ pub(super) fn check(request: &Request<'_>, key: &str, cpus: &CpuSet) -> Result<(
         Some(allowed) if !outside.is_empty() => {
             let outside = crate::wording::cpus_in_words(&outside);
             let reason = format!(
-                "{key}: {outside} cannot be had: {}; choose CPUs inside, or lift that limit",
+                "{key}: no access to {outside}: {}; choose CPUs inside, or lift that limit",
                 allowed.why
             );
             Err(PlanError::Infeasible { reason, nearest: None, waits_for: Vec::new() })

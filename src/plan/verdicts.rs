@@ -98,7 +98,7 @@ pub(super) fn report(
         .policy
         .instead_of
         .iter()
-        .map(|why| Finding::degraded("policy", format!("as it was good the last time: {why}")))
+        .map(|why| Finding::degraded("policy", format!("the last good one is in force: {why}")))
         .collect();
     report.push(reserved(request, claims));
     report.extend(beyond(request));

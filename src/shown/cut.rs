@@ -1,7 +1,7 @@
 //! Sentences that fit a line: where a sentence is too long, its lists are cut in the middle, with a count.
 //!
 //! ```text
-//!   CPUs 0,2,4,6,8,10,12,14,16,18,20,22 cannot be had  ─▶  CPUs 0,2,4,(8 more),22 cannot be had
+//!   CPUs 0,2,4,6,8,10,12,14,16,18,20,22 are busy  ─▶  CPUs 0,2,4,(8 more),22 are busy
 //! ```
 //!
 //! Lists are known by how they are written, so the author of a sentence writes the whole list: numbers and ranges
@@ -119,9 +119,9 @@ mod tests {
         let counts: Vec<String> = (0..50).map(count).collect();
         for (sentence, begin, end) in [
             (
-                format!("VM 100: CPUs {} cannot be had", cpus.join(",")),
+                format!("VM 100: CPUs {} are busy", cpus.join(",")),
                 "VM 100: CPUs 0,2,4,",
-                "126 cannot be had",
+                "126 are busy",
             ),
             (
                 format!("VMs {} have all CPUs", names.join(", ")),

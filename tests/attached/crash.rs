@@ -228,7 +228,7 @@ fn attach_refused_a_write_says_which_and_can_be_undone() {
                 None | Some((_, Some(0))) => assert_eq!(stage.mask(stage.vcpu(0)), "1", "{why}"),
                 Some((done, Some(6))) if done.err.contains("standard output") => {}
                 // Partly applied: a kernel thread of the VM came to light in the second look.
-                Some((done, Some(6))) if done.err.contains("looked at again") => {
+                Some((done, Some(6))) if done.err.contains("check all threads again") => {
                     assert!(done.err.contains(&folder) && done.err.contains(text), "{why}");
                     assert_eq!(stage.mask(stage.vcpu(0)), "1", "{why}");
                 }

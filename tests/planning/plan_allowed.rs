@@ -68,6 +68,6 @@ fn what_does_not_fit_names_the_cgroup() {
         assert!(reason.contains(WHY), "{vcpus} vCPUs with {policy:?}: {reason}");
     }
     let error = planned(4, "vcpus = \"4-7\"", "2-5,14-17").expect_err("two are outside");
-    let words = "/etc/qmpin/100.toml:1: vcpus = \"4-7\": CPUs 6-7 cannot be had";
+    let words = "/etc/qmpin/100.toml:1: vcpus = \"4-7\": no access to CPUs 6-7";
     assert!(error.to_string().starts_with(words), "{error}");
 }

@@ -157,7 +157,7 @@ fn costs(check: &'static str, reason: impl Into<String>, mend: Option<String>) -
 fn partition(host: &HostFacts<'_>) -> Advice {
     match &host.partition {
         Ok(()) => fine("partition", "an isolated partition keeps everybody off a VM's CPUs"),
-        Err(why) => costs("partition", format!("none is to be had: {why}"), None),
+        Err(why) => costs("partition", format!("not available: {why}"), None),
     }
 }
 
@@ -223,7 +223,7 @@ fn config(host: &HostFacts<'_>, vm: &VmName, read: &Result<ProxmoxConfig, String
     let check = "config";
     let config = match read {
         Ok(config) => config,
-        Err(why) => return vec![fine(check, format!("not looked at: {why}"))],
+        Err(why) => return vec![fine(check, format!("not checked: {why}"))],
     };
     let affinity = config.affinity.as_ref().map(|cpus| affinity(host, vm, config, cpus));
     let cpulimit = config.cpulimit.as_ref().map(|limit| {

@@ -289,7 +289,7 @@ impl HostKnobs {
         } else if !wants.is_empty()
             && let Err(error) = stamp.note(&state.lock_host()?)
         {
-            tracing::debug!("other supervisors look at the host, too: {error}");
+            tracing::debug!("other supervisors check the host, too: {error}");
         }
         Ok(report)
     }
