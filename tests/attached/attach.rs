@@ -1,5 +1,5 @@
 //! `threads`, `plan`, `attach --once` and `detach` on a real QEMU: what is said, what is moved, and that
-//! all is as before in the end.
+//! all is as before afterwards.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -163,7 +163,7 @@ fn once_moves_every_thread_and_detach_puts_every_thread_back() {
     needs_two_cpus!("once_moves_every_thread_and_detach_puts_every_thread_back");
     let stage = Stage::new(&options());
     let (vcpu, iothread) = (stage.vcpu(0), stage.iothread("iothread-virtioscsi0"));
-    // What the VM has is nobody's default: each thread gets exactly its own back.
+    // What the VM has is no default: each thread gets exactly its own back.
     taskset(vcpu, &[0]);
     taskset(iothread, &[1]);
     let before = stage.masks();
@@ -211,7 +211,7 @@ impl Cpuset {
 
 impl Drop for Cpuset {
     fn drop(&mut self) {
-        // Whoever is left in it, dying or not, goes back up.
+        // A process that is left in it, dying or not, goes back up.
         let root = self.0.parent().unwrap();
         let deadline = Instant::now() + PATIENCE;
         while fs::remove_dir(&self.0).is_err() && Instant::now() < deadline {
@@ -283,7 +283,7 @@ fn the_vms_of_a_host_are_detached_together() {
     let stage = Stage::new(&options());
     let before = stage.masks();
     let attached = stage.attach(&[]);
-    // Files of a dead VM, of one that was killed before it wrote anything, and of nobody.
+    // Files of a dead VM, of one that was killed before it wrote anything, and of no process.
     fs::write(stage.place.state().join("101.lock"), "").unwrap();
     fs::write(stage.place.state().join("102.journal"), "").unwrap();
     let mut attached = attached;
@@ -342,7 +342,7 @@ fn there_is_one_supervisor_and_detach_ends_it() {
     let hint = "`qmpin detach 100` ends it";
     stage.run(&["attach", "100"]).says(1, &["VM 100 is attached already", &by, hint]);
     stage.run(&["attach", "100", "--once"]).says(1, &["attached already", &by]);
-    // Looking is for everybody, and shows the plan in force.
+    // Looking is for all, and shows the plan in force.
     stage.run(&["threads", "100"]).says(0, &[]);
     stage.run(&["plan", "100"]).says(0, &["VM 100: 0 of"]);
     stage.run(&["detach", "100"]).says(0, &["its supervisor has restored everything"]);
@@ -404,7 +404,7 @@ fn two_vms_keep_apart_and_the_dead_one_s_cpus_are_free_again() {
     assert_eq!(first.masks(), of_first);
     first.run(&other).says(0, &["vCPUs on 1"]);
     first.run(&["attach", "100", "--once"]).says(1, &["VM other"]);
-    // Its VM dead: swept by whoever comes next.
+    // Its VM dead: swept by the next qmpin.
     second.kill();
     let attached = first.attach(&[]);
     wait_until("it is said", || {

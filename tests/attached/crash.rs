@@ -176,7 +176,7 @@ fn a_supervisor_killed_anywhere_is_undone() {
             now.retain(|tid, mask| before.contains_key(tid) || *mask != main);
             let mut wanted = before.clone();
             if now.get(&stage.vcpu(0)).is_some_and(|mask| mask == "0-1") {
-                // Killed before it mended somebody else's word: that stands.
+                // Killed before it mended another program's word: that stands.
                 wanted.insert(stage.vcpu(0), "0-1".to_owned());
                 taskset(stage.vcpu(0), &[0]);
             }

@@ -70,7 +70,7 @@ fn only_vms_without_a_supervisor_are_dead() {
     assert_ne!(stage.masks(), before);
     stage.run(&["detach", "--dead"]).says(0, &["restored"]);
     stage.assert_untouched(&before);
-    // Nobody follows this one, as it was meant.
+    // No process follows this one, as it was meant.
     stage.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
     stage.run(&["detach", "100", "--dead"]).says(0, &[]);
     assert_ne!(stage.masks(), before, "it was attached once");
@@ -128,7 +128,7 @@ fn a_hot_added_iothread_is_placed_and_put_back() {
     needs_two_cpus!("a_hot_added_iothread_is_placed_and_put_back");
     let stage = Stage::new(&options());
     let before = stage.masks();
-    // Elsewhere than the emulator, so that being placed can be told from being born.
+    // Elsewhere than the emulator, so that being placed can be told from being created.
     let attached = stage.attach(&["--iothreads", "0-1"]);
     stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
     let iothread = stage.iothread("io-hot");
@@ -168,7 +168,7 @@ fn a_hot_added_vcpu_is_placed_by_the_overflow_policy() {
     needs_two_cpus!("a_hot_added_vcpu_is_placed_by_the_overflow_policy");
     for accel in accels("a_hot_added_vcpu_is_placed_by_the_overflow_policy") {
         overflows(accel, "shared", "0", "no CPU is left for vCPU 1: with the housekeeping CPU");
-        // Left alone, it has the mask it was born with: the emulator's.
+        // Left alone, it has the mask it was created with: the emulator's.
         overflows(accel, "refuse", "0-1", "not pinned (overflow = \"refuse\")");
     }
 }
@@ -194,7 +194,7 @@ fn overflows(accel: Accel, overflow: &str, there: &str, said: &str) {
     wait_until("the third is reported", || attached.lines_with("no CPU is left for vCPU 1, 2") > 0);
     wait_until("it is where the policy says", || stage.mask(third) == there);
     assert_eq!(stage.mask(stage.vcpu(0)), "1");
-    // Whoever succeeds a killed supervisor finds more vCPUs than a new VM may have.
+    // A process that succeeds a killed supervisor finds more vCPUs than a new VM may have.
     let pinned = stage.masks();
     attached.kill();
     let attached = stage.attach(&words);
@@ -286,7 +286,7 @@ fn the_watchdog_is_fed() {
     command.env("WATCHDOG_USEC", "400000");
     let mut attached = Attached::spawn(command, stage.place.path());
     attached.wait_ready();
-    // Also while somebody else has the socket and a question waits for its turn.
+    // Also while another program has the socket and a question waits for its turn.
     let mut holder = stage.qemu.client();
     holder.must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
     for _ in 0..3 {
@@ -308,7 +308,7 @@ fn hotplug_while_the_socket_is_held_is_placed_afterwards() {
     holder.must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
     let now = stage.qemu.threads();
     let new = *now.keys().find(|tid| !threads.contains_key(tid)).unwrap();
-    // Whoever it is, it is off the vCPUs' CPU at once.
+    // A process that it is, it is off the vCPUs' CPU at once.
     wait_until("it is with the emulator", || stage.mask(new) == "0");
     let shared = stage.qemu.paths().shared;
     wait_until("its question waits beside the holder", || clients_of(&shared) == 2);

@@ -1,5 +1,5 @@
 //! What is not QEMU, or lies, through the whole binary: a clear word, exit code 5 or 3, in time, and
-//! nobody else's thread is moved.
+//! no other program's thread is moved.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -312,7 +312,7 @@ fn what_is_no_socket_is_called_so() {
             finish(&mut command).says(code, &["could not connect to", &path, words]);
         }
     }
-    // A socket that nobody serves any more.
+    // A socket that no process serves any more.
     let dead = place.path().join("dead");
     drop(UnixListener::bind(&dead).unwrap());
     let dead = dead.display().to_string();
@@ -333,7 +333,7 @@ fn missing_permission_is_reported() {
     }
     let stage = Stage::new(&QemuOptions::default());
     let before = stage.masks();
-    // Where it is built, nobody else may be able to go.
+    // Where it is built, no other program may be able to go.
     let binary = stage.place.path().join("qmpin");
     fs::copy(env!("CARGO_BIN_EXE_qmpin"), &binary).unwrap();
     let open = |path: &Path, mode| {
@@ -354,7 +354,7 @@ fn missing_permission_is_reported() {
     let state = stage.place.state().display().to_string();
     as_nobody(&["attach", "100"]).says(4, &["100.pid", "Permission denied", hint]);
     as_nobody(&["detach", "100"]).says(0, &["not attached"]);
-    // Attached by root: nobody may end that.
+    // Attached by root: no program may end that.
     let attached = stage.attach(&[]);
     let pinned = stage.masks();
     as_nobody(&["detach", "100"]).says(4, &[&state, "Permission denied", hint]);

@@ -1,4 +1,4 @@
-//! `sched = "fifo:1"` on a real QEMU: vCPU threads have it and nobody else, and all is as before in the
+//! `sched = "fifo:1"` on a real QEMU: only vCPU threads have it, and all is as before in the
 //! end, wherever qmpin is killed and whatever the kernel refuses.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -89,7 +89,7 @@ fn only_vcpus_have_the_priority_and_lose_it_when_detached() {
     // A nice value of one's own is kept all the while.
     let (vcpu, iothread) = (stage.vcpu(0), stage.iothread("iothread-virtioscsi0"));
     assert!(can(&["renice", "-n", "5", "-p", &vcpu.to_string()]));
-    // And so is somebody's own priority for an iothread.
+    // And so is another program's own priority for an iothread.
     chrt(&["-f", "-p", "1"], iothread);
     let before = all(&stage);
     stage.run(&["plan", "100", "--explain"]).says(0, &["sched", "1 vCPU runs as fifo:1"]);
@@ -102,7 +102,7 @@ fn only_vcpus_have_the_priority_and_lose_it_when_detached() {
     let status = stage.run(&["status", "--json"]);
     let status: Value = serde_json::from_str(&status.says(0, &[]).out).unwrap();
     assert_eq!(status["vms"][0]["sched"], "fifo:1");
-    // Somebody else's change is mended, and counted.
+    // An external change is corrected, and counted.
     chrt(&["-o", "-p", "0"], vcpu);
     wait_until("it is fifo again", || scheduled(&stage, vcpu) == Some((1, 1, 5)));
     attached.wait_told("drift 1");

@@ -51,7 +51,7 @@ fn vm_without_room_is_waited_for_and_attached_when_there_is_some() {
     assert_eq!(waiting["supervisor_pid"], service.pid().0);
     stage.run(&["status", "100"]).says(1, &["VM 100: its service waits: "]);
     stage.run(&["attach", "100"]).says(1, &["error:"]);
-    // Another reason, which it finds without QEMU: this test has the monitor, and nobody queues for it.
+    // Another reason, which it finds without QEMU: this test has the monitor, and no process queues for it.
     let mut monitor = stage.qemu.client();
     stage.place.config("qmpin.toml", TOO_LARGE.replace("vcpus = \"1\"", "vcpus = \"0\""));
     let first = waiting["reason"].clone();

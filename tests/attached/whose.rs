@@ -1,4 +1,4 @@
-//! Whose attachment it is: nothing is ended, given back or forgotten that is somebody else's.
+//! Whose attachment it is: nothing is ended, given back or forgotten that is another program's.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -84,7 +84,7 @@ fn waiting_attach_that_is_stopped_ends_no_other() {
     // It is followed as before.
     let by = format!("process {} follows it", attached.pid());
     stage.run(&["attach", "100"]).says(1, &[&by]);
-    // What a killed one has left is nobody's, and is restored.
+    // What a killed one has left belongs to no process, and is restored.
     attached.kill();
     assert_eq!(stage.masks(), pinned);
     let stopped = stopped_while_it_waits(&stage);
@@ -123,7 +123,7 @@ fn journal_of_a_dead_qemu_is_kept_until_all_is_restored() {
     needs_two_cpus!("journal_of_a_dead_qemu_is_kept_until_all_is_restored");
     let old = Stage::new(&QemuOptions::default());
     old.run(&["attach", "100", "--once"]).says(0, &["0 refused"]);
-    // A partition in a unit that nobody has, with a drop-in that cannot be removed: a folder with something in it.
+    // A partition in a unit that no process has, with a drop-in that cannot be removed: a folder with something in it.
     let drop_in = old.place.path().join("drop-in");
     fs::create_dir_all(drop_in.join("something")).unwrap();
     let partition = json!({"partition": {

@@ -1,5 +1,5 @@
-//! From the birth of a thread, as the kernel's process connector dates it, until it is where its role
-//! belongs. A thread is born with the mask of the emulator, which is another.
+//! From the creation of a thread, as the kernel's process connector dates it, until it is where its role
+//! belongs. A thread is created with the mask of the emulator, which is another.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};

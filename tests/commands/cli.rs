@@ -151,7 +151,7 @@ fn garbage_in_the_state_folder_is_named_and_nothing_is_lost() {
     fs::write(&journal, [0xff, 0xfe, b'\n']).unwrap();
     stage.run(&["detach", "100"]).says(6, &[&named, "is not a journal"]);
     fs::remove_file(&journal).unwrap();
-    // Begun and no more: whoever wrote it was killed before anything was moved.
+    // Begun and no more: the process that wrote it was killed before anything was moved.
     for torn in ["", "{\"sch", "{\"schema\":\"qmpin.journal/1\",\"vm\":\"1"] {
         fs::write(&journal, torn).unwrap();
         stage.run(&["detach", "100"]).says(0, &["not attached"]);

@@ -25,7 +25,7 @@ fn lines_for_the_journal_begin_with_their_priority() {
     }
     let is_known = |line: &str| ["<4>", "<6>"].iter().any(|known| line.starts_with(known));
     assert!(text.lines().all(is_known), "{text}");
-    // Another stream than the one that is named is nobody's journal.
+    // Another stream than the one that is named is no process's journal.
     let done = stage.run_under(&["env", "JOURNAL_STREAM=1:1"], &["detach", "100", "-v"]);
     done.says(0, &["restored"]);
     assert!(!done.err.contains('<'), "{done:?}");

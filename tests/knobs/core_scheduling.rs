@@ -32,7 +32,7 @@ struct World {
     cookies: RefCell<BTreeMap<i32, u64>>,
     /// What the next calls that change something say.
     refuses: RefCell<Option<i32>>,
-    /// Threads that are born of the first, as it is dealt with.
+    /// Threads that are created of the first, as it is dealt with.
     new_threads: RefCell<Vec<i32>>,
 }
 
@@ -214,7 +214,7 @@ fn refused_cookie_is_not_recorded_as_made_and_a_failed_undo_is_kept() {
     *world.refuses.borrow_mut() = Some(nix::libc::EPERM);
     let refused = world.make(&mut journal).expect_err("refused");
     assert_eq!(refused.raw_os_error(), Some(nix::libc::EPERM));
-    // What comes later is somebody else's.
+    // What comes later is another program's.
     world.add(MAIN, 5);
     assert!(world.restore().is_complete());
     assert_eq!(world.found(), [5, 0, 0]);

@@ -177,7 +177,7 @@ fn irqbalance_is_restored_even_where_it_still_shows_the_old_value() {
     assert_eq!((irqbalance.banned().as_str(), world.journal()), ("", None));
 }
 
-/// It takes what it was told first after it was looked at, and what it is told then before the next look.
+/// It takes what it was told first after it was looked at, and what it is told then before the next pass.
 #[test]
 fn irqbalance_may_scan_between_any_two_requests() {
     // Asked, told, asked; asked, told, asked.
@@ -284,7 +284,7 @@ fn silent_irqbalance_is_kept_in_the_journal() {
     assert_eq!((irqbalance.banned().as_str(), world.journal()), ("", None));
 }
 
-/// To put an interrupt back at every look would be to balance against irqbalance.
+/// To restore an interrupt in every pass would work against irqbalance.
 #[test]
 fn an_interrupt_that_irqbalance_has_placed_off_the_vms_stays_there() {
     let world = World::new();

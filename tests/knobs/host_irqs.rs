@@ -1,4 +1,4 @@
-//! Interrupts that are born while VMs are kept free of them, on a made-up host.
+//! Interrupts that are created while VMs are kept free of them, on a made-up host.
 
 #![allow(clippy::expect_used, clippy::unwrap_used)] // a test may end
 
@@ -28,7 +28,7 @@ fn interrupt_created_with_the_exclusion_mask_is_restored() {
     world.forget("101");
     world.reconcile();
     assert_eq!(irq(&world, 60), "0-3,6-7");
-    // Nobody has seen it before the last VM went.
+    // No process has seen it before the last VM went.
     turn(&world, 62, "0-3,6-7");
     world.forget("100");
     assert!(!world.reconcile().fell_short());
@@ -56,7 +56,7 @@ fn an_interrupt_of_a_devices_node_is_let_out_on_that_node() {
     assert_eq!(world.journal(), None);
 }
 
-/// What is there before new ones go elsewhere was not born so, whatever it looks like.
+/// What is there before new ones go elsewhere was not created so, whatever it looks like.
 #[test]
 fn interrupt_that_looks_new_keeps_its_external_mask() {
     let world = World::new();

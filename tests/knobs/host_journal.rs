@@ -1,5 +1,5 @@
 //! The host's journal over a long time: kernel threads come and go, and what is left to know of them is nothing. It is
-//! written anew, and whoever is killed as he does that leaves the old one or the new.
+//! written anew, and a process that is killed as it does that leaves the old one or the new.
 
 #![allow(clippy::expect_used)] // a test may end
 

@@ -224,7 +224,7 @@ fn what_the_kernel_would_not_do_is_remembered_until_it_does() {
     };
     assert!(was_refused(21) && !was_refused(KTHREADD));
     world.masks.stubborn.borrow_mut().clear();
-    // It was there all the time: nobody has asked again.
+    // It was there all the time: no process has asked again.
     assert!(was_refused(21));
     world.reconcile();
     assert!(!was_refused(21));
@@ -280,7 +280,7 @@ fn later_interrupts_and_threads_are_moved_and_ended_ones_are_forgotten() {
     assert_eq!(world.journal(), None);
 }
 
-/// A kernel thread that is born as a partition is built has a mask of the kernel's making when it is
+/// A kernel thread that is created as a partition is built has a mask of the kernel's making when it is
 /// first seen, and would keep it for good.
 #[test]
 fn kernel_thread_created_with_the_exclusion_mask_is_restored() {
@@ -302,7 +302,7 @@ fn kernel_thread_created_with_the_exclusion_mask_is_restored() {
     assert_eq!(world.journal(), None);
 }
 
-/// It has its parent's mask, and nobody has seen it before the last VM went.
+/// It has its parent's mask, and no process has seen it before the last VM went.
 #[test]
 fn a_worker_that_was_seen_before_the_kernel_had_bound_it_is_the_kernels() {
     let world = World::new();
@@ -390,7 +390,7 @@ fn exclusion_mask_of_some_vms_is_recognised() {
     for mask in [ONLINE, "0-6", "0-3", "0-1", "1,7", "0-2,4-7", "0-4,6-7", "2-3"] {
         assert!(!has_exclusion_mask(mask), "{mask}");
     }
-    // Of a mask that somebody has set, the kernel leaves the rest.
+    // Of a mask that another program has set, the kernel leaves the rest.
     assert!(
         is_fenced_from("1-4", "1,4")
             && is_fenced_from("1-4", "1-3")

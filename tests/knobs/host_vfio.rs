@@ -91,7 +91,7 @@ fn without_irqs_a_vms_own_devices_are_as_any_other_to_its_neighbour() {
     assert_eq!(world.read("proc/irq/40/smp_affinity_list"), "0-1,4-7");
 }
 
-/// A guest turns MSI-X on and off as it boots. What is born while VMs are kept free has a mask of qmpin's
+/// A guest turns MSI-X on and off as it boots. What is created while VMs are kept free has a mask of qmpin's
 /// making.
 #[test]
 fn an_interrupt_that_the_guest_turns_on_later_is_moved_and_let_out_in_the_end() {

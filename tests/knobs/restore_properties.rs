@@ -2,10 +2,10 @@
 //! intents, between two writes, before what the kernel made of them is noted, and in restoring itself.
 //!
 //! ```text
-//!   a process of a few threads: births, ends, foreign changes, and qmpin's own steps, in any order;
+//!   a process of a few threads: new threads, ends, foreign changes, and qmpin's own steps, in any order;
 //!   and kernel threads of the VM, which other VMs' partitions move as they come and go
 //!      └─ killed somewhere ─ attached again, or not ─ killed in restore, or not ─ restore
-//!            ─▶ every thread has its mask of before, but those that somebody else has moved since
+//!            ─▶ every thread has its mask of before, but those that another program has moved since
 //! ```
 //!
 //! It drives the real `Journal`, `apply` and `restore`, with a /proc in a folder and a table for the
@@ -40,7 +40,7 @@ const BOOT: &str = "this-boot";
 const ONLINE: &str = "0-15";
 /// Masks that a plan may ask for.
 const OURS: [&str; 6] = ["0-3", "4", "5", "6", "4-9", "8-11"];
-/// Masks that somebody else may give; none is one of ours, or what is left of one in a cpuset.
+/// Masks that another program may give; none is one of ours, or what is left of one in a cpuset.
 const FOREIGN: [&str; 3] = ["1,3", "0,2,5", "1-2,6"];
 /// What the VM's cgroup may allow.
 const CPUSETS: [&str; 2] = ["0-15", "0-6"];
@@ -60,7 +60,7 @@ struct Task {
     mask: CpuSet,
     /// Its mask without qmpin.
     before: CpuSet,
-    /// Whether somebody else has moved it since qmpin did.
+    /// Whether another program has moved it since qmpin did.
     foreign: bool,
     kernel: bool,
 }
@@ -72,7 +72,7 @@ struct State {
     next_start: u64,
     /// How many more writes qmpin lives to do.
     writes_left: usize,
-    /// Threads born in the middle of restoring: after how many writes, of whom.
+    /// Threads created in the middle of restoring: after how many writes, of whom.
     born_then: Vec<(usize, Index)>,
     writes: usize,
 }
@@ -97,7 +97,7 @@ impl Sched for World {
         {
             let mut state = self.state.borrow_mut();
             if state.writes_left == 0 {
-                // Whoever writes is dead; that no answer comes back either cannot be played here.
+                // A process that writes is dead; that no answer comes back either cannot be played here.
                 return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
             }
             state.writes_left -= 1;
@@ -308,7 +308,7 @@ impl World {
         restore(&self.root, self, BOOT, &self.journal(), &host).expect("the journal is readable")
     }
 
-    /// Every thread is as it was before, or as somebody else left it.
+    /// Every thread is as it was before, or as another program left it.
     fn check(&self) -> Result<(), TestCaseError> {
         for (tid, task) in &self.state.borrow().tasks {
             let journal = fs::read_to_string(self.journal()).unwrap_or_default();

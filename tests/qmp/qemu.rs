@@ -142,7 +142,7 @@ async fn iothreads_are_seen_to_come_and_go() {
 #[tokio::test]
 async fn a_socket_of_our_own_is_used_and_the_shared_one_never_visited() {
     let qemu = Qemu::start(&QemuOptions { vcpus: 2, own_socket: true, ..QemuOptions::default() });
-    // Whoever visits the shared socket now waits for ever.
+    // A process that visits the shared socket now waits for ever.
     let mut holder = qemu.client();
     let (mut channel, roles) = channel(&qemu).await;
     assert_eq!(channel.kind(), ChannelKind::Socket);
@@ -309,7 +309,7 @@ async fn what_a_killed_qmpin_left_half_made_is_swept() {
     drop(channel);
     wait_until("its chardev is gone", || chardevs(&mut qemu.client()) == ["qmp"]);
 
-    // A whole monitor that nobody came to: it is simply used, and goes with us.
+    // A whole monitor that no client used: it is simply used, and goes with us.
     let mut client = qemu.client();
     client.must("chardev-add", &chardev);
     client.must(
@@ -339,7 +339,7 @@ async fn what_is_at_our_own_path_and_not_ours_is_not_touched() {
     assert!(matches!(channel.upgrade().await.unwrap(), Upgrade::OwnPathTaken));
     assert!(matches!(channel.own_socket_refused(), Some(QmpError::WrongPeer { .. })));
     drop(listener);
-    // The socket's file is still there, and nobody serves it.
+    // The socket's file is still there, and no process serves it.
     assert!(matches!(channel.upgrade().await.unwrap(), Upgrade::Live));
 }
 

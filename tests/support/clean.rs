@@ -1,4 +1,4 @@
-//! Children that inherit nothing of whoever started the tests: `nohup`, `ulimit`, `umask`, a shell's environment, or a
+//! Children that inherit nothing of the process that started the tests: `nohup`, `ulimit`, `umask`, a shell's environment, or a
 //! unit of systemd. Every program that a test starts is started here.
 
 use std::ffi::OsStr;
@@ -43,7 +43,7 @@ fn clean_this_process() {
     }
 }
 
-/// Signals that this process ignores, by number; real-time signals are nobody's.
+/// Signals that this process ignores, by number; real-time signals are no process's.
 fn ignored_signals() -> impl Iterator<Item = i32> {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();

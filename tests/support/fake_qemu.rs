@@ -167,7 +167,7 @@ fn sleeper() -> Tid {
 fn visits(listener: &UnixListener, fake: &Fake) {
     for number in 0.. {
         let (stream, _) = listener.accept().unwrap();
-        // A client that goes is nobody's fault.
+        // A client that goes is no fault.
         let _ = visit(stream, fake, number);
     }
 }

@@ -26,7 +26,7 @@ class Series:
     """One command again and again, killed at one more position each time; and what was left after it."""
 
     def __init__(self, host, folder, ignore=(), also=lambda: None):
-        """IGNORE are places that somebody else changes, too; ALSO says what else is not as before, or nothing."""
+        """IGNORE are places that another program changes, too; ALSO says what else is not as before, or nothing."""
         self.host = host
         self.folder = folder
         self.ignore = ignore
@@ -105,7 +105,7 @@ def name_of(call, path):
         return path.removeprefix("/sys/devices/system/cpu/")
     if path == RUN:
         return "the folder"
-    # One that is opened is cut to the length it has: nothing changes, and whoever waits for irqbalance does so now and then.
+    # One that is opened is cut to the length it has: nothing changes, and a process that waits for irqbalance does so now and then.
     if call == "ftruncate" and path.endswith(".journal"):
         return None
     if path.startswith(f"{RUN}/"):

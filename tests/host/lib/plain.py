@@ -1,4 +1,4 @@
-"""Plain QEMU, without Proxmox's folder and slice: in a service of its own, or in somebody's login session."""
+"""Plain QEMU, without Proxmox's folder and slice: in a service of its own, or in a login session."""
 
 import subprocess
 from pathlib import Path

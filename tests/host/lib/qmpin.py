@@ -1,7 +1,7 @@
 """The command under test, and what must hold while it runs.
 
     with Attached(100) as qmpin:        # `qmpin attach 100` in the background, from the moment it says READY
-        qmpin.check(vm, host)           # every thread is where the plan says, and nobody else was moved
+        qmpin.check(vm, host)           # every thread is where the plan says, and no other program was moved
         ...
     qmpin.code                          # how it ended
 
@@ -44,7 +44,7 @@ KERNEL_THREAD = re.compile(r"(?:kvm-pit/|kvm-nx-lpage-recovery-|vhost-)(\d+)")
 
 
 class Follower:
-    """What must hold for a VM that is followed, whoever runs `qmpin attach`."""
+    """What must hold for a VM that is followed, a process that runs `qmpin attach`."""
 
     def __init__(self, vmid: int, *flags: str):
         self.vmid = vmid
@@ -410,7 +410,7 @@ def attach_once(host, vmid: int, *flags: str, check: bool = True) -> subprocess.
 
 
 def leaves_alone(host, follower: Attached, path: Path, value: str) -> None:
-    """Somebody writes VALUE where qmpin has written, and qmpin is killed: `detach` leaves that so, and names it."""
+    """Another program writes VALUE where qmpin has written, and qmpin is killed: `detach` leaves that so, and names it."""
     # Stopped, so that it cannot mend it.
     os.kill(follower.process.pid, signal.SIGSTOP)
     path.write_text(value)

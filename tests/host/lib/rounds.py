@@ -101,7 +101,7 @@ def at_once(host, config, alone, vmids, partition, mixed):
     # Leases and journals say when and in which order; what they are about is the same.
     ignore = ["run/qmpin/*"]
     if partition:
-        # Workqueues keep off the same CPUs, whoever was first: a partition, or a qmpin that saw the lease of one to come.
+        # Workqueues keep off the same CPUs, whichever was first: a partition, or a qmpin that saw the lease of one to come.
         ignore.append("sys/devices/virtual/workqueue/cpumask_requested")
     together(config, vmids)
     state.check_same(in_order, state.capture(), ignore)

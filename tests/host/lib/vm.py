@@ -2,7 +2,7 @@
 
 `/run/qemu-server/VMID.{pid,qmp}`, a transient scope VMID.scope in qemu.slice, QEMU run as `kvm` and daemonized, one
 iothread per disk with Proxmox's names (which are too long for a thread name, so those threads are called `kvm`), vCPU
-hotplug with Proxmox's device ids (`cpu2` is index 1), a second monitor that calls an event daemon nobody runs.
+hotplug with Proxmox's device ids (`cpu2` is index 1), a second monitor that calls an event daemon no process runs.
 """
 
 import os
@@ -170,7 +170,7 @@ class Vm:
         self.wait_gone()
 
     def leave_files(self) -> None:
-        """SIGKILL, and nobody cleans up: the pid file and the socket stay."""
+        """SIGKILL, and nothing cleans up: the pid file and the socket stay."""
         os.kill(self.pid, signal.SIGKILL)
         wait_until(lambda: not self.alive(), 60, f"QEMU of VM {self.vmid} to end")
 

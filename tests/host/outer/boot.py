@@ -75,7 +75,7 @@ class Machine:
         self.console.write_bytes(b"")
         with open(self.results, "wb") as results:
             results.truncate(RESULTS_BYTES)
-        # TCG warns once per CPU and feature that it lacks: hundreds of lines that nobody wants to see.
+        # TCG warns once per CPU and feature that it lacks: hundreds of lines that no process wants to see.
         with open(self.folder / "qemu-stderr.log", "wb") as stderr:
             self.process = subprocess.Popen(
                 self.command(),

@@ -33,7 +33,7 @@ def key(*parts: str | bytes) -> str:
     return digest.hexdigest()[:12]
 
 
-# A thing that was not used for so long belongs to a state of the repository that nobody works on.
+# A thing that was not used for so long belongs to a state of the repository that is not used.
 UNUSED_S = 7 * 24 * 3600
 # A build that takes longer than that was killed.
 ABANDONED_S = 24 * 3600
@@ -67,7 +67,7 @@ def built(name: str, build: Callable[[Path], None]) -> Path:
 
 
 def _sweep() -> None:
-    """Removes what nobody has used for a long time."""
+    """Removes what no process has used for a long time."""
     now = time.time()
     for path in folder().iterdir():
         age_s = now - path.lstat().st_mtime

@@ -20,7 +20,7 @@ def run(host):
             restart(host, vm, alone)
             detach(host, vm, alone)
         poller.report.check()
-        # QEMU first, then qmpin: nobody is left, and the next one sweeps.
+        # QEMU first, then qmpin: no process is left, and the next one sweeps.
         with qmpin.Attached(100) as attached:
             attached.check(vm, host)
             os.kill(attached.process.pid, signal.SIGSTOP)
@@ -72,7 +72,7 @@ def detach(host, vm, alone):
 
 
 def seen(vm, host, attached):
-    """With nobody there to mend it: the check of these scenarios sees a thread that is not in its place, and one moved."""
+    """With no process there to mend it: the check of these scenarios sees a thread that is not in its place, and one moved."""
     tid, own = vm.roles().vcpus[0], os.getpid()
     for who, where in ((tid, {0}), (own, {1})):
         was = os.sched_getaffinity(who)

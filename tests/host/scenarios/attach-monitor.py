@@ -36,7 +36,7 @@ def run(host):
             state.check_same(alone, state.capture())
         poller.report.check()
 
-        # Nobody else is served as long as we hold the socket, so this is the other monitor's doing.
+        # No other program is served as long as we hold the socket, so this is the other monitor's doing.
         with qmpin.Attached(100, check_interval_s=TIMER_S) as attached:
             attached.wait_status("a runtime monitor")
             plan = attached.check(vm, host)

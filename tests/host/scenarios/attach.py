@@ -63,7 +63,7 @@ def live(vm, check):
 
 
 def drift(attached, vm, host):
-    """Somebody's taskset is found and mended, and counted."""
+    """Another program's taskset is found and mended, and counted."""
     tid = vm.roles().vcpus[1]
     subprocess.run(["taskset", "-pc", host.online(), str(tid)], check=True, capture_output=True)
     attached.check(vm, host)
@@ -71,7 +71,7 @@ def drift(attached, vm, host):
 
 
 def neighbour(attached, vm, host):
-    """A VM that nobody attached comes and goes beside it, and is left alone."""
+    """A VM that is not attached comes and goes beside it, and is left alone."""
     with host.vm(101, cpus=2) as other:
         other.wait_guest()
         attached.check(vm, host)

@@ -1,4 +1,4 @@
-"""Proxmox's hook phases start and stop qmpin, hold nobody up, and never keep a VM from starting."""
+"""Proxmox's hook phases start and stop qmpin, hold no process up, and never keep a VM from starting."""
 
 import json
 import os

@@ -72,7 +72,7 @@ def told(host, follower, mine):
 
 
 def drift(host, follower, alone, mine):
-    """Somebody changes what was set: it is set again, counted, and in the log."""
+    """Another program changes what was set: it is set again, counted, and in the log."""
     total = lambda: json.loads(host.run("qmpin", "status", "100", "--json").stdout)["vms"][0]["drift_total"]
     before = total()
     irq = moved_irq(host, alone)
@@ -199,7 +199,7 @@ def killed(host, alone):
 
 
 def changed_by_others(host, alone):
-    """What somebody else has set meanwhile is left so, and named."""
+    """What another program has set meanwhile is left so, and named."""
     with attached(100) as follower:
         mine = exclusive(follower)
         irq = moved_irq(host, alone)

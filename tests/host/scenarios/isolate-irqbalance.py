@@ -1,4 +1,4 @@
-"""irqbalance keeps interrupts off a VM's CPUs itself, is told anew when it is restarted, and does in the end what it did before."""
+"""irqbalance keeps interrupts off a VM's CPUs itself, is configured again when it is restarted, and is restored at the end."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def put_back(follower, irqbalance, was, alone):
 
 
 def by_itself(host, follower, irqbalance, mine):
-    """While qmpin is stopped, and somebody has put every interrupt onto the VM's CPUs, irqbalance takes them off."""
+    """While qmpin is stopped, and another program has put every interrupt onto the VM's CPUs, irqbalance takes them off."""
     os.kill(follower.process.pid, signal.SIGSTOP)
     onto = cpulist.write(mine)
     movable = [irq for irq in irqs() if moves(irq, onto)]
@@ -71,7 +71,7 @@ def by_itself(host, follower, irqbalance, mine):
     assert not back, f"{back} are on {mine} again"
     host.note(f"while qmpin was stopped irqbalance took {len(taken)} of {len(movable)} interrupts off {cpulist.write(mine)}")
     os.kill(follower.process.pid, signal.SIGCONT)
-    # The rest irqbalance leaves alone, whoever has put them there.
+    # irqbalance leaves the rest alone, whichever program put them there.
     wait_until(lambda: not any(on(irq) & mine for irq in movable), 60, "qmpin to take the rest off")
     places = {irq: on(irq) for irq in taken}
     irqbalance.wait_passes(5)

@@ -70,7 +70,7 @@ def half(host, series):
 
 
 def limits(vm, series):
-    """Somebody else in the VM's scope: there is no partition, and systemd limits the units beside it."""
+    """Another program in the VM's scope: there is no partition, and systemd limits the units beside it."""
     with subprocess.Popen(["sleep", "3600"]) as stranger:
         try:
             (vm.cgroup / "cgroup.procs").write_text(str(stranger.pid))
@@ -83,7 +83,7 @@ def limits(vm, series):
 
 
 def balanced(host, folder):
-    """irqbalance is told, and in the end does what it did."""
+    """irqbalance is configured, and restored at the end."""
     with Irqbalance(host) as irqbalance:
         was = irqbalance.banned()
 

@@ -81,7 +81,7 @@ def run(host):
 
 
 def named(host):
-    """The kernel's threads of which `qmpin verify` says that nobody can move them."""
+    """The kernel's threads of which `qmpin verify` says that no process can move them."""
     checks = json.loads(host.run("qmpin", "verify", "100", "--json").stdout)["checks"]
     reason = next(check["reason"] for check in checks if check["check"] == "bound-kthreads")
     return {words.split()[1] for words in reason.split(": ")[1].split(", ")}

@@ -1,4 +1,4 @@
-"""A VM attached as `exclusive` has its CPUs in an isolated partition: nobody else runs there, whatever systemd does, and at
+"""A VM attached as `exclusive` has its CPUs in an isolated partition: no other program runs there, whatever systemd does, and at
 the end, in order or not, the host is as it was.
 """
 
@@ -65,7 +65,7 @@ def exclusive(vmid):
 
 
 def isolated(host, attached, vm):
-    """The partition holds, every thread is in its group and place, and nobody else may run on its CPUs."""
+    """The partition holds, every thread is in its group and place, and no other program may run on its CPUs."""
     attached.settle(vm)
     plan = attached.plan()
     mine = cpulist.parse(plan["exclusive"])
@@ -87,7 +87,7 @@ def isolated(host, attached, vm):
 
 
 def stands(host, vm, mine, when):
-    """The partition is in force, and no process may run on its CPUs. A kernel thread that is born meanwhile needs a qmpin to move it."""
+    """The partition is in force, and no process may run on its CPUs. A kernel thread that is created meanwhile needs a qmpin to move it."""
     assert partition(vm.cgroup) == "isolated", f"{when}: {partition(vm.cgroup)}"
     assert cpulist.parse(host.read(vm.cgroup / "vcpus/cpuset.cpus.exclusive.effective")) == mine, when
     assert not leaks(mine, kernel=False), f"{when}: {leaks(mine, kernel=False)}"
@@ -170,9 +170,9 @@ def storm(host, attached, vm):
     isolated(host, attached, vm)
     with host.vm(101, cpus=1) as other:
         other.wait_guest()
-        # Its KVM has a kernel thread that is born with all CPUs.
+        # Its KVM has a kernel thread that is created with all CPUs.
         isolated(host, attached, vm)
-    # Somebody who asks for those very CPUs does not get them.
+    # Another program that asks for these CPUs does not get them.
     done = host.run("taskset", "-c", cpulist.write(mine), "sleep", "0", check=False)
     assert done.returncode != 0, "taskset onto the VM's CPUs alone is refused"
     some = cpulist.write({0, *mine})
@@ -217,7 +217,7 @@ def hotplug(host, attached, vm):
 
 
 def changed(host, attached, vm):
-    """Somebody takes the partition down: it is made again, counted, and said."""
+    """Another program takes the partition down: it is made again, counted, and said."""
     told = "was changed externally: made again"
     assert told not in attached.log(), f"nobody has yet: {attached.log()}"
     before = drift_total()
@@ -303,7 +303,7 @@ def once(host, vm, alone):
 
 
 def own_masks(host):
-    """The kernel moves threads that work for a VM as partitions come and go: each has its own mask again, whoever goes first."""
+    """The kernel moves threads that work for a VM as partitions come and go: each has its own mask again, whichever VM goes first."""
     with host.vm(101, cpus=2) as other:
         other.wait_guest()
         [pit] = [thread.tid for thread in threads.of_host() if thread.comm == f"kvm-pit/{other.pid}"]
@@ -336,7 +336,7 @@ def helpers_make_room(host, vm):
 
 
 def orphans(host):
-    """QEMU and qmpin are killed; whoever comes next takes back what is left."""
+    """QEMU and qmpin are killed; a process that comes next takes back what is left."""
     with host.vm(100, cpus=2) as vm:
         vm.wait_guest()
         with exclusive(100) as attached:
@@ -353,7 +353,7 @@ def orphans(host):
 
 
 def session(host):
-    """QEMU beside somebody else's process in its scope: it is pinned, and the log says why there is no more."""
+    """QEMU beside another program's process in its scope: it is pinned, and the log says why there is no more."""
     with host.vm(100, cpus=2) as vm:
         vm.wait_guest()
         sleeper = subprocess.Popen(["sleep", "600"])

@@ -107,7 +107,7 @@ def told(host, mine):
 
 
 def mended(host, follower, mine, usual):
-    """Somebody sets another governor; a CPU goes and comes; the driver does."""
+    """Another program sets another governor; a CPU goes and comes; the driver does."""
     governor(max(mine)).write_text("schedutil")
     awake(host, mine, usual)
     assert "governor" in follower.log(), follower.log()
@@ -181,7 +181,7 @@ def ended_offline(host, alone):
 
 
 def changed_by_others(host, usual):
-    """What somebody else has set meanwhile is left so, and named."""
+    """What another program has set meanwhile is left so, and named."""
     with attached(100) as follower:
         path = latency(min(exclusive(follower)))
         qmpin.leaves_alone(host, follower, path, "77")
@@ -203,7 +203,7 @@ def without_driver(host, usual):
 
 
 def reonlined(host, alone):
-    """Together with `reonline`: a CPU that was away has the governor that it is to have, and in the end its own."""
+    """Together with `reonline`: a CPU that was away has the governor that it is to have, and at the end its own."""
     with qmpin.Attached(100, policy="power = true\nreonline = true") as follower:
         assert "offline and online again" in follower.log(), follower.log()
         mine = exclusive(follower)

@@ -1,5 +1,5 @@
-"""`reonline`: a VM's CPUs go offline and come back before its first pin; nobody loses a mask, whoever would is left in peace, and a
-CPU that a killed qmpin has left offline is brought back by whoever comes next.
+"""`reonline`: a VM's CPUs go offline and come back before its first pin; no thread loses a mask, a thread that would is left alone, and a
+CPU that a killed qmpin has left offline is brought back by the next qmpin.
 """
 
 import contextlib
@@ -108,7 +108,7 @@ def went(host, follower, alone_on_15, earlier):
 
 
 def others(alone, *vms):
-    """Nobody but these VMs' threads has another mask than before, and no file of the host's has changed."""
+    """No process but these VMs' threads has another mask than before, and no file of the host's has changed."""
     # Its own journals and leases are new, and the VMs' threads are where they belong.
     rows = state.without_ending(state.diff(alone, state.capture(), ignore=["run/qmpin/*"]))
     own = {str(tid) for vm in vms for tid in vm.masks()} | {f"kvm-pit/{vm.pid}" for vm in vms}
@@ -196,7 +196,7 @@ def killed(host, vm, alone):
 
 
 def strict(host, alone):
-    """Together with all that strict does, and no trace of it in the end."""
+    """Together with all that strict does, and no trace of it at the end."""
     with attached(100, "strict", 'vcpus = "12-15"\n') as follower:
         verified = host.run("qmpin", "verify", "100", check=False).stdout
         print(verified, host.run("qmpin", "status").stdout)
@@ -206,7 +206,7 @@ def strict(host, alone):
 
 
 def orphaned(host):
-    """QEMU dies with qmpin while a CPU is offline: whoever comes next for another VM brings it back."""
+    """QEMU dies with qmpin while a CPU is offline: the next qmpin for another VM brings it back."""
     offline = set()
     for _ in range(20):
         with host.vm(100, cpus=3) as vm:

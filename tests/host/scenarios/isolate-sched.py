@@ -1,4 +1,4 @@
-"""`sched = "fifo:1"`: vCPU threads have it and nobody else, also one that is plugged later, and all is as before in the end.
+"""`sched = "fifo:1"`: vCPU threads have it and no other program, also one that is plugged later, and all is as before afterwards.
 A VM that shares a core has a core-scheduling cookie, where the kernel has such a thing; else it is said that it has not.
 """
 
@@ -29,7 +29,7 @@ def run(host):
     with host.vm(100, **small, guest="hotplug", paused=True) as vm:
         alone, alone_scheduled = state.capture(), of_host()
         with attached(isolation="exclusive") as follower:
-            # KVM's helper is born when a vCPU first runs, by that vCPU's thread.
+            # KVM's helper is created when a vCPU first runs, by that vCPU's thread.
             vm.cont()
             vm.wait_guest()
             only_vcpus(follower, vm)
@@ -127,7 +127,7 @@ def plugged(follower, vm):
 
 
 def mended(follower, vm):
-    """Somebody takes it from one vCPU; another is reniced, which is nobody's business."""
+    """Another program takes it from one vCPU; another is reniced, which is no process's business."""
     tid = vm.roles().vcpus[0]
     os.setpriority(os.PRIO_PROCESS, tid, 5)
     os.sched_setscheduler(tid, os.SCHED_OTHER, os.sched_param(0))
@@ -202,7 +202,7 @@ def shared_core(host, vm, alone):
         vm.iothread_add("iothread-virtioscsi9")
         one(vm, follower)
         vm.iothread_delete("iothread-virtioscsi9")
-        # Somebody takes it from one thread.
+        # Another program takes it from one thread.
         assert LIBC.prctl(PR_SCHED_CORE, SHARE_TO, vm.roles().vcpus[1], 0, 0) == 0
         one(vm, follower)
         apart(host, vm)
@@ -233,7 +233,7 @@ def one(vm, follower):
 
 
 def apart(host, vm):
-    """Nobody but the VM has its cookie."""
+    """No process but the VM has its cookie."""
     mine = set(cookies(vm).values())
     others = [thread for thread in threads.of_host() if thread.pid != vm.pid and cookie(thread.tid) in mine]
     assert not others, others

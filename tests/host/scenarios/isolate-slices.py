@@ -1,6 +1,6 @@
 """Where a VM can have no partition, systemd keeps the units beside it off its CPUs, and they come back as they were.
 
-That is so on kernels before 6.7, and for a VM whose unit is not its own: here, with somebody's process in its scope.
+That is so on kernels before 6.7, and for a VM whose unit is not its own: here, with another program's process in its scope.
 """
 
 import contextlib
@@ -81,7 +81,7 @@ def run(host):
             host.run("qmpin", "detach", "100")
             state.check_same(alone, state.capture())
 
-            # A unit that was given CPUs by somebody keeps that limit. (To give it one took all masks away, on an old kernel.)
+            # A unit that was given CPUs by another program keeps that limit. (To give it one took all masks away, on an old kernel.)
             some = f"0-{max(cpulist.parse(host.online())) - 1}"
             host.run("systemctl", "set-property", "--runtime", "101.scope", f"AllowedCPUs={some}")
             limit = CGROUPS / "qemu.slice/101.scope/cpuset.cpus"
@@ -97,7 +97,7 @@ def run(host):
 
 
 def checked(host, attached):
-    """`verify` and `status` say what rung it is, and that somebody has lifted a limit."""
+    """`verify` and `status` say what fallback it is, and that another program has lifted a limit."""
     status = json.loads(host.run("qmpin", "status", "100", "--json").stdout)["vms"][0]
     assert (status["partition"], status["slices"]) == (None, "qemu.slice/100.scope"), status
     os.kill(attached.process.pid, signal.SIGSTOP)
@@ -138,7 +138,7 @@ def attach():
 
 
 def is_leak(thread, mine):
-    """A movable thread of somebody else's that may run on the VM's CPUs; its own kernel threads are with it."""
+    """A movable thread of another program's that may run on the VM's CPUs; its own kernel threads are with it."""
     return not thread.kernel and bool(cpulist.parse(thread.allowed) & mine)
 
 

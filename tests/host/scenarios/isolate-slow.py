@@ -138,7 +138,7 @@ def bus_silent():
 
 @contextlib.contextmanager
 def irqbalance_late():
-    """A process of root's that looks like irqbalance takes every question, and answers when nobody listens any more."""
+    """A process of root's that looks like irqbalance takes every question, and answers when no process listens any more."""
     process = multiprocessing.get_context("fork").Process(target=late, daemon=True)
     process.start()
     wait_until(lambda: list(Path("/run/irqbalance").glob("*.sock")), 30, "the late irqbalance to listen", lambda: "")

@@ -57,7 +57,7 @@ def attached(choice):
 
 
 def reborn(host, vm, device):
-    """A reset turns MSI off and the guest turns it on again: another interrupt, born with the mask that new ones have now."""
+    """A reset turns MSI off and the guest turns it on again: another interrupt, created with the mask that new ones have now."""
     before = on(host, msi(device))
     with attached("vcpus") as follower:
         mine = cpulist.parse(follower.plan()["exclusive"])

@@ -161,7 +161,7 @@ def lives(host, vm, service):
 
 
 def drifts(host, vm, service):
-    """Somebody's `taskset` within the partition, which the kernel lets through."""
+    """Another program's `taskset` within the partition, which the kernel lets through."""
     plan = service.plan()
     if len(plan["vcpus"]) < 2:
         return
@@ -241,7 +241,7 @@ def upgraded(host, vm, service):
 
 
 def by_hand(vmid):
-    """`qmpin attach` in somebody's shell."""
+    """`qmpin attach` in another program's shell."""
     process = subprocess.Popen([QMPIN, "attach", str(vmid)], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     lease = Path(f"/run/qmpin/{vmid}.lease")
     wait_until(lambda: lease.exists() and process.poll() is None, 60, f"VM {vmid} to be attached")
@@ -249,7 +249,7 @@ def by_hand(vmid):
 
 
 def swept(host, vm, service):
-    """What somebody who was killed has left is restored by the sweep, and whoever lives is left alone."""
+    """What a killed qmpin has left is restored by the sweep, and a running one is left alone."""
     if host.shape["name"] == "tiny":
         return
     with host.vm(101, cpus=2) as two:
@@ -260,7 +260,7 @@ def swept(host, vm, service):
         process.kill()
         process.wait()
         qmpin.systemctl("start", "qmpin-sweep.service")
-        # Of VM 100 there may be something new. Beside its partition the kernel lets nobody empty a unit's cpuset: all CPUs, no limit.
+        # Of VM 100 there may be something new. Beside its partition the kernel lets no process empty a unit's cpuset: all CPUs, no limit.
         limit = f"{str(two.cgroup).removeprefix('/')}/cpuset.cpus"
         rest = [*package.IGNORE, "run/qmpin/*100*", "run/qmpin/.host.journal", limit]
         state.check_same(alone, state.capture(), ignore=rest)

@@ -113,7 +113,7 @@ def check_threads(host, vm):
         want = {name: props.get(f"{name}-id") for name in ("socket", "die", "core", "thread", "node")}
         assert row["guest"] == want, (row, props)
 
-    # Workers come and go: whoever is in both is compared.
+    # Workers come and go: a thread that is in both is compared.
     inside = {tid: row for role in ORDER if role != "kernel" for tid, row in by_role[role].items()}
     for tid, mask in masks.items():
         if tid not in inside:
