@@ -22,7 +22,7 @@ What is sound to compare:
   helped last, whatever that is by now, and only the kernel can set it: they are left out.
 - A worker of a CPU (`kworker/4:1`) that has had nothing to do for long may run anywhere just before it ends
   (kernel/workqueue.c: unbind_worker): one that ends in a moment is no difference.
-- qmpin itself, where one runs, is no part of the host.
+- qmpin itself, where one runs, is no part of the host. What is in `.host.lock` is the time of its last pass.
 - Cgroups, unit files and IRQs that come or go are differences. So capture `before` with the same units running as `after`;
   `diff(..., ignore=[...])` takes glob patterns for what a scenario means to leave.
 - The slices that systemd keeps for all instances of qmpin@.service and qmpin-running@.service come with the first and go some time
@@ -66,6 +66,7 @@ TREES = ["run/systemd/system", "run/systemd/system.control", "run/systemd/transi
 CGROUPS = "sys/fs/cgroup"
 UNITS_SLICES = {"system-qmpin.slice", r"system-qmpin\x2drunning.slice"}
 # It keeps itself off the CPUs of every VM.
+HOST_LOCK = "/run/qmpin/.host.lock"
 OWN_NAME = "qmpin"
 # And all that are called cpuset.*
 CGROUP_FILES = ["cgroup.type", "cgroup.subtree_control"]
@@ -116,6 +117,8 @@ def capture() -> State:
     files: dict[str, str] = {}
     for path in found:
         value = _read(path)
+        if path == HOST_LOCK and value is not None:
+            value = "(when the host was last looked at)"
         if path.endswith("/cgroup.subtree_control") and value is not None:
             value = " ".join(word for word in value.split() if word != "cpu")
         if value is not None:
