@@ -8,8 +8,8 @@ use super::{Answer, output};
 use crate::attachment::end::{Supervised, end_supervisor};
 use crate::attachment::leasing::{give_back, lock_forsaken};
 use crate::attachment::restored::{host_lines, restore_lines};
-use crate::discover::{boot_id, unlinked_holder};
-use crate::error::{Failure, Kind, chain};
+use crate::discover::unlinked_holder;
+use crate::error::{Failure, chain};
 use crate::ids::VmName;
 use crate::knobs::affinity::restore::Nothing;
 use crate::knobs::ground::Host;
@@ -26,7 +26,7 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     let root = SysRoot::live();
     let host = Host { root: &root, sched: &Kernel, units: &SystemBus };
     let state = global.state(&root);
-    let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
+    let boot_id = super::boot_id(&root)?;
     let whom = if args.dead { Whom::Forsaken } else { Whom::Any };
     let mut keeper = Keeper::new(global, &root, &state, &boot_id);
     let mut vms = match &args.vm {

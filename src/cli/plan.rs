@@ -8,7 +8,7 @@ use super::{Answer, output};
 use crate::attachment::limit::vm_limit;
 use crate::attachment::settings::{Follow, Settings};
 use crate::discover::{read_topology, tasks};
-use crate::error::{Failure, Kind};
+use crate::error::Failure;
 use crate::knobs::affinity::diff::diff;
 use crate::knobs::core_scheduling::keep::core_scheduling_finding;
 use crate::knobs::ground::Host;
@@ -64,7 +64,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let Settings { vm, location, state, limits, .. } = settings;
     let look = Look { vm, location, limits, state };
     let (view, topology) = look.at_it(|| Ok(read_topology(root)?))?;
-    let boot_id = discover::boot_id(&live).map_err(|error| Failure::from_error(Kind::No, error))?;
+    let boot_id = super::boot_id(&live)?;
     let guest = discover::guest(&view.roles);
     // An attached VM stays where it is, where it may.
     let lease = state.lease(vm).ok().flatten();
@@ -92,8 +92,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     }
     plan.report.extend(priority_finding(root, &plan, settings.policy.vm.sched.value));
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
-    let journal = journal::read(&state.journal_path(vm));
-    let memory = journal.map(|content| content.memory).unwrap_or_default();
+    let memory = journal::memory(&state.journal_path(vm));
     let policy = &settings.policy.vm;
     let core = core_scheduling_finding(host, &topology, &plan, policy, &threads, &memory);
     plan.report.extend(core);

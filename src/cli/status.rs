@@ -3,7 +3,7 @@
 use super::args::{Global, StatusArgs};
 use super::host_look::HostFindings;
 use super::{Answer, output};
-use crate::discover::{all_leases, boot_id, doubts, is_alive, lives};
+use crate::discover::{all_leases, doubts, is_alive, lives};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::journal;
@@ -18,7 +18,7 @@ use crate::sysroot::SysRoot;
 pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure> {
     let root = args.root.root()?;
     let state = global.state(&root);
-    let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
+    let boot_id = super::boot_id(&root)?;
     let mut leases = all_leases(&state);
     let left = if leases.is_empty() { left_behind(&root, &state, &boot_id) } else { String::new() };
     let (mut detached, mut waiting) = marks(&root, &state, &boot_id, &leases);
@@ -52,8 +52,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
         // Of one that has gone nothing holds any more, and nothing should.
         if vm_state != VmState::Dead {
             let lease = &status.lease;
-            let memory = journal::read(&state.journal_path(&lease.vm));
-            let memory = memory.map(|content| content.memory).unwrap_or_default();
+            let memory = journal::memory(&state.journal_path(&lease.vm));
             match HostFindings::at(&root, &state, &boot_id, lease, &memory, &mut silent) {
                 Ok(look) => {
                     status.checks = look.checks(lease);

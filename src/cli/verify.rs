@@ -5,7 +5,7 @@ use super::host_look::HostFindings;
 use super::look::Look;
 use super::{Answer, output};
 use crate::check::verify::{VmFacts, vm_checks};
-use crate::discover::{boot_id, read_topology, tasks};
+use crate::discover::{read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal;
 use crate::knobs::core_scheduling::keep::cookies;
@@ -24,7 +24,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let (location, limits) = (ask.location(global), ask.limits_bounded(bound));
     let look = Look { vm, location: &location, limits: &limits, state: &state };
     let (view, topology) = look.at_it(|| Ok(read_topology(&root)?))?;
-    let boot_id = boot_id(&root).map_err(|error| Failure::from_error(Kind::No, error))?;
+    let boot_id = super::boot_id(&root)?;
     let lease = state.lease(vm).map_err(Failure::from)?;
     let Some(lease) = lease.filter(|lease| lease.qemu == view.process && lease.boot_id == boot_id)
     else {
@@ -37,9 +37,7 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     threads.extend(kernel_threads(&root, &Kernel, pid, KthreadScan::All));
     let scheduled = |thread: &Thread| Some((thread.key, Kernel.scheduling(thread.key.tid).ok()?));
     let scheduling = threads.iter().filter_map(scheduled).collect();
-    // Without a journal nothing was changed.
-    let memory = journal::read(&state.journal_path(vm));
-    let memory = memory.map(|content| content.memory).unwrap_or_default();
+    let memory = journal::memory(&state.journal_path(vm));
     let mut checks = vm_checks(&VmFacts {
         lease: &lease,
         threads: &threads,

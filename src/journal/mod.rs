@@ -340,6 +340,12 @@ pub fn read(path: &Path) -> Result<Content, JournalError> {
     Ok(Content { header: read.header, memory })
 }
 
+/// Returns what a VM's journal remembers; nothing where there is none that can be read: then nothing was changed.
+#[must_use]
+pub fn memory(path: &Path) -> Memory {
+    read(path).map(|content| content.memory).unwrap_or_default()
+}
+
 fn read_lines(path: &Path) -> Result<(lines::Read<Header>, Memory), JournalError> {
     let mut memory = Memory::default();
     let read = lines::read::<Header, Record>(path, FAMILY, |record| memory.add(&record))?;
