@@ -56,12 +56,12 @@ def bad_policy(host, vm, service, installed):
     package.start(vm)
     vm.wait_guest()
     service.wait_state("active")
-    assert "as it was good the last time" in service.log(), service.log()
+    assert "the last good one is in force" in service.log(), service.log()
     # The last good one is no file: the default level, which holds in full.
     verify = lambda: host.run("/usr/bin/qmpin", "verify", "100", check=False)
     wait_until(lambda: verify().returncode == 0, 60, "all to hold", lambda: verify().stdout)
     assert "irqs" in json.loads(Path("/run/qmpin/100.lease").read_text())["knobs"]
-    assert "as it was good the last time" in host.run("/usr/bin/qmpin", "status", "100").stdout
+    assert "the last good one is in force" in host.run("/usr/bin/qmpin", "status", "100").stdout
     assert host.run("/usr/bin/qmpin", "plan", "100", check=False).returncode == 2, "what would be done now cannot be said"
     package.stop(vm)
     service.wait_state("inactive")

@@ -120,7 +120,7 @@ def until_there_is_room(case):
     parted = case.vm.cgroup / "vcpus/cpuset.cpus.partition"
     policy = (case.folder / "qmpin.toml").read_text()
     with qmpin.Attached(100, isolation="strict", policy=policy, check_interval_s=1) as attached:
-        assert "the VM's CPUs are not its alone" in attached.log(), attached.log()
+        assert "other threads are not excluded from the VM's CPUs" in attached.log(), attached.log()
         assert not parted.exists()
         case.host.run("mount", "-o", "remount,size=1M", RUN)
         wait_until(lambda: parted.exists() and parted.read_text() == "isolated\n", qmpin.LIMIT_S, "a partition", attached.log)
