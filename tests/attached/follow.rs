@@ -226,7 +226,7 @@ fn without_a_process_connector_new_threads_are_found_by_the_slow_timer() {
     let command = stage.place.command(&network, stage.qemu.dir(), &words);
     let mut attached = Attached::spawn(command, stage.place.path());
     attached.wait_ready();
-    let line = "found by the slow timer alone: no process connector";
+    let line = "found only by the slow timer, because there is no process connector";
     wait_until("that is said", || attached.lines_with(line) == 1);
     // QEMU has no event for it.
     stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
@@ -302,7 +302,7 @@ fn hotplug_while_the_socket_is_held_is_placed_afterwards() {
     needs_two_cpus!("hotplug_while_the_socket_is_held_is_placed_afterwards");
     let stage = Stage::new(&options());
     let attached = stage.attach(&["--iothreads", "0-1"]);
-    wait_until("it has tried for a monitor", || attached.lines_with("asked by leases") > 0);
+    wait_until("it has tried for a monitor", || attached.lines_with("queried by leases") > 0);
     let mut holder = stage.qemu.client();
     let threads = stage.qemu.threads();
     holder.must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
@@ -368,11 +368,13 @@ fn it_sleeps_while_nothing_happens_to_the_vm() {
     let interval = Duration::from_secs(4);
     let stage = Stage::new(&options()).with_policy("check_interval_s = 4\n");
     let mut attached = stage.attach(&[]);
-    if attached.lines_with("no process connector") > 0 {
+    if attached.lines_with("there is no process connector") > 0 {
         return skipped(test, "there is no process connector here");
     }
     attached.wait_told("asked over leases");
-    wait_until("it has tried for a monitor", || attached.lines_with("no monitor for qmpin") > 0);
+    wait_until("it has tried for a monitor", || {
+        attached.lines_with("no monitor reserved for qmpin") > 0
+    });
     let (start, at_first) = (Instant::now(), sleeps(&attached));
     while start.elapsed() < 3 * interval {
         // The host is busy with anything else.

@@ -473,7 +473,7 @@ mod tests {
         let told = unmet(Place::Irqbalance(process), "", "4-5", UnmetCause::Pending);
         let [irqs, irqbalance, vfio] = check(&[astray, told], Ok(CpuSet::EMPTY));
         assert_eq!((irqs.0, irqbalance.0, vfio.0), (Holds, Refused, Broken));
-        assert!(irqbalance.1.contains("is none and not 4-5; it was told"), "{}", irqbalance.1);
+        assert!(irqbalance.1.contains("is none and not 4-5; it is configured"), "{}", irqbalance.1);
         let [_, irqbalance, _] = check(&[], Err("it does not answer".to_owned()));
         let silent = "process 812 cannot be configured: it does not answer";
         assert_eq!(irqbalance, (Refused, silent.to_owned()));
