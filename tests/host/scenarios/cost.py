@@ -39,10 +39,12 @@ def run(host):
                     for vmid in vmids[:number]
                 ]
                 reads, ms = each[number] = [spent / number for spent in spend(pids)]
-                host.note(
+                line = (
                     f"{number} VMs: {reads / OVER_S * 60:.0f} reads a minute for each, {reads / each[1][0]:.2f} of one alone;"
                     f" CPU time {ms / OVER_S * 60:.0f} ms, {ms / each[1][1]:.2f}"
                 )
+                print(line)
+                host.note(line)
     assert all(reads < each[1][0] * SPREAD for reads, _ in each.values()), each
     state.check_same(before, state.capture())
 
