@@ -103,10 +103,10 @@ def phase(vm: Vm, name: str) -> None:
 
 
 def readme(folder: Path) -> list[str]:
-    """The commands under "Install it" in the README that the package has, without what is said of them."""
+    """The commands under "Install, use, remove" in the README that the package has, without what is said of them."""
     subprocess.run(["dpkg-deb", "-x", PACKAGE, folder], check=True)
     text = (folder / "usr/share/doc/qmpin/README.md").read_text()
-    block = text.split("## Install it", 1)[1].split("\n## ", 1)[0]
+    block = text.split("## Install, use, remove", 1)[1].split("\n## ", 1)[0]
     return [line.split("  #", 1)[0].strip() for line in block.splitlines() if line.startswith("    ")]
 
 

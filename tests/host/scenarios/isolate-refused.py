@@ -124,7 +124,7 @@ def until_there_is_room(case):
         assert not parted.exists()
         case.host.run("mount", "-o", "remount,size=1M", RUN)
         wait_until(lambda: parted.exists() and parted.read_text() == "isolated\n", qmpin.LIMIT_S, "a partition", attached.log)
-        wait_until(lambda: "after all" in attached.log(), qmpin.LIMIT_S, "that to be said", attached.log)
+        wait_until(lambda: "are excluded from the VM's CPUs now" in attached.log(), qmpin.LIMIT_S, "that to be logged", attached.log)
     assert attached.code == 0, attached.log()
     state.check_same(case.alone, state.capture(), [f"{RUN.lstrip('/')}/*"])
 

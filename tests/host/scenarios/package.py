@@ -57,8 +57,10 @@ def life(host):
 
 
 def by_the_readme(host, service, folder):
-    """Three commands, as they stand there. After them it can be forgotten."""
-    install, policy, enable = package.readme(folder)
+    """The commands as they stand there, and one line of policy. After them it can be forgotten."""
+    install, _plan, enable, _verify, purge = package.readme(folder)[:5]
+    policy = "echo 'isolation = \"exclusive\"' >/etc/qmpin/100.toml"
+    assert purge == "apt purge qmpin", purge
     name = shlex.split(install)[-1]
     shutil.copy(package.PACKAGE, folder / name)
     listed = subprocess.run(["dpkg-deb", "-f", package.PACKAGE, "Package", "Version"], capture_output=True, text=True).stdout
