@@ -9,7 +9,7 @@ use std::time::Instant;
 use crate::attachment::aside::step_aside;
 use crate::attachment::error::{PassError, StartError};
 use crate::attachment::reports::PassReport;
-use crate::attachment::settings::{Follow, Settings};
+use crate::attachment::settings::Follow;
 use crate::attachment::{Attachment, Known};
 use crate::discover;
 use crate::discover::tasks::Scan;
@@ -127,13 +127,14 @@ impl Attachment<'_> {
     /// # Errors
     /// [`StartError`]. The VM's own threads stay where they are.
     pub fn check_host(&mut self) -> Result<Option<HostReport>, StartError> {
+        self.step_aside();
         let Known { settings, boot_id, .. } = &self.known;
         // Each supervisor's timer ticks at another time, so one in two or more finds it done.
         let within = settings.policy.vm.check_interval.value / 2;
         if self.host_knobs.is_kept(&settings.state, boot_id, within) {
             return Ok(None);
         }
-        self.keep_host().map(Some)
+        self.reconcile_host().map(Some)
     }
 
     /// The same, whatever another supervisor has done.
@@ -141,14 +142,24 @@ impl Attachment<'_> {
     /// # Errors
     /// As [`Attachment::check_host`].
     pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
+        self.step_aside();
+        self.reconcile_host()
+    }
+
+    /// Takes this process off the CPUs of all VMs: each supervisor does that for itself.
+    fn step_aside(&mut self) {
+        let Known { host, settings, boot_id, .. } = &self.known;
+        if settings.follow == Follow::Stay {
+            step_aside(*host, &settings.state, boot_id, self.online, &mut self.own_cpus);
+        }
+    }
+
+    fn reconcile_host(&mut self) -> Result<HostReport, StartError> {
         let Known { host, settings, boot_id, process } = &self.known;
-        let Settings { state, follow, .. } = settings;
+        let state = &settings.state;
         // The end of the VM is seen in a moment, and its partition goes first.
         if discover::lives(host.root, *process).is_ok_and(|lives| !lives) {
             return Ok(HostReport::default());
-        }
-        if *follow == Follow::Stay {
-            step_aside(*host, state, boot_id, self.online, &mut self.own_cpus);
         }
         let report = self.host_knobs.reconcile(*host, state, boot_id)?;
         self.drift_total += report.drifted.len() as u64;

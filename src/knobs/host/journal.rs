@@ -431,7 +431,7 @@ impl HostJournal {
         Ok(())
     }
 
-    /// Removes the file: there is nothing left to restored.
+    /// Removes the file: there is nothing left to restore.
     ///
     /// # Errors
     /// [`JournalError::Io`].

@@ -205,7 +205,6 @@ impl HostKnobs {
             return Ok(HostReport { held_back, ..HostReport::default() });
         }
         let site = Site { host, state, boot_id };
-        let stamp = HostPass::begin(state, &live_leases(state, boot_id));
         let mut asked = self.ask_irqbalances(site);
         let mut untold = Vec::new();
         let wished = std::mem::take(&mut self.wished);
@@ -286,10 +285,6 @@ impl HostKnobs {
         let is_left = report.applied.iter().any(HostApplied::is_left_changed);
         if wants.is_empty() && !is_left && report.unknown.is_none() {
             self.settle(site)?;
-        } else if !wants.is_empty()
-            && let Err(error) = stamp.note(&state.lock_host()?)
-        {
-            tracing::debug!("other supervisors check the host, too: {error}");
         }
         Ok(report)
     }
@@ -323,7 +318,7 @@ impl HostKnobs {
         self.wished.clear();
     }
 
-    /// Whether there is something to restored, as far as is known without the journal.
+    /// Whether there is something to restore, as far as is known without the journal.
     #[must_use]
     pub fn knows_something(&self) -> bool {
         !self.known.is_empty()
@@ -407,8 +402,9 @@ impl HostKnobs {
         untold: &mut Vec<String>,
     ) -> Result<Option<Pass>, HostError> {
         let Site { host, state, boot_id } = site;
-        let lock = state.lock_host()?;
+        let mut lock = state.lock_host()?;
         let leases = live_leases(state, boot_id);
+        let done = HostPass::begin(state, &leases);
         let wants = Wants::of(&leases);
         let mut journal = self.open(state, boot_id)?;
         if wants.is_empty() && !journal.exists() {
@@ -456,13 +452,19 @@ impl HostKnobs {
             // It may be written anew, or removed, while this process does not hold the lock.
             drop((journal, lock));
             let mut called = carry_out_host(host.bench(), &view.online, calls);
-            let _lock = state.lock_host()?;
+            lock = state.lock_host()?;
             journal = self.open(state, boot_id)?;
             record_host(host.root, &mut journal, &mut called)?;
             applied.extend(called);
         }
         self.irqbalances.note(&applied);
         self.known = journal.memory().clone();
+        if which == Which::Rest
+            && !wants.is_empty()
+            && let Err(error) = done.note(&lock)
+        {
+            tracing::debug!("other supervisors check the host, too: {error}");
+        }
         Ok(Some(Pass { view, applied, wants, memory: journal.memory().clone() }))
     }
 }

@@ -3,7 +3,9 @@
 import cpulist
 import qmpin
 import state
+import threads
 from pve_poller import PvePoller
+from wait import wait_until
 
 LIMIT_S = 400
 NEEDS = ("kvm", "qmpin")
@@ -22,6 +24,8 @@ def run(host):
                 for first_goes in (True, False):
                     together(host, one, two, first_goes)
                     state.check_same(alone, state.capture())
+                aside(host)
+                state.check_same(alone, state.capture())
         for poller in (first_poller, second_poller):
             poller.report.check()
     state.check_same(before, state.capture())
@@ -49,6 +53,18 @@ def apart(mine, theirs):
         exclusive = cpulist.parse(a["exclusive"])
         for cpus in (b["exclusive"], b["emulator"], b["housekeeping"], *(row["cpus"] for row in b["iothreads"])):
             assert not exclusive & cpulist.parse(cpus), (mine, theirs)
+
+
+def aside(host):
+    """Both supervisors leave the CPUs of both VMs, where no partition keeps them out: also the one that has no pass over the host to do."""
+    policy = "irqs = true\npartition = false"
+    with qmpin.Attached(100, policy=policy, check_interval_s=1) as first, qmpin.Attached(101, policy=policy, check_interval_s=1) as second:
+        both = (first, second)
+        exclusive = set().union(*(cpulist.parse(follower.plan()["exclusive"]) for follower in both))
+        there = lambda: [
+            thread for follower in both for thread in threads.of_process(follower.process.pid).values() if cpulist.parse(thread.allowed) & exclusive
+        ]
+        wait_until(lambda: not there(), qmpin.LIMIT_S, f"both supervisors to leave {cpulist.write(exclusive)}", there)
 
 
 def no_room(host, one):
