@@ -1,15 +1,19 @@
 //! The systemd services that run qmpin, over D-Bus: which service a process belongs to, whether it runs, how to stop
 //! it. Thin: it decides nothing. Every call has a limit, because a command must not hang with systemd.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use zbus::Connection;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 
+use crate::error::chain;
 use crate::ids::{Pid, VmName};
 use crate::sysroot::SysRoot;
-use crate::systemd::{MANAGER, MANAGER_PATH, PROPERTIES, SystemdError, ask, call, no_such_unit};
+use crate::systemd::{
+    MANAGER, MANAGER_PATH, PROPERTIES, SystemdError, Units, ask, call, list_units, no_such_unit,
+};
 
 /// How long systemd may take for one answer. A command of a user waits for it.
 const CALL_LIMIT: Duration = Duration::from_secs(3);
@@ -47,6 +51,10 @@ pub enum Activity {
     /// The same, after a failure.
     Failed,
 }
+
+/// The services and path units of all VMs.
+const SERVICES: &str = "qmpin@*.service";
+pub(crate) const PATHS: &str = "qmpin@*.path";
 
 /// The service that the package has for a VM.
 #[must_use]
@@ -106,27 +114,42 @@ pub fn service(name: &str) -> Result<Option<Service>, SystemdError> {
 /// # Errors
 /// [`SystemdError`].
 pub fn vms_with_a_service() -> Result<Vec<VmName>, SystemdError> {
-    /// A row of `ListUnitsByPatterns`: name, description, load, active and sub state, followed unit, path, job number,
-    /// type and path.
-    type Row = (
-        String,
-        String,
-        String,
-        String,
-        String,
-        String,
-        OwnedObjectPath,
-        u32,
-        String,
-        OwnedObjectPath,
-    );
-    let busy = vec!["active", "reloading", "activating", "deactivating"];
-    let rows: Vec<Row> = ask("list the services of VMs", CALL_LIMIT, async |bus| {
-        let body = (busy.clone(), vec!["qmpin@*.service"]);
-        let answer = call(bus, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", &body).await?;
-        answer.body().deserialize()
+    let busy = ["active", "reloading", "activating", "deactivating"];
+    let names = ask("list the services of VMs", CALL_LIMIT, async |bus| {
+        list_units(bus, &busy, SERVICES).await
     })?;
-    Ok(rows.iter().filter_map(|row| vm_of(&row.0)).collect())
+    Ok(names.iter().filter_map(|name| vm_of(name)).collect())
+}
+
+/// Has systemd read all unit files again, and then attach VMs that started meanwhile. A path unit sees no change while systemd
+/// reloads: its watches are closed and opened again, and a file that is there by then counts as one that was
+/// (`path_coldplug` and `path_spec_check_good` of `src/core/path.c`).
+///
+/// # Errors
+/// [`SystemdError`] of the reload. VMs that could not be looked for are attached by their timer, within a minute.
+pub fn reload(units: &dyn Units) -> Result<(), SystemdError> {
+    units.reload()?;
+    if let Err(error) = start_unseen(units) {
+        tracing::warn!(
+            "VMs that started while systemd reloaded are attached within a minute: {}",
+            chain(&error)
+        );
+    }
+    Ok(())
+}
+
+/// Starts what attaches a VM that runs already, for each with a path unit whose service does not run and has not failed.
+fn start_unseen(units: &dyn Units) -> Result<(), SystemdError> {
+    let idle = units.listed("inactive", SERVICES)?;
+    let idle: BTreeSet<VmName> = idle.iter().filter_map(|name| vm_of(name)).collect();
+    for path in units.listed("active", PATHS)? {
+        let vm = path.strip_prefix("qmpin@").and_then(|name| name.strip_suffix(".path"));
+        if let Some(vm) = vm.and_then(|vm| vm.parse().ok()).filter(|vm| idle.contains(vm)) {
+            // Its own conditions say whether there is anything to do.
+            units.start(&format!("qmpin-running@{vm}.service"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a path unit starts the service of a VM when the VM starts.
@@ -207,6 +230,7 @@ async fn service_at(bus: &Connection, path: &OwnedObjectPath) -> zbus::Result<Op
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::systemd::fake::FakeUnits;
 
     #[test]
     fn service_of_a_vm_is_named_after_it() {
@@ -217,5 +241,26 @@ mod tests {
         for other in ["qmpin-sweep.service", "qmpin@.service", "qmpin@100.path", "ssh.service"] {
             assert_eq!(vm_of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn vms_that_started_during_a_reload_are_attached_and_no_others() {
+        let units = FakeUnits {
+            listed: vec![
+                ("active", "qmpin@100.path"),
+                ("inactive", "qmpin@100.service"),
+                // It is attached, has failed, or is not looked after.
+                ("active", "qmpin@101.path"),
+                ("active", "qmpin@101.service"),
+                ("active", "qmpin@102.path"),
+                ("failed", "qmpin@102.service"),
+                ("inactive", "qmpin@103.path"),
+                ("inactive", "qmpin@103.service"),
+                ("inactive", "qmpin-sweep.service"),
+            ],
+            ..FakeUnits::default()
+        };
+        reload(&units).expect("reloaded");
+        assert_eq!(*units.log.borrow(), ["reload", "start qmpin-running@100.service"]);
     }
 }

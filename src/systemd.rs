@@ -3,6 +3,9 @@
 //! Every call has a limit. Calls are made from a thread of their own and waited for, so that they can be
 //! made from anywhere: attaching runs in a runtime, restoring does not.
 
+#[cfg(test)]
+pub(crate) mod fake;
+
 use std::future::Future;
 use std::thread;
 use std::time::Duration;
@@ -11,7 +14,6 @@ use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 use zbus::{Connection, Message};
 
 use crate::cpuset::CpuSet;
-use crate::error::chain;
 use crate::ids::{CPUS_MAX, CpuId};
 
 /// How long one question may take.
@@ -97,13 +99,19 @@ pub trait Units {
     /// [`SystemdError`].
     fn realize(&self, slice: &str) -> Result<(), SystemdError>;
 
-    /// The names of active units that match a pattern, such as `qmpin@*.path`.
+    /// The names of units that are in this state, such as `active`, and match a pattern, such as `qmpin@*.path`.
     ///
     /// # Errors
     /// [`SystemdError`].
-    fn active(&self, pattern: &str) -> Result<Vec<String>, SystemdError>;
+    fn listed(&self, state: &str, pattern: &str) -> Result<Vec<String>, SystemdError>;
 
-    /// Reads all unit files again; returns when that is done.
+    /// Has a unit started, and does not wait for that.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    fn start(&self, unit: &str) -> Result<(), SystemdError>;
+
+    /// Reads all unit files again; returns when that is done. [`crate::services::reload`] does more.
     ///
     /// # Errors
     /// [`SystemdError`].
@@ -166,52 +174,40 @@ impl Units for SystemBus {
         .map_err(|error| no_such_unit(error, slice))
     }
 
-    fn active(&self, pattern: &str) -> Result<Vec<String>, SystemdError> {
+    fn listed(&self, state: &str, pattern: &str) -> Result<Vec<String>, SystemdError> {
         ask(&format!("list {pattern}"), CALL_LIMIT, async |bus| {
-            let body = (vec!["active"], vec![pattern]);
-            let found = call(bus, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", &body).await?;
-            let units: Vec<ListedUnit> = found.body().deserialize()?;
-            Ok(units.into_iter().map(|unit| unit.0).collect())
+            list_units(bus, &[state], pattern).await
+        })
+    }
+
+    fn start(&self, unit: &str) -> Result<(), SystemdError> {
+        ask(&format!("start {unit}"), CALL_LIMIT, async |bus| {
+            call(bus, MANAGER_PATH, MANAGER, "StartUnit", &(unit, "replace")).await.map(drop)
         })
     }
 
     fn reload(&self) -> Result<(), SystemdError> {
         ask("reload its unit files", RELOAD_LIMIT, async |bus| {
-            call(bus, MANAGER_PATH, MANAGER, "Reload", &()).await?;
-            if let Err(error) = start_unseen(bus).await {
-                tracing::warn!(
-                    "a VM that started while systemd reloaded is attached within a minute: {}",
-                    chain(&error)
-                );
-            }
-            Ok(())
+            call(bus, MANAGER_PATH, MANAGER, "Reload", &()).await.map(drop)
         })
     }
-}
-
-/// Has VMs attached that started while systemd reloaded. A path unit sees no change meanwhile: its watches are closed and opened
-/// again, and a file that is there by then counts as one that was (`path_coldplug` and `path_spec_check_good` of
-/// `src/core/path.c`).
-async fn start_unseen(bus: &Connection) -> zbus::Result<()> {
-    let list = async |state: &str, pattern: &str| -> zbus::Result<Vec<ListedUnit>> {
-        let body = (vec![state], vec![pattern]);
-        call(bus, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", &body).await?.body().deserialize()
-    };
-    let idle = list("inactive", "qmpin@*.service").await?;
-    for watched in list("active", "qmpin@*.path").await? {
-        let Some(instance) = watched.0.strip_suffix(".path") else { continue };
-        if idle.iter().any(|unit| unit.0.strip_suffix(".service") == Some(instance)) {
-            let running = format!("{}.service", instance.replacen("qmpin@", "qmpin-running@", 1));
-            // Its own conditions say whether there is anything to do.
-            call(bus, MANAGER_PATH, MANAGER, "StartUnit", &(running, "replace")).await?;
-        }
-    }
-    Ok(())
 }
 
 /// Name, description, load state, active state, sub state, followed unit, path; number, type and path of its job.
 type ListedUnit =
     (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
+/// The names of units that are in one of these states and match a pattern.
+pub(crate) async fn list_units(
+    bus: &Connection,
+    states: &[&str],
+    pattern: &str,
+) -> zbus::Result<Vec<String>> {
+    let body = (states, vec![pattern]);
+    let found = call(bus, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", &body).await?;
+    let units: Vec<ListedUnit> = found.body().deserialize()?;
+    Ok(units.into_iter().map(|unit| unit.0).collect())
+}
 
 pub(crate) async fn call<B>(
     bus: &Connection,

@@ -13,6 +13,7 @@ use crate::knobs::affinity::apply::Bench;
 use crate::knobs::partition::drop_ins::{drop_in, drop_in_new};
 use crate::knobs::partition::plan::steps::PartitionStep;
 use crate::sched::is_gone;
+use crate::services;
 use crate::site::{Group, ISOLATED, Seat, Site};
 use crate::state_file::{FolderLink, create_folder, folder_of};
 use crate::sysroot::SysRoot;
@@ -114,7 +115,7 @@ pub fn delegate(
         }
     }
     let refused = |reason: String| Refused::new(unit, "Delegate=cpuset", reason);
-    units.reload().map_err(|error| refused(chain(&error)))?;
+    services::reload(units).map_err(|error| refused(chain(&error)))?;
     match is_delegated(units, unit) {
         Ok(true) => Ok(()),
         Ok(false) => Err(refused("systemd has read the drop-in and does not apply it".to_owned())),

@@ -26,6 +26,7 @@ use crate::knobs::host::slices::apply::{files, lifts, remove};
 use crate::knobs::partition::apply::{Refused, set_cpus, write};
 use crate::knobs::partition::drop_ins::{drop_in_new, is_our_drop_in};
 use crate::knobs::partition::plan::level_target;
+use crate::services;
 use crate::site::{Group, Share, levels};
 use crate::sysroot::SysRoot;
 use crate::systemd::{SystemdError, UnitState, Units};
@@ -209,7 +210,7 @@ pub fn hand_back(root: &SysRoot, units: &dyn Units, undo: &PartitionUndo) -> Par
     // Removed and not reloaded: that is where the one before was killed.
     let is_known = undo.drop_in.is_some() && state.delegated.iter().any(|name| name == "cpuset");
     if is_there && (changed || is_known) {
-        match units.reload() {
+        match services::reload(units) {
             Ok(()) => {}
             Err(error) => refused.push(said("reloaded", error)),
         }
@@ -243,6 +244,7 @@ mod tests {
     use crate::policy::Level;
     use crate::sched::Kernel;
     use crate::site::Site;
+    use crate::systemd::fake::FakeUnits;
     use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
 
     const SCOPE: &str = "qemu.slice/100.scope";
@@ -404,50 +406,6 @@ mod tests {
         *cgroups.lost_at_write.borrow_mut() = Some(format!("{SCOPE}/vcpus"));
         assert_eq!(take_down(&cgroups, &undo("12-19"), &[]), []);
         assert_eq!(cgroups.get("qemu.slice/cpuset.cpus.exclusive"), "");
-    }
-
-    /// systemd, as far as one unit goes.
-    #[derive(Default)]
-    struct FakeUnits {
-        state: RefCell<Option<UnitState>>,
-        root: Option<SysRoot>,
-        log: RefCell<Vec<String>>,
-    }
-
-    impl Units for FakeUnits {
-        fn state(&self, unit: &str) -> Result<UnitState, SystemdError> {
-            let state = self.state.borrow().clone();
-            state.ok_or_else(|| SystemdError::NoSuchUnit { unit: unit.to_owned() })
-        }
-
-        fn set_allowed_cpus(&self, _unit: &str, cpus: &CpuSet) -> Result<(), SystemdError> {
-            self.log.borrow_mut().push(format!("AllowedCPUs={cpus}"));
-            if let Some(state) = self.state.borrow_mut().as_mut() {
-                state.allowed_cpus = *cpus;
-            }
-            Ok(())
-        }
-
-        fn realize(&self, slice: &str) -> Result<(), SystemdError> {
-            self.log.borrow_mut().push(format!("realize {slice}"));
-            Ok(())
-        }
-
-        fn active(&self, _pattern: &str) -> Result<Vec<String>, SystemdError> {
-            Ok(Vec::new())
-        }
-
-        fn reload(&self) -> Result<(), SystemdError> {
-            self.log.borrow_mut().push("reload".to_owned());
-            let there = self.root.as_ref().map(|root| root.read(&drop_in("100.scope")).is_ok());
-            if let Some(state) = self.state.borrow_mut().as_mut() {
-                state.delegated = match there {
-                    Some(true) => vec!["cpuset".to_owned()],
-                    _ => vec![],
-                };
-            }
-            Ok(())
-        }
     }
 
     fn units(root: &SysRoot) -> FakeUnits {

@@ -11,6 +11,7 @@ use crate::cgroups::{CgroupTree, Cgroups as _};
 use crate::cpuset::CpuSet;
 use crate::error::chain;
 use crate::knobs::partition::drop_ins::unit_of;
+use crate::services;
 use crate::sysroot::SysRoot;
 use crate::systemd::{SystemdError, Units};
 
@@ -108,7 +109,7 @@ impl Limits<'_> {
         if lifted.is_empty() && !delegated {
             return;
         }
-        if let Err(error) = self.units.reload() {
+        if let Err(error) = services::reload(self.units) {
             tracing::warn!("{}", chain(&error));
         }
         for slice in &lifted {
@@ -158,42 +159,13 @@ pub(crate) fn remove(root: &SysRoot, relative: &str) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
-    use crate::systemd::UnitState;
-
-    /// systemd, as far as reloads go.
-    #[derive(Default)]
-    struct Reloads(Cell<usize>);
-
-    impl Units for Reloads {
-        fn state(&self, _unit: &str) -> Result<UnitState, SystemdError> {
-            Ok(UnitState::default())
-        }
-
-        fn set_allowed_cpus(&self, _unit: &str, _cpus: &CpuSet) -> Result<(), SystemdError> {
-            Ok(())
-        }
-
-        fn realize(&self, _slice: &str) -> Result<(), SystemdError> {
-            Ok(())
-        }
-
-        fn active(&self, _pattern: &str) -> Result<Vec<String>, SystemdError> {
-            Ok(Vec::new())
-        }
-
-        fn reload(&self) -> Result<(), SystemdError> {
-            self.0.set(self.0.get() + 1);
-            Ok(())
-        }
-    }
+    use crate::systemd::fake::FakeUnits;
 
     #[test]
     fn remains_of_a_lifted_limit_are_removed_by_the_next_qmpin() {
         let dir = tempfile::tempdir().expect("a folder");
-        let (root, units) = (SysRoot::at(dir.path()), Reloads::default());
+        let (root, units) = (SysRoot::at(dir.path()), FakeUnits::default());
         let [_, path] = files("system.slice");
         let file = dir.path().join(&path);
         fs::create_dir_all(file.parent().expect("a folder")).expect("made");
@@ -206,7 +178,11 @@ mod tests {
             limits.clean_up();
             assert_eq!(file.exists(), stays, "{text}");
         }
-        assert_eq!(units.0.get(), 1, "systemd is told once, of the one that has gone");
+        assert_eq!(
+            *units.log.borrow(),
+            ["reload", "realize -.slice"],
+            "once, for the one that has gone"
+        );
         assert!(!file.parent().expect("a folder").exists());
     }
 }

@@ -16,11 +16,9 @@ use crate::knobs::host::journal::{HostJournal, HostRecord};
 use crate::knobs::host::places::{DROP_IN_THERE, Place, Value};
 use crate::knobs::partition::apply::{Refused, delegate, is_delegated};
 use crate::knobs::partition::drop_ins::drop_in;
+use crate::services;
 use crate::site::Site;
 use crate::systemd::Units;
-
-/// The path units of VMs that qmpin looks after.
-const PATH_UNITS: &str = "qmpin@*.path";
 
 /// Has systemd delegate the unit, by a reload where that is needed. It may take long.
 ///
@@ -42,7 +40,7 @@ pub(crate) fn have_delegated(
 
 /// The scopes of the other VMs that qmpin looks after, with the undo of their drop-ins durable.
 fn others(ground: Ground<'_>, units: &dyn Units) -> Vec<String> {
-    let names = units.active(PATH_UNITS).unwrap_or_else(|error| {
+    let names = units.listed("active", services::PATHS).unwrap_or_else(|error| {
         tracing::debug!("no other VM is served by this reload: {}", chain(&error));
         Vec::new()
     });
