@@ -262,7 +262,7 @@ pub(crate) fn ask<T: Send>(
         }))
     };
     thread::scope(|scope| {
-        let name = "systemd".to_owned();
+        let name = "qmpin-bus".to_owned();
         let thread = thread::Builder::new().name(name).spawn_scoped(scope, asked);
         let joined = thread.map_err(SystemdError::Thread)?.join();
         // A panic has ended the process in its hook: there is nothing to join.

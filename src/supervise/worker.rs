@@ -133,7 +133,7 @@ impl Worker {
         let (jobs, todo) = mpsc::channel();
         let (report, done) = tokio_mpsc::unbounded_channel();
         thread::Builder::new()
-            .name("worker".to_owned())
+            .name("qmpin-worker".to_owned())
             .spawn_scoped(scope, move || {
                 work(Host { root, sched, units: &SystemBus }, &settings, source, &todo, &report);
             })

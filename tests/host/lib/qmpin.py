@@ -34,8 +34,6 @@ T = TypeVar("T")
 LIMIT_S = 60
 # `man 7 socket`: when the kernel had a message. Python has no name for it.
 SO_TIMESTAMP = 29
-# It keeps itself off the CPUs of every VM, also of one that is attached later.
-OWN_NAME = "qmpin"
 # The exit code where QEMU cannot be asked, and how often that is tried.
 NO_ANSWER = 5
 TRIES = 5
@@ -119,7 +117,7 @@ class Follower:
             if key in now
             and not same(now[key], then)
             and vm_of(then) not in attached
-            and then.comm != OWN_NAME
+            and not threads.is_qmpin(then)
             and (kernel or not then.kernel)
         ]
 

@@ -65,9 +65,7 @@ FILES = [
 TREES = ["run/systemd/system", "run/systemd/system.control", "run/systemd/transient", "etc/systemd/system", "run/qmpin"]
 CGROUPS = "sys/fs/cgroup"
 UNITS_SLICES = {"system-qmpin.slice", r"system-qmpin\x2drunning.slice"}
-# It keeps itself off the CPUs of every VM.
 HOST_LOCK = "/run/qmpin/.host.lock"
-OWN_NAME = "qmpin"
 # And all that are called cpuset.*
 CGROUP_FILES = ["cgroup.type", "cgroup.subtree_control"]
 # How big a file of a tree may be to be worth its text.
@@ -128,7 +126,7 @@ def capture() -> State:
     names: dict[str, str] = {}
     effective: dict[int, str] = {}
     for thread in threads.of_host():
-        if threads.is_rescuer(thread) or thread.comm == OWN_NAME:
+        if threads.is_rescuer(thread) or threads.is_qmpin(thread):
             continue
         if thread.pid not in effective:
             group = "" if thread.kernel else threads.cgroup(thread.pid)

@@ -94,6 +94,11 @@ def is_bound(thread: Thread) -> bool:
     return thread.kernel and thread.allowed.isdigit()
 
 
+def is_qmpin(thread: Thread) -> bool:
+    """Whether it is one of qmpin's own, which leave the CPUs of every VM: all have its name at the beginning."""
+    return thread.comm.startswith("qmpin") and not thread.kernel
+
+
 def is_rescuer(thread: Thread) -> bool:
     """Whether it is the rescuer of a workqueue: `kworker/R-writeb`, or named like its queue on older kernels."""
     worker = re.match(r"kworker/(u?\d)", thread.comm)

@@ -110,11 +110,8 @@ def went(host, follower, alone_on_15, earlier):
 def others(alone, *vms):
     """No process but these VMs' threads has another mask than before, and no file of the host's has changed."""
     # Its own journals and leases are new, and the VMs' threads are where they belong.
-    # A worker of QEMU may end after it was captured, so they are asked before and after.
-    threads_of = lambda: {str(tid) for vm in vms for tid in vm.masks()}
-    own = threads_of() | {f"kvm-pit/{vm.pid}" for vm in vms}
     rows = state.without_ending(state.diff(alone, state.capture(), ignore=["run/qmpin/*"]))
-    own |= threads_of()
+    own = {str(tid) for vm in vms for tid in vm.masks()} | {f"kvm-pit/{vm.pid}" for vm in vms}
     rows = [row for row in rows if not (row.path.startswith("thread/") and is_of(row.path, own))]
     assert not rows, [str(row) for row in rows]
 
