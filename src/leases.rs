@@ -14,10 +14,11 @@
 //! The files are the truth; there is no daemon. A lease whose QEMU process is gone is dead, and
 //! the next qmpin sweeps it.
 
+mod lease;
 mod reading;
 mod supervisor_lock;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -26,74 +27,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-pub use reading::{Kept, Salvaged};
-use serde::Serialize;
+pub use lease::{Kept, Lease, SCHEMA, this_version};
+pub use reading::Salvaged;
 pub use supervisor_lock::{Heart, Pulse, SupervisorLock};
 
-use crate::cpuset::CpuSet;
-use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
+use crate::ids::{Pid, VmName};
 use crate::locks::OlderLock;
-use crate::policy::{Knob, VcpuSched, VfioIrqs};
 use crate::state_file::{self, FolderLink};
-use crate::threads::ProcessKey;
-
-/// The schema of a lease.
-pub const SCHEMA: &str = "qmpin.lease/1";
 
 /// The longest lease that is read.
 const BYTES_MAX: u64 = 4 << 20;
-
-/// What an attached VM has.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
-pub struct Lease {
-    /// [`SCHEMA`].
-    pub schema: String,
-    /// Which VM.
-    pub vm: VmName,
-    /// The boot it is valid in.
-    pub boot_id: String,
-    /// The QEMU process.
-    pub qemu: ProcessKey,
-    /// Who follows it; none after `attach --once`.
-    pub supervisor: Option<ProcessKey>,
-    /// Since when, in seconds of the Unix epoch.
-    pub since_unix_s: u64,
-    /// The CPUs that are its alone.
-    pub exclusive: CpuSet,
-    /// Where its emulator threads may run.
-    pub emulator: CpuSet,
-    /// Where its iothreads may run.
-    pub iothreads: CpuSet,
-    /// Where each vCPU is.
-    pub vcpus: Vec<(VcpuIndex, CpuId)>,
-    /// What else is to be done about its CPUs.
-    pub knobs: BTreeSet<Knob>,
-    /// The cgroup in which it has, or is about to have, an isolated partition.
-    pub partition: Option<String>,
-    /// The cgroup of its process, where there can be no partition and systemd is to keep the units beside
-    /// it off its CPUs.
-    pub slices: Option<String>,
-    /// Where the interrupts of its own devices go, where `knobs` has interrupts.
-    pub vfio_irqs: VfioIrqs,
-    /// How its vCPU threads are to be scheduled.
-    pub sched: VcpuSched,
-    /// How many vCPUs it may have, where that is bounded. QEMU's other vCPUs are placed as helpers are.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_vcpus: Option<u32>,
-    /// The version of the qmpin that wrote it; 0.1.0 does not say, and uses another lock over all
-    /// (module [`locks`](crate::locks)).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub writer: Option<String>,
-    /// What a newer qmpin wrote that this version does not know.
-    #[serde(skip)]
-    pub kept: Kept,
-}
-
-/// The version that [`Lease::writer`] has in leases of this qmpin.
-#[must_use]
-pub fn this_version() -> Option<String> {
-    Some(env!("CARGO_PKG_VERSION").to_owned())
-}
 
 /// Why the state folder could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -312,6 +255,8 @@ impl StateDir {
 mod tests {
     use super::*;
     use crate::ids::StartTicks;
+    use crate::policy::VfioIrqs;
+    use crate::threads::ProcessKey;
 
     fn state() -> (tempfile::TempDir, StateDir) {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -325,25 +270,14 @@ mod tests {
     }
 
     fn lease(name: &str) -> Lease {
+        let qemu = ProcessKey { pid: Pid(1), start: StartTicks(2) };
         Lease {
-            schema: SCHEMA.to_owned(),
-            vm: vm(name),
-            boot_id: "b".to_owned(),
-            qemu: ProcessKey { pid: Pid(1), start: StartTicks(2) },
-            supervisor: None,
             since_unix_s: 3,
             exclusive: "1-2".parse().expect("cpus"),
             emulator: "0".parse().expect("cpus"),
             iothreads: "0".parse().expect("cpus"),
-            vcpus: vec![],
-            knobs: BTreeSet::new(),
-            partition: None,
-            slices: None,
             vfio_irqs: VfioIrqs::Vcpus,
-            sched: VcpuSched::default(),
-            max_vcpus: None,
-            writer: this_version(),
-            kept: Kept::default(),
+            ..Lease::new(vm(name), "b".to_owned(), qemu)
         }
     }
 

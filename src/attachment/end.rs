@@ -188,15 +188,15 @@ fn end(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::cpuset::CpuSet;
+
     use crate::discover::process_key;
     use crate::ids::Pid;
-    use crate::leases::{Kept, Lease, SCHEMA};
-    use crate::policy::{VcpuSched, VfioIrqs};
+    use crate::leases::Lease;
+
     use crate::sched::Kernel;
     use crate::sysroot::SysRoot;
     use crate::systemd::SystemBus;
@@ -208,25 +208,10 @@ mod tests {
         let child = Command::new("sleep").arg("60").spawn().expect("a process");
         let pid = Pid(i32::try_from(child.id()).expect("a pid"));
         let process = process_key(&SysRoot::live(), pid).expect("it lives");
-        let lease = Lease {
-            schema: SCHEMA.to_owned(),
-            vm: "100".parse().expect("a name"),
-            boot_id: boot_id(&SysRoot::live()).expect("a boot"),
-            qemu: process,
-            supervisor: Some(process),
-            since_unix_s: 0,
-            exclusive: CpuSet::EMPTY,
-            emulator: CpuSet::EMPTY,
-            iothreads: CpuSet::EMPTY,
-            vcpus: Vec::new(),
-            knobs: BTreeSet::new(),
-            partition: None,
-            slices: None,
-            vfio_irqs: VfioIrqs::default(),
-            sched: VcpuSched::default(),
-            max_vcpus: None,
-            writer: crate::leases::this_version(),
-            kept: Kept::default(),
+        let lease = {
+            let vm = "100".parse().expect("a name");
+            let boot_id = boot_id(&SysRoot::live()).expect("a boot");
+            Lease { supervisor: Some(process), ..Lease::new(vm, boot_id, process) }
         };
         state.write_lease(&lease).expect("written");
         (dir, state, lease, child)

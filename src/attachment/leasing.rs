@@ -338,13 +338,13 @@ pub(crate) fn let_go(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+
     use std::{fs, io};
 
     use super::*;
     use crate::ids::{Pid, StartTicks, Tid};
-    use crate::leases::{Lease, SCHEMA};
-    use crate::policy::{VcpuSched, VfioIrqs};
+    use crate::leases::Lease;
+
     use crate::sched::Sched;
     use crate::systemd::SystemBus;
 
@@ -371,24 +371,12 @@ mod tests {
         state.create().expect("made");
         let vm: VmName = "101".parse().expect("a name");
         let lease = Lease {
-            schema: SCHEMA.to_owned(),
-            vm: vm.clone(),
-            boot_id: BOOT.to_owned(),
-            qemu: ProcessKey { pid: Pid(1000), start: StartTicks(7) },
-            supervisor: None,
-            since_unix_s: 0,
             exclusive: "4-5".parse().expect("cpus"),
-            emulator: CpuSet::EMPTY,
-            iothreads: CpuSet::EMPTY,
-            vcpus: Vec::new(),
-            knobs: BTreeSet::new(),
-            partition: None,
-            slices: None,
-            vfio_irqs: VfioIrqs::default(),
-            sched: VcpuSched::default(),
-            max_vcpus: None,
-            writer: crate::leases::this_version(),
-            kept: Kept::default(),
+            ..Lease::new(
+                vm.clone(),
+                BOOT.to_owned(),
+                ProcessKey { pid: Pid(1000), start: StartTicks(7) },
+            )
         };
         state.write_lease(&lease).expect("written");
         if let Some(journal) = journal {

@@ -3,8 +3,9 @@
 use crate::ids::VmName;
 use crate::knobs::affinity::restore::{Nothing, RestoreReport};
 use crate::knobs::core_scheduling::restore::CookieRestore;
+use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::refusal::{host_refusal, left_alone};
-use crate::knobs::host::step::{HostApplied, HostOutcome, HostStep};
+use crate::knobs::host::step::HostStep;
 use crate::knobs::partition::restore::PartitionRestore;
 use crate::knobs::priority::restore::PriorityRestore;
 use crate::wording::counted;

@@ -14,7 +14,7 @@ use crate::ids::VmName;
 use crate::knobs::affinity::restore::Nothing;
 use crate::knobs::ground::Host;
 use crate::knobs::host::keep::settle_host;
-use crate::knobs::host::step::HostApplied;
+use crate::knobs::host::outcome::HostApplied;
 use crate::leases::StateDir;
 use crate::sched::Kernel;
 use crate::services;

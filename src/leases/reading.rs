@@ -15,7 +15,7 @@ use serde::Deserializer;
 use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
-use super::{Lease, SCHEMA};
+use super::{Kept, Lease, SCHEMA};
 use crate::cpuset::CpuSet;
 use crate::ids::VmName;
 use crate::policy::Knob;
@@ -23,15 +23,6 @@ use crate::threads::ProcessKey;
 
 /// The beginning of the schema of every version.
 const FAMILY: &str = "qmpin.lease/";
-
-/// What this version does not know of a lease.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Kept {
-    /// Knobs, by their names.
-    pub knobs: BTreeSet<String>,
-    /// Members.
-    pub members: Map<String, Value>,
-}
 
 /// What is known of a lease that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]

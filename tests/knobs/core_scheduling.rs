@@ -17,7 +17,7 @@ use qmpin::journal::{Header, Journal, SCHEMA};
 use qmpin::knobs::affinity::apply::Bench;
 use qmpin::knobs::affinity::restore::{RestoreReport, restore};
 use qmpin::knobs::core_scheduling::apply::make_cookie;
-use qmpin::knobs::host::journal::HostMemory;
+use qmpin::knobs::host::memory::HostMemory;
 use qmpin::sched::Sched;
 use qmpin::scheduling::Cookie;
 use qmpin::sysroot::SysRoot;

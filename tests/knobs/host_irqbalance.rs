@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use crate::support::made_up::{BOOT, World, set};
 use qmpin::cpuset::CpuSet;
 use qmpin::knobs::host::keep::HostKnobs;
-use qmpin::knobs::host::step::HostApplied;
+use qmpin::knobs::host::outcome::HostApplied;
 use qmpin::policy::{Knob, Level};
 
 /// irqbalance as its sock_handle is: it answers `setup`, takes `settings cpus` without a word, and does as

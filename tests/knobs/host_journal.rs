@@ -11,8 +11,9 @@ use crate::support::made_up::{BOOT, World, set};
 use proptest::prelude::*;
 use qmpin::ids::{StartTicks, Tid};
 use qmpin::journal::JournalError;
-use qmpin::knobs::host::journal::{HostJournal, HostMemory, HostRecord};
+use qmpin::knobs::host::journal::HostJournal;
 use qmpin::knobs::host::keep::HostKnobs;
+use qmpin::knobs::host::memory::{HostMemory, HostRecord};
 use qmpin::knobs::host::places::{Place, Value};
 use qmpin::threads::ThreadKey;
 

@@ -30,7 +30,7 @@ use qmpin::knobs::affinity::apply::{Bench, apply};
 use qmpin::knobs::affinity::decide::{Around, Decision, Kind, decide};
 use qmpin::knobs::affinity::diff::Step;
 use qmpin::knobs::affinity::restore::{Nothing, RestoreReport, restore};
-use qmpin::knobs::host::journal::{HostMemory, HostRecord};
+use qmpin::knobs::host::memory::{HostMemory, HostRecord};
 use qmpin::sched::Sched;
 use qmpin::sysroot::SysRoot;
 use qmpin::threads::{ProcessKey, Role, ThreadKey};

@@ -10,7 +10,7 @@ use qmpin::ids::{Pid, StartTicks, Tid};
 use qmpin::journal::{Baseline, Intent, Memory, Record};
 use qmpin::knobs::affinity::decide::{Around, Kind, is_back};
 use qmpin::knobs::affinity::restore::{RestoreReport, restore_process};
-use qmpin::knobs::host::journal::{HostMemory, HostRecord};
+use qmpin::knobs::host::memory::{HostMemory, HostRecord};
 use qmpin::sched::Sched;
 use qmpin::threads::{ProcessKey, ThreadKey};
 

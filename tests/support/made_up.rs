@@ -11,8 +11,8 @@ use qmpin::cpuset::CpuSet;
 use qmpin::discover;
 use qmpin::ids::{Pid, Tid};
 use qmpin::knobs::ground::Host;
-use qmpin::leases::{Kept, Lease, SCHEMA, StateDir};
-use qmpin::policy::{Knob, VcpuSched, VfioIrqs};
+use qmpin::leases::{Lease, StateDir};
+use qmpin::policy::Knob;
 use qmpin::sched::Sched;
 use qmpin::sysroot::SysRoot;
 use qmpin::systemd::{SystemdError, UnitState, Units};
@@ -132,25 +132,13 @@ impl World {
         knobs: impl IntoIterator<Item = Knob>,
     ) -> Lease {
         let us = Pid(i32::try_from(std::process::id()).expect("a pid"));
+        let qemu = discover::process_key(&SysRoot::live(), us).expect("we live");
         Lease {
-            schema: SCHEMA.to_owned(),
-            vm: vm.parse().expect("a name"),
-            boot_id: BOOT.to_owned(),
-            qemu: discover::process_key(&SysRoot::live(), us).expect("we live"),
-            supervisor: None,
-            since_unix_s: 0,
             exclusive: set(exclusive),
             emulator: set("0"),
             iothreads: set("0"),
-            vcpus: Vec::new(),
             knobs: knobs.into_iter().collect(),
-            partition: None,
-            slices: None,
-            vfio_irqs: VfioIrqs::default(),
-            sched: VcpuSched::default(),
-            max_vcpus: None,
-            writer: qmpin::leases::this_version(),
-            kept: Kept::default(),
+            ..Lease::new(vm.parse().expect("a name"), BOOT.to_owned(), qemu)
         }
     }
 }

@@ -227,7 +227,7 @@ mod tests {
     use crate::journal::Record;
     use crate::knobs::core_scheduling::journal::CookieRecord;
     use crate::knobs::priority::journal::PriorityIntent;
-    use crate::policy::{Level, VcpuSched, VfioIrqs};
+    use crate::policy::{Level, VfioIrqs};
     use crate::scheduling::Cookie;
     use crate::threads::{ProcessKey, Role};
 
@@ -246,24 +246,15 @@ mod tests {
 
     fn lease(level: Level) -> Lease {
         Lease {
-            schema: crate::leases::SCHEMA.to_owned(),
-            vm: "100".parse().expect("a name"),
-            boot_id: String::new(),
-            qemu: ProcessKey { pid: Pid(1), start: StartTicks(1) },
-            supervisor: None,
-            since_unix_s: 0,
             exclusive: cpus("4-5"),
             emulator: cpus("0"),
             iothreads: cpus("0"),
-            vcpus: Vec::new(),
             knobs: level.knobs(),
-            partition: None,
-            slices: None,
-            vfio_irqs: VfioIrqs::default(),
-            sched: VcpuSched::default(),
-            max_vcpus: None,
-            writer: crate::leases::this_version(),
-            kept: crate::leases::Kept::default(),
+            ..Lease::new(
+                "100".parse().expect("a name"),
+                String::new(),
+                ProcessKey { pid: Pid(1), start: StartTicks(1) },
+            )
         }
     }
 

@@ -2,7 +2,7 @@
 
 use crate::cpuset::CpuSet;
 use crate::journal::Memory;
-use crate::knobs::host::journal::HostMemory;
+use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::places::Value;
 use crate::threads::ThreadKey;
 

@@ -14,7 +14,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::knobs::host::journal::HostMemory;
+use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::places::{HostView, Place, Value};
 use crate::knobs::host::step::HostStep;
 use crate::knobs::host::{Wish, new_irqs, power};

@@ -9,7 +9,7 @@
 
 use crate::cpuset::CpuSet;
 use crate::knobs::host::Wants;
-use crate::knobs::host::journal::{HostMemory, HostRecord};
+use crate::knobs::host::memory::{HostMemory, HostRecord};
 use crate::knobs::host::places::{HostView, Place, Value};
 use crate::knobs::host::step::HostStep;
 use crate::policy::VfioIrqs;

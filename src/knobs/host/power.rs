@@ -9,7 +9,7 @@
 //! (`drivers/cpufreq/amd-pstate.c`). So the preference is recorded before, and restored after the governor.
 
 use crate::cpuset::CpuSet;
-use crate::knobs::host::journal::HostRecord;
+use crate::knobs::host::memory::HostRecord;
 use crate::knobs::host::places::{HostView, IdleState, Place, Value};
 use crate::knobs::host::step::HostStep;
 

@@ -1,7 +1,8 @@
 //! What the kernel would not do, in a sentence each: the same one wherever it is shown.
 
+use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::places::Place;
-use crate::knobs::host::step::{HostApplied, HostOutcome, HostStep};
+use crate::knobs::host::step::HostStep;
 use crate::shown;
 
 /// About a place of the host that is not as it should be. `None`: nothing was refused.

@@ -7,8 +7,8 @@ use crate::cpuset::CpuSet;
 use crate::discover::is_alive;
 use crate::error::chain;
 use crate::knobs::host::irqbalance::socket::{IrqbalanceError, PATIENCE, ask, tell};
+use crate::knobs::host::outcome::HostOutcome;
 use crate::knobs::host::places::Value;
-use crate::knobs::host::step::HostOutcome;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 

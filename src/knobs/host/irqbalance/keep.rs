@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use crate::cpuset::CpuSet;
 use crate::knobs::host::Wish;
+use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::places::{HostView, Place, Value};
-use crate::knobs::host::step::{HostApplied, HostOutcome, HostStep};
+use crate::knobs::host::step::HostStep;
 use crate::threads::ProcessKey;
 
 /// One that does not answer makes everybody wait, so it is asked again only after this long.

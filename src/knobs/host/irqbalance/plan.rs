@@ -2,7 +2,7 @@
 //! put one that is off them, it stays.
 
 use crate::knobs::host::Wants;
-use crate::knobs::host::journal::HostMemory;
+use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::places::{HostView, Place, Value};
 use crate::policy::Knob;
 

@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 
 use crate::cpuset::CpuSet;
-use crate::knobs::host::journal::{HostMemory, HostRecord};
+use crate::knobs::host::memory::{HostMemory, HostRecord};
 use crate::knobs::host::places::{HostView, Place, Value};
 use crate::knobs::host::{Wants, kept_off};
 use crate::policy::Knob;

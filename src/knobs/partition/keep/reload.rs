@@ -12,7 +12,8 @@
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::knobs::ground::Ground;
-use crate::knobs::host::journal::{HostJournal, HostRecord};
+use crate::knobs::host::journal::HostJournal;
+use crate::knobs::host::memory::HostRecord;
 use crate::knobs::host::places::{DROP_IN_THERE, Place, Value};
 use crate::knobs::partition::apply::{Refused, delegate, is_delegated};
 use crate::knobs::partition::drop_ins::drop_in;

@@ -1,0 +1,68 @@
+//! What became of a step about a place of the host.
+
+use std::io;
+
+use crate::knobs::host::places::Value;
+use crate::knobs::host::step::HostStep;
+
+/// What became of a step.
+#[derive(Debug)]
+pub enum HostOutcome {
+    /// Written and read back; or there was nothing to write.
+    Done,
+    /// There is no such place any more.
+    Gone,
+    /// irqbalance is configured, and applies it at the end of its interval: until then it cannot be read back.
+    Pending {
+        /// In so many seconds at most.
+        within_s: u32,
+    },
+    /// The kernel took it and made something else of it.
+    Narrowed {
+        /// What is there now.
+        to: Value,
+    },
+    /// The kernel said no.
+    Refused {
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// A step and what became of it.
+#[derive(Debug)]
+pub struct HostApplied {
+    /// The step.
+    pub step: HostStep,
+    /// What became of it.
+    pub outcome: HostOutcome,
+    /// The thread's name where it is a thread's and there is something to say, for display only; else empty.
+    pub comm: String,
+}
+
+impl HostApplied {
+    /// Whether it was to be restored and was not.
+    #[must_use]
+    pub fn is_left_changed(&self) -> bool {
+        match self.step {
+            HostStep::PutBack { .. } => {
+                !matches!(self.outcome, HostOutcome::Done | HostOutcome::Gone)
+            }
+            HostStep::Later { .. } => true,
+            HostStep::Settle { .. } => matches!(self.outcome, HostOutcome::Refused { .. }),
+            HostStep::Write { .. } | HostStep::LeaveAlone { .. } => false,
+        }
+    }
+}
+
+impl HostApplied {
+    /// Whether what systemd limits a unit to was changed: before Linux 6.2 all threads that are in it, and
+    /// all where it is the first one, lose their masks.
+    #[must_use]
+    pub fn has_limited_unit(&self) -> bool {
+        let is_write = matches!(self.step, HostStep::Write { .. } | HostStep::PutBack { .. });
+        is_write
+            && self.step.place().limited_cgroup().is_some()
+            && matches!(self.outcome, HostOutcome::Done | HostOutcome::Narrowed { .. })
+    }
+}
