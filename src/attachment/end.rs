@@ -220,7 +220,7 @@ mod tests {
     #[test]
     fn who_could_not_sign_the_lock_is_ended_by_the_lease() {
         let (_dir, state, lease, mut child) = leased();
-        let lock = state.lock_supervisor(&lease.vm).expect("a lock").expect("nobody has it");
+        let lock = state.lock_supervisor(&lease.vm).expect("a lock").expect("it is free");
         // The lock goes with the process that is ended.
         let ended = thread::spawn(move || {
             let ended = child.wait();

@@ -14,7 +14,7 @@ use crate::plan::PlanError;
 use crate::sysroot::ReadError;
 use crate::threads::ProcessKey;
 
-/// Why a VM could not be attached or given back.
+/// Why a VM could not be attached or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// Another process follows the VM already.
@@ -121,7 +121,7 @@ pub enum StartError {
     /// The rest of the host could not be dealt with.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// It could not be given back.
+    /// It could not be restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),
     /// Something to watch the VM by could not be had.

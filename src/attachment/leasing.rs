@@ -26,7 +26,7 @@ pub(crate) enum Earlier {
     None,
     /// A journal of this very process, to go on with.
     Same(Journal),
-    /// One of a process that is gone: what is not the process's own is to be taken back with
+    /// One of a process that is gone: what is not the process's own is restored with
     /// [`take_over_from_dead`].
     Dead(ProcessKey, Journal),
 }
@@ -362,7 +362,7 @@ mod tests {
         }
     }
 
-    /// What a VM of which only files are left has left, after it was swept and given back.
+    /// What a VM of which only files are left has left, after it was swept and restored.
     fn left_of(journal: Option<&str>) -> (bool, bool) {
         let dir = tempfile::tempdir().expect("a folder");
         let root = SysRoot::at(dir.path());

@@ -67,8 +67,8 @@ impl Attachment<'_> {
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
             // A lease that says the same would wake all other VMs for nothing.
-            let is_told = told(&self.plan) == told(&old);
-            if !is_told && let Err(error) = self.write_lease() {
+            let is_the_same = leased(&self.plan) == leased(&old);
+            if !is_the_same && let Err(error) = self.write_lease() {
                 // What others cannot read is not ours to take.
                 self.plan = old;
                 self.stale = Some(stay);
@@ -142,7 +142,7 @@ pub(crate) fn other_name(
 }
 
 /// What others see of a plan.
-fn told(plan: &Plan) -> (CpuSet, CpuSet, CpuSet, BTreeMap<VcpuIndex, CpuId>) {
+fn leased(plan: &Plan) -> (CpuSet, CpuSet, CpuSet, BTreeMap<VcpuIndex, CpuId>) {
     (plan.exclusive, plan.emulator, plan.iothread_cpus, plan.held())
 }
 

@@ -1,4 +1,4 @@
-//! `qmpin doctor`: what the host, and a VM, still cost, and the exact line that mends it.
+//! `qmpin doctor`: what the host, and a VM, still cost, and the exact command that fixes it.
 
 use std::collections::BTreeMap;
 

@@ -27,7 +27,7 @@ pub(super) fn serve(
         let (why, answer) = match followed {
             Ok(ended) => {
                 patience = Patience::default();
-                (ended.why, told(&settings, &ended))
+                (ended.why, answer(&settings, &ended))
             }
             Err(error) if is_service => {
                 match supervisor.wait(&mut settings, error, &mut patience)? {
@@ -54,7 +54,7 @@ pub(super) fn serve(
 }
 
 /// Logs what was restored.
-fn told(settings: &Settings, ended: &Ended) -> Answer {
+fn answer(settings: &Settings, ended: &Ended) -> Answer {
     forget_reload(settings);
     let vm = &settings.vm;
     let Some(restored) = &ended.restored else { return Answer::Done };

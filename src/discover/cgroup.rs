@@ -408,7 +408,7 @@ mod tests {
     fn host_without_core_scheduling_is_recognised_by_its_files() {
         let dir = host();
         fs::remove_file(dir.path().join("sys/fs/cgroup/cpuset.cpus.isolated")).expect("remove");
-        assert!(found(&dir).expect_err("nobody can tell").contains("cpuset.cpus.exclusive"));
+        assert!(found(&dir).expect_err("it is not known").contains("cpuset.cpus.exclusive"));
         let slice = "sys/fs/cgroup/qemu.slice/cpuset.cpus";
         write(dir.path(), slice, "\n");
         assert!(found(&dir).expect_err("an old kernel").contains("cpuset.cpus.exclusive"));

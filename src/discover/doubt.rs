@@ -86,7 +86,7 @@ pub(crate) fn examine(
     Examined::Doubt(Doubt { vm: vm.clone(), path: state.lease_path(vm), reason, cpus })
 }
 
-/// CPUs that are not the VM's alone: where its main thread is by qmpin's doing, because helpers of a VM are kept off
+/// CPUs that are not the VM's alone: where its main thread is by qmpin's doing, because helpers of a VM are excluded
 /// its own CPUs. CPUs that any of its threads has for itself are not among them.
 fn known_free(
     root: &SysRoot,

@@ -69,13 +69,13 @@ mod tests {
 
     #[test]
     fn a_grip_tells_a_living_thread_from_one_that_has_ended() {
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         let (end, ended) = channel::<()>();
         let thread = thread::spawn(move || {
-            tell.send(Tid(nix::unistd::gettid().as_raw())).expect("told");
+            sender.send(Tid(nix::unistd::gettid().as_raw())).expect("sent");
             let _ = ended.recv();
         });
-        let tid = told.recv().expect("a thread");
+        let tid = receiver.recv().expect("a thread");
         let mut grips = Grips::default();
         let key = ThreadKey { tid, start: StartTicks(1) };
         assert_eq!(grips.lives(key), None);

@@ -1,4 +1,4 @@
-//! What still costs something: the document `qmpin.doctor/1`, and a table with the lines that mend it.
+//! What still costs something: the document `qmpin.doctor/1`, and a table with the commands that fix it.
 
 use serde::Serialize;
 

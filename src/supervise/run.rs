@@ -299,7 +299,7 @@ impl Runner<'_> {
             new_thread = next_of(new_threads, NewThreads::next), if hears_new_threads => {
                 self.hearing.heard();
                 if let Err(error) = new_thread {
-                    tracing::warn!("births can no longer be watched: {error}");
+                    tracing::warn!("new threads can no longer be watched: {error}");
                     *new_threads = None;
                     if let Err(error) = slow_timer.at_least_every(BLIND_INTERVAL) {
                         tracing::warn!("the slow timer stays as slow as it is: {error}");

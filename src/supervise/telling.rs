@@ -162,8 +162,8 @@ impl Telling {
             .map(|why| format!("other threads are not excluded from the VM's CPUs: {why}"));
         let refused = self.refused.union(&self.refused_now).cloned();
         let refused = self.of_policy.iter().cloned().chain(refused).chain(not_isolated).collect();
-        let told = Standing { schema, channel: Some(channel), drift_total, refused };
-        match write_standing(state, vm, &told) {
+        let said = Standing { schema, channel: Some(channel), drift_total, refused };
+        match write_standing(state, vm, &said) {
             Ok(()) => {
                 self.standing = Some(standing);
                 self.is_stale = false;
@@ -185,17 +185,17 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let (state, vm) = (StateDir::at(dir.path()), "100".parse().expect("a name"));
         let mut telling = Telling::default();
-        let told = |telling: &mut Telling| {
+        let said = |telling: &mut Telling| {
             telling.tell(String::new(), &state, &vm, ChannelKind::Lease, 0);
-            read_standing(&state, &vm).expect("told").refused
+            read_standing(&state, &vm).expect("written").refused
         };
         let partition = vec![Refused::new("qemu.slice", "a partition", "busy")];
         telling.pass(&PassReport { partition, ..PassReport::default() });
-        assert_eq!(told(&mut telling).len(), 1);
+        assert_eq!(said(&mut telling).len(), 1);
         telling.isolated(Some("no room".to_owned()));
-        assert_eq!(told(&mut telling).len(), 2);
+        assert_eq!(said(&mut telling).len(), 2);
         telling.isolated(None);
         telling.pass(&PassReport::default());
-        assert_eq!(told(&mut telling), [""; 0]);
+        assert_eq!(said(&mut telling), [""; 0]);
     }
 }

@@ -185,13 +185,13 @@ mod tests {
             };
             // A foreign fork first: were it not filtered, it would be the first message.
             std::process::Command::new("true").status().expect("true runs");
-            let born =
+            let created =
                 std::thread::spawn(|| nix::unistd::gettid().as_raw()).join().expect("a thread");
-            let told = tokio::time::timeout(Duration::from_secs(10), new_threads.next()).await;
+            let message = tokio::time::timeout(Duration::from_secs(10), new_threads.next()).await;
             // Other tests run in this process, and their threads are reported as well.
-            let mut told = told.expect("within 10 s").expect("a message");
-            while told != Some(Tid(born)) {
-                told = tokio::time::timeout(Duration::from_secs(10), new_threads.next())
+            let mut message = message.expect("within 10 s").expect("a message");
+            while message != Some(Tid(created)) {
+                message = tokio::time::timeout(Duration::from_secs(10), new_threads.next())
                     .await
                     .expect("within 10 s")
                     .expect("a message");

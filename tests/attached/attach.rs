@@ -241,7 +241,7 @@ fn change_that_a_cpuset_forbids_is_reported_and_not_repeated() {
     for _ in 0..3 {
         // By the timer it is tried again, and no more is said of it.
         attached.wait_told("WATCHDOG=1");
-        attached.told.clear();
+        attached.notified.clear();
     }
     assert_eq!(attached.lines_with(&vcpu), 1, "{}", attached.err());
     assert_eq!(attached.lines_with("the kernel made it 0"), 2, "{}", attached.err());

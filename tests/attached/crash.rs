@@ -271,7 +271,7 @@ fn a_supervisor_whose_journal_is_full_moves_nothing_more_and_says_so_once() {
         wait_until("it is said", || attached.lines_with(words) > 0);
         for _ in 0..3 {
             attached.wait_told("WATCHDOG=1");
-            attached.told.clear();
+            attached.notified.clear();
         }
         assert_eq!(attached.lines_with(words), 1, "{}", attached.err());
         assert_ne!(stage.mask(iothread), "0-1", "moved without an undo");

@@ -128,7 +128,7 @@ fn a_hot_added_iothread_is_placed_and_put_back() {
     needs_two_cpus!("a_hot_added_iothread_is_placed_and_put_back");
     let stage = Stage::new(&options());
     let before = stage.masks();
-    // Elsewhere than the emulator, so that being placed can be told from being created.
+    // Elsewhere than the emulator, so that a placed thread differs from a new one.
     let attached = stage.attach(&["--iothreads", "0-1"]);
     stage.qemu.client().must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
     let iothread = stage.iothread("io-hot");
@@ -291,9 +291,9 @@ fn the_watchdog_is_fed() {
     holder.must("object-add", &json!({"qom-type": "iothread", "id": "io-hot"}));
     for _ in 0..3 {
         attached.wait_told("WATCHDOG=1");
-        attached.told.clear();
+        attached.notified.clear();
     }
-    // And it can be told to end meanwhile.
+    // And SIGTERM ends it meanwhile.
     attached.end();
 }
 

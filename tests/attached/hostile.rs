@@ -161,7 +161,7 @@ fn qemu_that_answers_falsely_later_moves_no_thread() {
     attached.wait_ready();
     let pinned = masks(fake.pid());
     fake.bear();
-    wait_until("the lie is told", || attached.lines_with("is of no use, asking again") > 0);
+    wait_until("QEMU has lied", || attached.lines_with("is of no use, asking again") > 0);
     assert!(attached.lines_with("has no such thread") > 0, "{}", attached.err());
     // What was learnt before stays, and the new thread is where new threads go.
     let now = masks(fake.pid());
@@ -206,7 +206,7 @@ fn endless_noise_does_not_stop_passes() {
     let mut attached = attach(&fake, &place);
     attached.wait_told("asked over its own socket");
     for _ in 0..2 {
-        attached.told.clear();
+        attached.notified.clear();
         let (tid, home) = masks(fake.pid()).pop_last().unwrap();
         taskset(tid, if home == "0" { &[1] } else { &[0] });
         wait_until("it is moved back", || masks(fake.pid()).get(&tid) == Some(&home));
@@ -225,7 +225,7 @@ fn a_vcpu_that_comes_and_goes_all_day_is_asked_for_ever_less_often() {
     let since = Instant::now();
     for _ in 0..16 {
         for status in ["STATUS=2 vCPUs on", "STATUS=1 vCPUs on"] {
-            attached.told.clear();
+            attached.notified.clear();
             attached.wait_told(status);
         }
     }
@@ -325,9 +325,14 @@ fn what_is_no_socket_is_called_so() {
 fn missing_permission_is_reported() {
     let test = "missing_permission_is_reported";
     needs_two_cpus!(test);
-    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    let mut can = Command::new(nobody[0]);
-    if !can.args(&nobody[1..]).arg("true").stderr(Stdio::null()).status().is_ok_and(|s| s.success())
+    let unprivileged = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let mut can = Command::new(unprivileged[0]);
+    if !can
+        .args(&unprivileged[1..])
+        .arg("true")
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|s| s.success())
     {
         return skipped(test, "not root, or no setpriv");
     }
@@ -342,7 +347,7 @@ fn missing_permission_is_reported() {
     open(stage.place.path(), 0o755);
     let socket = stage.qemu.paths().shared.display().to_string();
     let as_nobody = |args: &[&str]| {
-        finish(&mut stage.place.command_of(&binary, &nobody, stage.qemu.dir(), args))
+        finish(&mut stage.place.command_of(&binary, &unprivileged, stage.qemu.dir(), args))
     };
     let hint = "hint: run it as root";
     for command in [&["threads", "100"][..], &["plan", "100"], &["attach", "100", "--dry-run"]] {

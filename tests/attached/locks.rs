@@ -80,7 +80,7 @@ fn monitor_is_free_and_the_watchdog_is_fed_while_a_lock_is_waited_for() {
     wait_until("QEMU was asked", || supervised() && clients_of(&monitor) == 0);
     for _ in 0..3 {
         attached.wait_told("WATCHDOG=1");
-        attached.told.clear();
+        attached.notified.clear();
         assert_eq!(clients_of(&monitor), 0, "the monitor is held");
         stage.run(&["status"]).says(0, &[]);
     }

@@ -94,7 +94,7 @@ fn verify_sees_what_is_and_not_what_was_meant() {
     let stage = Stage::new(&QemuOptions::default());
     let attached = stage.attach(&[]);
     stage.run(&["verify", "100"]).says(0, &["all holds", "1 vCPU, each alone on one of CPU 1"]);
-    // No process mends it now.
+    // No process applies it again now.
     attached.signal(Signal::SIGSTOP);
     for (tid, on, check) in [(stage.vcpu(0), 0, "vcpus"), (stage.main_thread(), 1, "helpers")] {
         let back = 1 - on;

@@ -42,7 +42,7 @@ fn watch(lie: &str) {
     while since.elapsed() < WATCHED {
         let known = masks(fake.pid());
         fake.bear();
-        let born = Instant::now();
+        let created = Instant::now();
         wait_until("the new thread is placed", || {
             let now = masks(fake.pid());
             let new = now.iter().filter(|(tid, _)| !known.contains_key(tid));
@@ -50,7 +50,7 @@ fn watch(lie: &str) {
             let placed = new.filter(|(_, mask)| *mask == "0" || *mask == "1").count();
             placed > 0 && known.keys().all(|tid| now.get(tid).is_none_or(|mask| mask.len() == 1))
         });
-        slowest = slowest.max(born.elapsed());
+        slowest = slowest.max(created.elapsed());
         thread::sleep(Duration::from_millis(500));
     }
     let used = cpu_time(attached.pid()).checked_sub(before).unwrap();

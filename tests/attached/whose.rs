@@ -1,4 +1,4 @@
-//! Whose attachment it is: nothing is ended, given back or forgotten that is another program's.
+//! Whose attachment it is: qmpin ends, restores and forgets nothing that belongs to another program.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
@@ -30,14 +30,14 @@ fn detach_dead_ends_no_supervisor_that_started_meanwhile() {
     let vm: VmName = "105".parse().unwrap();
     let mut supervisor = crate::support::clean::command("sleep").arg("1000").spawn().unwrap();
     let pid = Pid(i32::try_from(supervisor.id()).unwrap());
-    let mut lock = state.lock_supervisor(&vm).unwrap().expect("nobody has it");
+    let mut lock = state.lock_supervisor(&vm).unwrap().expect("it is free");
     lock.sign(qmpin::discover::process_key(&SysRoot::live(), pid).unwrap());
     drop(busy);
     wait_until("it has ended", || detach.try_wait().unwrap().is_some());
     let ended = supervisor.try_wait().unwrap();
     supervisor.kill().unwrap();
     supervisor.wait().unwrap();
-    assert_eq!(ended, None, "told to end");
+    assert_eq!(ended, None, "it was asked to end");
     assert_eq!(detach.wait().unwrap().code(), Some(0));
     assert_eq!(place.left_behind(), [".host.lock", "105.journal", "105.lock"]);
     drop(lock);
@@ -45,7 +45,7 @@ fn detach_dead_ends_no_supervisor_that_started_meanwhile() {
     assert_eq!(place.left_behind(), [""; 0]);
 }
 
-/// An attach that waits for QEMU, told to stop.
+/// An attach that waits for QEMU, and gets SIGTERM.
 fn stopped_while_it_waits(stage: &Stage) -> Attached {
     let (socket, away) = (stage.qemu.dir().join("100.qmp"), stage.qemu.dir().join("100.away"));
     fs::rename(&socket, &away).unwrap();
@@ -127,8 +127,8 @@ fn journal_of_a_dead_qemu_is_kept_until_all_is_restored() {
     let drop_in = old.place.path().join("drop-in");
     fs::create_dir_all(drop_in.join("something")).unwrap();
     let partition = json!({"partition": {
-        "unit": "qmpin-test-of-nobody.scope",
-        "cgroup": "qmpin-test-of-nobody.slice/qmpin-test-of-nobody.scope",
+        "unit": "qmpin-test-unused.scope",
+        "cgroup": "qmpin-test-unused.slice/qmpin-test-unused.scope",
         "drop_in": drop_in.strip_prefix("/").unwrap(),
         "allowed_set": null,
         "had_controller": false,

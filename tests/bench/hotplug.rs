@@ -51,7 +51,7 @@ pub(crate) fn measure(table: &mut Table) {
         client.must("object-del", &json!({"id": id}));
         sleep(PAUSE);
     }
-    let what = format!("{IOTHREADS} hotplugged iothreads, birth to place");
+    let what = format!("{IOTHREADS} hotplugged iothreads, created to placed");
     table.alone(&what, &iothreads, "median and worst");
 
     let mut vcpus = Samples::default();
@@ -60,7 +60,7 @@ pub(crate) fn measure(table: &mut Table) {
         vcpus.add(next(&placements));
         sleep(PAUSE);
     }
-    let what = format!("{VCPUS} hotplugged vCPUs, birth to place");
+    let what = format!("{VCPUS} hotplugged vCPUs, created to placed");
     table.alone(&what, &vcpus, "median and worst");
     stop(qmpin);
 }

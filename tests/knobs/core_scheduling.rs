@@ -1,4 +1,4 @@
-//! The VM's core-scheduling cookie on a made-up kernel: whose it is, and that it is taken back from every
+//! The VM's core-scheduling cookie on a made-up kernel: whose it is, and that it is removed from every
 //! crash point. A kernel that has cookies is seen on the test host, where there is one.
 
 #![allow(clippy::expect_used, clippy::panic)] // a test may end
@@ -62,9 +62,9 @@ impl Sched for World {
 
     fn clear_cookie(&self, tid: Tid) -> io::Result<()> {
         self.may()?;
-        if let Some(born) = self.new_threads.borrow_mut().pop() {
+        if let Some(created) = self.new_threads.borrow_mut().pop() {
             let inherited = self.cookies.borrow()[&tid.0];
-            self.add(born, inherited);
+            self.add(created, inherited);
         }
         self.cookies.borrow_mut().insert(tid.0, 0);
         Ok(())

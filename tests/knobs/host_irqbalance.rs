@@ -14,15 +14,15 @@ use qmpin::knobs::host::outcome::HostApplied;
 use qmpin::policy::{Knob, Level};
 
 /// irqbalance as its sock_handle is: it answers `setup`, takes `settings cpus` without a word, and does as
-/// it was told when it scans.
+/// it was sent when it scans.
 #[derive(Clone)]
 struct FakeIrqbalance(Arc<Mutex<Balancer>>);
 
 #[derive(Default)]
 struct Balancer {
     banned: CpuSet,
-    told: Option<String>,
-    /// All that it was ever told.
+    request: Option<String>,
+    /// Every request it was sent.
     heard: Vec<String>,
     /// What it answers instead.
     answer: Option<&'static str>,
@@ -32,7 +32,7 @@ struct Balancer {
 
 impl Balancer {
     fn scan(&mut self) {
-        match self.told.take() {
+        match self.request.take() {
             Some(cpus) if cpus == "NULL" => self.banned = CpuSet::EMPTY,
             Some(cpus) => self.banned = set(&cpus),
             None => {}
@@ -76,7 +76,7 @@ impl FakeIrqbalance {
             it.scan();
         }
         if let Some(cpus) = request.strip_prefix("settings cpus ") {
-            it.told = Some(cpus.to_owned());
+            it.request = Some(cpus.to_owned());
             it.heard.push(cpus.to_owned());
             return String::new();
         }
@@ -106,7 +106,7 @@ fn stop_irqbalance(world: &World) {
 }
 
 impl World {
-    /// As a `detach` does it: reconciles until irqbalance has taken what it was told.
+    /// Reconciles as `detach` does: until irqbalance has taken the request.
     fn detach(&self, knobs: &mut HostKnobs) -> Vec<HostApplied> {
         let host = self.host();
         let mut applied = self.reconcile_with(knobs).applied;
@@ -126,8 +126,12 @@ fn irqbalance_is_configured_once_and_restored() {
         for _ in 0..3 {
             assert!(!world.reconcile_with(&mut knobs).fell_short());
         }
-        let told = if before.is_empty() { "4-5" } else { "0,4-5,7" };
-        assert_eq!(irqbalance.heard(), [told], "it has not taken it yet, and is not told again");
+        let request = if before.is_empty() { "4-5" } else { "0,4-5,7" };
+        assert_eq!(
+            irqbalance.heard(),
+            [request],
+            "it has not taken the request yet, and gets no second one"
+        );
         assert_eq!(irqbalance.banned(), before);
         irqbalance.scan();
         assert!(world.reconcile_with(&mut knobs).applied.is_empty());
@@ -139,7 +143,7 @@ fn irqbalance_is_configured_once_and_restored() {
         world.forget("101");
         world.reconcile_with(&mut knobs);
         irqbalance.scan();
-        assert_eq!(irqbalance.banned(), told);
+        assert_eq!(irqbalance.banned(), request);
         world.forget("100");
         if before.is_empty() {
             // The slow timer may come before the end does.
@@ -161,7 +165,7 @@ fn irqbalance_is_configured_once_and_restored() {
     }
 }
 
-/// What it says at the moment is what was before, and it is about to take what it was told.
+/// irqbalance still reports the setting of before, and is about to take the request.
 #[test]
 fn irqbalance_is_restored_even_where_it_still_shows_the_old_value() {
     let world = World::new();
@@ -177,10 +181,10 @@ fn irqbalance_is_restored_even_where_it_still_shows_the_old_value() {
     assert_eq!((irqbalance.banned().as_str(), world.journal()), ("", None));
 }
 
-/// It takes what it was told first after it was looked at, and what it is told then before the next pass.
+/// It takes the first request after a pass has read its setting, and the second one before the next pass.
 #[test]
 fn irqbalance_may_scan_between_any_two_requests() {
-    // Asked, told, asked; asked, told, asked.
+    // Read, set, read; read, set, read.
     for scans in [vec![1, 3], vec![1, 4], vec![2, 3], vec![0, 2], vec![1, 8], vec![5, 7]] {
         let world = World::new();
         let before = world.picture();
@@ -231,7 +235,7 @@ fn restarted_irqbalance_is_configured_again_and_an_ended_one_is_removed() {
     let us = std::process::id();
     let stat = format!("{us} (irqbalance) S {}99 0\n", "0 ".repeat(18));
     world.write(&format!("proc/{us}/stat"), &stat);
-    first.0.lock().expect("no panic").told = None;
+    first.0.lock().expect("no panic").request = None;
     world.reconcile_with(&mut knobs);
     assert_eq!(first.heard(), ["4-5", "4-5"]);
     first.scan();
@@ -303,7 +307,7 @@ fn an_interrupt_that_irqbalance_has_placed_off_the_vms_stays_there() {
     world.reconcile_with(&mut knobs);
     assert_eq!(world.read("proc/irq/0/smp_affinity_list"), "0-3,6-7");
     world.write("proc/irq/25/smp_affinity_list", "1\n");
-    // Born so, or put there: it is irqbalance's either way.
+    // Created there or moved there: irqbalance decides either way.
     world.write("proc/irq/60/smp_affinity_list", "0-3,6-7\n");
     world.reconcile_with(&mut knobs);
     world.forget("100");

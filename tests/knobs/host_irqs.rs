@@ -33,7 +33,7 @@ fn interrupt_created_with_the_exclusion_mask_is_restored() {
     world.forget("100");
     assert!(!world.reconcile().fell_short());
     let found = [60, 61, 62].map(|number| irq(&world, number));
-    assert_eq!(found, ["0-7", "6", "0-7"], "61 was put there by somebody");
+    assert_eq!(found, ["0-7", "6", "0-7"], "another program moved 61");
     assert_eq!(world.journal(), None);
 }
 
@@ -96,10 +96,10 @@ fn later_external_change_of_an_interrupt_is_kept_and_named() {
     assert_eq!(named(), 0);
     turn(&world, 60, "1");
     turn(&world, 61, "0-3,6-7");
-    assert_eq!(named(), 1, "60, which nobody has written");
+    assert_eq!(named(), 1, "60, which no program has written");
     turn(&world, 61, "2");
     world.forget("100");
-    assert_eq!(named(), 1, "61, which was born so");
+    assert_eq!(named(), 1, "61, which was created so");
     assert_eq!((irq(&world, 60), irq(&world, 61)), ("1".to_owned(), "2".to_owned()));
     assert_eq!(world.journal(), None);
 }

@@ -562,7 +562,7 @@ fn one_pass_over_the_host_serves_all_supervisors_until_a_lease_changes() {
     let minute = std::time::Duration::from_secs(60);
     let is_kept = |within| HostKnobs::default().is_kept(&world.state, BOOT, within);
     world.lease("100", "4-5", [Knob::Irqs]);
-    assert!(!is_kept(minute), "nobody has looked yet");
+    assert!(!is_kept(minute), "no pass has looked yet");
     world.reconcile();
     assert!(is_kept(minute));
     assert!(!is_kept(std::time::Duration::ZERO), "too long ago");

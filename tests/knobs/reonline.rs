@@ -196,7 +196,7 @@ fn a_cpu_is_online_again_and_nothing_is_remembered() {
     assert!(!world.state.host_journal_path().exists());
 }
 
-/// A kernel that has given a thread all CPUs, and takes what it is told without doing it.
+/// A kernel that has given a thread all CPUs, and accepts a mask without applying it.
 struct Deaf(Cell<bool>);
 
 impl Sched for Deaf {

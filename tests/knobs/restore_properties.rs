@@ -114,14 +114,14 @@ impl Sched for World {
             task.foreign = false;
         }
         let writes = self.state.borrow().writes;
-        let born: Vec<Index> = {
+        let created: Vec<Index> = {
             let mut state = self.state.borrow_mut();
             let (now, later) = state.born_then.iter().partition(|(at, _)| *at <= writes);
             let now: Vec<(usize, Index)> = now;
             state.born_then = later;
             now.into_iter().map(|(_, parent)| parent).collect()
         };
-        for parent in born {
+        for parent in created {
             self.new_thread(parent, false);
         }
         Ok(())
@@ -314,7 +314,10 @@ impl World {
             let journal = fs::read_to_string(self.journal()).unwrap_or_default();
             if task.foreign {
                 let foreign = FOREIGN.iter().any(|mask| task.mask == set(mask));
-                prop_assert!(foreign, "thread {tid} was somebody else's: {task:?}\n{journal}");
+                prop_assert!(
+                    foreign,
+                    "thread {tid} belonged to another program: {task:?}\n{journal}"
+                );
             } else {
                 prop_assert_eq!(task.mask, task.before, "thread {}: {:?}\n{}", tid, task, journal);
             }
@@ -336,7 +339,7 @@ enum Event {
     End(Index),
     Foreign(Index, usize),
     Outside(Option<usize>),
-    Fence([bool; OTHERS.len()]),
+    Exclude([bool; OTHERS.len()]),
 }
 
 /// Where qmpin is killed in its last batch of steps.
@@ -359,7 +362,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         1 => any::<Index>().prop_map(Event::End),
         2 => (any::<Index>(), 0..FOREIGN.len()).prop_map(|(at, mask)| Event::Foreign(at, mask)),
         1 => prop::option::of(0..ODD.len()).prop_map(Event::Outside),
-        1 => any::<[bool; OTHERS.len()]>().prop_map(Event::Fence),
+        1 => any::<[bool; OTHERS.len()]>().prop_map(Event::Exclude),
     ]
 }
 
@@ -382,7 +385,7 @@ fn live(world: &World, journal: &mut Journal, events: &[Event]) {
             Event::End(at) => world.end(*at),
             Event::Foreign(at, mask) => world.foreign(*at, *mask),
             Event::Outside(odd) => world.outside(journal, *odd),
-            Event::Fence(others) => world.exclusion_mask(*others),
+            Event::Exclude(others) => world.exclusion_mask(*others),
         }
     }
 }
@@ -456,7 +459,7 @@ proptest! {
                 Event::NewThread { parent, reuse } => world.new_thread(parent, reuse),
                 Event::End(at) => world.end(at),
                 Event::Foreign(at, mask) => world.foreign(at, mask),
-                Event::Fence(others) => world.exclusion_mask(others),
+                Event::Exclude(others) => world.exclusion_mask(others),
                 Event::Apply(_) | Event::Outside(_) => {}
             }
         }

@@ -19,7 +19,7 @@ const START: StartTicks = StartTicks(77);
 const BEFORE: &str = "0-7";
 const OURS: &str = "4";
 
-/// A kernel that makes this of what it is told.
+/// A kernel that makes this of the mask it is given.
 struct Makes<'a>(&'a Masks, &'a dyn Fn(CpuSet) -> CpuSet);
 
 impl Sched for Makes<'_> {

@@ -644,7 +644,7 @@ proptest! {
             steps.iter().filter(|step| step.thread.tid != Tid(1)).map(|step| rank(&step.role)).collect();
         prop_assert!(ranks.is_sorted(), "emulator, iothreads, vCPUs, in this order: {ranks:?}");
         if let Some(at) = steps.iter().position(|step| step.thread.tid == Tid(1)) {
-            prop_assert_eq!(at, 0, "the main thread comes first: the others are born of it");
+            prop_assert_eq!(at, 0, "the main thread comes first: it creates the others");
         }
     }
 }

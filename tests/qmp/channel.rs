@@ -1,4 +1,4 @@
-//! The channel's ladder against peers in this process: which socket is taken, and what happens when
+//! The channel's order of fallbacks against peers in this process: which socket is taken, and what happens when
 //! it goes. With a real QEMU: `qmp_qemu.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 

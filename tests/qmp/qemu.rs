@@ -209,8 +209,8 @@ async fn a_wrong_peer_hears_nothing_of_us() {
     let qemu = Qemu::start(&QemuOptions { own_socket: true, ..QemuOptions::default() });
     let error = lease(&qemu.paths().shared, only(Pid(1)), &limits()).await.unwrap_err();
     assert!(matches!(error, QmpError::WrongPeer { pid, .. } if pid == qemu.pid()), "{error}");
-    let nobody: PeerCheck = Box::new(|_| Err("nobody will do".into()));
-    let error = Channel::first(qemu.paths(), limits(), nobody).await.unwrap_err();
+    let refuses_all: PeerCheck = Box::new(|_| Err("no peer is accepted".into()));
+    let error = Channel::first(qemu.paths(), limits(), refuses_all).await.unwrap_err();
     assert!(matches!(error, QmpError::WrongPeer { .. }), "{error}");
 }
 

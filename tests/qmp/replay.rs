@@ -209,7 +209,7 @@ async fn a_vcpu_plugged_again_has_a_new_thread() {
 async fn plug_is_reported_only_by_the_guest_s_answer() {
     for name in ["hotplug-7.2", "hotplug-11.1"] {
         let events = replay_named(name).await.events;
-        let told: Vec<(&str, Option<&str>)> = events
+        let reported: Vec<(&str, Option<&str>)> = events
             .iter()
             .map(|event| {
                 let device = &event.data["device"];
@@ -218,7 +218,7 @@ async fn plug_is_reported_only_by_the_guest_s_answer() {
             })
             .collect();
         assert_eq!(
-            told,
+            reported,
             [
                 ("ACPI_DEVICE_OST", Some("cpu3")), // for two plugs: vCPU 3's guest never answered
                 ("ACPI_DEVICE_OST", Some("cpu3")),

@@ -337,7 +337,7 @@ async fn strays_and_errors_without_an_id_are_dropped_and_counted() {
         conn.say(&json!({"return": [cpu(66, 66)]})).await;
         conn.say(&json!({"return": [cpu(66, 66)], "id": 7})).await;
         conn.say(&json!({"error": error})).await;
-        conn.say(&json!({"error": error, "id": "somebody-else"})).await;
+        conn.say(&json!({"error": error, "id": "another-client"})).await;
         conn.say(&json!({"new-in-qemu-99": true})).await;
         conn.send("\r\n").await;
         conn.reply(&cpus, &json!([cpu(0, 10)])).await;

@@ -68,9 +68,9 @@ impl FakeQemu {
 
     /// Lets it bear a thread.
     pub(crate) fn bear(&self) {
-        let born = self.dir().join("born");
-        fs::write(self.dir().join("bear"), "").unwrap();
-        wait_until("a thread is born", || fs::remove_file(&born).is_ok());
+        let created = self.dir().join("created");
+        fs::write(self.dir().join("create"), "").unwrap();
+        wait_until("a thread is created", || fs::remove_file(&created).is_ok());
     }
 }
 
@@ -112,12 +112,12 @@ fn serve() {
         let fake = fake.clone();
         thread::spawn(move || visits(&own, &fake));
     }
-    let midwife = dir.to_owned();
+    let helper = dir.to_owned();
     thread::spawn(move || {
         loop {
-            if fs::remove_file(midwife.join("bear")).is_ok() {
+            if fs::remove_file(helper.join("create")).is_ok() {
                 sleeper();
-                fs::write(midwife.join("born"), "").unwrap();
+                fs::write(helper.join("created"), "").unwrap();
             }
             thread::sleep(Duration::from_millis(5));
         }

@@ -281,8 +281,8 @@ pub(crate) struct Attached {
     child: Reaped,
     notify: UnixDatagram,
     notify_path: PathBuf,
-    /// What it has told the service manager.
-    pub(crate) told: Vec<String>,
+    /// What it has notified the service manager of.
+    pub(crate) notified: Vec<String>,
     err: Arc<Mutex<String>>,
     reader: Option<thread::JoinHandle<()>>,
 }
@@ -312,7 +312,7 @@ impl Attached {
                 lines.push('\n');
             }
         });
-        Attached { child, notify, notify_path, told: Vec::new(), err, reader: Some(reader) }
+        Attached { child, notify, notify_path, notified: Vec::new(), err, reader: Some(reader) }
     }
 
     pub(crate) fn pid(&self) -> Pid {
@@ -329,20 +329,20 @@ impl Attached {
         self.err().lines().filter(|line| line.contains(text)).count()
     }
 
-    /// Waits until it has told the service manager a line with this text.
+    /// Waits until it has sent the service manager a line with this text.
     #[track_caller]
     pub(crate) fn wait_told(&mut self, text: &str) {
         let deadline = Instant::now() + PATIENCE;
         let mut buffer = [0; 4096];
-        while !self.told.iter().any(|line| line.contains(text)) {
+        while !self.notified.iter().any(|line| line.contains(text)) {
             if let Ok(length) = self.notify.recv(&mut buffer) {
                 let words = String::from_utf8_lossy(&buffer[..length]).into_owned();
-                self.told.extend(words.lines().map(str::to_owned));
+                self.notified.extend(words.lines().map(str::to_owned));
                 continue;
             }
             let ended = self.child.0.try_wait().unwrap();
             assert!(ended.is_none(), "ended without `{text}`: {ended:?} {}", self.err());
-            assert!(Instant::now() < deadline, "no `{text}`: {:?} {}", self.told, self.err());
+            assert!(Instant::now() < deadline, "no `{text}`: {:?} {}", self.notified, self.err());
         }
     }
 

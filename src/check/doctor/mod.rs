@@ -1,4 +1,4 @@
-//! What a host and a VM still cost, whatever qmpin does, and the line that mends it. Pure: the facts are read
+//! What a host and a VM still cost, whatever qmpin does, and the command that fixes it. Pure: the facts are read
 //! elsewhere.
 //!
 //! | check | costs where |
@@ -45,7 +45,7 @@ pub struct Advice {
     pub health: Health,
     /// A sentence.
     pub reason: String,
-    /// The line that mends it: a command, or what belongs in the VM's configuration. Where there is none, it
+    /// The command that fixes it, or what belongs in the VM's configuration. Where there is none, it
     /// is how the machine is.
     pub mend: Option<String>,
 }
@@ -101,7 +101,7 @@ pub fn advise(host: &HostFacts<'_>, vm: Option<&VmFacts<'_>>) -> Vec<Advice> {
     advice
 }
 
-/// Where options of QEMU's would mend it: a line that has them all, and all that is there already.
+/// Where options of QEMU's would fix it: a line that has them all, and all that is there already.
 fn with_options(vm: &VmFacts<'_>, mut advice: Advice, options: &[QemuOption]) -> Advice {
     let is_for_it = |option: &QemuOption| option.name == option_of(advice.check);
     if !options.iter().any(is_for_it) {

@@ -55,7 +55,7 @@ pub(crate) fn processes(facts: &HostFacts<'_>) -> Check {
     let there: Vec<&Occupant> =
         facts.occupants.iter().filter(|one| one.kind == OccupantKind::User).collect();
     if there.is_empty() {
-        return nobody("processes", "process", facts);
+        return no_process("processes", "process", facts);
     }
     broken("processes", named(&there))
 }
@@ -79,12 +79,12 @@ pub(crate) fn kthreads(facts: &HostFacts<'_>) -> Vec<Check> {
         checks.push(Check { check: "kthreads", verdict: CheckVerdict::Refused, reason });
     }
     if checks.is_empty() {
-        checks.push(nobody("kthreads", "movable kernel thread", facts));
+        checks.push(no_process("kthreads", "movable kernel thread", facts));
     }
     checks
 }
 
-fn nobody(check: &'static str, what: &str, facts: &HostFacts<'_>) -> Check {
+fn no_process(check: &'static str, what: &str, facts: &HostFacts<'_>) -> Check {
     holds(check, format!("no {what} on {}", cpus_in_words(&facts.lease.exclusive)))
 }
 

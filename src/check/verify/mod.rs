@@ -274,7 +274,7 @@ mod tests {
     }
 
     /// No other thread is there to see.
-    fn nobody(lease: &Lease) -> HostFacts<'_> {
+    fn no_process(lease: &Lease) -> HostFacts<'_> {
         static INTERRUPTS: BTreeMap<u32, Interrupt> = BTreeMap::new();
         HostFacts {
             lease,
@@ -302,7 +302,7 @@ mod tests {
         let partition = isolated("isolated", "4-5");
         let partition = Some(&partition);
         let of_vm = vm_checks(&VmFacts { threads, ..no_threads(&lease) });
-        let of_host = HostFacts { partition, occupants, unmet, ..nobody(&lease) };
+        let of_host = HostFacts { partition, occupants, unmet, ..no_process(&lease) };
         let all = of_vm.into_iter().chain(host_checks(&of_host));
         all.map(|check| (check.check, check.verdict)).collect()
     }
@@ -363,7 +363,7 @@ mod tests {
         };
         let kthreads = |occupants: &[Occupant], cause| {
             let unmet = [unmet(cause)];
-            let checks = host_checks(&HostFacts { occupants, unmet: &unmet, ..nobody(&lease) });
+            let checks = host_checks(&HostFacts { occupants, unmet: &unmet, ..no_process(&lease) });
             let checks = checks.into_iter().filter(|check| check.check == "kthreads");
             checks.map(|check| (check.verdict, check.reason)).collect::<Vec<_>>()
         };
@@ -440,7 +440,7 @@ mod tests {
         let check = |unmet: &[Unmet], banned: Result<CpuSet, String>| {
             let irqbalances = [Irqbalance { process, banned }];
             let irqbalances = &irqbalances;
-            let facts = HostFacts { unmet, vfio: &seats, irqbalances, ..nobody(&lease) };
+            let facts = HostFacts { unmet, vfio: &seats, irqbalances, ..no_process(&lease) };
             let checks = host_checks(&facts).into_iter().map(|check| (check.check, check));
             let mut checks: BTreeMap<_, Check> = checks.collect();
             ["irqs", "irqbalance", "vfio-irqs"].map(|name| {
@@ -461,8 +461,8 @@ mod tests {
             cause,
         };
         let astray = unmet(seats[0].place.clone(), "0", "4-5", UnmetCause::Changed);
-        let told = unmet(Place::Irqbalance(process), "", "4-5", UnmetCause::Pending);
-        let [irqs, irqbalance, vfio] = check(&[astray, told], Ok(CpuSet::EMPTY));
+        let pending = unmet(Place::Irqbalance(process), "", "4-5", UnmetCause::Pending);
+        let [irqs, irqbalance, vfio] = check(&[astray, pending], Ok(CpuSet::EMPTY));
         assert_eq!((irqs.0, irqbalance.0, vfio.0), (Holds, Refused, Broken));
         assert!(irqbalance.1.contains("is none and not 4-5; it is configured"), "{}", irqbalance.1);
         let [_, irqbalance, _] = check(&[], Err("it does not answer".to_owned()));
@@ -474,7 +474,7 @@ mod tests {
     fn a_partition_is_there_in_force_and_of_these_cpus() {
         let lease = lease(Level::Exclusive);
         let verdict = |file: Option<&PartitionFile>| {
-            host::partition(&HostFacts { partition: file, ..nobody(&lease) }).verdict
+            host::partition(&HostFacts { partition: file, ..no_process(&lease) }).verdict
         };
         assert_eq!(verdict(None), CheckVerdict::Refused);
         assert_eq!(verdict(Some(&isolated("isolated", "4-5"))), CheckVerdict::Holds);

@@ -1,4 +1,4 @@
-//! The VM's core-scheduling cookie: made once others are off its CPUs, kept in every pass, taken back at
+//! The VM's core-scheduling cookie: made once others are off its CPUs, kept in every pass, removed at
 //! the end.
 
 use std::io;

@@ -166,7 +166,11 @@ mod tests {
         assert!(matches!(step(wanted(), &[None, Some(3)], &none), CookieStep::LeaveAlone { .. }));
         assert_eq!(step(wanted(), &[Some(7), Some(7)], &made), CookieStep::Nothing);
         assert_eq!(step(wanted(), &[Some(7), None], &made), CookieStep::Make, "it missed it");
-        assert_eq!(step(wanted(), &[None, None], &made), CookieStep::Make, "somebody took it");
+        assert_eq!(
+            step(wanted(), &[None, None], &made),
+            CookieStep::Make,
+            "another program took it"
+        );
         assert!(matches!(
             step(wanted(), &[Some(7), Some(3)], &made),
             CookieStep::LeaveAlone { .. }

@@ -20,7 +20,7 @@ use crate::knobs::host::step::HostStep;
 use crate::knobs::host::{Wish, new_irqs, power};
 use crate::threads::ProcessKey;
 
-/// The steps that lead to the wishes: what is taken back comes first.
+/// The steps that lead to the wishes: what is restored comes first.
 #[must_use]
 pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostStep> {
     let wished: BTreeSet<&Place> = wishes.iter().map(|wish| &wish.place).collect();

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   before a partition is built   remember: kernel threads' masks, which the kernel will not restored
-//!   after a lease has changed     reconcile: take back, then write
+//!   after a lease has changed     reconcile: restore, then write
 //!   every turn of the slow timer  reconcile: interrupts and kernel threads come and go
 //! ```
 //!

@@ -41,10 +41,10 @@ impl NewIrqs {
 /// `local` are the CPUs of the device's node; none where it has none.
 fn let_out(found: &CpuSet, local: &CpuSet, new: &NewIrqs, online: &CpuSet) -> Option<CpuSet> {
     let same = |a: &CpuSet, b: &CpuSet| *a & *online == *b & *online;
-    let born = [new.before, new.before & *local];
-    let born = born.into_iter().zip([new.now, new.now & *local]);
-    let mut born = born.filter(|(_, now)| now.intersects(online) && same(found, now));
-    born.next().map(|(before, _)| before).filter(|before| !same(before, found))
+    let created = [new.before, new.before & *local];
+    let created = created.into_iter().zip([new.now, new.now & *local]);
+    let mut created = created.filter(|(_, now)| now.intersects(online) && same(found, now));
+    created.next().map(|(before, _)| before).filter(|before| !same(before, found))
 }
 
 /// What new interrupts would be without qmpin; what they are is taken for written by it.
@@ -132,7 +132,7 @@ mod tests {
         assert_eq!(of("0-3", "0-3", "0-3,6-11"), None, "there it would be anyway");
         assert_eq!(of("0-3", "", "0-3,6-11"), None, "it has no node");
         assert_eq!(of("", "4-5", "0-3,6-11"), None, "nothing of its node is left");
-        assert_eq!(of("2", "0-5", "0-3,6-11"), None, "somebody has put it there");
-        assert_eq!(of("0-9", "0-5", "0-11"), None, "there is no fence");
+        assert_eq!(of("2", "0-5", "0-3,6-11"), None, "another program moved it");
+        assert_eq!(of("0-9", "0-5", "0-11"), None, "nothing is excluded");
     }
 }

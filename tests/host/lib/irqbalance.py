@@ -67,7 +67,7 @@ class Irqbalance:
         return {cpu for cpu in range(mask.bit_length()) if mask >> cpu & 1}
 
     def wait_banned(self, cpus):
-        wait_until(lambda: self.banned() == cpus, 60, f"irqbalance to keep off {sorted(cpus)}", self.setup)
+        wait_until(lambda: self.banned() == cpus, 60, f"irqbalance to exclude {sorted(cpus)}", self.setup)
 
     def wait_passes(self, number):
         """Until it has woken up that often: it does so once for each pass, and is asked nothing meanwhile."""

@@ -42,7 +42,7 @@ class Series:
 
     def everywhere(self, what, command, attached=False, since=None, until=None, ends=False):
         """Kills COMMAND at every position, from the one that is SINCE, until it comes through or was killed at UNTIL; where
-        that was. The VM is ATTACHED before, or not. A command that ENDS would stay, and is told to end once it has attached.
+        that was. The VM is ATTACHED before, or not. A command that ENDS would stay, and gets SIGTERM once it has attached.
 
         Where it waits for another program (irqbalance), it does not come by all positions each time: what has to be among
         them is a SINCE of its own.
@@ -100,7 +100,7 @@ def expect(killed, least, *names):
 
 
 def name_of(call, path):
-    """Positions are the journals and all else in /run/qmpin; what systemd is told of a partition; groups that go; CPUs' switches."""
+    """Positions are the journals and all else in /run/qmpin; what systemd is asked about a partition; groups that go; CPUs' switches."""
     if path.startswith("/sys/devices/system/cpu/cpu") and path.endswith("/online"):
         return path.removeprefix("/sys/devices/system/cpu/")
     if path == RUN:
@@ -116,6 +116,6 @@ def name_of(call, path):
 
 
 def end_once_attached(pid, position):
-    # That is told to `qmpin status` when all is done.
+    # `qmpin status` reports it when all is done.
     if position == "rename 100.standing.new":
         os.kill(pid, signal.SIGTERM)

@@ -74,7 +74,7 @@ def run(
     """Runs a command and kills it just before its AT-th position. They are counted from 1, the first that is SINCE being 1
     where that is given.
 
-    NAME_OF tells what to call the file of a call, or None: it is no position. PASSED is told of each position that was
+    NAME_OF returns the name for the file of a call, or None: it is no position. PASSED is called for each position that was
     let through, with the command's pid. With an errno to REFUSE with, none is.
     """
     ours, theirs = socket.socketpair()

@@ -214,7 +214,7 @@ class Attached(Follower):
         return "READY" in self.said
 
     def hear(self) -> None:
-        """Takes in what it has told systemd since."""
+        """Reads what it has notified systemd of since."""
         while True:
             try:
                 data, beside, _, _ = self._notify.recvmsg(4096, 256)
@@ -409,7 +409,7 @@ def attach_once(host, vmid: int, *flags: str, check: bool = True) -> subprocess.
 
 def leaves_alone(host, follower: Attached, path: Path, value: str) -> None:
     """Another program writes VALUE where qmpin has written, and qmpin is killed: `detach` leaves that so, and names it."""
-    # Stopped, so that it cannot mend it.
+    # Stopped, so that it cannot apply it again.
     os.kill(follower.process.pid, signal.SIGSTOP)
     path.write_text(value)
     follower.stop(signal.SIGKILL)

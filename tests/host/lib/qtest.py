@@ -101,7 +101,7 @@ class Host:
         return done
 
     def read(self, path: str | Path) -> str:
-        """The text of a file without the newline at its end."""
+        """The text of a file without its last newline."""
         return Path(path).read_text().strip()
 
     def online(self) -> str:

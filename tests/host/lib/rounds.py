@@ -101,7 +101,7 @@ def at_once(host, config, alone, vmids, partition, mixed):
     # Leases and journals say when and in which order; what they are about is the same.
     ignore = ["run/qmpin/*"]
     if partition:
-        # Workqueues keep off the same CPUs, whichever was first: a partition, or a qmpin that saw the lease of one to come.
+        # Workqueues exclude the same CPUs, whichever came first: a partition, or a qmpin that saw the lease of a VM whose partition follows.
         ignore.append("sys/devices/virtual/workqueue/cpumask_requested")
     together(config, vmids)
     state.check_same(in_order, state.capture(), ignore)

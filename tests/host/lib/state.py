@@ -16,7 +16,7 @@ What is sound to compare:
 
 - A thread that lives through both captures, (tid, start time), has to have the same mask. Per-CPU kworkers too.
 - A thread that is gone is no difference: processes end. A thread that is new is one when its mask is not an *ordinary* one,
-  so that something created while the host was fenced, and still fenced, is seen. Ordinary is: the effective CPUs of its
+  so that something created while CPUs were excluded, and still excluded from them, is seen. Ordinary is: the effective CPUs of its
   cgroup, one CPU of a per-CPU kernel thread, or the mask of a thread of the same kind (name without its numbers) before.
 - Workqueue rescuers (`kworker/R-...`, and the older ones named like their queue) have the mask of the pool that they
   helped last, whatever that is by now, and only the kernel can set it: they are left out.

@@ -96,4 +96,4 @@ def table(ran: Counts) -> str:
     names: Counter[str] = Counter()
     for who, count in ran.items():
         names[who.comm] += count
-    return ", ".join(f"{name} {count}" for name, count in names.most_common()) or "nobody"
+    return ", ".join(f"{name} {count}" for name, count in names.most_common()) or "no thread"

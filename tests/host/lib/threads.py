@@ -20,7 +20,7 @@ class Thread:
     comm: str
     allowed: str  # cpulist
     kernel: bool
-    unmovable: bool = False  # nobody but the kernel sets its mask
+    unmovable: bool = False  # only the kernel sets its mask
 
 
 # Of include/linux/sched.h, in the flags field of /proc/TID/stat.

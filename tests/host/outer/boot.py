@@ -186,7 +186,7 @@ class Machine:
         raise NotBooted(f"QEMU ended with {self.process.returncode} before the job began{self._last_words()}")
 
     def _last_words(self) -> str:
-        """What QEMU said at its end, without TCG's warnings of each feature that it lacks."""
+        """What QEMU printed last, without TCG's warnings of each feature that it lacks."""
         lines = (self.folder / "qemu-stderr.log").read_text(errors="replace").splitlines()
         own = [line for line in lines if ": warning: " not in line]
         return f": {own[-1]}" if own else ""

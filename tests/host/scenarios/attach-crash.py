@@ -72,7 +72,7 @@ def detach(host, vm, alone):
 
 
 def seen(vm, host, attached):
-    """With no process there to mend it: the check of these scenarios sees a thread that is not in its place, and one moved."""
+    """While no supervisor runs, the check of these scenarios finds a thread that is not in its place, and one that was moved."""
     tid, own = vm.roles().vcpus[0], os.getpid()
     for who, where in ((tid, {0}), (own, {1})):
         was = os.sched_getaffinity(who)

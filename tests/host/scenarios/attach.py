@@ -33,7 +33,7 @@ def run(host):
                 neighbour(attached, vm, host)
                 assert attached.plan() == plan, "after all that, the plan is the first"
                 poller.wait_visits(2)
-            assert attached.code == 0, "told to end, it ends in order"
+            assert attached.code == 0, "it ends in order on SIGTERM"
             state.check_same(alone, state.capture())
         host.note(f"with qmpin:    {poller.report}")
         poller.report.check()

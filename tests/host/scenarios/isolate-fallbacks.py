@@ -284,4 +284,4 @@ def wait_for(check, attached):
             return False
         return True
 
-    wait_until(passes, BACK_S, "the others to be kept off", lambda: f"{passes.error}; {attached.log()}")
+    wait_until(passes, BACK_S, "the others to be excluded", lambda: f"{passes.error}; {attached.log()}")

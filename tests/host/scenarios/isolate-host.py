@@ -31,25 +31,25 @@ def run(host):
         each_knob(host, alone)
         with attached(100) as first:
             mine = exclusive(first)
-            kept_off(host, mine)
+            excluded(host, mine)
             print(host.run("qmpin", "verify", "100").stdout)
-            told(host, first, mine)
+            reported(host, first, mine)
             drift(host, first, alone, mine)
             if host.shape["name"] != "tiny":
                 beside(host, first, mine)
-                kept_off(host, mine)
+                excluded(host, mine)
         assert first.code == 0
         state.check_same(alone, state.capture())
         killed(host, alone)
         changed_by_others(host, alone)
         with attached(100) as last:
-            kept_off(host, exclusive(last))
+            excluded(host, exclusive(last))
             one.kill()
             assert last.wait() == 0, "its QEMU was killed"
         state.check_same(before, state.capture())
 
 
-def told(host, follower, mine):
+def reported(host, follower, mine):
     """`status` and the log tell of the partition, and of what stays: interrupts with their counts, bound threads by name."""
     text = host.run("qmpin", "status").stdout
     print(text)
@@ -91,7 +91,7 @@ def exclusive(follower):
     return cpulist.parse(follower.plan()["exclusive"])
 
 
-def kept_off(host, cpus):
+def excluded(host, cpus):
     """Nothing that can be moved may run on these CPUs, by the kernel's own files."""
     assert cpus
     default = int(host.read("/proc/irq/default_smp_affinity").replace(",", ""), 16)
@@ -183,7 +183,7 @@ def beside(host, first, mine):
         with attached(101) as second:
             theirs = exclusive(second)
             assert not mine & theirs
-            kept_off(host, mine | theirs)
+            excluded(host, mine | theirs)
         assert second.code == 0
         default = int(host.read("/proc/irq/default_smp_affinity").replace(",", ""), 16)
         assert all(default >> cpu & 1 for cpu in theirs), f"{default:x}: {theirs} are not the host's again"

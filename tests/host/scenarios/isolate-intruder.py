@@ -82,7 +82,7 @@ def allowed_off(cpus, process):
 
 
 def refused(host, cpus):
-    """Who wants nothing but these CPUs is told so by the kernel, and not started."""
+    """The kernel refuses a program that wants nothing but these CPUs, and it is not started."""
     done = host.run("taskset", "-c", cpus, "true", check=False)
     print(f"  {done.stderr.strip()}")
     assert done.returncode != 0 and "nvalid argument" in done.stderr, done

@@ -59,7 +59,7 @@ def by_itself(host, follower, irqbalance, mine):
     onto = cpulist.write(mine)
     movable = [irq for irq in irqs() if moves(irq, onto)]
     assert movable, "no interrupt can be moved"
-    # It tries all of them anew after it was told anything at all.
+    # It tries all of them anew after any request.
     irqbalance.say("settings ban irqs NONE")
     wait_until(
         lambda: any(not on(irq) & mine for irq in movable), 60, "irqbalance to take one off", lambda: {str(irq): on(irq) for irq in movable}
@@ -80,7 +80,7 @@ def by_itself(host, follower, irqbalance, mine):
 
 
 def killed(host, irqbalance, was, mine, alone):
-    """SIGKILL of qmpin, before irqbalance can have taken what it was told and after."""
+    """SIGKILL of qmpin, before irqbalance can have taken the request, and after."""
     for wait in (False, True):
         with attached() as follower:
             if wait:

@@ -1,4 +1,4 @@
-"""SIGKILL of qmpin at every position, with everything at once that one VM can have, and on the rungs that are not the usual one:
+"""SIGKILL of qmpin at every position, with everything at once that one VM can have, and with each fallback:
 `detach` then leaves the host as it was, and nothing in /run/qmpin. It takes long.
 """
 
@@ -93,7 +93,7 @@ def balanced(host, folder):
 
         series = Series(host, folder, PLACED, not_back)
         series.policy(isolation="pinned", irqs=True)
-        # When irqbalance takes what it is told decides how many writes there are before the last ones.
+        # When irqbalance takes the request decides how many writes there are before the last ones.
         last = "unlink .host.journal"
         killed = series.everywhere("with irqbalance, and its own end", ATTACH, ends=True)
         expect(killed, 15, ".host.journal intent")

@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     least_run_s: float  # of one vCPU
     delay_s: float
     vcpus: switches.Counts
-    bound: switches.Counts  # kernel threads of one CPU, which nobody can move, and the idle tasks
+    bound: switches.Counts  # kernel threads of one CPU, which no program can move, and the idle tasks
     strangers: switches.Counts
 
     def delay_percent(self) -> float:
@@ -63,7 +63,7 @@ def run(host):
                 exclusive = measure(vm, tids, neighbour, cpus)
                 tell(host, f"exclusive on {cpus}", exclusive)
                 refused = named(host)
-            assert attached.code == 0, "told to end, it ends in order"
+            assert attached.code == 0, "it ends in order on SIGTERM"
         state.check_same(alone, state.capture())
     state.check_same(before, state.capture())
 

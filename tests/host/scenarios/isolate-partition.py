@@ -37,7 +37,7 @@ def run(host):
             hotplug(host, attached, vm)
             changed(host, attached, vm)
             pair(host, attached, vm)
-        assert attached.code == 0, "told to end, it ends in order"
+        assert attached.code == 0, "it ends in order on SIGTERM"
         same(host, alone, "detached in order")
         crashes(host, vm, alone)
         cpus(host, vm)
@@ -218,13 +218,13 @@ def hotplug(host, attached, vm):
 
 def changed(host, attached, vm):
     """Another program takes the partition down: it is made again, counted, and said."""
-    told = "was changed externally: made again"
-    assert told not in attached.log(), f"nobody has yet: {attached.log()}"
+    message = "was changed externally: made again"
+    assert message not in attached.log(), f"nothing has changed yet: {attached.log()}"
     before = drift_total()
     (vm.cgroup / "vcpus/cpuset.cpus.partition").write_text("member")
     wait_until(lambda: drift_total() > before, qmpin.LIMIT_S, "the change to be counted", attached.log)
     isolated(host, attached, vm)
-    assert told in attached.log(), attached.log()
+    assert message in attached.log(), attached.log()
 
 
 def drift_total():
@@ -336,7 +336,7 @@ def helpers_make_room(host, vm):
 
 
 def orphans(host):
-    """QEMU and qmpin are killed; a process that comes next takes back what is left."""
+    """QEMU and qmpin are killed; the next qmpin restores what is left."""
     with host.vm(100, cpus=2) as vm:
         vm.wait_guest()
         with exclusive(100) as attached:

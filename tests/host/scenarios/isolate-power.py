@@ -38,7 +38,7 @@ def of_every_cpu(host):
         with attached(100) as first:
             mine = exclusive(first)
             awake(host, mine, usual)
-            told(host, mine)
+            reported(host, mine)
             mine = mended(host, first, mine, usual)
             if host.shape["name"] != "tiny":
                 beside(host, mine, usual)
@@ -93,7 +93,7 @@ def awake(host, mine, usual):
         assert host.read(at / "scaling_cur_freq") == host.read(at / "cpuinfo_max_freq"), f"CPU {cpu} is slow"
 
 
-def told(host, mine):
+def reported(host, mine):
     verified = host.run("qmpin", "verify", "100").stdout
     print(verified)
     assert re.search(r"^power\s+holds", verified, re.MULTILINE), verified

@@ -53,7 +53,7 @@ def without_cgroups(case):
 
 
 def without_bus(case):
-    """systemd cannot be asked: the VM is pinned and the rest of the host is kept off, and detach can do without it, too."""
+    """systemd cannot be asked: the VM is pinned and the rest of the host is excluded, and detach can do without it, too."""
     said = attach(case, "env", "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent")
     assert "could not reach systemd over the system bus" in said, said
     case.detach()

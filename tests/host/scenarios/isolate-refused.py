@@ -35,7 +35,7 @@ def run(host):
 
 
 def means(value, text):
-    """Whether a file with this text holds the value; CPUs are told as a list, also where the file has a mask."""
+    """Whether a file with this text holds the value; CPUs are reported as a list, also where the file has a mask."""
     if text == value:
         return True
     try:
@@ -150,7 +150,7 @@ def refused(case, number):
         print(f"{why}: {done.returncode} {done.stdout}")
         assert done.returncode == PARTIAL, f"{why}, partition {partition}: {done.returncode}, {done.stdout}"
         for path in refused_paths(done):
-            # The kernel says so itself of those that it manages, and they are told by number.
+            # The kernel says so itself of those that it manages, and they are reported by number.
             managed = number == errno.EPERM and re.fullmatch(r"/proc/irq/\d+/smp_affinity_list", path)
             assert managed or named(path, why, done.stdout), f"{path}: {why} is not said: {done.stdout}"
         case.rest_goes_on()
@@ -161,10 +161,10 @@ def refused(case, number):
         print(f"{why}: {done.returncode} {done.stdout}")
         assert done.returncode == PARTIAL, f"{why}: {done.returncode}, {done.stdout}"
         for path in refused_paths(done):
-            # A thread that cannot leave a group is told with the group. And a VM whose partition stays, stays: the rest of
+            # A thread that cannot leave a group is reported with the group. And a VM whose partition stays, stays: the rest of
             # the host is kept in line for it.
-            told = path.endswith("/cgroup.threads") or partition and not path.startswith(CGROUPS)
-            assert told or named(path, why, done.stdout), f"{path}: {why} is not said: {done.stdout}"
+            in_other_words = path.endswith("/cgroup.threads") or partition and not path.startswith(CGROUPS)
+            assert in_other_words or named(path, why, done.stdout), f"{path}: {why} is not said: {done.stdout}"
         case.detach()
 
 

@@ -33,7 +33,7 @@ def run(host):
             vm.cont()
             vm.wait_guest()
             only_vcpus(follower, vm)
-            told(host)
+            reported(host)
             if host.shape["name"] != "tiny":
                 plugged(follower, vm)
             mended(follower, vm)
@@ -109,7 +109,7 @@ def only_vcpus(follower, vm):
     print(f"threads of the VM: {names}")
 
 
-def told(host):
+def reported(host):
     verified = host.run("qmpin", "verify", "100").stdout
     print(verified)
     assert re.search(r"^sched\s+holds", verified, re.MULTILINE), verified
@@ -222,7 +222,7 @@ def shared_core(host, vm, alone):
     assert set(cookies(vm).values()) == theirs
     assert LIBC.prctl(PR_SCHED_CORE, SHARE_TO, vm.pid, 1, 0) == 0
     state.check_same(alone, state.capture())
-    host.note("core scheduling: made, kept, taken back")
+    host.note("core scheduling: made, kept, removed")
 
 
 def one(vm, follower):

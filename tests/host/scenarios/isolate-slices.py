@@ -153,7 +153,7 @@ def wait_for(check, attached):
             return False
         return True
 
-    wait_until(passes, 60, "everybody to be kept off", lambda: f"{passes.error}; {attached.log()}")
+    wait_until(passes, 60, "all others to be excluded", lambda: f"{passes.error}; {attached.log()}")
 
 
 @contextlib.contextmanager

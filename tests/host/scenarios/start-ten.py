@@ -64,7 +64,7 @@ def run(host):
                 vm.kill()
             for service in services:
                 service.wait_state("inactive")
-            # They are gone, so systemd need not be told.
+            # They are gone, so systemd need not reload.
             host.note(f"{len(reloads(host, since))} reloads as they end")
             assert not reloads(host, since), reloads(host, since)
         wait_until(lambda: not list(DROP_INS.glob("*.scope.d")), 60, "the drop-ins to go", lambda: list(DROP_INS.glob("*.scope.d")))

@@ -50,12 +50,12 @@ def check_topology(host):
     for cpu in online:
         assert cpulist.parse(cpu["siblings"]) == cores[cpu["cpu"]], cpu
 
-    told = lstopo(host)
-    assert grouped(online, "core") == told["Core"], told["Core"]
-    assert grouped(online, "package") == told["Package"], told["Package"]
-    assert sets(said["llcs"]) == told["L3Cache"] == grouped(online, "llc"), (said["llcs"], told["L3Cache"])
-    assert sets(said["nodes"]) == told["NUMANode"] == grouped(online, "node"), (said["nodes"], told["NUMANode"])
-    assert [llc["size_bytes"] for llc in said["llcs"]] == told["cache sizes"], (said["llcs"], told["cache sizes"])
+    shown = lstopo(host)
+    assert grouped(online, "core") == shown["Core"], shown["Core"]
+    assert grouped(online, "package") == shown["Package"], shown["Package"]
+    assert sets(said["llcs"]) == shown["L3Cache"] == grouped(online, "llc"), (said["llcs"], shown["L3Cache"])
+    assert sets(said["nodes"]) == shown["NUMANode"] == grouped(online, "node"), (said["nodes"], shown["NUMANode"])
+    assert [llc["size_bytes"] for llc in said["llcs"]] == shown["cache sizes"], (said["llcs"], shown["cache sizes"])
     distances = [
         [int(word) for word in host.read(f"/sys/devices/system/node/node{node['node']}/distance").split()]
         for node in said["nodes"]
@@ -85,8 +85,8 @@ def lstopo(host):
             found[one.get("type")].append(cpus)
             if one.get("type") == "L3Cache":
                 sizes.append((min(cpus), int(one.get("cache_size"))))
-    told = {kind: sorted(groups, key=min) for kind, groups in found.items()}
-    return {**told, "cache sizes": [size for _, size in sorted(sizes)]}
+    shown = {kind: sorted(groups, key=min) for kind, groups in found.items()}
+    return {**shown, "cache sizes": [size for _, size in sorted(sizes)]}
 
 
 def from_mask(text):

@@ -86,7 +86,7 @@ def waits_for_room(host, first, second, two):
 
 
 def beats(service, count):
-    """Until it has told systemd COUNT times that it lives."""
+    """Until it has notified systemd COUNT times that it lives."""
     seen = set()
 
     def enough():

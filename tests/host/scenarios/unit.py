@@ -63,7 +63,7 @@ def talks(unit, vm, host):
 
 
 def wait_beats(unit, beats):
-    """Until it has told systemd BEATS times that it lives."""
+    """Until it has notified systemd BEATS times that it lives."""
     seen = set()
 
     def enough():

@@ -1,4 +1,4 @@
-//! The VM's partition: made once the threads are pinned, kept in every pass, taken back at the end.
+//! The VM's partition: made once the threads are pinned, kept in every pass, removed at the end.
 //!
 //! ```text
 //!   claim ─▶ lease says so ─▶ prepare ─▶ converge in every pass ─▶ take_back
