@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::ids::VmName;
 use crate::leases::StateDir;
+use crate::plan::Finding;
 use crate::qmp::ChannelKind;
 use crate::state_file::{FolderLink, folder_of, read_state};
 
@@ -28,10 +29,12 @@ pub struct Standing {
     pub schema: String,
     /// How QEMU is asked; `None`: in a way that this version does not know.
     pub channel: Option<ChannelKind>,
-    /// How many times a thread was found moved externally.
-    pub drift_total: u64,
+    /// How many times a thread was found moved externally; `None`: no process follows the VM.
+    pub drift_total: Option<u64>,
     /// What the kernel would not do, in sentences.
     pub refused: Vec<String>,
+    /// What of the plan in force falls short, as `qmpin plan` would print it.
+    pub findings: Vec<Finding>,
 }
 
 fn path(state: &StateDir, vm: &VmName) -> PathBuf {
@@ -52,11 +55,13 @@ fn parse(text: &str) -> Option<Standing> {
     version.parse::<u32>().ok().filter(|version| *version > 0)?;
     let channel = value.get("channel").cloned().and_then(|name| serde_json::from_value(name).ok());
     let refused = value.get("refused").cloned();
+    let findings = value.get("findings").and_then(Value::as_array).into_iter().flatten().cloned();
     Some(Standing {
         schema: STANDING_SCHEMA.to_owned(),
         channel,
-        drift_total: value.get("drift_total").and_then(Value::as_u64).unwrap_or(0),
+        drift_total: value.get("drift_total").and_then(Value::as_u64),
         refused: refused.and_then(|lines| serde_json::from_value(lines).ok()).unwrap_or_default(),
+        findings: findings.filter_map(|one| serde_json::from_value(one).ok()).collect(),
     })
 }
 
@@ -80,11 +85,11 @@ mod tests {
     #[test]
     fn what_another_version_wrote_is_read_as_far_as_it_is_known() {
         let standing = parse(OF_0_1_0).expect("a standing");
-        assert_eq!((standing.channel, standing.drift_total), (Some(ChannelKind::Lease), 4));
+        assert_eq!((standing.channel, standing.drift_total), (Some(ChannelKind::Lease), Some(4)));
         let later = OF_0_1_0.replace("standing/1", "standing/2").replace("lease", "io_uring");
         let later = parse(&later.replace("\"refused\":[]", "\"refused\":[\"x\"],\"ways\":{}"));
         let later = later.expect("a standing");
-        assert_eq!((later.channel, later.drift_total), (None, 4));
+        assert_eq!((later.channel, later.drift_total), (None, Some(4)));
         assert_eq!(later.refused, ["x"]);
         for other in
             ["", "{}", "[]", "{\"schema\":\"qmpin.lease/1\"}", "{\"schema\":\"qmpin.standing/0\"}"]

@@ -49,10 +49,13 @@ use crate::error::chain;
 use crate::guest::Guest;
 use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
+use crate::knobs::abilities::Abilities;
 use crate::knobs::affinity::apply::{Bench, apply};
 use crate::knobs::affinity::diff::{Step, desired, diff};
 use crate::knobs::affinity::restore::{RestoreReport, restore_process};
 use crate::knobs::core_scheduling::keep::CookieKeeper;
+use crate::knobs::core_scheduling::plan::wished;
+use crate::knobs::findings::{Facts, findings};
 use crate::knobs::ground::{Ground, Host};
 use crate::knobs::host::keep::HostKnobs;
 use crate::knobs::host::report::HostReport;
@@ -61,7 +64,7 @@ use crate::knobs::priority::keep::Priority;
 use crate::knobs::reonline::cycle::{Brought, ReonlineReport, bring_back};
 use crate::leases::{FileState, Kept, SupervisorLock};
 use crate::mask::{Mask, Masks};
-use crate::plan::{Lasts, Neighbour, Plan, PlanError, Stay};
+use crate::plan::{Finding, Lasts, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
@@ -85,6 +88,8 @@ pub struct Attachment<'a> {
     partition: Partition,
     priority: Priority,
     cookie: CookieKeeper,
+    /// What the kernel said in the last pass of priority and of cookies.
+    abilities: Abilities,
     /// Where each thread was seen to be, when that was where it belongs.
     settled: BTreeMap<ThreadKey, Mask>,
     /// Where its threads are.
@@ -220,6 +225,7 @@ impl<'a> Attachment<'a> {
             partition: Partition::resumed(&journal),
             priority: Priority::default(),
             cookie: CookieKeeper::default(),
+            abilities: Abilities::default(),
             journal,
             settled: BTreeMap::new(),
             placed: ThreadCpus::default(),
@@ -265,6 +271,22 @@ impl<'a> Attachment<'a> {
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// What there is to say about the plan in force, as of the last pass.
+    #[must_use]
+    pub fn findings(&self) -> Vec<Finding> {
+        findings(&Facts {
+            topology: &self.topology,
+            plan: &self.plan,
+            policy: &self.known.settings.policy.vm,
+            partition: self.partition.finding(),
+            throttling: self.abilities.throttling,
+            cookies: &self.abilities.cookies,
+            made: self.journal.memory().cookie(),
+            // It was done before the first pin, or was not; the report of that pass says which.
+            reonline: None,
+        })
     }
 
     /// What was attached, and how.
@@ -403,8 +425,8 @@ impl<'a> Attachment<'a> {
         self.drift_total += drifted.len() as u64;
         self.settled = settled(&self.plan, &threads, &steps);
         let barred = self.limit.bar(&mut steps, &of_process);
-        let Host { root, sched, .. } = self.known.host;
-        let bench = Bench { root, sched, grips: &grips, process: self.known.process };
+        let Host { root, sched: sched_calls, .. } = self.known.host;
+        let bench = Bench { root, sched: sched_calls, grips: &grips, process: self.known.process };
         let applied = apply(bench, &mut self.journal, baseline, steps)?;
         for applied in &applied {
             if !applied.fell_short() {
@@ -416,7 +438,9 @@ impl<'a> Attachment<'a> {
         let (plan, journal) = (&self.plan, &mut self.journal);
         let sched = policy.sched.value;
         let priority = self.priority.converge(bench, plan, sched, journal, own)?;
-        let cookie = self.cookie.converge(bench, &self.topology, plan, policy, journal, own)?;
+        self.abilities = Abilities::read(root, sched_calls, policy, journal.memory(), own);
+        let wish = wished(&self.topology, plan, policy);
+        let cookie = self.cookie.converge(bench, wish, journal, &self.abilities.cookies)?;
         self.drift_total += priority.drifted.len() as u64 + u64::from(cookie.drifted);
         let plan_failed = None;
         let reonline = ReonlineReport::default();

@@ -9,8 +9,9 @@ use crate::attachment::limit::vm_limit;
 use crate::attachment::settings::{Follow, Settings};
 use crate::discover::{read_topology, tasks};
 use crate::error::Failure;
+use crate::knobs::abilities::Abilities;
 use crate::knobs::affinity::diff::diff;
-use crate::knobs::core_scheduling::keep::core_scheduling_finding;
+use crate::knobs::findings::{Facts, findings};
 use crate::knobs::ground::Host;
 use crate::knobs::host::Wants;
 use crate::knobs::host::irqbalance::read::Silent;
@@ -19,9 +20,8 @@ use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
 use crate::knobs::host::places::HostView;
 use crate::knobs::host::step::HostStep;
 use crate::knobs::host::vfio::plan::VfioWant;
-use crate::knobs::partition::keep::partition_finding;
-use crate::knobs::priority::keep::priority_finding;
-use crate::knobs::reonline::cycle::reonline_finding;
+use crate::knobs::partition::keep::would_be;
+use crate::knobs::reonline::cycle::would_take;
 use crate::plan::{Plan, PlanError, Stay};
 use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
@@ -87,20 +87,28 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
             return Err(error.into());
         }
     };
-    if root.is_live() && settings.policy.vm.wanted_knobs().contains(&Knob::Partition) {
-        plan.report.push(partition_finding(host, state, view.process, &plan, &boot_id));
-    }
-    plan.report.extend(priority_finding(root, &plan, settings.policy.vm.sched.value));
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
     let memory = journal::memory(&state.journal_path(vm));
     let policy = &settings.policy.vm;
-    let core = core_scheduling_finding(host, &topology, &plan, policy, &threads, &memory);
-    plan.report.extend(core);
-    if root.is_live() && held.is_empty() {
+    let has_partition = root.is_live() && policy.wanted_knobs().contains(&Knob::Partition);
+    let partition = has_partition.then(|| would_be(host, state, view.process, &plan, &boot_id));
+    let reonline = if root.is_live() && held.is_empty() {
         let memory = HostJournal::read(&state.host_journal_path(), &boot_id)?;
-        let found = reonline_finding(host, state, &boot_id, &plan, policy, &memory);
-        plan.report.extend(found);
-    }
+        would_take(host, state, &boot_id, &plan, policy, &memory)
+    } else {
+        None
+    };
+    let abilities = Abilities::read(root, host.sched, policy, &memory, &threads);
+    plan.report = findings(&Facts {
+        topology: &topology,
+        plan: &plan,
+        policy,
+        partition,
+        throttling: abilities.throttling,
+        cookies: &abilities.cookies,
+        made: memory.cookie(),
+        reonline: reonline.as_ref(),
+    });
     threads.extend(kernel_threads(&live, &Kernel, view.process.pid, KthreadScan::Children));
     match shape {
         Shape::Json => output::json(&PlanDocument::of(&plan))?,

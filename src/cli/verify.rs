@@ -14,6 +14,7 @@ use crate::knobs::host::irqbalance::read::Silent;
 use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
 use crate::render::VerifyDocument;
 use crate::sched::{Kernel, Sched as _};
+use crate::standing::read_standing;
 use crate::threads::Thread;
 
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
@@ -48,7 +49,8 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     });
     let look = HostFindings::at(&root, &state, &boot_id, &lease, &memory, &mut Silent::new())?;
     checks.extend(look.checks(&lease));
-    let document = VerifyDocument::new(vm, checks);
+    let findings = read_standing(&state, vm).map(|standing| standing.findings).unwrap_or_default();
+    let document = VerifyDocument::new(vm, checks, findings);
     if args.json {
         output::json(&document)?;
     } else {

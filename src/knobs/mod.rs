@@ -9,8 +9,10 @@
 //!
 //! Affinity comes before the partition because it takes a millisecond, and a partition may take seconds.
 
+pub mod abilities;
 pub mod affinity;
 pub mod core_scheduling;
+pub mod findings;
 pub mod ground;
 pub mod host;
 pub mod partition;

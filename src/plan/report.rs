@@ -1,13 +1,14 @@
 //! What the planner says about its plan: a finding per rule, and the reason for each choice.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::ids::{CpuId, VcpuIndex};
 
 /// How far a rule was kept.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Wholly.
@@ -19,10 +20,10 @@ pub enum Verdict {
 }
 
 /// One rule, and how far this plan keeps it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Finding {
     /// The rule's short name.
-    pub rule: &'static str,
+    pub rule: Cow<'static, str>,
     /// How far it is kept.
     pub verdict: Verdict,
     /// A sentence with the numbers.
@@ -32,17 +33,29 @@ pub struct Finding {
 impl Finding {
     /// A rule that is wholly kept.
     pub fn met(rule: &'static str, reason: impl Into<String>) -> Finding {
-        Finding { rule, verdict: Verdict::Met, reason: reason.into() }
+        Finding { rule: Cow::Borrowed(rule), verdict: Verdict::Met, reason: reason.into() }
     }
 
     /// A rule that is kept in part.
     pub fn degraded(rule: &'static str, reason: impl Into<String>) -> Finding {
-        Finding { rule, verdict: Verdict::Degraded, reason: reason.into() }
+        Finding { rule: Cow::Borrowed(rule), verdict: Verdict::Degraded, reason: reason.into() }
     }
 
     /// A rule that cannot be kept.
     pub fn impossible(rule: &'static str, reason: impl Into<String>) -> Finding {
-        Finding { rule, verdict: Verdict::Impossible, reason: reason.into() }
+        Finding { rule: Cow::Borrowed(rule), verdict: Verdict::Impossible, reason: reason.into() }
+    }
+
+    /// Whether the rule is not wholly kept.
+    #[must_use]
+    pub fn falls_short(&self) -> bool {
+        self.verdict != Verdict::Met
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.reason)
     }
 }
 

@@ -176,7 +176,7 @@ pub fn plan_text(plan: &Plan, threads: usize, steps: &[Step], explain: Explain) 
                 Verdict::Degraded => "degraded",
                 Verdict::Impossible => "impossible",
             };
-            [verdict.to_owned(), finding.rule.to_owned(), finding.reason.clone()]
+            [verdict.to_owned(), finding.rule.to_string(), finding.reason.clone()]
         })
         .collect();
     if !rows.is_empty() {

@@ -10,6 +10,7 @@ use crate::discover::cgroup::PartitionFile;
 use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
 use crate::leases::Lease;
 use crate::marks::{Detached, Waiting};
+use crate::plan::Finding;
 use crate::policy::{Knob, VcpuSched};
 use crate::qmp::ChannelKind;
 use crate::shown;
@@ -100,6 +101,8 @@ struct VmRow {
     channel: Option<ChannelKind>,
     drift_total: Option<u64>,
     refused: Vec<String>,
+    /// What of the plan in force falls short, as `qmpin plan` prints it.
+    findings: Vec<Finding>,
     /// Checks of the host that do not hold, as `qmpin verify` makes them.
     unmet: Vec<Check>,
 }
@@ -155,7 +158,11 @@ impl StatusDocument {
                 }),
                 slices: lease.slices,
                 channel: standing.as_ref().and_then(|standing| standing.channel),
-                drift_total: standing.as_ref().map(|standing| standing.drift_total),
+                drift_total: standing.as_ref().and_then(|standing| standing.drift_total),
+                findings: standing
+                    .as_ref()
+                    .map(|standing| standing.findings.clone())
+                    .unwrap_or_default(),
                 refused: standing.map(|standing| standing.refused).unwrap_or_default(),
                 unmet: checks
                     .into_iter()
@@ -265,6 +272,10 @@ impl StatusDocument {
         }));
         let mut text = table(&rows);
         for vm in &self.vms {
+            // The policy's own is among what was refused.
+            for finding in vm.findings.iter().filter(|finding| finding.rule != "policy") {
+                text.push_str(&format!("VM {}: {}\n", vm.vm, shown::line(&finding.to_string())));
+            }
             for refused in &vm.refused {
                 text.push_str(&format!("VM {}: {}\n", vm.vm, shown::line(refused)));
             }

@@ -5,6 +5,8 @@ use serde::Serialize;
 use super::table::table;
 use crate::check::verify::{Check, CheckVerdict};
 use crate::ids::VmName;
+use crate::plan::Finding;
+use crate::shown;
 
 /// `verify --json`.
 #[derive(Debug, Serialize)]
@@ -13,14 +15,16 @@ pub struct VerifyDocument {
     vm: VmName,
     holds: bool,
     checks: Vec<Check>,
+    /// What of the plan in force falls short, as `qmpin plan` prints it. It breaks no promise.
+    findings: Vec<Finding>,
 }
 
 impl VerifyDocument {
-    /// Of the checks that were made.
+    /// Of the checks that were made, and of the plan's findings.
     #[must_use]
-    pub fn new(vm: &VmName, checks: Vec<Check>) -> VerifyDocument {
+    pub fn new(vm: &VmName, checks: Vec<Check>, findings: Vec<Finding>) -> VerifyDocument {
         let holds = checks.iter().all(|check| check.verdict != CheckVerdict::Broken);
-        VerifyDocument { schema: "qmpin.verify/1", vm: vm.clone(), holds, checks }
+        VerifyDocument { schema: "qmpin.verify/1", vm: vm.clone(), holds, checks, findings }
     }
 
     /// Whether no promise is broken.
@@ -42,6 +46,13 @@ impl VerifyDocument {
             [check.check.to_owned(), verdict.to_owned(), check.reason.clone()]
         }));
         let all = if self.holds { "all holds" } else { "not all holds" };
-        format!("VM {}: {all}\n{}", self.vm, table(&rows))
+        let mut text = format!("VM {}: {all}\n{}", self.vm, table(&rows));
+        if !self.findings.is_empty() {
+            text.push_str("the plan in force falls short:\n");
+        }
+        for finding in &self.findings {
+            text.push_str(&format!("  {}\n", shown::line(&finding.to_string())));
+        }
+        text
     }
 }

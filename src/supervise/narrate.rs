@@ -8,14 +8,14 @@ use crate::knobs::priority::apply::{PriorityApplied, PriorityOutcome, priority_r
 use crate::knobs::priority::keep::PriorityReport;
 use crate::knobs::priority::plan::PriorityStep;
 use crate::knobs::reonline::cycle::ReonlineReport;
-use crate::plan::{Finding, Plan, Verdict};
+use crate::plan::Finding;
 use crate::threads::{ThreadKey, thread_in_words};
 
-/// Each that was not there before.
-pub(super) fn log_shortfalls(plan: &Plan, before: &[Finding]) {
-    let new = |finding: &&Finding| finding.verdict != Verdict::Met && !before.contains(finding);
-    for finding in plan.report.iter().filter(new) {
-        tracing::warn!("{}: {}", finding.rule, finding.reason);
+/// Each that falls short and was not there before.
+pub(super) fn log_shortfalls(findings: &[Finding], before: &[Finding]) {
+    let new = |finding: &&Finding| finding.falls_short() && !before.contains(finding);
+    for finding in findings.iter().filter(new) {
+        tracing::warn!("{finding}");
     }
 }
 

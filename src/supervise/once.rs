@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::narrate::{log_pass, log_priority, log_shortfalls};
+use super::narrate::{log_pass, log_priority, log_shortfalls, refusals, refusals_for_good};
 use crate::attachment::Attachment;
 use crate::attachment::error::StartError;
 use crate::attachment::reports::PassReport;
@@ -10,6 +10,7 @@ use crate::attachment::settings::Settings;
 use crate::knobs::ground::Host;
 use crate::knobs::host::report::{HostLines, HostReport, log_host};
 use crate::plan::Plan;
+use crate::standing::{STANDING_SCHEMA, Standing, write_standing};
 
 /// Attaches, and leaves all as it is then.
 ///
@@ -19,9 +20,9 @@ pub async fn attach_once(
     host: Host<'_>,
     settings: Settings,
 ) -> Result<(Plan, PassReport, HostReport), StartError> {
+    let (state, vm) = (settings.state.clone(), settings.vm.clone());
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
     log_pass(&report, &mut BTreeSet::new());
-    log_shortfalls(attachment.plan(), &[]);
     // Anything that fails from here on leaves the VM pinned, with its undo.
     let remembered = attachment.remember_host();
     // The kernel does not restore what it changes while a partition is built.
@@ -32,7 +33,8 @@ pub async fn attach_once(
     let kept = attachment.keep_host();
     let raised = attachment.prioritise();
     let second = attachment.pass();
-    let plan = attachment.plan().clone();
+    let (plan, findings) = (attachment.plan().clone(), attachment.findings());
+    log_shortfalls(&findings, &[]);
     attachment.leave();
     report.then_applied(isolated?.applied);
     let second = second?;
@@ -46,5 +48,16 @@ pub async fn attach_once(
     remembered?;
     let kept = kept?;
     log_host(&kept, &mut HostLines::default());
+    let refused = refusals(&report).into_iter().chain(refusals_for_good(&report));
+    let standing = Standing {
+        schema: STANDING_SCHEMA.to_owned(),
+        channel: None,
+        drift_total: None,
+        refused: refused.chain(kept.refusals()).collect(),
+        findings: findings.into_iter().filter(|finding| finding.falls_short()).collect(),
+    };
+    if let Err(error) = write_standing(&state, &vm, &standing) {
+        tracing::warn!("`qmpin status` does not know what was refused: {error}");
+    }
     Ok((plan, report, kept))
 }

@@ -16,7 +16,7 @@ use crate::error::chain;
 use crate::ids::VmName;
 use crate::knobs::host::report::{HostLines, HostReport, log_host};
 use crate::leases::StateDir;
-use crate::plan::Plan;
+use crate::plan::Finding;
 use crate::qmp::ChannelKind;
 use crate::standing::{STANDING_SCHEMA, Standing, write_standing};
 use crate::threads::ThreadKey;
@@ -39,8 +39,8 @@ pub(super) struct Telling {
     not_isolated: Option<String>,
     /// What the kernel would not do, and is not asked for again.
     refused: BTreeSet<String>,
-    /// What holds although the policy files say otherwise.
-    of_policy: BTreeSet<String>,
+    /// What of the plan in force falls short.
+    findings: Vec<Finding>,
     /// What it would not do in the last pass.
     refused_now: BTreeSet<String>,
     /// What `status` shows of channel and drift.
@@ -72,12 +72,13 @@ impl Telling {
         self.refused_now = refused;
     }
 
-    /// What holds although the policy files say otherwise, or nothing that can be understood.
-    pub(super) fn policy(&mut self, plan: &Plan) {
-        let of_policy = plan.report.iter().filter(|finding| finding.rule == "policy");
-        let of_policy = of_policy.map(|one| format!("{}: {}", one.rule, one.reason)).collect();
-        self.is_stale |= self.of_policy != of_policy;
-        self.of_policy = of_policy;
+    /// What there is to say about the plan in force.
+    pub(super) fn findings(&mut self, findings: &[Finding]) {
+        let short = || findings.iter().filter(|finding| finding.falls_short());
+        if !short().eq(&self.findings) {
+            self.findings = short().cloned().collect();
+            self.is_stale = true;
+        }
     }
 
     /// Why a pass was incomplete. A full /run stays full for a while: once is enough.
@@ -161,8 +162,16 @@ impl Telling {
         let not_isolated = not_isolated
             .map(|why| format!("other threads are not excluded from the VM's CPUs: {why}"));
         let refused = self.refused.union(&self.refused_now).cloned();
-        let refused = self.of_policy.iter().cloned().chain(refused).chain(not_isolated).collect();
-        let said = Standing { schema, channel: Some(channel), drift_total, refused };
+        // What holds although the policy files say otherwise.
+        let of_policy = self.findings.iter().filter(|one| one.rule == "policy");
+        let refused = of_policy.map(ToString::to_string).chain(refused).chain(not_isolated);
+        let said = Standing {
+            schema,
+            channel: Some(channel),
+            drift_total: Some(drift_total),
+            refused: refused.collect(),
+            findings: self.findings.clone(),
+        };
         match write_standing(state, vm, &said) {
             Ok(()) => {
                 self.standing = Some(standing);

@@ -29,7 +29,7 @@ use crate::ids::Tid;
 use crate::knobs::affinity::restore::RestoreReport;
 use crate::knobs::ground::Host;
 use crate::knobs::host::report::HostReport;
-use crate::plan::Plan;
+use crate::plan::{Finding, Plan};
 use crate::qmp::Roles;
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
@@ -91,6 +91,8 @@ pub(super) enum Done {
 pub(super) struct Now {
     /// The plan in force.
     pub(super) plan: Arc<Plan>,
+    /// What there is to say about it.
+    pub(super) findings: Arc<Vec<Finding>>,
     /// When the choice between a partition and a fallback is to be made again.
     pub(super) choice_due: Option<Instant>,
     /// Where its threads are.
@@ -206,7 +208,8 @@ fn work(
             plan = Some(Arc::clone(&known));
             let choice_due = attachment.choice_due().map(Instant::from_std);
             let placed = Box::new(attachment.placed());
-            Now { plan: known, choice_due, placed, drift_total: attachment.drift_total() }
+            let findings = Arc::new(attachment.findings());
+            Now { plan: known, findings, choice_due, placed, drift_total: attachment.drift_total() }
         });
         let cost = thread_time().saturating_sub(before);
         if report.send(Ended { done, now, cost }).is_err() {

@@ -173,7 +173,7 @@ fn once_moves_every_thread_and_detach_puts_every_thread_back() {
     }
     assert_eq!(
         stage.place.left_behind(),
-        [".host.lock", ".leases.lock", "100.journal", "100.lease"]
+        [".host.lock", ".leases.lock", "100.journal", "100.lease", "100.standing"]
     );
     // Again: nothing to move, and the undo is still the first.
     stage.run(&["attach", "100", "--once"]).says(0, &["0 threads moved"]);

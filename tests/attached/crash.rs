@@ -311,7 +311,7 @@ fn a_mask_the_kernel_refuses_is_named_and_the_rest_goes_on() {
                 done.says(6, &["could not be restored to", text]);
                 assert_eq!(
                     stage.place.left_behind(),
-                    [".host.lock", ".leases.lock", "100.journal", "100.lease"]
+                    [".host.lock", ".leases.lock", "100.journal", "100.lease", "100.standing"]
                 );
                 stage.run(&["detach", "100"]).says(0, &["1 threads restored"]);
             }

@@ -76,6 +76,56 @@ fn doctor_names_what_a_vm_costs_and_the_line_that_mends_it() {
 }
 
 #[test]
+fn plan_log_status_and_verify_show_the_same_shortfalls() {
+    needs_two_cpus!("plan_log_status_and_verify_show_the_same_shortfalls");
+    let options = QemuOptions { vcpus: 2, ..QemuOptions::default() };
+    let stage = Stage::new(&options).with_policy("share = true\nsched = \"fifo:1\"\n");
+    let planned = || -> Vec<Value> {
+        let report = json(&stage, 0, &["plan", "100", "--json"])["report"].clone();
+        let report: Vec<Value> = report.as_array().expect("a report").clone();
+        report.into_iter().filter(|finding| finding["verdict"] != "met").collect()
+    };
+    let before = planned();
+    let rules: Vec<&str> = before.iter().filter_map(|finding| finding["rule"].as_str()).collect();
+    assert!(rules.contains(&"share") && rules.contains(&"sched"), "planner and knob: {rules:?}");
+    let shown = |of: Value| of["findings"].as_array().expect("findings").clone();
+    let in_status = || shown(json(&stage, 0, &["status", "--json"])["vms"][0].clone());
+    let sentences: Vec<String> = before
+        .iter()
+        .map(|one| {
+            let word = |name: &str| one[name].as_str().expect("a word").to_owned();
+            format!("{}: {}", word("rule"), word("reason"))
+        })
+        .collect();
+    let all_say_so = || {
+        assert_eq!(planned(), before, "also of a VM that is attached");
+        assert_eq!(in_status(), before);
+        let code = stage.run(&["verify", "100"]).code.expect("an exit");
+        assert_eq!(shown(json(&stage, code, &["verify", "100", "--json"])), before);
+        for sentence in &sentences {
+            stage.run(&["status"]).says(0, &[sentence]);
+            stage.run(&["verify", "100"]).says(code, &[sentence]);
+        }
+    };
+
+    let attached = stage.attach(&[]);
+    wait_until("status knows them", || !in_status().is_empty());
+    all_say_so();
+    for sentence in &sentences {
+        assert_eq!(attached.lines_with(sentence), 1, "{sentence}: {}", attached.err());
+    }
+    attached.end();
+
+    let once = stage.run(&["attach", "100", "--once"]);
+    assert!(sentences.iter().all(|sentence| once.err.contains(sentence)), "{once:?}");
+    all_say_so();
+    let vm = json(&stage, 0, &["status", "--json"])["vms"][0].clone();
+    assert_eq!((&vm["channel"], &vm["drift_total"]), (&Value::Null, &Value::Null), "{vm}");
+    stage.run(&["detach", "100"]).says(0, &["restored"]);
+    assert_eq!(stage.place.left_behind(), [""; 0]);
+}
+
+#[test]
 fn drift_is_counted_for_all_to_see() {
     needs_two_cpus!("drift_is_counted_for_all_to_see");
     let stage = Stage::new(&QemuOptions::default()).with_policy("check_interval_s = 1\n");

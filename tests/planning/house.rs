@@ -29,8 +29,9 @@ const IMPURE: [&str; 19] = [
     "eprintln",
 ];
 /// Planners that are not in `plan/`, and not called so.
-const PLANNERS: [&str; 10] = [
+const PLANNERS: [&str; 11] = [
     "knobs::affinity::diff",
+    "knobs::findings",
     "knobs::host",
     "knobs::host::diff",
     "knobs::host::irqs",

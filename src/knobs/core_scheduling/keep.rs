@@ -1,20 +1,14 @@
 //! The VM's core-scheduling cookie: made once others are off its CPUs, kept in every pass, removed at
 //! the end.
 
-use std::io;
-
-use crate::journal::{Journal, JournalError, Memory, Record};
+use crate::journal::{Journal, JournalError, Record};
 use crate::knobs::affinity::apply::Bench;
 use crate::knobs::core_scheduling::apply::{clear_cookie, make_cookie};
 use crate::knobs::core_scheduling::journal::CookieRecord;
-use crate::knobs::core_scheduling::plan::{CookieStep, Cookies, RULE, Wish, finding, step, wish};
-use crate::knobs::ground::Host;
-use crate::plan::{Finding, Plan, Verdict};
-use crate::policy::{Knob, Sharing, VmPolicy};
+use crate::knobs::core_scheduling::plan::{CookieStep, Cookies, NoCookies, RULE, Wish, step};
+use crate::policy::{Knob, VmPolicy};
 use crate::sched::{Sched, is_gone};
-use crate::systemd::SystemBus;
 use crate::threads::Thread;
-use crate::topology::Topology;
 use crate::wording::counted;
 
 /// What a pass has changed about it.
@@ -35,8 +29,6 @@ pub(crate) struct CookieKeeper {
     is_refused: bool,
     /// Whether all threads had it when they were last looked at.
     was_whole: bool,
-    /// What was logged already.
-    said: Option<Finding>,
 }
 
 impl CookieKeeper {
@@ -48,28 +40,22 @@ impl CookieKeeper {
         self.is_due
     }
 
-    /// Makes it, or takes it, where that is not so.
+    /// Makes it, or takes it, where that is not so. `cookies` are what the threads have.
     pub(crate) fn converge(
         &mut self,
         bench: Bench<'_>,
-        topology: &Topology,
-        plan: &Plan,
-        policy: &VmPolicy,
+        wish: Wish,
         journal: &mut Journal,
-        threads: &[Thread],
+        cookies: &Result<Cookies, NoCookies>,
     ) -> Result<CookieReport, JournalError> {
         let mut report = CookieReport::default();
-        let wish = wished(topology, plan, policy);
-        if !self.is_due || (wish == Wish::Nothing && journal.memory().cookie().is_empty()) {
-            self.say(unwished(topology, plan, policy, self.is_due));
+        let is_needed = wish != Wish::Nothing || !journal.memory().cookie().is_empty();
+        let Ok(cookies) = cookies else { return Ok(report) };
+        if !self.is_due || !is_needed {
             return Ok(report);
         }
-        let host = Host { root: bench.root, sched: bench.sched, units: &SystemBus };
-        self.say(core_scheduling_finding(host, topology, plan, policy, threads, journal.memory()));
-        let Ok(cookies) = cookies(bench.sched, threads) else { return Ok(report) };
-        note(journal, &cookies)?;
-        let step = step(wish, &cookies, journal.memory().cookie());
-        match step {
+        note(journal, cookies)?;
+        match step(wish, cookies, journal.memory().cookie()) {
             CookieStep::Make if !self.is_refused => {
                 report.drifted = self.was_whole && cookies.values().any(Option::is_none);
                 let made = make_cookie(bench, journal)?;
@@ -106,17 +92,6 @@ impl CookieKeeper {
         }
         Ok(report)
     }
-
-    /// Logs a shortfall that was not logged before.
-    fn say(&mut self, finding: Option<Finding>) {
-        if let Some(finding) = &finding
-            && finding.verdict != Verdict::Met
-            && self.said.as_ref() != Some(finding)
-        {
-            tracing::warn!("{}: {}", finding.rule, finding.reason);
-        }
-        self.said = finding;
-    }
 }
 
 /// A qmpin that was killed right after a cookie was made has not recorded which.
@@ -130,25 +105,11 @@ fn note(journal: &mut Journal, cookies: &Cookies) -> Result<(), JournalError> {
     }
 }
 
-fn wished(topology: &Topology, plan: &Plan, policy: &VmPolicy) -> Wish {
-    if policy.wanted_knobs().contains(&Knob::CoreScheduling) {
-        wish(topology, plan, policy.share.value)
-    } else {
-        Wish::Nothing
-    }
-}
-
-/// What there is to say where no cookie is wished for, although the knob is.
-fn unwished(topology: &Topology, plan: &Plan, policy: &VmPolicy, is_due: bool) -> Option<Finding> {
-    let is_wanted = is_due && policy.wanted_knobs().contains(&Knob::CoreScheduling);
-    if is_wanted { finding(topology, plan, Sharing::Refuse, Ok(())) } else { None }
-}
-
 /// The cookies of threads; one that has ended has none.
 ///
 /// # Errors
-/// What the kernel says where it has no cookies at all.
-pub fn cookies(sched: &dyn Sched, threads: &[Thread]) -> io::Result<Cookies> {
+/// [`NoCookies`] (`kernel/sched/core_sched.c`: EINVAL where it is not built, ENODEV without SMT).
+pub fn cookies(sched: &dyn Sched, threads: &[Thread]) -> Result<Cookies, NoCookies> {
     let mut cookies = Cookies::new();
     for thread in threads {
         match sched.cookie(thread.key.tid) {
@@ -156,39 +117,14 @@ pub fn cookies(sched: &dyn Sched, threads: &[Thread]) -> io::Result<Cookies> {
                 cookies.insert(thread.key, cookie);
             }
             Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(error),
+            Err(error) => {
+                return Err(match error.raw_os_error() {
+                    Some(nix::libc::EINVAL) => NoCookies::NotBuilt,
+                    Some(nix::libc::ENODEV) => NoCookies::NoSmt,
+                    _ => NoCookies::Failed(error.to_string()),
+                });
+            }
         }
     }
     Ok(cookies)
-}
-
-/// How far a shared core can be kept from others at the same time, for the log and `qmpin plan`.
-#[must_use]
-pub fn core_scheduling_finding(
-    host: Host<'_>,
-    topology: &Topology,
-    plan: &Plan,
-    policy: &VmPolicy,
-    threads: &[Thread],
-    memory: &Memory,
-) -> Option<Finding> {
-    if !policy.wanted_knobs().contains(&Knob::CoreScheduling) {
-        return None;
-    }
-    let wish = wished(topology, plan, policy);
-    let able = cookies(host.sched, threads).map_err(|error| match error.raw_os_error() {
-        Some(nix::libc::EINVAL) => {
-            "the kernel has no core scheduling (CONFIG_SCHED_CORE)".to_owned()
-        }
-        Some(nix::libc::ENODEV) => "the kernel says that there is no SMT".to_owned(),
-        _ => format!("the kernel gives no cookie: {error}"),
-    });
-    let able = able.and_then(|cookies| match step(wish, &cookies, memory.cookie()) {
-        CookieStep::LeaveAlone { thread, cookie } => Err(format!(
-            "thread {} has cookie {cookie} of another program, which is kept",
-            thread.tid
-        )),
-        _ => Ok(()),
-    });
-    finding(topology, plan, policy.share.value, able.as_ref().copied().map_err(String::as_str))
 }

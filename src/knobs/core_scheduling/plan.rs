@@ -8,12 +8,13 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use crate::cpuset::CpuSet;
 use crate::knobs::core_scheduling::journal::CookieMemory;
 use crate::plan::Plan;
 use crate::plan::report::Finding;
-use crate::policy::{Level, Sharing};
+use crate::policy::{Knob, Level, Sharing, VmPolicy};
 use crate::scheduling::Cookie;
 use crate::threads::ThreadKey;
 use crate::topology::Topology;
@@ -39,8 +40,7 @@ pub enum Wish {
 }
 
 /// What is wished for where the policy asks for the knob.
-#[must_use]
-pub fn wish(topology: &Topology, plan: &Plan, share: Sharing) -> Wish {
+fn wish(topology: &Topology, plan: &Plan, share: Sharing) -> Wish {
     let beside = beside(topology, &plan.exclusive);
     if beside.is_empty() || share == Sharing::Refuse || plan.isolation == Level::None {
         Wish::Nothing
@@ -51,6 +51,29 @@ pub fn wish(topology: &Topology, plan: &Plan, share: Sharing) -> Wish {
 
 /// The cookies of the VM's threads.
 pub type Cookies = BTreeMap<ThreadKey, Option<Cookie>>;
+
+/// Why the kernel gives no cookies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NoCookies {
+    /// It was built without core scheduling.
+    NotBuilt,
+    /// The machine has no SMT, or it is off.
+    NoSmt,
+    /// It answered with this error.
+    Failed(String),
+}
+
+impl fmt::Display for NoCookies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoCookies::NotBuilt => {
+                f.write_str("the kernel has no core scheduling (CONFIG_SCHED_CORE)")
+            }
+            NoCookies::NoSmt => f.write_str("the kernel says that there is no SMT"),
+            NoCookies::Failed(error) => write!(f, "the kernel gives no cookie: {error}"),
+        }
+    }
+}
 
 /// What to do about them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -96,39 +119,65 @@ pub fn step(wish: Wish, cookies: &Cookies, memory: &CookieMemory) -> CookieStep 
     }
 }
 
-/// How far the wish can be met, where a core is shared. `able`: what the kernel says when it is asked for
-/// a cookie.
+/// What is wished for by this policy.
+#[must_use]
+pub fn wished(topology: &Topology, plan: &Plan, policy: &VmPolicy) -> Wish {
+    if policy.wanted_knobs().contains(&Knob::CoreScheduling) {
+        wish(topology, plan, policy.share.value)
+    } else {
+        Wish::Nothing
+    }
+}
+
+/// How far the wish can be met, where a core is shared and the policy asks for the knob. `cookies` are the threads', or
+/// why the kernel gives none.
 #[must_use]
 pub fn finding(
     topology: &Topology,
     plan: &Plan,
-    share: Sharing,
-    able: Result<(), &str>,
+    policy: &VmPolicy,
+    cookies: Result<&Cookies, &NoCookies>,
+    made: &CookieMemory,
 ) -> Option<Finding> {
     let beside = beside(topology, &plan.exclusive);
-    if beside.is_empty() || plan.isolation == Level::None {
+    let is_wanted = policy.wanted_knobs().contains(&Knob::CoreScheduling);
+    if !is_wanted || beside.is_empty() || plan.isolation == Level::None {
         return None;
     }
     let who = format!("{} and this VM's", cpus_in_words(&beside));
-    Some(match (wish(topology, plan, share), able) {
-        (Wish::Nothing, _) => Finding::degraded(
-            RULE,
-            format!(
-                "others may run on {who} cores at the same time; with share = true the kernel would keep them apart"
-            ),
-        ),
-        (Wish::Cookie(_), Err(reason)) => {
-            let reason = format!("others may run on {who} cores at the same time: {reason}");
-            Finding::impossible(RULE, reason)
-        }
-        (Wish::Cookie(_), Ok(())) => {
-            let reason = format!(
-                "threads on {} run when the VM does not use that core",
-                cpus_in_words(&beside)
-            );
-            Finding::met(RULE, reason)
-        }
-    })
+    let wish = wish(topology, plan, policy.share.value);
+    if wish == Wish::Nothing {
+        let reason = format!(
+            "others may run on {who} cores at the same time; with share = true the kernel would keep them apart"
+        );
+        return Some(Finding::degraded(RULE, reason));
+    }
+    if let Some(reason) = obstacle(wish, cookies, made) {
+        let reason = format!("others may run on {who} cores at the same time: {reason}");
+        return Some(Finding::impossible(RULE, reason));
+    }
+    let reason =
+        format!("threads on {} run when the VM does not use that core", cpus_in_words(&beside));
+    Some(Finding::met(RULE, reason))
+}
+
+/// Why the VM cannot have a cookie.
+fn obstacle(
+    wish: Wish,
+    cookies: Result<&Cookies, &NoCookies>,
+    made: &CookieMemory,
+) -> Option<String> {
+    let cookies = match cookies {
+        Ok(cookies) => cookies,
+        Err(reason) => return Some(reason.to_string()),
+    };
+    match step(wish, cookies, made) {
+        CookieStep::LeaveAlone { thread, cookie } => Some(format!(
+            "thread {} has cookie {cookie} of another program, which is kept",
+            thread.tid
+        )),
+        _ => None,
+    }
 }
 
 #[cfg(test)]

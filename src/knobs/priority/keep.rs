@@ -3,15 +3,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::discover::rt_throttling;
 use crate::journal::{Journal, JournalError};
 use crate::knobs::affinity::apply::Bench;
 use crate::knobs::priority::apply::{PriorityApplied, PriorityOutcome, apply_priorities};
-use crate::knobs::priority::plan::{Scheduled, finding, raised, steps};
-use crate::plan::{Finding, Plan, Verdict};
+use crate::knobs::priority::plan::{Scheduled, raised, steps};
+use crate::plan::Plan;
 use crate::policy::VcpuSched;
 use crate::scheduling::Scheduling;
-use crate::sysroot::SysRoot;
 use crate::threads::{Thread, ThreadKey};
 
 /// What a pass has changed about it.
@@ -30,8 +28,6 @@ pub(crate) struct Priority {
     is_due: bool,
     /// Threads that were seen to be as they should.
     settled: BTreeMap<ThreadKey, Scheduling>,
-    /// What was logged already.
-    said: Option<Finding>,
 }
 
 impl Priority {
@@ -53,7 +49,6 @@ impl Priority {
         if !self.is_due {
             return Ok(PriorityReport::default());
         }
-        self.say(priority_finding(bench.root, plan, sched));
         let seen: Vec<Scheduled> = threads
             .iter()
             .filter_map(|thread| {
@@ -85,21 +80,4 @@ impl Priority {
         self.settled = settled;
         Ok(PriorityReport { applied, drifted })
     }
-
-    /// Logs a shortfall that was not logged before.
-    fn say(&mut self, finding: Option<Finding>) {
-        if let Some(finding) = &finding
-            && finding.verdict != Verdict::Met
-            && self.said.as_ref() != Some(finding)
-        {
-            tracing::warn!("{}: {}", finding.rule, finding.reason);
-        }
-        self.said = finding;
-    }
-}
-
-/// How far the wish for priority can be met on this host, for the log and `qmpin plan`.
-#[must_use]
-pub fn priority_finding(root: &SysRoot, plan: &Plan, sched: VcpuSched) -> Option<Finding> {
-    finding(plan, sched, rt_throttling(root))
 }

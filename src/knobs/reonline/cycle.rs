@@ -20,10 +20,10 @@ use crate::knobs::host::refusal::host_refusal;
 use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_place;
 use crate::knobs::reonline::apply::{CycleReport, Cycled, cycle};
-use crate::knobs::reonline::plan::{Beforehand, Choice, Never, RULE, choose, finding};
+use crate::knobs::reonline::plan::{Beforehand, Choice, Never, RULE, choose};
 use crate::knobs::reonline::read::{is_switch, reonline_facts, switch};
 use crate::leases::StateDir;
-use crate::plan::{Finding, Plan};
+use crate::plan::Plan;
 use crate::policy::{Knob, VmPolicy};
 use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
@@ -246,27 +246,26 @@ fn switches_back(host: Host<'_>, memory: &HostMemory) -> Vec<HostStep> {
     switches.filter_map(step).collect()
 }
 
-/// What would be done, for `qmpin plan`; `None`: it is not asked for.
+/// Which CPUs would be taken offline and online again if the VM was attached now; `None`: it is not asked for.
 #[must_use]
-pub fn reonline_finding(
+pub fn would_take(
     host: Host<'_>,
     state: &StateDir,
     boot_id: &str,
     plan: &Plan,
     policy: &VmPolicy,
     memory: &HostMemory,
-) -> Option<Finding> {
+) -> Option<Result<Choice, Never>> {
     let knobs = policy.wanted_knobs();
     if !knobs.contains(&Knob::Reonline) {
         return None;
     }
     let (irqs, kthreads) = (knobs.contains(&Knob::Irqs), knobs.contains(&Knob::Kthreads));
     let beforehand = Beforehand::WillMove { irqs, kthreads };
-    let choice = match facts(host, state, &plan.vm, boot_id, &plan.exclusive, memory) {
+    Some(match facts(host, state, &plan.vm, boot_id, &plan.exclusive, memory) {
         Ok(facts) => choose(&plan.exclusive, &facts, beforehand),
         Err(error) => Err(Never::Unknown(error.to_string())),
-    };
-    Some(finding(&choice))
+    })
 }
 
 #[cfg(test)]

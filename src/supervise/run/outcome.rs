@@ -25,9 +25,6 @@ impl Runner<'_> {
         match done {
             Done::Begun(report) => {
                 let report = report?;
-                if let Some(now) = &self.now {
-                    self.telling.policy(&now.plan);
-                }
                 self.telling.pass(&report);
                 self.due.extend(Task::FIRST);
                 // A pass afterwards: kernel threads, and threads that were created while the first was under way.
@@ -96,32 +93,30 @@ impl Runner<'_> {
                 (Some(why), Vec::new())
             }
         };
-        if let Some(now) = &self.now {
-            self.telling.policy(&now.plan);
-        }
         let Ok(boot_id) = boot_id(self.root) else { return };
         note_reload(&self.settings.state, &vm, &boot_id, self.process, refused, later);
     }
 
     /// Logs where the VM's threads are, and shortfalls of the plan, where a job has changed them.
     pub(super) fn log_new_shortfalls(&self, before: Option<&Now>) {
-        let Some(Now { plan, placed, .. }) = &self.now else { return };
+        let Some(Now { plan, findings, placed, .. }) = &self.now else { return };
         let headline = placed.in_words(plan);
         if before.is_none_or(|before| before.placed.in_words(&before.plan) != headline) {
             tracing::info!("VM {}: {headline}", plan.vm);
         }
-        log_shortfalls(plan, before.map_or(&[], |before| &before.plan.report));
+        log_shortfalls(findings, before.map_or(&[], |before| &before.findings));
     }
 
     /// Tells systemd and `qmpin status` how it stands, where that has changed.
     pub(super) fn tell(&mut self) {
-        let Some(drift_total) = self.now.as_ref().map(|now| now.drift_total) else { return };
+        let Some(Now { drift_total, findings, .. }) = self.now.clone() else { return };
         // Before that, what there is to report changes with every step.
         if !self.is_ready {
             return;
         }
         let status = self.status();
         let Settings { state, vm, .. } = &self.settings;
+        self.telling.findings(&findings);
         self.telling.tell(status, state, vm, self.line.kind(), drift_total);
     }
 

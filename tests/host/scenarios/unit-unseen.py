@@ -19,14 +19,22 @@ START_S = 20
 
 def run(host):
     before = host.before()
-    with qmpin.Shipped('isolation = "pinned"'), qmpin.Service(100) as service:
+    with qmpin.Shipped('isolation = "pinned"') as shipped, qmpin.Service(100) as service:
         vm = Vm(100, **host.fitting())
+        shipped.write_policy(100, "isolation = 1")
         qmpin.systemctl("enable", "--now", service.path_unit)
         try:
             with unseen(vm):
                 vm.start()
                 assert service.show("ActiveState") == "inactive", service.states()
                 vm.wait_guest()
+                wait_until(lambda: service.show("ActiveState") == "failed", TIMER_S + START_S, "the policy to be refused", service.states)
+                failed = service.show("InvocationID")
+                ticks(2)
+                assert service.show("ActiveState") == "failed", service.states()
+                assert service.show("InvocationID") == failed, "a service that failed is not started again and again"
+                shipped.write_policy(100, "")
+                qmpin.systemctl("reset-failed", service.name)
                 wait_until(lambda: service.show("ActiveState") == "active", TIMER_S + START_S, "the timer to attach the VM", service.states)
                 service.check(vm, host)
                 host.run("qmpin", "detach", "100")

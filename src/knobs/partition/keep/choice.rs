@@ -19,8 +19,8 @@ use crate::knobs::ground::Ground;
 use crate::knobs::partition::apply::{Refused, UnitNeeds, prepare_unit, survey_unit};
 use crate::knobs::partition::keep::reload::have_delegated;
 use crate::knobs::partition::keep::{Partition, take_back};
-use crate::knobs::partition::plan::{Separation, Target, lower, target};
-use crate::plan::Plan;
+use crate::knobs::partition::plan::{Separation, Target, isolated, lower, target};
+use crate::plan::{Finding, Plan};
 use crate::site::Site;
 
 /// The first check whether the reason for a fallback has gone; each further one waits twice as long.
@@ -73,8 +73,8 @@ pub(crate) fn held_in_words(holders: &[Holder]) -> String {
 #[derive(Debug)]
 pub(crate) struct Fallback {
     pub(crate) obstacle: Obstacle,
-    /// The sentence that was logged.
-    pub(crate) said: String,
+    /// What is reported of it.
+    pub(crate) finding: Finding,
     look_at: Instant,
     pause: Duration,
 }
@@ -85,7 +85,7 @@ impl Fallback {
     fn after(
         earlier: Option<&Fallback>,
         obstacle: Obstacle,
-        said: String,
+        finding: Finding,
         begun: Instant,
     ) -> Fallback {
         let pause = match earlier.filter(|earlier| earlier.obstacle == obstacle) {
@@ -93,7 +93,7 @@ impl Fallback {
             None => LOOK_PAUSE,
         };
         let pause = pause.max((begun.elapsed() * 2).min(ATTEMPT_PAUSE_MAX));
-        Fallback { obstacle, said, look_at: Instant::now() + pause, pause }
+        Fallback { obstacle, finding, look_at: Instant::now() + pause, pause }
     }
 }
 
@@ -127,8 +127,8 @@ impl Partition {
             Ok(_) => true,
             Err(obstacle) if obstacle != earlier.obstacle => true,
             Err(obstacle) => {
-                let said = earlier.said.clone();
-                self.fallback = Some(Fallback::after(Some(earlier), obstacle, said, begun));
+                let finding = earlier.finding.clone();
+                self.fallback = Some(Fallback::after(Some(earlier), obstacle, finding, begun));
                 false
             }
         }
@@ -231,10 +231,6 @@ impl Partition {
         let beside = cgroup::slices_site(host.root, &CgroupTree::of(host.root), process.pid);
         let (separation, finding) =
             lower(plan, crate::knobs::partition::keep::as_strs(&beside), &obstacle.in_words());
-        let said = format!("{}: {}", finding.rule, finding.reason);
-        if self.fallback.as_ref().is_none_or(|earlier| earlier.said != said) {
-            tracing::warn!("{said}");
-        }
         let slices = match separation {
             Separation::Slices(cgroup) => Some(cgroup),
             Separation::Partition(_) | Separation::Affinity => None,
@@ -247,7 +243,7 @@ impl Partition {
             }
             self.slices = slices;
         }
-        self.fallback = Some(Fallback::after(self.fallback.as_ref(), obstacle, said, begun));
+        self.fallback = Some(Fallback::after(self.fallback.as_ref(), obstacle, finding, begun));
         Ok(())
     }
 
@@ -282,6 +278,12 @@ impl Partition {
             tracing::warn!("{foreign}");
         }
         self.unrestored = restored.refused;
+    }
+
+    /// What is reported of the partition or of the fallback; `None`: neither is in force yet, or wanted.
+    pub(crate) fn finding(&self) -> Option<Finding> {
+        let fallback = self.fallback.as_ref().map(|fallback| fallback.finding.clone());
+        fallback.or_else(|| Some(isolated(self.site.as_ref()?, &self.target?)))
     }
 
     /// What was refused and led to the fallback in force, or could not be undone since. Where the cause is known,
@@ -341,13 +343,14 @@ pub(crate) fn obstacle_of(ground: Ground<'_>, site: &Site, cpus: &CpuSet) -> Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::knobs::partition::plan::affinity_alone;
 
     fn holder(cgroup: &str, how: Hold) -> Holder {
         Holder { cgroup: cgroup.to_owned(), how, cpus: "12-13".to_owned() }
     }
 
     fn fallen(obstacle: Obstacle) -> Partition {
-        let fallback = Fallback::after(None, obstacle, String::new(), Instant::now());
+        let fallback = Fallback::after(None, obstacle, affinity_alone(""), Instant::now());
         Partition { fallback: Some(fallback), ..Partition::default() }
     }
 
@@ -370,7 +373,7 @@ mod tests {
     fn looks_grow_rare_while_the_reason_stays_and_are_soon_again_when_it_changes() {
         let pause = |earlier: Option<&Fallback>, reason: &str| {
             let obstacle = Obstacle::Seen(reason.to_owned());
-            Fallback::after(earlier, obstacle, String::new(), Instant::now())
+            Fallback::after(earlier, obstacle, affinity_alone(""), Instant::now())
         };
         let mut last = pause(None, "a process");
         assert_eq!(last.pause, LOOK_PAUSE);
@@ -383,7 +386,7 @@ mod tests {
         assert_eq!(pause(Some(&last), "another").pause, LOOK_PAUSE);
         let slow = Instant::now().checked_sub(Duration::from_secs(20)).expect("a time");
         let obstacle = Obstacle::Seen("systemd".to_owned());
-        let late = Fallback::after(None, obstacle, String::new(), slow);
+        let late = Fallback::after(None, obstacle, affinity_alone(""), slow);
         assert!(late.pause >= Duration::from_secs(40), "a slow look is not made all the time");
     }
 

@@ -26,18 +26,14 @@ use crate::knobs::partition::apply::{Refused, UnitNeeds, carry_out, carry_out_in
 use crate::knobs::partition::keep::choice::{Fallback, obstacle_of};
 pub(crate) use crate::knobs::partition::keep::take_back::take_back;
 use crate::knobs::partition::plan::steps::{PartitionStep, placing, resizing};
-use crate::knobs::partition::plan::{
-    Separation, Target, affinity_alone, choose, in_words, lower, target,
-};
-use crate::leases::StateDir;
+use crate::knobs::partition::plan::{RULE, Separation, Target, choose, in_words, lower, target};
+use crate::leases::{Lease, StateDir};
 use crate::locks::LeasesLock;
 use crate::plan::{Finding, Plan};
 use crate::policy::Knob;
 use crate::site::{Group, Share, Site};
+use crate::standing::read_standing;
 use crate::threads::{ProcessKey, Thread, ThreadKey};
-
-/// Why a VM that is attached has none, where it looks as if it could have one.
-const NOT_MADE: &str = "it was refused, see `qmpin status`; it is tried again";
 
 impl Ground<'_> {
     /// The CPUs of all other VMs, and those that their partitions still hold.
@@ -270,7 +266,7 @@ impl Partition {
     fn say(&mut self, refused: Vec<Refused>) -> Vec<Refused> {
         for one in &refused {
             if self.said.insert(one.clone()) {
-                tracing::warn!("{}: {one}", crate::knobs::partition::plan::RULE);
+                tracing::warn!("{}: {one}", RULE);
             }
         }
         refused
@@ -305,9 +301,10 @@ fn as_strs(found: &Result<String, String>) -> Result<&str, &str> {
     found.as_ref().map(String::as_str).map_err(String::as_str)
 }
 
-/// The partition or fallback that a VM would have, for `qmpin plan`: nothing is asked of systemd.
+/// The finding of the partition or fallback that a VM would have. An attached one has its supervisor's: nothing is asked
+/// of systemd, and what was refused is not seen by reading.
 #[must_use]
-pub fn partition_finding(
+pub fn would_be(
     host: Host<'_>,
     state: &StateDir,
     process: ProcessKey,
@@ -320,22 +317,17 @@ pub fn partition_finding(
     let shares = ground.shares();
     let beside = cgroup::slices_site(host.root, &cgroups, process.pid);
     let chosen = choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares);
-    let lease = state.lease(&plan.vm).ok().flatten();
-    let attached = lease.filter(|lease| {
-        lease.qemu == process && lease.boot_id == boot_id && lease.knobs.contains(&Knob::Partition)
-    });
     let (Separation::Partition(target), Ok(site)) = (&chosen.0, &site) else { return chosen.1 };
-    let has_one = attached.as_ref().is_some_and(|lease| lease.partition.is_some());
-    if has_one {
-        return chosen.1;
+    let lease = state.lease(&plan.vm).ok().flatten();
+    let is_this = |lease: &Lease| lease.qemu == process && lease.boot_id == boot_id;
+    let attached = lease.filter(|lease| is_this(lease) && lease.knobs.contains(&Knob::Partition));
+    if let Some(lease) = attached {
+        let standing = read_standing(state, &plan.vm).filter(|_| lease.partition.is_none());
+        let findings = standing.into_iter().flat_map(|standing| standing.findings);
+        return findings.into_iter().find(|one| one.rule == RULE).unwrap_or(chosen.1);
     }
-    // What it has says more than what could be.
-    let reason = obstacle_of(ground, site, &target.cpus);
-    match (attached, reason) {
-        (None, None) => chosen.1,
-        (Some(lease), reason) if lease.slices.is_none() => {
-            affinity_alone(reason.as_deref().unwrap_or(NOT_MADE))
-        }
-        (_, reason) => lower(plan, as_strs(&beside), reason.as_deref().unwrap_or(NOT_MADE)).1,
+    match obstacle_of(ground, site, &target.cpus) {
+        None => chosen.1,
+        Some(reason) => lower(plan, as_strs(&beside), &reason).1,
     }
 }

@@ -74,12 +74,18 @@ pub fn choose(
     };
     match site {
         Ok(site) => {
-            let cpus = cpus_in_words(&target.cpus);
-            let reason = format!("{cpus} are an isolated partition in {}", site.cgroup);
-            (Separation::Partition(Box::new(target)), Finding::met(RULE, reason))
+            let finding = isolated(site, &target);
+            (Separation::Partition(Box::new(target)), finding)
         }
         Err(reason) => lower(plan, beside, reason),
     }
+}
+
+/// The finding of a partition.
+#[must_use]
+pub fn isolated(site: &Site, target: &Target) -> Finding {
+    let cpus = cpus_in_words(&target.cpus);
+    Finding::met(RULE, format!("{cpus} are an isolated partition in {}", site.cgroup))
 }
 
 /// The next fallback, because a partition is not possible for this reason.
