@@ -6,12 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::attachment::error::{PassError, StartError};
 use crate::attachment::thread_cpus::ThreadCpus;
 use crate::ids::VmName;
-use crate::knobs::affinity::apply::{Applied, StepOutcome};
 use crate::knobs::core_scheduling::keep::CookieReport;
+use crate::knobs::outcome::{Applied, Outcome};
 use crate::knobs::partition::apply::Refused;
 use crate::knobs::priority::keep::PriorityReport;
 use crate::knobs::reonline::cycle::ReonlineReport;
-use crate::threads::{Role, ThreadKey, thread_in_words};
+use crate::mask::Mask;
+use crate::threads::{Role, ThreadKey};
 
 /// What a pass has changed.
 #[derive(Debug, Default)]
@@ -19,7 +20,7 @@ pub struct PassReport {
     /// What the loop has to know.
     pub noticed: Noticed,
     /// Every step and what became of it.
-    pub applied: Vec<Applied>,
+    pub applied: Vec<Applied<Mask>>,
     /// Where the VM's threads are now.
     pub placed: ThreadCpus,
     /// Steps for threads that had been where they belong: another program moved them.
@@ -49,7 +50,7 @@ pub struct Learnt {
 
 impl PassReport {
     /// Adds the steps of a later pass. A thread that had one before counts once, with what became of it last.
-    pub(crate) fn then_applied(&mut self, later: Vec<Applied>) {
+    pub(crate) fn then_applied(&mut self, later: Vec<Applied<Mask>>) {
         let threads = self.applied.iter().map(|earlier| earlier.step.thread);
         let mut places: BTreeMap<ThreadKey, usize> = threads.zip(0..).collect();
         for applied in later {
@@ -65,8 +66,8 @@ impl PassReport {
 
     /// Whether there was something to move, and the kernel denied us every thread.
     pub(crate) fn nothing_is_permitted(&self) -> bool {
-        let denied = |applied: &Applied| {
-            matches!(&applied.outcome, StepOutcome::Refused { error }
+        let denied = |applied: &Applied<Mask>| {
+            matches!(&applied.outcome, Outcome::Refused { error }
                 if error.kind() == std::io::ErrorKind::PermissionDenied)
         };
         !self.applied.is_empty() && self.applied.iter().all(denied)
@@ -75,9 +76,7 @@ impl PassReport {
     pub(crate) fn not_permitted(self, vm: VmName) -> StartError {
         let first = self.applied.into_iter().next();
         let (who, source) = match first {
-            Some(Applied { step, outcome: StepOutcome::Refused { error } }) => {
-                (thread_in_words(step.thread.tid, &step.role, &step.comm), error)
-            }
+            Some(Applied { step, outcome: Outcome::Refused { error } }) => (step.who(), error),
             _ => (String::new(), std::io::ErrorKind::PermissionDenied.into()),
         };
         StartError::NotPermitted { vm, who, source }

@@ -1,11 +1,14 @@
 //! What a restore has come to, in sentences.
 
+use std::fmt::Display;
+
 use crate::ids::VmName;
 use crate::knobs::affinity::restore::{Nothing, RestoreReport};
 use crate::knobs::core_scheduling::restore::CookieRestore;
 use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::refusal::{host_refusal, left_alone};
 use crate::knobs::host::step::HostStep;
+use crate::knobs::outcome::{Failed, Foreign};
 use crate::knobs::partition::restore::PartitionRestore;
 use crate::knobs::priority::restore::PriorityRestore;
 use crate::wording::counted;
@@ -35,19 +38,14 @@ fn priority_lines(vm: &VmName, priority: &PriorityRestore) -> Vec<String> {
         let threads = counted(priority.put_back, "thread");
         lines.push(format!("VM {vm}: {threads} scheduled as before"));
     }
-    for foreign in &priority.foreign {
-        lines.push(format!(
-            "VM {vm}: thread {} was changed externally to {} and is left as it is (before qmpin: {})",
-            foreign.thread.tid, foreign.found, foreign.before
-        ));
-    }
-    for failed in &priority.failed {
-        lines.push(format!(
-            "VM {vm}: thread {} could not be made {} again: {}",
-            failed.thread.tid, failed.to, failed.error
-        ));
-    }
+    lines.extend(changed(vm, &priority.foreign, &priority.failed));
     lines
+}
+
+/// A line for each thread that another program has changed, and for each that could not be restored.
+fn changed<V: Display>(vm: &VmName, foreign: &[Foreign<V>], failed: &[Failed<V>]) -> Vec<String> {
+    let foreign = foreign.iter().map(|one| format!("VM {vm}: {one}"));
+    foreign.chain(failed.iter().map(|one| format!("VM {vm}: {one}"))).collect()
 }
 
 fn cookie_lines(vm: &VmName, cookie: &CookieRestore) -> Vec<String> {
@@ -83,18 +81,7 @@ fn thread_lines(vm: &VmName, report: &RestoreReport) -> Vec<String> {
             report.unchanged
         )],
     };
-    for foreign in &report.foreign {
-        lines.push(format!(
-            "VM {vm}: thread {} was moved externally to {} and is left there (before qmpin: {})",
-            foreign.thread.tid, foreign.found, foreign.before
-        ));
-    }
-    for failed in &report.failed {
-        lines.push(format!(
-            "VM {vm}: thread {} could not be restored to {}: {}",
-            failed.thread.tid, failed.to, failed.error
-        ));
-    }
+    lines.extend(changed(vm, &report.foreign, &report.failed));
     lines.extend(report.host_left.iter().cloned());
     lines.extend(report.unknown.iter().map(ToString::to_string));
     lines

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::cpuset::CpuSet;
-use crate::knobs::affinity::apply::{Applied, StepOutcome};
+use crate::knobs::outcome::{Applied, Outcome};
 use crate::mask::Mask;
 use crate::plan::Plan;
 use crate::threads::{Role, Thread, ThreadKey};
@@ -22,11 +22,11 @@ pub struct ThreadCpus {
 impl ThreadCpus {
     /// Of threads as they were read, and what was written since. vCPUs that the plan leaves alone do not count.
     #[must_use]
-    pub fn of(plan: &Plan, threads: &[Thread], applied: &[Applied]) -> ThreadCpus {
+    pub fn of(plan: &Plan, threads: &[Thread], applied: &[Applied<Mask>]) -> ThreadCpus {
         let written = applied.iter().filter_map(|one| match &one.outcome {
-            StepOutcome::Done => Some((one.step.thread, &one.step.to)),
-            StepOutcome::Narrowed { to } => Some((one.step.thread, to)),
-            StepOutcome::Gone | StepOutcome::Refused { .. } => None,
+            Outcome::Done => Some((one.step.thread, &one.step.to)),
+            Outcome::Narrowed { to } => Some((one.step.thread, to)),
+            Outcome::Gone | Outcome::Pending { .. } | Outcome::Refused { .. } => None,
         });
         let written: BTreeMap<ThreadKey, &Mask> = written.collect();
         let mut placed = ThreadCpus::default();
@@ -121,7 +121,7 @@ mod tests {
         Thread { key, role, comm: String::new(), allowed: set(allowed).into(), last_cpu: None }
     }
 
-    fn applied(thread: &Thread, to: &str, outcome: StepOutcome) -> Applied {
+    fn applied(thread: &Thread, to: &str, outcome: Outcome<Mask>) -> Applied<Mask> {
         let Thread { key, role, comm, allowed, .. } = thread.clone();
         Applied {
             step: Step { thread: key, role, comm, from: allowed, to: set(to).into() },
@@ -141,10 +141,10 @@ mod tests {
             (6, Role::Kernel, "0-23"),
         ]
         .map(thread);
-        let done = |at: usize, to: &str| applied(&threads[at], to, StepOutcome::Done);
+        let done = |at: usize, to: &str| applied(&threads[at], to, Outcome::Done);
         let refused = |at: usize, to: &str| {
             let error = std::io::ErrorKind::InvalidInput.into();
-            applied(&threads[at], to, StepOutcome::Refused { error })
+            applied(&threads[at], to, Outcome::Refused { error })
         };
         let well = [done(0, "4-11"), done(1, "12"), done(2, "14"), done(4, "0-3")];
         let all = ThreadCpus::of(&plan, &threads, &well).in_words(&plan);
@@ -153,8 +153,7 @@ mod tests {
         let none = ThreadCpus::of(&plan, &threads, &none).in_words(&plan);
         let was = "vCPUs on 2-16 (planned: 12-15), iothreads on 2-16 (planned: 0-3), emulator on 2-16 (planned: 4-11)";
         assert_eq!(none, was);
-        let narrowed =
-            applied(&threads[0], "4-11", StepOutcome::Narrowed { to: set("4-5").into() });
+        let narrowed = applied(&threads[0], "4-11", Outcome::Narrowed { to: set("4-5").into() });
         let some = [narrowed, done(1, "12"), refused(2, "14"), done(4, "0-3")];
         let some = ThreadCpus::of(&plan, &threads, &some).in_words(&plan);
         assert!(some.starts_with("vCPUs on 2-16 (planned: 12-15), iothreads on 0-3"), "{some}");

@@ -5,9 +5,8 @@ use super::{Answer, block_on, output, plan, serve};
 use crate::attachment::settings::{Follow, Settings};
 use crate::discover::{boot_id, is_alive};
 use crate::error::Failure;
-use crate::knobs::affinity::apply::thread_refusal;
 use crate::knobs::ground::Host;
-use crate::knobs::priority::apply::priority_refusal;
+use crate::knobs::outcome::Applied;
 use crate::marks::{Detached, remove_mark, sweep_marks};
 use crate::sched::Kernel;
 use crate::supervise::{PolicySource, attach_once};
@@ -39,7 +38,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     forget_marks(&root, &settings, args.service);
     if args.once {
         let (plan, report, isolated) = block_on(attach_once(host, settings))??;
-        let threads: Vec<String> = report.applied.iter().filter_map(thread_refusal).collect();
+        let threads: Vec<String> = report.applied.iter().filter_map(Applied::refusal).collect();
         output::sentence(&format!(
             "VM {}: {}; {} threads moved, {} refused",
             plan.vm,
@@ -47,7 +46,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
             report.applied.len() - threads.len(),
             threads.len()
         ))?;
-        let priority = report.priority.applied.iter().filter_map(priority_refusal);
+        let priority = report.priority.applied.iter().filter_map(Applied::refusal);
         let reonline = report.reonline;
         let failed: Vec<String> =
             priority.chain(report.cookie.refused).chain(reonline.failed).collect();

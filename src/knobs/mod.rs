@@ -15,6 +15,8 @@ pub mod core_scheduling;
 pub mod findings;
 pub mod ground;
 pub mod host;
+pub mod outcome;
 pub mod partition;
 pub mod priority;
 pub mod reonline;
+pub mod step;

@@ -3,10 +3,7 @@
 use std::collections::BTreeSet;
 
 use crate::attachment::reports::{Learnt, PassReport};
-use crate::knobs::affinity::apply::{Applied, StepOutcome, thread_refusal};
-use crate::knobs::priority::apply::{PriorityApplied, PriorityOutcome, priority_refusal};
-use crate::knobs::priority::keep::PriorityReport;
-use crate::knobs::priority::plan::PriorityStep;
+use crate::knobs::outcome::{Applied, OfThread, Outcome};
 use crate::knobs::reonline::cycle::ReonlineReport;
 use crate::plan::Finding;
 use crate::threads::{ThreadKey, thread_in_words};
@@ -29,55 +26,30 @@ pub(super) fn log_learnt(learnt: &Learnt) {
     }
 }
 
-/// One line per decision; a thread that is moved back again and again, or refused again and again, has
-/// one line in all.
-pub(super) fn log_pass(report: &PassReport, lines: &mut BTreeSet<ThreadKey>) {
-    for applied in &report.applied {
-        let Applied { step, outcome } = applied;
-        let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
-        let again = report.drifted.contains(&step.thread);
+/// One line per decision; a thread that is changed externally again and again, or refused again and again, has one line
+/// in all.
+pub(super) fn log_threads<V: OfThread>(
+    applied: &[Applied<V>],
+    drifted: &BTreeSet<ThreadKey>,
+    lines: &mut BTreeSet<ThreadKey>,
+) {
+    for one in applied {
+        let Applied { step, outcome } = one;
+        let (who, from, to) = (step.who(), &step.from, &step.to);
         match outcome {
-            StepOutcome::Done if again => {
+            Outcome::Done if drifted.contains(&step.thread) => {
                 if lines.insert(step.thread) {
                     tracing::warn!(
-                        "{who}: affinity changed externally to {}; restored to {} (further changes are counted, not logged)",
-                        step.from,
-                        step.to
+                        "{who}: {} changed externally to {from}; restored to {to} (further changes are counted, not logged)",
+                        V::NAME
                     );
                 }
             }
-            StepOutcome::Done => tracing::info!("{who}: {} → {}", step.from, step.to),
-            StepOutcome::Gone => tracing::debug!("{who}: gone before it was moved"),
-            StepOutcome::Narrowed { .. } | StepOutcome::Refused { .. } => {
+            Outcome::Done | Outcome::Pending { .. } => tracing::info!("{who}: {from} → {to}"),
+            Outcome::Gone => tracing::debug!("{who}: gone before its {} was set", V::NAME),
+            Outcome::Narrowed { .. } | Outcome::Refused { .. } => {
                 if lines.insert(step.thread)
-                    && let Some(sentence) = thread_refusal(applied)
-                {
-                    tracing::warn!("{sentence}");
-                }
-            }
-        }
-    }
-}
-
-/// As [`log_pass`], of how threads are scheduled.
-pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadKey>) {
-    for applied in &report.applied {
-        let PriorityApplied { step: PriorityStep { of, to }, outcome } = applied;
-        let who = thread_in_words(of.thread.tid, &of.role, &of.comm);
-        match outcome {
-            PriorityOutcome::Done if report.drifted.contains(&of.thread) => {
-                if lines.insert(of.thread) {
-                    tracing::warn!(
-                        "{who}: scheduling changed externally to {}; restored to {to} (further changes are counted, not logged)",
-                        of.now
-                    );
-                }
-            }
-            PriorityOutcome::Done => tracing::info!("{who}: {} → {to}", of.now),
-            PriorityOutcome::Gone => tracing::debug!("{who}: gone before it was {to}"),
-            PriorityOutcome::Refused { .. } => {
-                if lines.insert(of.thread)
-                    && let Some(sentence) = priority_refusal(applied)
+                    && let Some(sentence) = one.refusal()
                 {
                     tracing::warn!("{sentence}");
                 }
@@ -88,8 +60,8 @@ pub(super) fn log_priority(report: &PriorityReport, lines: &mut BTreeSet<ThreadK
 
 /// What the kernel would not do at this look, in sentences: it is tried again at the next.
 pub(super) fn refusals(report: &PassReport) -> BTreeSet<String> {
-    let threads = report.applied.iter().filter_map(thread_refusal);
-    let priorities = report.priority.applied.iter().filter_map(priority_refusal);
+    let threads = report.applied.iter().filter_map(Applied::refusal);
+    let priorities = report.priority.applied.iter().filter_map(Applied::refusal);
     let partition = report.partition.iter().map(ToString::to_string);
     threads.chain(report.barred.iter().cloned()).chain(partition).chain(priorities).collect()
 }

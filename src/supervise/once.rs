@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::narrate::{log_pass, log_priority, log_shortfalls, refusals, refusals_for_good};
+use super::narrate::{log_shortfalls, log_threads, refusals, refusals_for_good};
 use crate::attachment::Attachment;
 use crate::attachment::error::StartError;
 use crate::attachment::reports::PassReport;
 use crate::attachment::settings::Settings;
 use crate::knobs::ground::Host;
 use crate::knobs::host::report::{HostLines, HostReport, log_host};
+use crate::knobs::priority::keep::PriorityReport;
 use crate::plan::Plan;
 use crate::standing::{STANDING_SCHEMA, Standing, write_standing};
 
@@ -22,7 +23,7 @@ pub async fn attach_once(
 ) -> Result<(Plan, PassReport, HostReport), StartError> {
     let (state, vm) = (settings.state.clone(), settings.vm.clone());
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
-    log_pass(&report, &mut BTreeSet::new());
+    log_threads(&report.applied, &report.drifted, &mut BTreeSet::new());
     // Anything that fails from here on leaves the VM pinned, with its undo.
     let remembered = attachment.remember_host();
     // The kernel does not restore what it changes while a partition is built.
@@ -44,7 +45,8 @@ pub async fn attach_once(
     report.then_applied(second.applied);
     report.partition = second.partition;
     (report.priority, report.cookie) = (raised.priority, raised.cookie);
-    log_priority(&report.priority, &mut BTreeSet::new());
+    let PriorityReport { applied, drifted } = &report.priority;
+    log_threads(applied, drifted, &mut BTreeSet::new());
     remembered?;
     let kept = kept?;
     log_host(&kept, &mut HostLines::default());

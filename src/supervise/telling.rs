@@ -8,13 +8,14 @@
 
 use std::collections::BTreeSet;
 
-use super::narrate::{log_pass, log_priority, refusals, refusals_for_good};
+use super::narrate::{log_threads, refusals, refusals_for_good};
 use super::notify;
 use crate::attachment::error::StartError;
 use crate::attachment::reports::PassReport;
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::knobs::host::report::{HostLines, HostReport, log_host};
+use crate::knobs::priority::keep::PriorityReport;
 use crate::leases::StateDir;
 use crate::plan::Finding;
 use crate::qmp::ChannelKind;
@@ -64,8 +65,9 @@ impl Telling {
         if self.priority_lines.len() > LINES_MAX {
             self.priority_lines.clear();
         }
-        log_pass(report, &mut self.lines);
-        log_priority(&report.priority, &mut self.priority_lines);
+        log_threads(&report.applied, &report.drifted, &mut self.lines);
+        let PriorityReport { applied, drifted } = &report.priority;
+        log_threads(applied, drifted, &mut self.priority_lines);
         self.refuse(refusals_for_good(report));
         let refused: BTreeSet<String> = refusals(report).into_iter().take(REFUSED_MAX).collect();
         self.is_stale |= refused != self.refused_now;

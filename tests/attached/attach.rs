@@ -301,7 +301,7 @@ fn later_external_change_is_kept_and_named() {
     stage.attach(&[]).kill();
     taskset(vcpu, &[0]);
     let tid = vcpu.to_string();
-    stage.run(&["detach", "100"]).says(0, &[&tid, "moved externally", "left there"]);
+    stage.run(&["detach", "100"]).says(0, &[&tid, "changed externally", "left as it is"]);
     let mut wanted = before;
     wanted.insert(vcpu, "0".to_owned());
     stage.assert_untouched(&wanted);

@@ -208,7 +208,7 @@ fn killed_or_refused_anywhere_it_is_undone() {
     // And on the way back: nothing is forgotten.
     stage.run(&once).says(0, &[]);
     let refused = met(&["detach", "100"], "sched_setscheduler", "error=EPERM", 1).expect("met");
-    refused.says(6, &["could not be made other again", "not permitted"]);
+    refused.says(6, &["could not be restored to other", "not permitted"]);
     assert_eq!(scheduled(&stage, stage.vcpu(0)), Some(fifo()));
     stage.run(&["detach", "100"]).says(0, &["1 thread scheduled as before"]);
     assert_eq!(all(&stage), before);

@@ -44,13 +44,14 @@ const PLANNERS: [&str; 11] = [
 ];
 /// What planners may import beside each other, modules with what is below them. A planner is as pure as these are, so they are looked
 /// at as well.
-const WORDS: [&str; 19] = [
+const WORDS: [&str; 20] = [
     "cpuset",
     "guest",
     "ids",
     "journal::unknown",
     "knobs::core_scheduling::journal",
     "knobs::host::memory",
+    "knobs::step",
     "knobs::host::places",
     "knobs::host::step",
     "knobs::partition::drop_ins",

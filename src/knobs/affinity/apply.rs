@@ -7,51 +7,14 @@
 //! A step the kernel refuses is an outcome, not an error; the rest goes on. Only a journal that cannot
 //! be written stops everything, before the first write.
 
-use std::io;
-
 use crate::discover::Grips;
 use crate::journal::{Intent, Journal, JournalError, Record};
 use crate::knobs::affinity::diff::Step;
+use crate::knobs::outcome::{Applied, Outcome};
 use crate::mask::Mask;
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
-use crate::threads::{ProcessKey, thread_in_words};
-
-/// What became of a step.
-#[derive(Debug)]
-pub enum StepOutcome {
-    /// Written and read back.
-    Done,
-    /// The thread had ended before it could be written.
-    Gone,
-    /// The kernel took the mask and made another of it, such as one cut to the thread's cpuset.
-    Narrowed {
-        /// What it has now.
-        to: Mask,
-    },
-    /// The kernel said no.
-    Refused {
-        /// What it said.
-        error: io::Error,
-    },
-}
-
-/// A step and what became of it.
-#[derive(Debug)]
-pub struct Applied {
-    /// The step.
-    pub step: Step,
-    /// What became of it.
-    pub outcome: StepOutcome,
-}
-
-impl Applied {
-    /// Whether the thread is not where it should be now.
-    #[must_use]
-    pub fn fell_short(&self) -> bool {
-        matches!(self.outcome, StepOutcome::Narrowed { .. } | StepOutcome::Refused { .. })
-    }
-}
+use crate::threads::ProcessKey;
 
 /// How many records are made durable at once: a VM may have very many threads.
 const RECORDS_AT_A_TIME: usize = 1024;
@@ -79,7 +42,7 @@ pub fn apply(
     journal: &mut Journal,
     baseline: Option<Record>,
     steps: Vec<Step>,
-) -> Result<Vec<Applied>, JournalError> {
+) -> Result<Vec<Applied<Mask>>, JournalError> {
     let intent = |step: &Step| Intent { thread: step.thread, from: *step.from, to: *step.to };
     let mut records = baseline.into_iter().chain(steps.iter().map(intent).map(Record::Intent));
     loop {
@@ -89,7 +52,7 @@ pub fn apply(
         }
         journal.append(some)?;
     }
-    let applied: Vec<Applied> = steps
+    let applied: Vec<Applied<Mask>> = steps
         .into_iter()
         .map(|step| {
             let outcome = crate::knobs::affinity::write::write(bench, &step);
@@ -100,7 +63,7 @@ pub fn apply(
     let narrowed: Vec<Record> = applied
         .iter()
         .filter_map(|applied| match &applied.outcome {
-            StepOutcome::Narrowed { to } => {
+            Outcome::Narrowed { to } => {
                 let Step { thread, from, .. } = &applied.step;
                 Some(Record::Narrowed(Intent { thread: *thread, from: **from, to: **to }))
             }
@@ -109,20 +72,4 @@ pub fn apply(
         .collect();
     journal.append(narrowed)?;
     Ok(applied)
-}
-
-/// About a thread that is not where it should be. `None`: nothing was refused.
-#[must_use]
-pub fn thread_refusal(Applied { step, outcome }: &Applied) -> Option<String> {
-    let who = thread_in_words(step.thread.tid, &step.role, &step.comm);
-    match outcome {
-        StepOutcome::Refused { error } => {
-            Some(format!("{who}: {} → {} was refused: {error}", step.from, step.to))
-        }
-        StepOutcome::Narrowed { to } => Some(format!(
-            "{who}: wanted {}, the kernel made it {to}: its cpuset allows no more",
-            step.to
-        )),
-        StepOutcome::Done | StepOutcome::Gone => None,
-    }
 }

@@ -6,25 +6,14 @@
 
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
+use crate::knobs::step::ThreadStep;
 use crate::mask::{Mask, Masks};
 use crate::plan::Plan;
 use crate::policy::Level;
 use crate::threads::{Role, Thread, ThreadKey};
 
-/// One change to make.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Step {
-    /// Which thread.
-    pub thread: ThreadKey,
-    /// What it is for.
-    pub role: Role,
-    /// Its name, for display only.
-    pub comm: String,
-    /// The mask that was seen.
-    pub from: Mask,
-    /// The mask it is to have.
-    pub to: Mask,
-}
+/// One change of a thread's mask.
+pub type Step = ThreadStep<Mask>;
 
 /// The CPUs a thread belongs on by the plan; `None`: it is left alone.
 #[must_use]

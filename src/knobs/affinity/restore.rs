@@ -27,6 +27,7 @@ use crate::knobs::host::kernel_threads;
 use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::outcome::HostApplied;
 use crate::knobs::host::places::Value;
+use crate::knobs::outcome::{Failed, Foreign};
 use crate::knobs::partition::restore::PartitionRestore;
 use crate::knobs::priority::restore::PriorityRestore;
 use crate::sched::{Sched, is_gone};
@@ -42,9 +43,9 @@ pub struct RestoreReport {
     /// How many threads were as before already.
     pub unchanged: usize,
     /// Threads that another program has moved meanwhile: left alone.
-    pub foreign: Vec<ForeignChange>,
+    pub foreign: Vec<Foreign<CpuSet>>,
     /// Threads that could not be restored.
-    pub failed: Vec<FailedRestore>,
+    pub failed: Vec<Failed<CpuSet>>,
     /// Places of the host that no VM needs changed any more, and what became of them.
     pub host: Vec<HostApplied>,
     /// Why nothing was done about the host, in sentences.
@@ -70,28 +71,6 @@ pub enum Nothing {
     OtherBoot,
     /// The QEMU process is gone, and its threads with it.
     ProcessGone,
-}
-
-/// A thread that another program has moved.
-#[derive(Clone, Debug)]
-pub struct ForeignChange {
-    /// Which thread.
-    pub thread: ThreadKey,
-    /// Where it is now.
-    pub found: CpuSet,
-    /// Where it was before qmpin.
-    pub before: CpuSet,
-}
-
-/// A thread that could not be restored.
-#[derive(Debug)]
-pub struct FailedRestore {
-    /// Which thread.
-    pub thread: ThreadKey,
-    /// Where it should go.
-    pub to: CpuSet,
-    /// What the kernel said.
-    pub error: io::Error,
 }
 
 /// Why it could not be restored. Nothing may be forgotten then.
@@ -212,7 +191,7 @@ fn put_back(
                 Err(error) if is_gone(&error) => continue,
                 Err(error) => {
                     let to = memory.before(key).unwrap_or_default();
-                    report.failed.push(FailedRestore { thread: key, to, error });
+                    report.failed.push(Failed { thread: key, to, error });
                     continue;
                 }
             };
@@ -220,7 +199,7 @@ fn put_back(
             match decide(memory, key, kind, &allowed, &around) {
                 Decision::Nothing => report.unchanged += 1,
                 Decision::LeaveAlone { before } => {
-                    report.foreign.push(ForeignChange { thread: key, found: allowed, before });
+                    report.foreign.push(Foreign { thread: key, found: allowed, before });
                 }
                 Decision::PutBack { to } => {
                     changed = true;
@@ -237,7 +216,7 @@ fn put_back(
                         }
                         Ok(false) => {}
                         Err(error) => {
-                            report.failed.push(FailedRestore { thread: key, to, error });
+                            report.failed.push(Failed { thread: key, to, error });
                         }
                     }
                 }

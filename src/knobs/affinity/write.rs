@@ -4,27 +4,29 @@ use std::io;
 
 use crate::cgroups::CgroupTree;
 use crate::discover::{cpusets, tasks};
-use crate::knobs::affinity::apply::{Bench, StepOutcome};
+use crate::knobs::affinity::apply::Bench;
 use crate::knobs::affinity::diff::Step;
 use crate::knobs::host::kernel_threads;
+use crate::knobs::outcome::Outcome;
+use crate::mask::Mask;
 use crate::sched::is_gone;
 use crate::sysroot::ReadError;
 use crate::threads::{Role, ThreadKey};
 
 /// Checks, writes, reads back.
-pub(crate) fn write(bench: Bench<'_>, step: &Step) -> StepOutcome {
+pub(crate) fn write(bench: Bench<'_>, step: &Step) -> Outcome<Mask> {
     match is_still_there(bench, step.thread, &step.role) {
         Ok(true) => {}
-        Ok(false) => return StepOutcome::Gone,
-        Err(error) => return StepOutcome::Refused { error: error.source },
+        Ok(false) => return Outcome::Gone,
+        Err(error) => return Outcome::Refused { error: error.source },
     }
     let tid = step.thread.tid;
     if let Err(error) = bench.sched.set_affinity(tid, &step.to) {
         return said_no(with_cause(bench, step, error));
     }
     match bench.sched.affinity(tid) {
-        Ok(now) if step.to == now => StepOutcome::Done,
-        Ok(now) => StepOutcome::Narrowed { to: now.into() },
+        Ok(now) if step.to == now => Outcome::Done,
+        Ok(now) => Outcome::Narrowed { to: now.into() },
         Err(error) => said_no(error),
     }
 }
@@ -41,8 +43,8 @@ fn with_cause(bench: Bench<'_>, step: &Step, error: io::Error) -> io::Error {
     }
 }
 
-fn said_no(error: io::Error) -> StepOutcome {
-    if is_gone(&error) { StepOutcome::Gone } else { StepOutcome::Refused { error } }
+fn said_no(error: io::Error) -> Outcome<Mask> {
+    if is_gone(&error) { Outcome::Gone } else { Outcome::Refused { error } }
 }
 
 /// The last check before the write: a thread number may belong to another thread by now.

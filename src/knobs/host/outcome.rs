@@ -1,33 +1,11 @@
 //! What became of a step about a place of the host.
 
-use std::io;
-
 use crate::knobs::host::places::Value;
 use crate::knobs::host::step::HostStep;
+use crate::knobs::outcome::Outcome;
 
 /// What became of a step.
-#[derive(Debug)]
-pub enum HostOutcome {
-    /// Written and read back; or there was nothing to write.
-    Done,
-    /// There is no such place any more.
-    Gone,
-    /// irqbalance is configured, and applies it at the end of its interval: until then it cannot be read back.
-    Pending {
-        /// In so many seconds at most.
-        within_s: u32,
-    },
-    /// The kernel took it and made something else of it.
-    Narrowed {
-        /// What is there now.
-        to: Value,
-    },
-    /// The kernel said no.
-    Refused {
-        /// What it said.
-        error: io::Error,
-    },
-}
+pub type HostOutcome = Outcome<Value>;
 
 /// A step and what became of it.
 #[derive(Debug)]
@@ -53,9 +31,7 @@ impl HostApplied {
             HostStep::Write { .. } | HostStep::LeaveAlone { .. } => false,
         }
     }
-}
 
-impl HostApplied {
     /// Whether what systemd limits a unit to was changed: before Linux 6.2 all threads that are in it, and
     /// all where it is the first one, lose their masks.
     #[must_use]

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::journal::{Journal, JournalError};
 use crate::knobs::affinity::apply::Bench;
-use crate::knobs::priority::apply::{PriorityApplied, PriorityOutcome, apply_priorities};
+use crate::knobs::outcome::{Applied, Outcome};
+use crate::knobs::priority::apply::apply_priorities;
 use crate::knobs::priority::plan::{Scheduled, raised, steps};
 use crate::plan::Plan;
 use crate::policy::VcpuSched;
@@ -16,7 +17,7 @@ use crate::threads::{Thread, ThreadKey};
 #[derive(Debug, Default)]
 pub struct PriorityReport {
     /// Every change and what became of it.
-    pub applied: Vec<PriorityApplied>,
+    pub applied: Vec<Applied<Scheduling>>,
     /// Changes of threads that had been as they should: another program changed them.
     pub drifted: BTreeSet<ThreadKey>,
 }
@@ -65,16 +66,14 @@ impl Priority {
         let steps = steps(&raised, seen, journal.memory().scheduling());
         let drifted = steps
             .iter()
-            .filter(|step| self.settled.get(&step.of.thread) == Some(&step.to))
-            .map(|step| step.of.thread)
+            .filter(|step| self.settled.get(&step.thread) == Some(&step.to))
+            .map(|step| step.thread)
             .collect();
         let applied = apply_priorities(bench, journal, baseline, steps)?;
-        for PriorityApplied { step, outcome } in &applied {
+        for Applied { step, outcome } in &applied {
             match outcome {
-                PriorityOutcome::Done => settled.insert(step.of.thread, step.to),
-                PriorityOutcome::Gone | PriorityOutcome::Refused { .. } => {
-                    settled.remove(&step.of.thread)
-                }
+                Outcome::Done => settled.insert(step.thread, step.to),
+                _ => settled.remove(&step.thread),
             };
         }
         self.settled = settled;

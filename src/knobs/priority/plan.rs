@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use crate::cpuset::CpuSet;
 use crate::ids::VcpuIndex;
 use crate::knobs::priority::journal::SchedMemory;
+use crate::knobs::step::ThreadStep;
 use crate::plan::Plan;
 use crate::plan::report::{Finding, Why};
 use crate::policy::{Level, VcpuSched};
@@ -35,14 +36,8 @@ pub struct Scheduled {
     pub now: Scheduling,
 }
 
-/// One change to make.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct PriorityStep {
-    /// Which thread, and how it is scheduled.
-    pub of: Scheduled,
-    /// How it is to be.
-    pub to: Scheduling,
-}
+/// One change of how a thread is scheduled.
+pub type PriorityStep = ThreadStep<Scheduling>;
 
 /// The vCPUs that are to have the priority: those that are pinned, each to a CPU where no other thread of
 /// the VM may run.
@@ -76,7 +71,8 @@ pub fn steps(
         };
         let own = || memory.is_ours(of.thread, &of.now).then(|| memory.before(of.thread));
         let to = wanted.or_else(own).filter(|to| *to != of.now)?;
-        Some(PriorityStep { of, to })
+        let Scheduled { thread, role, comm, now } = of;
+        Some(ThreadStep { thread, role, comm, from: now, to })
     };
     seen.into_iter().filter_map(step).collect()
 }
@@ -218,15 +214,15 @@ mod tests {
         let before = Memory::default();
         let first = steps(&raised, seen(other), before.scheduling());
         assert_eq!(first.len(), 1, "{first:?}");
-        assert_eq!((first[0].of.thread.tid.0, first[0].to), (2, fifo()));
-        let intent = PriorityIntent { thread: first[0].of.thread, from: other, to: fifo() };
+        assert_eq!((first[0].thread.tid.0, first[0].to), (2, fifo()));
+        let intent = PriorityIntent { thread: first[0].thread, from: other, to: fifo() };
         let after = Memory::of(&[Record::Priorities(vec![]), Record::Priority(intent)]);
         let child = Scheduling { on_fork: OnFork::Inherit, ..fifo() };
         let mut now = seen(child);
         now[1].now = fifo();
         let second = steps(&raised, now.clone(), after.scheduling());
         assert_eq!(second.len(), 1, "{second:?}");
-        assert_eq!((second[0].of.thread.tid.0, second[0].to), (3, other));
+        assert_eq!((second[0].thread.tid.0, second[0].to), (3, other));
         // An external change is corrected, and one that is no longer wanted is undone.
         now[1].now = Scheduling { priority: 5, ..fifo() };
         assert_eq!(steps(&raised, now.clone(), after.scheduling())[0].to, fifo());

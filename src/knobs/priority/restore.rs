@@ -11,11 +11,12 @@
 use std::io;
 
 use crate::discover::tasks;
+use crate::knobs::outcome::{Failed, Foreign};
 use crate::knobs::priority::journal::SchedMemory;
 use crate::sched::{Sched, is_gone};
 use crate::scheduling::Scheduling;
 use crate::sysroot::{ReadError, SysRoot};
-use crate::threads::{ProcessKey, ThreadKey};
+use crate::threads::ProcessKey;
 
 /// What came of it.
 #[derive(Debug, Default)]
@@ -23,31 +24,9 @@ pub struct PriorityRestore {
     /// Threads restored.
     pub put_back: usize,
     /// Threads that another program has changed meanwhile: left alone.
-    pub foreign: Vec<ForeignPriority>,
+    pub foreign: Vec<Foreign<Scheduling>>,
     /// Threads that could not be restored.
-    pub failed: Vec<FailedPriority>,
-}
-
-/// A thread that another program has changed.
-#[derive(Clone, Copy, Debug)]
-pub struct ForeignPriority {
-    /// Which thread.
-    pub thread: ThreadKey,
-    /// How it is scheduled now.
-    pub found: Scheduling,
-    /// How it was before qmpin.
-    pub before: Scheduling,
-}
-
-/// A thread that could not be restored.
-#[derive(Debug)]
-pub struct FailedPriority {
-    /// Which thread.
-    pub thread: ThreadKey,
-    /// How it should be scheduled.
-    pub to: Scheduling,
-    /// What the kernel said.
-    pub error: io::Error,
+    pub failed: Vec<Failed<Scheduling>>,
 }
 
 /// Restores what is remembered of the threads of a process.
@@ -84,11 +63,11 @@ pub(crate) fn restore_priorities(
         match put_back() {
             Ok(None) => report.put_back += 1,
             Ok(Some(found)) if found != to && memory.has_written(thread) => {
-                report.foreign.push(ForeignPriority { thread, found, before: to });
+                report.foreign.push(Foreign { thread, found, before: to });
             }
             Ok(Some(_)) => {}
             Err(error) if is_gone(&error) => {}
-            Err(error) => report.failed.push(FailedPriority { thread, to, error }),
+            Err(error) => report.failed.push(Failed { thread, to, error }),
         }
     }
     Ok(report)
