@@ -17,14 +17,14 @@ impl Attachment<'_> {
     /// [`PassError`]; then policy and plan are as they were.
     pub(crate) fn adopt(&mut self, policy: Policy) -> Result<(), PassError> {
         let lock = self.known.settings.state.lock_leases()?;
-        self.limit.read(self.known.ground(), &self.online);
+        self.knobs.affinity.limit.read(self.known.ground(), &self.online);
         let mut settings = self.known.settings.clone();
         // Where the same places are asked for, vCPUs stay where they are.
         let held =
             if same_places(&settings.policy, &policy) { self.plan.held() } else { BTreeMap::new() };
         settings.policy = policy;
         let beside = neighbours(&settings.state, &settings.vm, &self.known.boot_id);
-        let (guest, allowed) = (&self.guest, self.limit.allowed());
+        let (guest, allowed) = (&self.guest, self.knobs.affinity.limit.allowed());
         let plan = settings.plan(&self.topology, guest, &beside, allowed, &held, Stay::Always)?;
         let old = (
             std::mem::replace(&mut self.known.settings, settings),
@@ -37,7 +37,7 @@ impl Attachment<'_> {
         }
         self.beside = beside;
         self.stale = None;
-        self.partition.resize(self.known.ground(), &self.plan, &mut self.journal, &lock)?;
+        self.knobs.partition.resize(self.known.ground(), &self.plan, &mut self.journal, &lock)?;
         Ok(())
     }
 

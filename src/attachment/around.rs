@@ -33,17 +33,17 @@ impl Attachment<'_> {
         let is_wanted = self.known.settings.policy.vm.wanted_knobs().contains(&Knob::Partition);
         let mut report = PassReport::default();
         for _ in 0..CHOICES_MAX {
-            let mut applied = std::mem::take(&mut report.applied);
+            let mut applied = std::mem::take(&mut report.knobs.affinity.applied);
             report = self.isolate_as_chosen(is_wanted)?;
-            applied.append(&mut report.applied);
-            report.applied = applied;
-            if !self.partition.is_refused() {
+            applied.append(&mut report.knobs.affinity.applied);
+            report.knobs.affinity.applied = applied;
+            if !self.knobs.partition.is_refused() {
                 break;
             }
         }
-        let leased = (self.partition.cgroup(), self.partition.slices());
-        self.partition.settle();
-        if (self.partition.cgroup(), self.partition.slices()) != leased {
+        let leased = (self.knobs.partition.cgroup(), self.knobs.partition.slices());
+        self.knobs.partition.settle();
+        if (self.knobs.partition.cgroup(), self.knobs.partition.slices()) != leased {
             self.relet()?;
         }
         Ok(report)
@@ -51,42 +51,45 @@ impl Attachment<'_> {
 
     /// Makes the choice between a partition and a fallback, and does what it takes.
     fn isolate_as_chosen(&mut self, is_wanted: bool) -> Result<PassReport, PassError> {
-        let earlier = self.partition.site();
+        let earlier = self.knobs.partition.site();
         let had_one = earlier.is_some();
-        let leased = (self.partition.cgroup(), self.partition.slices());
+        let leased = (self.knobs.partition.cgroup(), self.knobs.partition.slices());
         let ground = self.known.ground();
-        let claimed = is_wanted && self.partition.claim(ground, &self.plan, &mut self.journal)?;
+        let claimed =
+            is_wanted && self.knobs.partition.claim(ground, &self.plan, &mut self.journal)?;
         if !is_wanted {
-            self.partition.abandon(ground, self.journal.memory());
+            self.knobs.partition.abandon(ground, self.journal.memory());
         }
         if claimed {
             if let Err(error) = self.relet() {
                 // Without its lease it is not made: others would not know of it.
-                self.partition.disclaim(earlier);
+                self.knobs.partition.disclaim(earlier);
                 return Err(error.into());
             }
-            self.partition.prepare(self.known.ground());
+            self.knobs.partition.prepare(self.known.ground());
         }
-        if self.lease_due || (self.partition.cgroup(), self.partition.slices()) != leased {
+        if self.lease_due
+            || (self.knobs.partition.cgroup(), self.knobs.partition.slices()) != leased
+        {
             self.relet()?;
         }
         if claimed || had_one {
             self.host_knobs.expect_changes();
         }
-        let is_ready = claimed && !self.partition.is_refused();
+        let is_ready = claimed && !self.knobs.partition.is_refused();
         if is_ready || had_one { self.pass() } else { Ok(PassReport::default()) }
     }
 
     /// When the choice between a partition and a fallback is to be made again; `None`: it is made for good.
     #[must_use]
     pub fn choice_due(&self) -> Option<Instant> {
-        self.partition.choice_due()
+        self.knobs.partition.choice_due()
     }
 
     /// Whether that choice would be another one now. It reads, and writes nothing.
     pub fn would_choose_anew(&mut self) -> bool {
         let ground = self.known.ground();
-        self.partition.would_choose_anew(ground, &self.plan, self.journal.memory())
+        self.knobs.partition.would_choose_anew(ground, &self.plan, self.journal.memory())
     }
 
     /// Gives vCPUs their priority and the VM its core-scheduling cookie, once others are elsewhere: a
@@ -96,8 +99,8 @@ impl Attachment<'_> {
     /// [`PassError`].
     pub fn prioritise(&mut self) -> Result<PassReport, PassError> {
         let policy = &self.known.settings.policy.vm;
-        let has_priority = self.priority.begin(policy.sched.value, &self.journal);
-        let has_cookie = self.cookie.begin(policy, &self.journal);
+        let has_priority = self.knobs.priority.begin(policy.sched.value, &self.journal);
+        let has_cookie = self.knobs.cookie.begin(policy, &self.journal);
         if has_priority || has_cookie { self.pass() } else { Ok(PassReport::default()) }
     }
 
@@ -165,7 +168,7 @@ impl Attachment<'_> {
         self.drift_total += report.drifted.len() as u64;
         if report.applied.iter().any(HostApplied::has_limited_unit) {
             // What it did to our masks is not drift.
-            self.settled.clear();
+            self.knobs.affinity.expect_changes();
         }
         Ok(match self.early_host.take() {
             Some(earlier) => report.after(earlier),

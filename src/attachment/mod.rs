@@ -14,17 +14,14 @@ pub mod files;
 pub mod found;
 mod known;
 pub mod leasing;
-pub mod limit;
 pub mod originals;
 pub mod outside;
 pub mod replan;
 pub mod reports;
 pub mod restored;
 pub mod settings;
-pub mod thread_cpus;
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, BTreeSet};
 
 use known::Known;
 
@@ -34,13 +31,11 @@ use crate::attachment::leasing::{
     Earlier, Going, Swept, earlier, forget_swept, held, kept, let_go, neighbours, new_journal,
     sweep, take_over_from_dead,
 };
-use crate::attachment::limit::Limit;
 use crate::attachment::outside::Outside;
 use crate::attachment::replan::other_name;
 use crate::attachment::reports::{Learnt, Noticed, PassReport};
 use crate::attachment::restored::restore_lines;
 use crate::attachment::settings::Settings;
-use crate::attachment::thread_cpus::ThreadCpus;
 use crate::cpuset::CpuSet;
 use crate::discover;
 use crate::discover::tasks::{Identified, Scan, TasksError};
@@ -50,20 +45,20 @@ use crate::guest::Guest;
 use crate::ids::Tid;
 use crate::journal::{Journal, JournalError};
 use crate::knobs::abilities::Abilities;
-use crate::knobs::affinity::apply::{Bench, apply};
-use crate::knobs::affinity::diff::{Step, desired, diff};
+use crate::knobs::affinity::apply::Bench;
+use crate::knobs::affinity::keep::Affinity;
+use crate::knobs::affinity::limit::Limit;
 use crate::knobs::affinity::restore::{RestoreReport, restore_process};
-use crate::knobs::core_scheduling::keep::CookieKeeper;
-use crate::knobs::core_scheduling::plan::wished;
+use crate::knobs::affinity::thread_cpus::ThreadCpus;
 use crate::knobs::findings::{Facts, findings};
 use crate::knobs::ground::{Ground, Host};
 use crate::knobs::host::keep::HostKnobs;
 use crate::knobs::host::report::HostReport;
 use crate::knobs::partition::keep::{Partition, take_back};
-use crate::knobs::priority::keep::Priority;
 use crate::knobs::reonline::cycle::{Brought, ReonlineReport, bring_back};
+use crate::knobs::turn::{Snapshot, Turn};
+use crate::knobs::vm::VmKnobs;
 use crate::leases::{FileState, Kept, SupervisorLock};
-use crate::mask::{Mask, Masks};
 use crate::plan::{Finding, Lasts, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
 use crate::sysroot::SysRoot;
@@ -79,21 +74,14 @@ pub struct Attachment<'a> {
     identified: Identified,
     outside: Outside,
     plan: Plan,
-    limit: Limit,
     /// The other VMs that the plan was made beside.
     beside: Vec<Neighbour>,
     /// Whether there should be a new plan, and how much staying is worth then.
     stale: Option<Stay>,
     journal: Journal,
-    partition: Partition,
-    priority: Priority,
-    cookie: CookieKeeper,
+    knobs: VmKnobs,
     /// What the kernel said in the last pass of priority and of cookies.
     abilities: Abilities,
-    /// Where each thread was seen to be, when that was where it belongs.
-    settled: BTreeMap<ThreadKey, Mask>,
-    /// Where its threads are.
-    placed: ThreadCpus,
     host_knobs: HostKnobs,
     /// The lease could not be written, and does not say what there is.
     lease_due: bool,
@@ -219,16 +207,15 @@ impl<'a> Attachment<'a> {
             identified,
             outside: Outside::default(),
             plan,
-            limit,
             beside,
             stale: None,
-            partition: Partition::resumed(&journal),
-            priority: Priority::default(),
-            cookie: CookieKeeper::default(),
+            knobs: VmKnobs {
+                partition: Partition::resumed(&journal),
+                affinity: Affinity::within(limit),
+                ..VmKnobs::default()
+            },
             abilities: Abilities::default(),
             journal,
-            settled: BTreeMap::new(),
-            placed: ThreadCpus::default(),
             host_knobs: HostKnobs::default(),
             lease_due: false,
             early_host: None,
@@ -280,7 +267,7 @@ impl<'a> Attachment<'a> {
             topology: &self.topology,
             plan: &self.plan,
             policy: &self.known.settings.policy.vm,
-            partition: self.partition.finding(),
+            partition: self.knobs.partition.finding(),
             throttling: self.abilities.throttling,
             cookies: &self.abilities.cookies,
             made: self.journal.memory().cookie(),
@@ -298,7 +285,7 @@ impl<'a> Attachment<'a> {
     /// Where its threads are after the last pass.
     #[must_use]
     pub fn placed(&self) -> ThreadCpus {
-        self.placed
+        self.knobs.affinity.placed()
     }
 
     /// How many times a thread was found moved externally.
@@ -407,55 +394,28 @@ impl<'a> Attachment<'a> {
                 observed.threads.binary_search_by_key(&key.tid, |thread| thread.key.tid).is_err()
             }),
         };
-        let mut threads = observed.threads;
-        // Groups first: a mask holds only for CPUs that the thread's group allows.
-        let (plan, journal) = (&self.plan, &mut self.journal);
-        let partition =
-            self.partition.converge(self.known.ground(), plan, journal, &threads, &grips)?;
-        self.drift_total += self.partition.take_drifted();
-        let own = threads.len();
-        let of_process: BTreeSet<ThreadKey> = threads.iter().map(|thread| thread.key).collect();
-        threads.extend(self.outside.now(self.known.host.sched));
-        let mut steps = diff(&self.plan, self.known.process.pid, &threads, &self.online);
-        let drifted: BTreeSet<ThreadKey> = steps
-            .iter()
-            .filter(|step| self.settled.get(&step.thread).is_some_and(|cpus| *cpus == step.to))
-            .map(|step| step.thread)
-            .collect();
-        self.drift_total += drifted.len() as u64;
-        self.settled = settled(&self.plan, &threads, &steps);
-        let barred = self.limit.bar(&mut steps, &of_process);
-        let Host { root, sched: sched_calls, .. } = self.known.host;
-        let bench = Bench { root, sched: sched_calls, grips: &grips, process: self.known.process };
-        let applied = apply(bench, &mut self.journal, baseline, steps)?;
-        for applied in &applied {
-            if !applied.fell_short() {
-                self.settled.insert(applied.step.thread, applied.step.to.clone());
-            }
-        }
-        self.placed = ThreadCpus::of(&self.plan, &threads, &applied);
-        let (policy, own) = (&self.known.settings.policy.vm, &threads[..own]);
-        let (plan, journal) = (&self.plan, &mut self.journal);
-        let sched = policy.sched.value;
-        let priority = self.priority.converge(bench, plan, sched, journal, own)?;
-        self.abilities = Abilities::read(root, sched_calls, policy, journal.memory(), own);
-        let wish = wished(&self.topology, plan, policy);
-        let cookie = self.cookie.converge(bench, wish, journal, &self.abilities.cookies)?;
-        self.drift_total += priority.drifted.len() as u64 + u64::from(cookie.drifted);
-        let plan_failed = None;
-        let reonline = ReonlineReport::default();
-        Ok(PassReport {
-            noticed,
-            applied,
-            placed: self.placed,
-            drifted,
-            plan_failed,
-            barred,
-            partition,
-            priority,
-            cookie,
-            reonline,
-        })
+        let Known { host: Host { root, sched, .. }, settings, process, .. } = &self.known;
+        let policy = &settings.policy.vm;
+        let memory = self.journal.memory();
+        let snapshot = Snapshot {
+            abilities: Abilities::read(root, *sched, policy, memory, &observed.threads),
+            threads: observed.threads,
+            grips,
+            outside: self.outside.known().to_vec(),
+            online: self.online,
+        };
+        let turn = Turn {
+            ground: self.known.ground(),
+            bench: Bench { root, sched: *sched, grips: &snapshot.grips, process: *process },
+            topology: &self.topology,
+            plan: &self.plan,
+            policy,
+            snapshot: &snapshot,
+        };
+        let knobs = self.knobs.converge(&turn, &mut self.journal, baseline)?;
+        self.abilities = snapshot.abilities;
+        self.drift_total += knobs.drifted();
+        Ok(PassReport { noticed, knobs, ..PassReport::default() })
     }
 }
 
@@ -474,16 +434,6 @@ fn may_be_named(key: ThreadKey, threads: &[Thread]) -> bool {
     threads
         .binary_search_by_key(&key.tid, |thread| thread.key.tid)
         .is_ok_and(|at| threads[at].role == Role::Emulator)
-}
-
-fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKey, Mask> {
-    let mut masks = Masks::default();
-    let moving: BTreeSet<ThreadKey> = steps.iter().map(|step| step.thread).collect();
-    threads
-        .iter()
-        .filter(|thread| !moving.contains(&thread.key))
-        .filter_map(|thread| Some((thread.key, masks.of(desired(plan, &thread.role)?))))
-        .collect()
 }
 
 fn unix_now_s() -> u64 {

@@ -20,7 +20,6 @@ use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
 use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::places::{Place, Value};
 use crate::locks::HostLock;
-use crate::sched::Sched;
 use crate::threads::Thread;
 
 /// Those that are known.
@@ -66,16 +65,9 @@ impl Outside {
         Ok(())
     }
 
-    /// Those that are still there, as they are now.
-    pub(super) fn now(&mut self, sched: &dyn Sched) -> impl Iterator<Item = Thread> + '_ {
-        self.0.retain_mut(|thread| match sched.affinity(thread.key.tid) {
-            Ok(allowed) => {
-                thread.allowed = allowed.into();
-                true
-            }
-            Err(_) => false,
-        });
-        self.0.iter().cloned()
+    /// Those that were found, as they were then.
+    pub(super) fn known(&self) -> &[Thread] {
+        &self.0
     }
 }
 

@@ -33,7 +33,7 @@ impl Attachment<'_> {
 
     /// Has the plan made anew where the VM's cgroup allows it other CPUs than before.
     pub(crate) fn notice_limit(&mut self) {
-        if self.limit.has_changed(self.known.ground(), &self.online) {
+        if self.knobs.affinity.limit.has_changed(self.known.ground(), &self.online) {
             self.stale = Some(Stay::UnlessBetter);
         }
     }
@@ -59,10 +59,10 @@ impl Attachment<'_> {
         let held = self.plan.held();
         // Stale until there is a new one; but not tried in every pass: the next change will.
         self.stale = None;
-        self.limit.read(self.known.ground(), &self.online);
+        self.knobs.affinity.limit.read(self.known.ground(), &self.online);
         let Known { settings, boot_id, .. } = &self.known;
         self.beside = neighbours(&settings.state, &settings.vm, boot_id);
-        let (allowed, beside) = (self.limit.allowed(), &self.beside);
+        let (allowed, beside) = (self.knobs.affinity.limit.allowed(), &self.beside);
         let plan = settings.plan(&self.topology, &self.guest, beside, allowed, &held, stay)?;
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
@@ -74,7 +74,12 @@ impl Attachment<'_> {
                 self.stale = Some(stay);
                 return Err(error.into());
             }
-            self.partition.resize(self.known.ground(), &self.plan, &mut self.journal, &lock)?;
+            self.knobs.partition.resize(
+                self.known.ground(),
+                &self.plan,
+                &mut self.journal,
+                &lock,
+            )?;
         }
         Ok(())
     }
@@ -91,8 +96,8 @@ impl Attachment<'_> {
         }
         let now = neighbours(&settings.state, &settings.vm, boot_id);
         if now != self.beside {
-            self.limit.read(self.known.ground(), &self.online);
-            let allowed = self.limit.allowed();
+            self.knobs.affinity.limit.read(self.known.ground(), &self.online);
+            let allowed = self.knobs.affinity.limit.allowed();
             let stay = Stay::Always;
             self.plan = settings.plan(&self.topology, &self.guest, &now, allowed, held, stay)?;
             self.beside = now;
@@ -118,8 +123,8 @@ impl Attachment<'_> {
             iothreads: self.plan.iothread_cpus,
             vcpus: self.plan.held().into_iter().collect(),
             knobs: self.known.settings.policy.vm.wanted_knobs(),
-            partition: self.partition.cgroup(),
-            slices: self.partition.slices(),
+            partition: self.knobs.partition.cgroup(),
+            slices: self.knobs.partition.slices(),
             vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
             sched: self.known.settings.policy.vm.sched.value,
             max_vcpus: self.known.settings.policy.vm.max_vcpus.value,

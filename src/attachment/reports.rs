@@ -1,16 +1,13 @@
 //! What a pass or an answer of QEMU has brought.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 
 use crate::attachment::error::{PassError, StartError};
-use crate::attachment::thread_cpus::ThreadCpus;
 use crate::ids::VmName;
-use crate::knobs::core_scheduling::keep::CookieReport;
 use crate::knobs::outcome::{Applied, Outcome};
-use crate::knobs::partition::apply::Refused;
-use crate::knobs::priority::keep::PriorityReport;
 use crate::knobs::reonline::cycle::ReonlineReport;
+use crate::knobs::vm::VmReport;
 use crate::mask::Mask;
 use crate::threads::{Role, ThreadKey};
 
@@ -19,22 +16,10 @@ use crate::threads::{Role, ThreadKey};
 pub struct PassReport {
     /// What the loop has to know.
     pub noticed: Noticed,
-    /// Every step and what became of it.
-    pub applied: Vec<Applied<Mask>>,
-    /// Where the VM's threads are now.
-    pub placed: ThreadCpus,
-    /// Steps for threads that had been where they belong: another program moved them.
-    pub drifted: BTreeSet<ThreadKey>,
+    /// What the knobs have changed.
+    pub knobs: VmReport,
     /// Why there is no new plan, where there should be one: the one in force was kept to.
     pub plan_failed: Option<PassError>,
-    /// Which threads cannot be pinned where they belong, because the VM's cgroup does not allow it.
-    pub barred: Vec<String>,
-    /// What of the VM's partition was refused.
-    pub partition: Vec<Refused>,
-    /// What was changed about vCPUs' priority.
-    pub priority: PriorityReport,
-    /// What was changed about its core-scheduling cookie.
-    pub cookie: CookieReport,
     /// What was done before the first pin about its CPUs.
     pub reonline: ReonlineReport,
 }
@@ -51,14 +36,14 @@ pub struct Learnt {
 impl PassReport {
     /// Adds the steps of a later pass. A thread that had one before counts once, with what became of it last.
     pub(crate) fn then_applied(&mut self, later: Vec<Applied<Mask>>) {
-        let threads = self.applied.iter().map(|earlier| earlier.step.thread);
+        let threads = self.knobs.affinity.applied.iter().map(|earlier| earlier.step.thread);
         let mut places: BTreeMap<ThreadKey, usize> = threads.zip(0..).collect();
         for applied in later {
             match places.entry(applied.step.thread) {
-                Entry::Occupied(place) => self.applied[*place.get()] = applied,
+                Entry::Occupied(place) => self.knobs.affinity.applied[*place.get()] = applied,
                 Entry::Vacant(place) => {
-                    place.insert(self.applied.len());
-                    self.applied.push(applied);
+                    place.insert(self.knobs.affinity.applied.len());
+                    self.knobs.affinity.applied.push(applied);
                 }
             }
         }
@@ -70,11 +55,11 @@ impl PassReport {
             matches!(&applied.outcome, Outcome::Refused { error }
                 if error.kind() == std::io::ErrorKind::PermissionDenied)
         };
-        !self.applied.is_empty() && self.applied.iter().all(denied)
+        !self.knobs.affinity.applied.is_empty() && self.knobs.affinity.applied.iter().all(denied)
     }
 
     pub(crate) fn not_permitted(self, vm: VmName) -> StartError {
-        let first = self.applied.into_iter().next();
+        let first = self.knobs.affinity.applied.into_iter().next();
         let (who, source) = match first {
             Some(Applied { step, outcome: Outcome::Refused { error } }) => (step.who(), error),
             _ => (String::new(), std::io::ErrorKind::PermissionDenied.into()),

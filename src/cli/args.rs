@@ -1,20 +1,19 @@
 //! The command line.
 
+mod policy;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::discover::{
-    Loaded, PolicyDirs, PolicyFileError, ProxmoxConfig, VmLocation, proxmox_config,
-    proxmox_config_path,
-};
-use crate::error::{Failure, Kind, chain};
+pub(super) use policy::{PolicyArgs, host_policy, policy_failure};
+
+use crate::discover::{PolicyDirs, ProxmoxConfig, VmLocation, proxmox_config, proxmox_config_path};
+use crate::error::{Failure, Kind};
 use crate::ids::VmName;
 use crate::leases::StateDir;
-use crate::policy::{
-    ChannelChoice, CpuChoice, Fragment, Level, Origin, Overflow, Policy, Sharing, Sourced,
-};
+use crate::policy::{Origin, Policy, Sourced};
 use crate::qmp::Limits;
 use crate::sysroot::SysRoot;
 
@@ -184,116 +183,6 @@ impl RootArgs {
             }
         }
     }
-}
-
-/// Policy by hand; stronger than any file.
-#[derive(Args, Debug)]
-#[command(next_help_heading = "Policy, stronger than any file")]
-pub(super) struct PolicyArgs {
-    /// CPUs for vCPUs, such as 6-11,18-23; an order such as 5,3,1 is kept
-    #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_vcpus)]
-    vcpus: Option<CpuChoice>,
-    /// CPUs for iothreads
-    #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_set)]
-    iothreads: Option<CpuChoice>,
-    /// CPUs for the emulator threads
-    #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_set)]
-    emulator: Option<CpuChoice>,
-    /// Accept more vCPUs than CPUs: they share
-    #[arg(long)]
-    share: bool,
-    /// Where a hot-added vCPU runs that does not fit
-    #[arg(long, value_enum)]
-    overflow: Option<Overflow>,
-    /// How QEMU is queried
-    #[arg(long, value_enum)]
-    channel: Option<ChannelChoice>,
-    /// What is excluded from the VM's CPUs
-    #[arg(long, value_enum)]
-    isolation: Option<Level>,
-}
-
-impl PolicyArgs {
-    fn fragment(&self) -> Fragment {
-        fn flag<T>(value: Option<T>, flag: &'static str) -> Option<Sourced<T>> {
-            value.map(|value| Sourced { value, origin: Origin::Flag { flag } })
-        }
-        Fragment {
-            vcpus: flag(self.vcpus.clone(), "--vcpus"),
-            iothreads: flag(self.iothreads.clone(), "--iothreads"),
-            emulator: flag(self.emulator.clone(), "--emulator"),
-            share: flag(self.share.then_some(Sharing::Wrap), "--share"),
-            overflow: flag(self.overflow, "--overflow"),
-            channel: flag(self.channel, "--channel"),
-            isolation: flag(self.isolation, "--isolation"),
-            ..Fragment::default()
-        }
-    }
-
-    /// The merged policy of files and flags.
-    ///
-    /// # Errors
-    /// A failure of usage with file, line and reason.
-    pub(super) fn policy(
-        &self,
-        global: &Global,
-        root: &SysRoot,
-        vm: &VmArgs,
-    ) -> Result<Policy, Failure> {
-        let loaded = global.policy_dirs(root, vm.ask.place()).load(Some(&vm.vm));
-        Ok(vm.bounded(self.over(loaded.map_err(policy_failure)?), root))
-    }
-
-    /// As [`policy`](PolicyArgs::policy), but of what was good the last time where the files are not.
-    ///
-    /// # Errors
-    /// As there, where nothing is remembered.
-    pub(super) fn policy_or_last_good(
-        &self,
-        global: &Global,
-        root: &SysRoot,
-        vm: &VmArgs,
-    ) -> Result<Policy, Failure> {
-        let dirs = global.policy_dirs(root, vm.ask.place());
-        let Loaded { fragments, instead_of } =
-            dirs.load_or_last_good(&vm.vm).map_err(policy_failure)?;
-        let mut policy = self.over(fragments);
-        policy.instead_of = instead_of.map(|error| chain(&error));
-        Ok(vm.bounded(policy, root))
-    }
-
-    fn over(&self, mut fragments: Vec<Fragment>) -> Policy {
-        fragments.push(self.fragment());
-        Policy::merge(fragments)
-    }
-}
-
-/// The policy of the host's file alone.
-///
-/// # Errors
-/// A failure of usage with file, line and reason.
-pub(super) fn host_policy(global: &Global, root: &SysRoot) -> Result<Policy, Failure> {
-    let fragments = global.policy_dirs(root, Place::Elsewhere).load(None);
-    fragments.map(Policy::merge).map_err(policy_failure)
-}
-
-/// Why a policy cannot be used, as the end of a command.
-pub(super) fn policy_failure(error: PolicyFileError) -> Failure {
-    let kind = match &error {
-        PolicyFileError::Read { source, .. }
-            if source.kind() == std::io::ErrorKind::PermissionDenied =>
-        {
-            Kind::Permission
-        }
-        _ => Kind::Usage,
-    };
-    let hint = match &error {
-        PolicyFileError::NoCluster { .. } => {
-            "nothing was changed; `systemctl status pve-cluster` tells more"
-        }
-        _ => "nothing was changed",
-    };
-    Failure::from_error(kind, error).hint(hint)
 }
 
 /// Whether a VM is Proxmox's, so that its cluster has a say.

@@ -2,11 +2,13 @@
 
 use super::args::{AttachArgs, Global};
 use super::{Answer, block_on, output, plan, serve};
+use crate::attachment::reports::PassReport;
 use crate::attachment::settings::{Follow, Settings};
 use crate::discover::{boot_id, is_alive};
 use crate::error::Failure;
 use crate::knobs::ground::Host;
 use crate::knobs::outcome::Applied;
+use crate::knobs::vm::VmReport;
 use crate::marks::{Detached, remove_mark, sweep_marks};
 use crate::sched::Kernel;
 use crate::supervise::{PolicySource, attach_once};
@@ -38,23 +40,23 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     forget_marks(&root, &settings, args.service);
     if args.once {
         let (plan, report, isolated) = block_on(attach_once(host, settings))??;
-        let threads: Vec<String> = report.applied.iter().filter_map(Applied::refusal).collect();
+        let PassReport { knobs, reonline, .. } = report;
+        let VmReport { partition, affinity, priority, cookie, .. } = knobs;
+        let threads: Vec<String> = affinity.applied.iter().filter_map(Applied::refusal).collect();
         output::sentence(&format!(
             "VM {}: {}; {} threads moved, {} refused",
             plan.vm,
-            report.placed.in_words(&plan),
-            report.applied.len() - threads.len(),
+            affinity.placed.in_words(&plan),
+            affinity.applied.len() - threads.len(),
             threads.len()
         ))?;
-        let priority = report.priority.applied.iter().filter_map(Applied::refusal);
-        let reonline = report.reonline;
-        let failed: Vec<String> =
-            priority.chain(report.cookie.refused).chain(reonline.failed).collect();
+        let priority = priority.applied.iter().filter_map(Applied::refusal);
+        let failed: Vec<String> = priority.chain(cookie.refused).chain(reonline.failed).collect();
         let is_whole = threads.is_empty()
             && failed.is_empty()
-            && report.partition.is_empty()
+            && partition.is_empty()
             && !isolated.fell_short();
-        let partition = report.partition.iter().map(ToString::to_string);
+        let partition = partition.iter().map(ToString::to_string);
         let sentences = threads.into_iter().chain(failed).chain(reonline.left_out).chain(partition);
         for sentence in sentences.chain(isolated.refusals()) {
             output::sentence(&format!("  refused: {sentence}"))?;

@@ -2,8 +2,8 @@
 
 use crate::discover::rt_throttling;
 use crate::journal::Memory;
-use crate::knobs::core_scheduling::keep::cookies;
 use crate::knobs::core_scheduling::plan::{Cookies, NoCookies};
+use crate::knobs::core_scheduling::read::cookies;
 use crate::policy::{Knob, VmPolicy};
 use crate::sched::Sched;
 use crate::scheduling::Throttling;

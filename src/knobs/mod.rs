@@ -20,3 +20,5 @@ pub mod partition;
 pub mod priority;
 pub mod reonline;
 pub mod step;
+pub mod turn;
+pub mod vm;

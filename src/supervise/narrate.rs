@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::attachment::reports::{Learnt, PassReport};
 use crate::knobs::outcome::{Applied, OfThread, Outcome};
 use crate::knobs::reonline::cycle::ReonlineReport;
+use crate::knobs::vm::VmReport;
 use crate::plan::Finding;
 use crate::threads::{ThreadKey, thread_in_words};
 
@@ -60,15 +61,16 @@ pub(super) fn log_threads<V: OfThread>(
 
 /// What the kernel would not do at this look, in sentences: it is tried again at the next.
 pub(super) fn refusals(report: &PassReport) -> BTreeSet<String> {
-    let threads = report.applied.iter().filter_map(Applied::refusal);
-    let priorities = report.priority.applied.iter().filter_map(Applied::refusal);
-    let partition = report.partition.iter().map(ToString::to_string);
-    threads.chain(report.barred.iter().cloned()).chain(partition).chain(priorities).collect()
+    let VmReport { partition, affinity, priority, .. } = &report.knobs;
+    let threads = affinity.applied.iter().filter_map(Applied::refusal);
+    let priorities = priority.applied.iter().filter_map(Applied::refusal);
+    let partition = partition.iter().map(ToString::to_string);
+    threads.chain(affinity.barred.iter().cloned()).chain(partition).chain(priorities).collect()
 }
 
 /// What the kernel would not do and is not asked for again, in sentences.
 pub(super) fn refusals_for_good(report: &PassReport) -> Vec<String> {
     let ReonlineReport { left_out, failed } = &report.reonline;
     let reonline = left_out.iter().chain(failed).cloned();
-    report.cookie.refused.iter().cloned().chain(reonline).collect()
+    report.knobs.cookie.refused.iter().cloned().chain(reonline).collect()
 }

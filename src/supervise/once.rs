@@ -7,6 +7,7 @@ use crate::attachment::Attachment;
 use crate::attachment::error::StartError;
 use crate::attachment::reports::PassReport;
 use crate::attachment::settings::Settings;
+use crate::knobs::affinity::keep::AffinityReport;
 use crate::knobs::ground::Host;
 use crate::knobs::host::report::{HostLines, HostReport, log_host};
 use crate::knobs::priority::keep::PriorityReport;
@@ -23,7 +24,8 @@ pub async fn attach_once(
 ) -> Result<(Plan, PassReport, HostReport), StartError> {
     let (state, vm) = (settings.state.clone(), settings.vm.clone());
     let (mut attachment, _channel, mut report) = Attachment::start(host, settings).await?;
-    log_threads(&report.applied, &report.drifted, &mut BTreeSet::new());
+    let AffinityReport { applied, drifted, .. } = &report.knobs.affinity;
+    log_threads(applied, drifted, &mut BTreeSet::new());
     // Anything that fails from here on leaves the VM pinned, with its undo.
     let remembered = attachment.remember_host();
     // The kernel does not restore what it changes while a partition is built.
@@ -37,15 +39,15 @@ pub async fn attach_once(
     let (plan, findings) = (attachment.plan().clone(), attachment.findings());
     log_shortfalls(&findings, &[]);
     attachment.leave();
-    report.then_applied(isolated?.applied);
-    let second = second?;
-    report.placed = second.placed;
-    let raised = raised?;
-    report.then_applied(raised.applied);
-    report.then_applied(second.applied);
-    report.partition = second.partition;
-    (report.priority, report.cookie) = (raised.priority, raised.cookie);
-    let PriorityReport { applied, drifted } = &report.priority;
+    report.then_applied(isolated?.knobs.affinity.applied);
+    let second = second?.knobs;
+    report.knobs.affinity.placed = second.affinity.placed;
+    let raised = raised?.knobs;
+    report.then_applied(raised.affinity.applied);
+    report.then_applied(second.affinity.applied);
+    report.knobs.partition = second.partition;
+    (report.knobs.priority, report.knobs.cookie) = (raised.priority, raised.cookie);
+    let PriorityReport { applied, drifted } = &report.knobs.priority;
     log_threads(applied, drifted, &mut BTreeSet::new());
     remembered?;
     let kept = kept?;

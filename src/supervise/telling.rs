@@ -15,7 +15,7 @@ use crate::attachment::reports::PassReport;
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::knobs::host::report::{HostLines, HostReport, log_host};
-use crate::knobs::priority::keep::PriorityReport;
+use crate::knobs::vm::VmReport;
 use crate::leases::StateDir;
 use crate::plan::Finding;
 use crate::qmp::ChannelKind;
@@ -65,9 +65,9 @@ impl Telling {
         if self.priority_lines.len() > LINES_MAX {
             self.priority_lines.clear();
         }
-        log_threads(&report.applied, &report.drifted, &mut self.lines);
-        let PriorityReport { applied, drifted } = &report.priority;
-        log_threads(applied, drifted, &mut self.priority_lines);
+        let VmReport { affinity, priority, .. } = &report.knobs;
+        log_threads(&affinity.applied, &affinity.drifted, &mut self.lines);
+        log_threads(&priority.applied, &priority.drifted, &mut self.priority_lines);
         self.refuse(refusals_for_good(report));
         let refused: BTreeSet<String> = refusals(report).into_iter().take(REFUSED_MAX).collect();
         self.is_stale |= refused != self.refused_now;
@@ -201,7 +201,10 @@ mod tests {
             read_standing(&state, &vm).expect("written").refused
         };
         let partition = vec![Refused::new("qemu.slice", "a partition", "busy")];
-        telling.pass(&PassReport { partition, ..PassReport::default() });
+        telling.pass(&PassReport {
+            knobs: VmReport { partition, ..VmReport::default() },
+            ..PassReport::default()
+        });
         assert_eq!(said(&mut telling).len(), 1);
         telling.isolated(Some("no room".to_owned()));
         assert_eq!(said(&mut telling).len(), 2);

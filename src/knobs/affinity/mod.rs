@@ -3,5 +3,8 @@
 pub mod apply;
 pub mod decide;
 pub mod diff;
+pub mod keep;
+pub mod limit;
 pub mod restore;
+pub mod thread_cpus;
 pub mod write;

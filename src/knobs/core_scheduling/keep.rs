@@ -2,13 +2,12 @@
 //! the end.
 
 use crate::journal::{Journal, JournalError, Record};
-use crate::knobs::affinity::apply::Bench;
 use crate::knobs::core_scheduling::apply::{clear_cookie, make_cookie};
 use crate::knobs::core_scheduling::journal::CookieRecord;
-use crate::knobs::core_scheduling::plan::{CookieStep, Cookies, NoCookies, RULE, Wish, step};
+use crate::knobs::core_scheduling::plan::{CookieStep, Cookies, RULE, Wish, step, wished};
+use crate::knobs::turn::Turn;
 use crate::policy::{Knob, VmPolicy};
-use crate::sched::{Sched, is_gone};
-use crate::threads::Thread;
+use crate::sched::is_gone;
 use crate::wording::counted;
 
 /// What a pass has changed about it.
@@ -40,17 +39,17 @@ impl CookieKeeper {
         self.is_due
     }
 
-    /// Makes it, or takes it, where that is not so. `cookies` are what the threads have.
+    /// Makes it, or takes it, where that is not so.
     pub(crate) fn converge(
         &mut self,
-        bench: Bench<'_>,
-        wish: Wish,
+        turn: &Turn<'_>,
         journal: &mut Journal,
-        cookies: &Result<Cookies, NoCookies>,
     ) -> Result<CookieReport, JournalError> {
+        let Turn { bench, snapshot, .. } = *turn;
         let mut report = CookieReport::default();
+        let wish = wished(turn.topology, turn.plan, turn.policy);
         let is_needed = wish != Wish::Nothing || !journal.memory().cookie().is_empty();
-        let Ok(cookies) = cookies else { return Ok(report) };
+        let Ok(cookies) = &snapshot.abilities.cookies else { return Ok(report) };
         if !self.is_due || !is_needed {
             return Ok(report);
         }
@@ -103,28 +102,4 @@ fn note(journal: &mut Journal, cookies: &Cookies) -> Result<(), JournalError> {
         }
         _ => Ok(()),
     }
-}
-
-/// The cookies of threads; one that has ended has none.
-///
-/// # Errors
-/// [`NoCookies`] (`kernel/sched/core_sched.c`: EINVAL where it is not built, ENODEV without SMT).
-pub fn cookies(sched: &dyn Sched, threads: &[Thread]) -> Result<Cookies, NoCookies> {
-    let mut cookies = Cookies::new();
-    for thread in threads {
-        match sched.cookie(thread.key.tid) {
-            Ok(cookie) => {
-                cookies.insert(thread.key, cookie);
-            }
-            Err(error) if is_gone(&error) => {}
-            Err(error) => {
-                return Err(match error.raw_os_error() {
-                    Some(nix::libc::EINVAL) => NoCookies::NotBuilt,
-                    Some(nix::libc::ENODEV) => NoCookies::NoSmt,
-                    _ => NoCookies::Failed(error.to_string()),
-                });
-            }
-        }
-    }
-    Ok(cookies)
 }

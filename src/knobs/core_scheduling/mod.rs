@@ -4,4 +4,5 @@ pub mod apply;
 pub mod journal;
 pub mod keep;
 pub mod plan;
+pub mod read;
 pub mod restore;

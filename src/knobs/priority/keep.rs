@@ -4,14 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::journal::{Journal, JournalError};
-use crate::knobs::affinity::apply::Bench;
 use crate::knobs::outcome::{Applied, Outcome};
 use crate::knobs::priority::apply::apply_priorities;
 use crate::knobs::priority::plan::{Scheduled, raised, steps};
-use crate::plan::Plan;
+use crate::knobs::turn::Turn;
 use crate::policy::VcpuSched;
 use crate::scheduling::Scheduling;
-use crate::threads::{Thread, ThreadKey};
+use crate::threads::ThreadKey;
 
 /// What a pass has changed about it.
 #[derive(Debug, Default)]
@@ -41,16 +40,16 @@ impl Priority {
     /// Gives and takes, where that is not so.
     pub(crate) fn converge(
         &mut self,
-        bench: Bench<'_>,
-        plan: &Plan,
-        sched: VcpuSched,
+        turn: &Turn<'_>,
         journal: &mut Journal,
-        threads: &[Thread],
     ) -> Result<PriorityReport, JournalError> {
+        let Turn { bench, plan, snapshot, .. } = *turn;
+        let sched = turn.policy.sched.value;
         if !self.is_due {
             return Ok(PriorityReport::default());
         }
-        let seen: Vec<Scheduled> = threads
+        let seen: Vec<Scheduled> = snapshot
+            .threads
             .iter()
             .filter_map(|thread| {
                 // One that cannot be asked has ended, or will be asked in the next pass.

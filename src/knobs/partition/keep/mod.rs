@@ -27,13 +27,14 @@ use crate::knobs::partition::keep::choice::{Fallback, obstacle_of};
 pub(crate) use crate::knobs::partition::keep::take_back::take_back;
 use crate::knobs::partition::plan::steps::{PartitionStep, placing, resizing};
 use crate::knobs::partition::plan::{RULE, Separation, Target, choose, in_words, lower, target};
+use crate::knobs::turn::Turn;
 use crate::leases::{Lease, StateDir};
 use crate::locks::LeasesLock;
 use crate::plan::{Finding, Plan};
 use crate::policy::Knob;
 use crate::site::{Group, Share, Site};
 use crate::standing::read_standing;
-use crate::threads::{ProcessKey, Thread, ThreadKey};
+use crate::threads::{ProcessKey, ThreadKey};
 
 impl Ground<'_> {
     /// The CPUs of all other VMs, and those that their partitions still hold.
@@ -117,15 +118,12 @@ impl Partition {
     /// What was refused.
     pub(crate) fn converge(
         &mut self,
-        ground: Ground<'_>,
-        plan: &Plan,
+        turn: &Turn<'_>,
         journal: &mut Journal,
-        threads: &[Thread],
-        grips: &Grips,
     ) -> Result<Vec<Refused>, JournalError> {
+        let Turn { ground, bench, plan, snapshot, .. } = *turn;
         let Some(site) = self.site.clone() else { return Ok(self.fell()) };
-        let Host { root, sched, .. } = ground.host;
-        let cgroups = CgroupTree::of(root);
+        let cgroups = CgroupTree::of(ground.host.root);
         let shares = ground.shares();
         let target = match target(plan, &shares) {
             Ok(target) => target,
@@ -141,8 +139,7 @@ impl Partition {
         let ever = remember(journal, &target)?;
         // Without its cgroup the VM has ended, which is reported elsewhere.
         let Ok(seen) = cgroup::partition_seen(&cgroups, &site) else { return Ok(Vec::new()) };
-        let bench = Bench { root, sched, grips, process: ground.process };
-        let mut steps = placing(plan, &target, &seen, threads);
+        let mut steps = placing(plan, &target, &seen, &snapshot.threads);
         let mut held = Vec::new();
         steps.retain(|step| match step {
             PartitionStep::Move { thread, .. } => match self.stuck.get(&thread.key) {

@@ -18,19 +18,19 @@
 //!
 //! What another process has done in between is seen by the next pass, which starts from what is there.
 
+mod walk;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use walk::{Pass, Site, Which, new_kernel_threads};
+
 use crate::cpuset::CpuSet;
-use crate::discover::{DiscoverError, live_leases, warned_doubts, with_own_masks};
+use crate::discover::{DiscoverError, live_leases, warned_doubts};
 use crate::error::chain;
-use crate::ids::Pid;
 use crate::journal::{JournalError, Memory, UnknownLines};
 use crate::knobs::ground::Host;
-use crate::knobs::host::apply::{
-    apply_host, carry_out as carry_out_host, intend as intend_host, record as record_host,
-};
 use crate::knobs::host::diff::diff;
 use crate::knobs::host::interrupts::interrupts;
 use crate::knobs::host::irqbalance::keep::Irqbalances;
@@ -38,13 +38,10 @@ use crate::knobs::host::irqbalance::read::{Silent, irqbalances};
 use crate::knobs::host::journal::HostJournal;
 use crate::knobs::host::kernel_threads::KthreadScan;
 use crate::knobs::host::memory::{HostMemory, HostRecord};
-use crate::knobs::host::new_irqs::{created_with_exclusion_mask, like_new};
 use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::pass::HostPass;
 use crate::knobs::host::places::{HostView, Irqbalance, Place, Value};
-use crate::knobs::host::power::preferences;
 use crate::knobs::host::report::{HostReport, is_managed_irq};
-use crate::knobs::host::slices::plan::relimited;
 use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_host_view;
 use crate::knobs::host::{Wants, kernel_threads, wishes};
@@ -385,135 +382,6 @@ impl HostKnobs {
             }
         }
     }
-
-    /// How kernel threads are to be looked for: what is created while a VM is attached is created off its CPUs, so one
-    /// that is found late has done no harm. After the last VM there is no later.
-    fn next_scan(&mut self, wants: &Wants) -> KthreadScan {
-        let is_due = self.looks.is_multiple_of(LOOKS_PER_SCAN);
-        self.looks = self.looks.wrapping_add(1);
-        if is_due || wants.is_empty() { KthreadScan::All } else { KthreadScan::Children }
-    }
-
-    /// Looks at the host, and carries out the steps about systemd, or all others. `None`: there is nothing that
-    /// qmpin has to do with.
-    fn pass(
-        &mut self,
-        site: Site<'_>,
-        which: Which,
-        asked: &[Irqbalance],
-        untold: &mut Vec<String>,
-    ) -> Result<Option<Pass>, HostError> {
-        let Site { host, state, boot_id } = site;
-        let mut lock = state.lock_host()?;
-        let leases = live_leases(state, boot_id);
-        let done = HostPass::begin(state, &leases);
-        let wants = Wants::of(&leases);
-        let mut journal = self.open(state, boot_id)?;
-        if wants.is_empty() && !journal.exists() {
-            return Ok(None);
-        }
-        let is_about_units = !wants.slices().is_empty() || journal.memory().has_units();
-        if which == Which::Units && !is_about_units {
-            return Ok(Some(Pass::default()));
-        }
-        if !wants.slices().is_empty() && !journal.memory().has_units() {
-            let vms: Vec<Pid> = leases.iter().map(|lease| lease.qemu.pid).collect();
-            journal.append(own_masks(host, &vms))?;
-        }
-        let scan = match which {
-            // Limits do not depend on kernel threads.
-            Which::Units => KthreadScan::Children,
-            Which::Rest => self.next_scan(&wants),
-        };
-        let view = read_host_view(host.root, host.sched, &wants, journal.memory(), scan)?
-            .with_irqbalances(asked.to_vec());
-        untold.extend(self.irqbalances.saw(&view));
-        journal.append(wants.exclusion_masks().iter().copied().map(HostRecord::Off).collect())?;
-        journal.append(new_kernel_threads(&view, journal.memory(), &wants))?;
-        journal.append(created_with_exclusion_mask(&view, &wants, journal.memory()))?;
-        journal.append(relimited(&view, journal.memory()))?;
-        let wishes = wishes(&view, &wants, journal.memory());
-        let mut steps = diff(&view, &wishes, journal.memory());
-        // irqbalance applies a setting later, so it is set more than once.
-        let of_ours = wishes.iter().filter(|wish| !matches!(wish.place, Place::Irqbalance(_)));
-        self.wished = of_ours.map(|wish| (wish.place.clone(), wish.value.clone())).collect();
-        steps.extend(self.irqbalances.to_tell_anew(&view, &wishes));
-        steps.retain(|step| match step {
-            HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
-            _ => true,
-        });
-        steps.retain(|step| which.has(step));
-        let (steps, mut applied) = self.irqbalances.hold_back(steps, &view.online);
-        let mut records = like_new(&view, journal.memory(), &steps);
-        records.extend(preferences(&view, &steps));
-        journal.append(records)?;
-        let (calls, steps): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_call);
-        applied.extend(apply_host(host.bench(), &view.online, &mut journal, steps)?);
-        if !calls.is_empty() {
-            intend_host(&mut journal, &calls)?;
-            // It may be written anew, or removed, while this process does not hold the lock.
-            drop((journal, lock));
-            let mut called = carry_out_host(host.bench(), &view.online, calls);
-            lock = state.lock_host()?;
-            journal = self.open(state, boot_id)?;
-            record_host(host.root, &mut journal, &mut called)?;
-            applied.extend(called);
-        }
-        self.irqbalances.note(&applied);
-        self.known = journal.memory().clone();
-        if which == Which::Rest
-            && !wants.is_empty()
-            && let Err(error) = done.note(&lock)
-        {
-            tracing::debug!("other supervisors check the host, too: {error}");
-        }
-        Ok(Some(Pass { view, applied, wants, memory: journal.memory().clone() }))
-    }
-}
-
-/// Which steps a pass carries out. Limits of units come first, since some kernels change the masks of all threads
-/// of a unit with them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Which {
-    Units,
-    Rest,
-}
-
-impl Which {
-    fn has(self, step: &HostStep) -> bool {
-        let is_of_units = step.place().limited_cgroup().is_some();
-        is_of_units == (self == Which::Units)
-    }
-}
-
-/// Whether another program is asked for it.
-fn is_call(step: &HostStep) -> bool {
-    matches!(step.place(), Place::AllowedCpus { .. } | Place::DropIn(_) | Place::Irqbalance(_))
-}
-
-/// What a pass works on.
-#[derive(Clone, Copy)]
-struct Site<'a> {
-    host: Host<'a>,
-    state: &'a StateDir,
-    boot_id: &'a str,
-}
-
-/// What a pass has found and done.
-#[derive(Default)]
-struct Pass {
-    view: HostView,
-    applied: Vec<HostApplied>,
-    wants: Wants,
-    memory: HostMemory,
-}
-
-/// The masks that threads outside all VMs have of their own, before any unit is limited.
-fn own_masks(host: Host<'_>, vms: &[Pid]) -> Vec<HostRecord> {
-    let found = with_own_masks(host.root, host.sched, vms).into_iter();
-    let original =
-        |(key, cpus)| HostRecord::Original { place: Place::Thread(key), value: Value::Cpus(cpus) };
-    found.map(original).collect()
 }
 
 /// The host as it is, and what is to be done about it for all who want something of it. An irqbalance in `silent` is not
@@ -548,22 +416,6 @@ fn look(
         return Ok(view);
     }
     Ok(view.with_irqbalances(irqbalances(host.root, silent)))
-}
-
-/// The masks of kernel threads that are not remembered yet, as they would be without qmpin.
-fn new_kernel_threads(view: &HostView, memory: &HostMemory, wants: &Wants) -> Vec<HostRecord> {
-    let is_wanted = wants.has(Knob::Kthreads) || wants.has(Knob::Partition);
-    let new = view.kthreads.iter().filter(|place| memory.original(place).is_none());
-    let original = |place: &Place| {
-        let found = view.values.get(place)?;
-        let has_exclusion_mask = memory.has_exclusion_mask(found, &view.online, &view.online);
-        if !has_exclusion_mask && !is_wanted {
-            return None;
-        }
-        let value = if has_exclusion_mask { Value::Cpus(view.online) } else { found.clone() };
-        Some(HostRecord::Original { place: place.clone(), value })
-    };
-    new.filter_map(original).collect()
 }
 
 /// Restores what no VM needs changed any more, where there is no VM to do it for.
