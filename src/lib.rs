@@ -33,6 +33,7 @@ pub mod sched;
 pub mod services;
 pub mod standing;
 pub mod state_file;
+mod sys;
 pub mod sysroot;
 pub mod systemd;
 

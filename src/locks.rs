@@ -94,6 +94,18 @@ impl StateDir {
         Ok(HostLock { lock, _older: self.lock_older()? })
     }
 
+    /// As [`StateDir::lock_host`], without waiting for another process that holds it; `None`: one does.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn try_lock_host(&self) -> Result<Option<HostLock>, StateError> {
+        match self.lock_file(HOST, Duration::ZERO) {
+            Ok(lock) => Ok(Some(HostLock { lock, _older: self.lock_older()? })),
+            Err(StateError::Busy { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The file of the host's lock.
     pub(crate) fn host_lock_path(&self) -> PathBuf {
         self.path().join(HOST)

@@ -4,6 +4,7 @@
 use std::io;
 use std::num::NonZeroU64;
 
+use nix::libc::SCHED_RESET_ON_FORK;
 use rustix::process::Pid as RustixPid;
 use rustix::thread::{
     CoreSchedulingScope, CpuSet as RustixCpuSet, core_scheduling_cookie,
@@ -14,6 +15,7 @@ use rustix::thread::{
 use crate::cpuset::CpuSet;
 use crate::ids::{CPUS_MAX, CpuId, Pid, Tid};
 use crate::scheduling::{Class, Cookie, OnFork, Scheduling};
+use crate::sys;
 
 /// Whether the error says that the thread has ended.
 #[must_use]
@@ -103,28 +105,23 @@ impl Sched for Kernel {
     }
 
     fn scheduling(&self, tid: Tid) -> io::Result<Scheduling> {
-        let found = uapi::sched_getscheduler(some(tid)?)?;
-        let param = uapi::sched_getparam(some(tid)?)?;
+        let (found, priority) = sys::scheduler(some(tid)?)?;
         // The flag comes with the number (`kernel/sched/syscalls.c: sys_sched_getscheduler`).
-        let number = found & !uapi::c::SCHED_RESET_ON_FORK;
+        let number = found & !SCHED_RESET_ON_FORK;
         let unknown = || io::Error::new(io::ErrorKind::InvalidData, format!("policy {number}"));
         Ok(Scheduling {
             class: Class::from_number(number).ok_or_else(unknown)?,
-            priority: u8::try_from(param.sched_priority).unwrap_or_default(),
+            priority: u8::try_from(priority).unwrap_or_default(),
             on_fork: if number == found { OnFork::Inherit } else { OnFork::Reset },
         })
     }
 
     fn set_scheduling(&self, tid: Tid, to: Scheduling) -> io::Result<()> {
-        // Made from the thread's own, since it has more fields in some C libraries than in others.
-        let mut param = uapi::sched_getparam(some(tid)?)?;
-        param.sched_priority = to.priority.into();
         let flag = match to.on_fork {
             OnFork::Inherit => 0,
-            OnFork::Reset => uapi::c::SCHED_RESET_ON_FORK,
+            OnFork::Reset => SCHED_RESET_ON_FORK,
         };
-        uapi::sched_setscheduler(some(tid)?, to.class.number() | flag, &param)?;
-        Ok(())
+        sys::set_scheduler(some(tid)?, to.class.number() | flag, to.priority.into())
     }
 
     fn cookie(&self, tid: Tid) -> io::Result<Option<Cookie>> {

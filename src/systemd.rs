@@ -1,13 +1,11 @@
 //! systemd over D-Bus: a unit's properties, and the reload. Thin: it decides nothing.
 //!
-//! Every call has a limit. Calls are made from a thread of their own and waited for, so that they can be
-//! made from anywhere: attaching runs in a runtime, restoring does not.
+//! Every call has a limit, and all share one connection (`bus`).
 
+mod bus;
 #[cfg(test)]
 pub(crate) mod fake;
 
-use std::future::Future;
-use std::thread;
 use std::time::Duration;
 
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
@@ -241,45 +239,13 @@ pub(crate) fn no_such_unit(error: SystemdError, unit: &str) -> SystemdError {
     }
 }
 
-/// Connects, asks, and waits for the answer.
-pub(crate) fn ask<T: Send>(
+/// Asks over the system bus, and waits for the answer.
+pub(crate) fn ask<T>(
     what: &str,
     limit: Duration,
-    job: impl for<'a> AsyncFnOnce(&'a Connection) -> zbus::Result<T> + Send,
+    job: impl for<'a> AsyncFnOnce(&'a Connection) -> zbus::Result<T>,
 ) -> Result<T, SystemdError> {
-    let asked = || {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(SystemdError::Thread)?;
-        runtime.block_on(limited(what, limit, async {
-            let bus =
-                Connection::system().await.map_err(|error| SystemdError::Reach(Box::new(error)))?;
-            job(&bus).await.map_err(|source| SystemdError::Refused {
-                what: what.to_owned(),
-                source: Box::new(source),
-            })
-        }))
-    };
-    thread::scope(|scope| {
-        let name = "qmpin-bus".to_owned();
-        let thread = thread::Builder::new().name(name).spawn_scoped(scope, asked);
-        let joined = thread.map_err(SystemdError::Thread)?.join();
-        // A panic has ended the process in its hook: there is nothing to join.
-        joined.unwrap_or_else(|_| {
-            Err(SystemdError::Thread(std::io::Error::other("the thread has ended")))
-        })
-    })
-}
-
-async fn limited<T>(
-    what: &str,
-    limit: Duration,
-    job: impl Future<Output = Result<T, SystemdError>>,
-) -> Result<T, SystemdError> {
-    tokio::time::timeout(limit, job)
-        .await
-        .unwrap_or_else(|_| Err(SystemdError::Late { what: what.to_owned(), limit }))
+    bus::SYSTEM.ask(what, limit, job)
 }
 
 /// A CPU is a bit; the first byte has CPUs 0 to 7, the lowest bit CPU 0.

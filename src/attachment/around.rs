@@ -14,6 +14,7 @@ use crate::attachment::{Attachment, Known};
 use crate::discover;
 use crate::discover::tasks::Scan;
 use crate::error::chain;
+use crate::knobs::host::keep::Due;
 use crate::knobs::host::outcome::HostApplied;
 use crate::knobs::host::report::HostReport;
 use crate::knobs::reonline::cycle::{ReonlineReport, reonline};
@@ -22,6 +23,17 @@ use crate::policy::Knob;
 
 /// A partition, and the fallback where that is refused.
 const CHOICES_MAX: usize = 2;
+
+/// What has come of a check of the host.
+#[derive(Debug)]
+pub enum Checked {
+    /// It was brought in line with all leases.
+    Done(Box<HostReport>),
+    /// A supervisor has done so just now.
+    Kept,
+    /// A process has the host's lock: it is to be checked again in a moment.
+    Busy,
+}
 
 impl Attachment<'_> {
     /// Keeps others off the VM's CPUs, as far as the policy wants that and the host can, and looks
@@ -124,20 +136,20 @@ impl Attachment<'_> {
         Ok(self.host_knobs.remember(self.known.host, state, &self.known.boot_id, &lock)?)
     }
 
-    /// Excludes interrupts and the kernel's own work from the CPUs of all VMs that want it, unless a supervisor has done
-    /// so just now: then `None`.
+    /// Excludes interrupts and the kernel's own work from the CPUs of all VMs that want it, where that is due.
     ///
     /// # Errors
     /// [`StartError`]. The VM's own threads stay where they are.
-    pub fn check_host(&mut self) -> Result<Option<HostReport>, StartError> {
+    pub fn check_host(&mut self) -> Result<Checked, StartError> {
         self.step_aside();
         let Known { settings, boot_id, .. } = &self.known;
         // Each supervisor's timer ticks at another time, so one in two or more finds it done.
         let within = settings.policy.vm.check_interval.value / 2;
-        if self.host_knobs.is_kept(&settings.state, boot_id, within) {
-            return Ok(None);
+        match self.host_knobs.is_due(&settings.state, boot_id, within) {
+            Due::Now => self.reconcile_host().map(Box::new).map(Checked::Done),
+            Due::Soon => Ok(Checked::Busy),
+            Due::NotYet => Ok(Checked::Kept),
         }
-        self.reconcile_host().map(Some)
     }
 
     /// The same, whatever another supervisor has done.

@@ -2,11 +2,13 @@
 
 use crate::cpuset::CpuSet;
 use crate::discover;
-use crate::ids::Tid;
+use crate::discover::tasks;
+use crate::ids::Pid;
 use crate::knobs::ground::Host;
 use crate::leases::StateDir;
+use crate::sysroot::SysRoot;
 
-/// Takes this process itself off the CPUs of all VMs, whether or not something else excludes it. What it is not
+/// Takes all threads of this process off the CPUs of all VMs, whether or not something else excludes it. What it is not
 /// permitted is not needed: a cpuset that leaves it nothing else is its limit, too.
 pub(crate) fn step_aside(
     host: Host<'_>,
@@ -22,9 +24,9 @@ pub(crate) fn step_aside(
         return;
     }
     *own_cpus = cpus;
-    // The loop's thread, and the one that asks, which is 0 (`man 2 sched_setaffinity`). Others inherit its mask.
-    let main = i32::try_from(std::process::id()).unwrap_or_default();
-    for thread in [Tid(main), Tid(0)] {
+    let own = Pid(i32::try_from(std::process::id()).unwrap_or_default());
+    let threads = tasks::list(&SysRoot::live(), own).unwrap_or_default();
+    for thread in threads {
         if let Err(error) = host.sched.set_affinity(thread, &cpus) {
             tracing::debug!("qmpin itself stays where it is: {error}");
         }

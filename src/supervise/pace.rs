@@ -97,6 +97,11 @@ impl ForNeighbours {
         true
     }
 
+    /// It could not be looked at now.
+    pub(super) fn again(&mut self, now: Instant) {
+        self.due = Some(now + NEIGHBOURS_GAP);
+    }
+
     /// When it is due, if anything has changed since the last.
     pub(super) fn due(self) -> Option<Instant> {
         self.due

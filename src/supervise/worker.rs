@@ -18,6 +18,7 @@ use super::budget::thread_time;
 use super::reload::{Taken, reload};
 use super::source::PolicySource;
 use crate::attachment::Attachment;
+use crate::attachment::around::Checked;
 use crate::attachment::error::{PassError, StartError};
 use crate::attachment::found::Found;
 use crate::attachment::reports::{Learnt, PassReport};
@@ -50,7 +51,7 @@ pub(super) enum Job {
     Choose,
     /// Exclude interrupts and the kernel's own work from them.
     KeepHost,
-    /// The same, where no supervisor has done so just now. The result is `HostKept`, or `HostIsKept`.
+    /// The same, where no supervisor has done so just now. The result is `HostKept`, `HostIsKept` or `HostIsBusy`.
     CheckHost,
     /// Give vCPUs their priority, and the VM its cookie.
     Prioritise,
@@ -78,6 +79,8 @@ pub(super) enum Done {
     HostKept(Result<HostReport, StartError>),
     /// Another supervisor has just done so.
     HostIsKept,
+    /// Another process is at it.
+    HostIsBusy,
     Prioritised(Result<PassReport, PassError>),
     Passed(Result<PassReport, PassError>),
     Learnt(Result<Learnt, TasksError>),
@@ -232,8 +235,9 @@ fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
         }
         Job::KeepHost => Done::HostKept(attachment.keep_host()),
         Job::CheckHost => match attachment.check_host() {
-            Ok(None) => Done::HostIsKept,
-            Ok(Some(report)) => Done::HostKept(Ok(report)),
+            Ok(Checked::Kept) => Done::HostIsKept,
+            Ok(Checked::Busy) => Done::HostIsBusy,
+            Ok(Checked::Done(report)) => Done::HostKept(Ok(*report)),
             Err(error) => Done::HostKept(Err(error)),
         },
         Job::Prioritise => Done::Prioritised(attachment.prioritise()),

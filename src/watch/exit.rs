@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 
-use super::readable::Readable;
 use crate::discover::is_alive;
 use crate::ids::Pid;
+use crate::sys::Readable;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use inotify::{EventMask, Inotify, WatchMask};
 
-use super::readable::Readable;
 use crate::ids::VmName;
 use crate::leases::StateDir;
+use crate::sys::Readable;
 
 /// Between two tries to watch a folder that was removed.
 const BLIND_PAUSE: Duration = Duration::from_millis(500);

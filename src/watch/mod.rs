@@ -11,7 +11,6 @@
 mod exit;
 mod leases;
 mod new_threads;
-mod readable;
 mod slow_timer;
 
 pub use exit::Exit;

@@ -12,14 +12,14 @@
 
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
-use super::readable::Readable;
 use crate::ids::{Pid, Tid};
+use crate::sys::{self, Readable};
+use nix::libc::sock_filter;
 use nix::sys::socket::{self, MsgFlags, NetlinkAddr};
-use socket2::{Domain, Protocol, SockFilter, Socket, Type};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with, sockopt};
 
-const NETLINK_CONNECTOR: i32 = 11;
 const CN_IDX_PROC: u32 = 1;
 const CN_VAL_PROC: u32 = 1;
 const PROC_CN_MCAST_LISTEN: u32 = 1;
@@ -47,19 +47,19 @@ impl NewThreads {
     /// `EPERM` without `CAP_NET_ADMIN` (Linux < 6.6), `EPROTONOSUPPORT` where the kernel has no
     /// connector, `ECONNREFUSED` outside the first network or pid namespace.
     pub fn of(process: Pid) -> io::Result<NewThreads> {
-        let domain = Domain::from(nix::libc::AF_NETLINK);
-        let protocol = Some(Protocol::from(NETLINK_CONNECTOR));
-        let socket = Socket::new(domain, Type::DGRAM.nonblocking().cloexec(), protocol)?;
-        socket.set_recv_buffer_size(BUFFER_BYTES)?;
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let protocol = Some(netlink::CONNECTOR);
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?;
+        sockopt::set_socket_recv_buffer_size(&socket, BUFFER_BYTES)?;
         // The filter comes before the subscription: not one foreign message is queued.
-        socket.attach_filter(&filter(process))?;
+        sys::attach_filter(socket.as_fd(), &filter(process))?;
         socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, CN_IDX_PROC))?;
         let listen = listen_message();
         let sent = socket::send(socket.as_raw_fd(), &listen, MsgFlags::empty())?;
         if sent != listen.len() {
             return Err(io::Error::new(io::ErrorKind::WriteZero, "the subscription was cut short"));
         }
-        let socket = Readable::new(OwnedFd::from(socket))?;
+        let socket = Readable::new(socket)?;
         Ok(NewThreads { socket, process })
     }
 
@@ -132,7 +132,7 @@ fn listen_message() -> Vec<u8> {
 
 /// Classic BPF: pass a fork whose child is of this process, drop the rest. A load gives the number in
 /// network order, so the constants are turned.
-fn filter(process: Pid) -> [SockFilter; 6] {
+fn filter(process: Pid) -> [sock_filter; 6] {
     const LOAD_WORD: u16 = 0x20; // BPF_LD | BPF_W | BPF_ABS
     const JUMP_IF_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
     const RETURN: u16 = 0x06; // BPF_RET | BPF_K
@@ -140,12 +140,12 @@ fn filter(process: Pid) -> [SockFilter; 6] {
     const CHILD_TGID: u32 = 64;
     let pid = u32::try_from(process.0).unwrap_or(0);
     [
-        SockFilter::new(LOAD_WORD, 0, 0, WHAT),
-        SockFilter::new(JUMP_IF_EQUAL, 0, 3, PROC_EVENT_FORK.to_be()),
-        SockFilter::new(LOAD_WORD, 0, 0, CHILD_TGID),
-        SockFilter::new(JUMP_IF_EQUAL, 0, 1, pid.to_be()),
-        SockFilter::new(RETURN, 0, 0, u32::MAX),
-        SockFilter::new(RETURN, 0, 0, 0),
+        sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: WHAT },
+        sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 3, k: PROC_EVENT_FORK.to_be() },
+        sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: CHILD_TGID },
+        sock_filter { code: JUMP_IF_EQUAL, jt: 0, jf: 1, k: pid.to_be() },
+        sock_filter { code: RETURN, jt: 0, jf: 0, k: u32::MAX },
+        sock_filter { code: RETURN, jt: 0, jf: 0, k: 0 },
     ]
 }
 

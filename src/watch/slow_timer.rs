@@ -12,7 +12,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use super::readable::Readable;
+use crate::sys::Readable;
 
 /// Ticks again and again. Ticks that passed unnoticed count as one.
 #[derive(Debug)]

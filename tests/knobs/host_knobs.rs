@@ -15,7 +15,7 @@ use qmpin::discover::process_key;
 use qmpin::ids::{Pid, StartTicks, Tid};
 use qmpin::journal::{Memory, Record};
 use qmpin::knobs::host::journal::HostJournal;
-use qmpin::knobs::host::keep::HostKnobs;
+use qmpin::knobs::host::keep::{Due, HostKnobs};
 use qmpin::knobs::host::outcome::HostApplied;
 use qmpin::knobs::host::places::{Place, Value};
 use qmpin::knobs::host::refusal::host_refusal;
@@ -560,7 +560,8 @@ fn nothing_is_taken_from_a_vm_whose_lease_cannot_be_read() {
 fn one_pass_over_the_host_serves_all_supervisors_until_a_lease_changes() {
     let world = World::new();
     let minute = std::time::Duration::from_secs(60);
-    let is_kept = |within| HostKnobs::default().is_kept(&world.state, BOOT, within);
+    let is_due = |within| HostKnobs::default().is_due(&world.state, BOOT, within);
+    let is_kept = |within| is_due(within) == Due::NotYet;
     world.lease("100", "4-5", [Knob::Irqs]);
     assert!(!is_kept(minute), "no pass has looked yet");
     world.reconcile();
@@ -573,6 +574,16 @@ fn one_pass_over_the_host_serves_all_supervisors_until_a_lease_changes() {
         world.reconcile();
         assert!(is_kept(minute), "{lease:?}");
     }
+    // A pass that is under way is not waited for.
+    world.lease("100", "4-7", [Knob::Irqs]);
+    let busy = world.state.lock_host().expect("locked");
+    assert_eq!(is_due(minute), Due::Soon);
+    drop(busy);
+    assert_eq!(is_due(minute), Due::Now);
+    world.reconcile();
+    let busy = world.state.lock_host().expect("locked");
+    assert_eq!(is_due(minute), Due::NotYet, "it is asked without the lock");
+    drop(busy);
     for garbage in ["", "{", "{\"began_ms\":18446744073709551615,\"leases\":[]}"] {
         fs::write(world.state.path().join(".host.lock"), garbage).expect("written");
         assert!(!is_kept(minute), "{garbage}");

@@ -1,6 +1,8 @@
 //! Turns the end of a job into events, and notifies systemd and `qmpin status`.
 
 use super::{Ended, Runner, Task};
+use tokio::time::Instant;
+
 use crate::attachment::error::StartError;
 use crate::attachment::settings::Settings;
 use crate::discover::boot_id;
@@ -45,6 +47,7 @@ impl Runner<'_> {
             }
             Done::HostKept(report) => self.telling.host(report),
             Done::HostIsKept => {}
+            Done::HostIsBusy => self.for_neighbours.again(Instant::now()),
             Done::Prioritised(Ok(report)) => self.telling.pass(&report),
             Done::Prioritised(Err(error)) => {
                 if !error.means_gone() {

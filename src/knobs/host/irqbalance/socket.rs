@@ -17,12 +17,16 @@ use std::io;
 use std::io::{IoSlice, Read as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, sendmsg};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
+    sockopt,
+};
 use rustix::process::geteuid;
-use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
@@ -146,7 +150,7 @@ pub fn tell(
 /// A line to an irqbalance, good for one request.
 #[derive(Debug)]
 pub struct Line {
-    socket: Socket,
+    socket: UnixStream,
     pid: Pid,
 }
 
@@ -193,7 +197,7 @@ impl Line {
     fn of(path: &Path, deadline: Instant) -> Result<Line, IrqbalanceError> {
         let reached = || {
             let asked = peer::now();
-            let socket = connect(&SockAddr::unix(path)?, deadline)?;
+            let socket = connect(path, deadline)?;
             let peer = Peer::of(&socket, asked)?;
             io::Result::Ok((socket, peer))
         };
@@ -248,19 +252,24 @@ fn not_understood(answer: &[u8]) -> IrqbalanceError {
     IrqbalanceError::NotUnderstood { answer: shown::line(&start).into_owned() }
 }
 
-fn connect(address: &SockAddr, deadline: Instant) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+/// A path that begins with a zero byte is a name in the abstract namespace (`unix(7)`).
+fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let address = match path.as_os_str().as_bytes().strip_prefix(&[0]) {
+        Some(name) => SocketAddrUnix::new_abstract_name(name)?,
+        None => SocketAddrUnix::new(path)?,
+    };
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // It holds for `connect`, too: a backlog is full where irqbalance hangs (`unix_stream_connect`).
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() {
         return Err(io::ErrorKind::TimedOut.into());
     }
-    socket.set_write_timeout(Some(left))?;
-    socket.connect(address)?;
-    Ok(socket)
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(left))?;
+    connect_to(&socket, &address)?;
+    Ok(UnixStream::from(socket))
 }
 
-fn read_all(mut socket: Socket, deadline: Instant) -> io::Result<Vec<u8>> {
+fn read_all(mut socket: UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut room = [0; 4096];
     loop {

@@ -46,7 +46,7 @@ use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_host_view;
 use crate::knobs::host::{Wants, kernel_threads, wishes};
 use crate::leases::{StateDir, StateError};
-use crate::locks::HostLock;
+use crate::locks::{HostLock, WAIT_LIMIT};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
@@ -99,6 +99,19 @@ pub struct HostKnobs {
     irqbalances: Irqbalances,
     /// How often it was looked.
     looks: u32,
+    /// Since when another process has held the host's lock, each time that it was asked for.
+    busy_since: Option<Instant>,
+}
+
+/// When the host is to be compared with the leases.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Due {
+    /// Now.
+    Now,
+    /// In a moment: a process has the host's lock, and may be doing just that.
+    Soon,
+    /// With the next tick of the timer: it was done just now.
+    NotYet,
 }
 
 impl HostKnobs {
@@ -170,17 +183,31 @@ impl HostKnobs {
         }
     }
 
-    /// Whether a supervisor, this or another, has brought the host in line with all leases less than `within` ago.
-    #[must_use]
-    pub fn is_kept(&self, state: &StateDir, boot_id: &str, within: Duration) -> bool {
+    /// Whether the host is to be compared with the leases now: not where a supervisor, this or another, has done so less
+    /// than `within` ago, nor while one is at it. With many VMs, most only ask.
+    pub fn is_due(&mut self, state: &StateDir, boot_id: &str, within: Duration) -> Due {
         if self.irqbalances.is_any_waited_for() {
-            return false;
+            return Due::Now;
         }
-        // A pass that is under way is waited for.
-        let Ok(_lock) = state.lock_host() else { return false };
-        HostPass::last(state).is_some_and(|pass| {
-            pass.is_recent(within) && pass.went_by(state, &live_leases(state, boot_id))
-        })
+        let is_kept = || {
+            HostPass::last(state).is_some_and(|pass| {
+                pass.is_recent(within) && pass.went_by(state, &live_leases(state, boot_id))
+            })
+        };
+        if is_kept() {
+            self.busy_since = None;
+            return Due::NotYet;
+        }
+        match state.try_lock_host() {
+            Ok(None) if self.busy_since.get_or_insert_with(Instant::now).elapsed() < WAIT_LIMIT => {
+                return Due::Soon;
+            }
+            // A process that keeps the lock for so long is named by the pass that cannot have it.
+            Ok(_) | Err(_) => {}
+        }
+        self.busy_since = None;
+        // The pass that held the lock may have ended in between.
+        if is_kept() { Due::NotYet } else { Due::Now }
     }
 
     /// Brings the host in line with all leases. It takes the host's lock itself, more than once.
