@@ -142,10 +142,10 @@ impl Attachment<'_> {
     /// [`StartError`]. The VM's own threads stay where they are.
     pub fn check_host(&mut self) -> Result<Checked, StartError> {
         self.step_aside();
-        let Known { settings, boot_id, .. } = &self.known;
+        let Known { host, settings, boot_id, .. } = &self.known;
         // Each supervisor's timer ticks at another time, so one in two or more finds it done.
         let within = settings.policy.vm.check_interval.value / 2;
-        match self.host_knobs.is_due(&settings.state, boot_id, within) {
+        match self.host_knobs.is_due(host.root, &settings.state, boot_id, within) {
             Due::Now => self.reconcile_host().map(Box::new).map(Checked::Done),
             Due::Soon => Ok(Checked::Busy),
             Due::NotYet => Ok(Checked::Kept),

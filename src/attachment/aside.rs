@@ -17,7 +17,7 @@ pub(crate) fn step_aside(
     online: CpuSet,
     own_cpus: &mut CpuSet,
 ) {
-    let leases = discover::live_leases(state, boot_id);
+    let leases = discover::live_leases(host.root, state, boot_id);
     let taken = leases.iter().fold(CpuSet::EMPTY, |all, lease| all | lease.exclusive);
     let cpus = online - taken;
     if cpus.is_empty() || cpus == *own_cpus {

@@ -34,7 +34,7 @@ impl Attachment<'_> {
     /// Whether this VM's CPUs are to go offline for a moment, or another's may just be.
     fn cpus_may_go_offline(&self) -> bool {
         let settings = &self.known.settings;
-        let mut leases = live_leases(&settings.state, &self.known.boot_id);
+        let mut leases = live_leases(self.known.host.root, &settings.state, &self.known.boot_id);
         leases.retain(|lease| lease.vm != settings.vm);
         settings.policy.vm.wanted_knobs().contains(&Knob::Reonline)
             || leases.iter().any(|lease| lease.knobs.contains(&Knob::Reonline))

@@ -133,8 +133,8 @@ pub(crate) fn kept(settings: &Settings, boot_id: &str, process: ProcessKey) -> K
 
 /// The other VMs that hold CPUs.
 #[must_use]
-pub fn neighbours(state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour> {
-    let (leases, doubts) = discover::live_leases_and_doubts(state, boot_id);
+pub fn neighbours(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour> {
+    let (leases, doubts) = discover::live_leases_and_doubts(host.root, host.sched, state, boot_id);
     let leases = leases.into_iter().map(|lease| Neighbour {
         vm: lease.vm,
         exclusive: lease.exclusive,
@@ -175,7 +175,7 @@ fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Opt
         }
         Ok(None) => false,
         // One that may live is named when the neighbours are read.
-        Err(error) => discover::is_of_dead(host.root, state, vm, &error, boot_id),
+        Err(error) => discover::is_of_dead(host.root, host.sched, state, vm, &error, boot_id),
     };
     if !is_dead() {
         return None;

@@ -176,7 +176,7 @@ impl<'a> Attachment<'a> {
             }
         };
         // It is asked again under the lock; most are refused here, before anything is written.
-        if let Some(other) = other_name(&settings, &boot_id, process) {
+        if let Some(other) = other_name(host.root, &settings, &boot_id, process) {
             return Err(StartError::OtherName { vm: settings.vm, process, other });
         }
         if let Some(supervisor) = discover::unlinked_holder(&settings.state, &settings.vm) {
@@ -188,7 +188,7 @@ impl<'a> Attachment<'a> {
         let is_new = resumed.is_none();
         let host_lock = settings.state.lock_host()?;
         // Without the leases' lock: a VM that does not fit is refused before there is a journal.
-        let beside = neighbours(&settings.state, &settings.vm, &boot_id);
+        let beside = neighbours(host, &settings.state, &settings.vm, &boot_id);
         let Settings { state, vm, .. } = &settings;
         let limit =
             Limit::of(Ground { host, state, vm, boot_id: &boot_id, process }, &topology.online());

@@ -42,7 +42,7 @@ impl Attachment<'_> {
     /// it may come later than what it does.
     pub(crate) fn notice_neighbours(&mut self) {
         let Known { settings, boot_id, .. } = &self.known;
-        if neighbours(&settings.state, &settings.vm, boot_id) != self.beside {
+        if neighbours(self.known.host, &settings.state, &settings.vm, boot_id) != self.beside {
             self.stale.get_or_insert(Stay::Always);
         }
     }
@@ -50,7 +50,7 @@ impl Attachment<'_> {
     /// The CPUs that are other VMs' alone.
     fn others_cpus(&self) -> CpuSet {
         let Known { settings, boot_id, .. } = &self.known;
-        let others = neighbours(&settings.state, &settings.vm, boot_id);
+        let others = neighbours(self.known.host, &settings.state, &settings.vm, boot_id);
         others.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
     }
 
@@ -61,7 +61,7 @@ impl Attachment<'_> {
         self.stale = None;
         self.knobs.affinity.limit.read(self.known.ground(), &self.online);
         let Known { settings, boot_id, .. } = &self.known;
-        self.beside = neighbours(&settings.state, &settings.vm, boot_id);
+        self.beside = neighbours(self.known.host, &settings.state, &settings.vm, boot_id);
         let (allowed, beside) = (self.knobs.affinity.limit.allowed(), &self.beside);
         let plan = settings.plan(&self.topology, &self.guest, beside, allowed, &held, stay)?;
         if plan != self.plan {
@@ -91,10 +91,11 @@ impl Attachment<'_> {
     ) -> Result<(), PassError> {
         let Known { settings, boot_id, .. } = &self.known;
         let _lock = settings.state.lock_leases()?;
-        if let Some(other) = other_name(settings, boot_id, self.known.process) {
+        if let Some(other) = other_name(self.known.host.root, settings, boot_id, self.known.process)
+        {
             return Err(PassError::OtherName { process: self.known.process, other });
         }
-        let now = neighbours(&settings.state, &settings.vm, boot_id);
+        let now = neighbours(self.known.host, &settings.state, &settings.vm, boot_id);
         if now != self.beside {
             self.knobs.affinity.limit.read(self.known.ground(), &self.online);
             let allowed = self.knobs.affinity.limit.allowed();
@@ -138,11 +139,12 @@ impl Attachment<'_> {
 
 /// The other name that the process is attached under. Two names would each take the other's masks for its own.
 pub(crate) fn other_name(
+    root: &SysRoot,
     settings: &Settings,
     boot_id: &str,
     process: ProcessKey,
 ) -> Option<VmName> {
-    let mut leases = discover::live_leases(&settings.state, boot_id).into_iter();
+    let mut leases = discover::live_leases(root, &settings.state, boot_id).into_iter();
     leases.find(|lease| lease.qemu == process && lease.vm != settings.vm).map(|lease| lease.vm)
 }
 

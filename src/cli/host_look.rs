@@ -52,7 +52,13 @@ impl HostFindings {
         Ok(HostFindings {
             partition: lease.partition.as_ref().map(file),
             occupants: occupants.map_err(|error| Failure::from_error(Kind::No, error))?,
-            differences: differences(root, &live_leases(state, boot_id), &journal, lease, silent)?,
+            differences: differences(
+                root,
+                &live_leases(root, state, boot_id),
+                &journal,
+                lease,
+                silent,
+            )?,
             interrupts: interrupts(root, &lease.exclusive),
         })
     }

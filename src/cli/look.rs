@@ -30,7 +30,7 @@ impl Look<'_> {
         let Look { vm, location, limits, state } = self;
         let paths = channel_paths(vm, location);
         // A supervisor keeps the better ways for itself: one client at a time.
-        let first = way_beside_supervisor(state, vm);
+        let first = way_beside_supervisor(&SysRoot::live(), state, vm);
         let target = Target { vm, location, paths: &paths, first, limits };
         block_on(read_vm(&SysRoot::live(), &Kernel, target, |_| meanwhile()))?
     }

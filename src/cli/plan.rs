@@ -76,7 +76,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let online = topology.online();
     let limit = root.is_live().then(|| vm_limit(host, state, vm, &boot_id, view.process, &online));
     let limit = limit.flatten();
-    let beside = crate::attachment::leasing::neighbours(state, vm, &boot_id);
+    let beside = crate::attachment::leasing::neighbours(host, state, vm, &boot_id);
     let planned = settings.plan(&topology, &guest, &beside, limit.as_ref(), &held, Stay::Always);
     let mut plan = match planned {
         Ok(plan) => plan,
@@ -130,7 +130,7 @@ fn host_steps(
     plan: &Plan,
     boot_id: &str,
 ) -> Result<(HostView, Vec<HostStep>), Failure> {
-    let mut others = discover::live_leases(&settings.state, boot_id);
+    let mut others = discover::live_leases(&SysRoot::live(), &settings.state, boot_id);
     others.retain(|lease| lease.vm != settings.vm);
     let policy = &settings.policy.vm;
     let knobs = policy.wanted_knobs();

@@ -12,6 +12,7 @@ use crate::knobs::host::journal::HostJournal;
 use crate::leases::{Lease, StateDir};
 use crate::marks::{Detached, Waiting, all_marks};
 use crate::render::{StatusDocument, VmState, VmStatus};
+use crate::sched::Kernel;
 use crate::standing::read_standing;
 use crate::sysroot::SysRoot;
 
@@ -22,7 +23,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
     let mut leases = all_leases(&state);
     let left = if leases.is_empty() { left_behind(&root, &state, &boot_id) } else { String::new() };
     let (mut detached, mut waiting) = marks(&root, &state, &boot_id, &leases);
-    let mut doubts = doubts(&state, &boot_id);
+    let mut doubts = doubts(&root, &Kernel, &state, &boot_id);
     if let Some(vm) = &args.vm {
         leases.retain(|lease| lease.vm == *vm);
         detached.retain(|mark| mark.vm == *vm);

@@ -21,7 +21,7 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
     let state = global.state(&root);
     // Whether a captured machine's VMs are alive cannot be configured: it is shown as it was.
     let leases = match boot_id(&root) {
-        Ok(boot_id) if root.is_live() => live_leases(&state, &boot_id),
+        Ok(boot_id) if root.is_live() => live_leases(&root, &state, &boot_id),
         _ => all_leases(&state),
     };
     let owners: Owners = leases.into_iter().map(|lease| (lease.vm, lease.exclusive)).collect();

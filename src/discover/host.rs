@@ -6,7 +6,7 @@ use crate::cpuset::CpuSet;
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::leases::{Lease, StateDir, StateError};
-use crate::sched::Kernel;
+use crate::sched::Sched;
 use crate::scheduling::Throttling;
 use crate::sysroot::{ReadError, SysRoot};
 
@@ -63,23 +63,32 @@ fn vms(state: &StateDir) -> Vec<VmName> {
 
 /// As [`doubts`], with a warning that comes once, and again when the file changes.
 #[must_use]
-pub fn warned_doubts(state: &StateDir, boot_id: &str) -> Vec<Doubt> {
-    live_leases_and_doubts(state, boot_id).1
+pub fn warned_doubts(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    state: &StateDir,
+    boot_id: &str,
+) -> Vec<Doubt> {
+    live_leases_and_doubts(root, sched, state, boot_id).1
 }
 
 /// The leases whose QEMU lives, and those that cannot be read, of which a warning comes once, and again when the
 /// file changes. Each file is read once.
 #[must_use]
-pub fn live_leases_and_doubts(state: &StateDir, boot_id: &str) -> (Vec<Lease>, Vec<Doubt>) {
-    let live = SysRoot::live();
+pub fn live_leases_and_doubts(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    state: &StateDir,
+    boot_id: &str,
+) -> (Vec<Lease>, Vec<Doubt>) {
     let (mut leases, mut doubts) = (Vec::new(), Vec::new());
     for vm in vms(state) {
         match state.lease(&vm) {
             Ok(lease) => leases.extend(lease),
-            Err(error) => doubts.extend(doubt(&live, state, &vm, &error, boot_id)),
+            Err(error) => doubts.extend(doubt(root, sched, state, &vm, &error, boot_id)),
         }
     }
-    leases.retain(|lease| lease.boot_id == boot_id && lives(&live, lease.qemu).unwrap_or(true));
+    leases.retain(|lease| lease.boot_id == boot_id && lives(root, lease.qemu).unwrap_or(true));
     for doubt in doubts.iter().filter(|doubt| state.is_news(&doubt.vm)) {
         tracing::warn!("{doubt}");
     }
@@ -88,12 +97,13 @@ pub fn live_leases_and_doubts(state: &StateDir, boot_id: &str) -> (Vec<Lease>, V
 
 fn doubt(
     root: &SysRoot,
+    sched: &dyn Sched,
     state: &StateDir,
     vm: &VmName,
     error: &StateError,
     boot_id: &str,
 ) -> Option<Doubt> {
-    match examine(root, &Kernel, state, (vm, error), boot_id, present_cpus(root)) {
+    match examine(root, sched, state, (vm, error), boot_id, present_cpus(root)) {
         Examined::Dead => None,
         Examined::Doubt(doubt) => Some(doubt),
     }
@@ -101,9 +111,8 @@ fn doubt(
 
 /// Every lease that cannot be read, of a VM that may live.
 #[must_use]
-pub fn doubts(state: &StateDir, boot_id: &str) -> Vec<Doubt> {
-    let live = SysRoot::live();
-    let of = |vm: &VmName| doubt(&live, state, vm, &state.lease(vm).err()?, boot_id);
+pub fn doubts(root: &SysRoot, sched: &dyn Sched, state: &StateDir, boot_id: &str) -> Vec<Doubt> {
+    let of = |vm: &VmName| doubt(root, sched, state, vm, &state.lease(vm).err()?, boot_id);
     vms(state).iter().filter_map(of).collect()
 }
 
@@ -111,30 +120,30 @@ pub fn doubts(state: &StateDir, boot_id: &str) -> Vec<Doubt> {
 #[must_use]
 pub fn is_of_dead(
     root: &SysRoot,
+    sched: &dyn Sched,
     state: &StateDir,
     vm: &VmName,
     error: &StateError,
     boot_id: &str,
 ) -> bool {
-    examine(root, &Kernel, state, (vm, error), boot_id, CpuSet::EMPTY) == Examined::Dead
+    examine(root, sched, state, (vm, error), boot_id, CpuSet::EMPTY) == Examined::Dead
 }
 
 /// The leases whose QEMU lives. One of which that cannot be learnt is taken to live.
 #[must_use]
-pub fn live_leases(state: &StateDir, boot_id: &str) -> Vec<Lease> {
-    let live = SysRoot::live();
+pub fn live_leases(root: &SysRoot, state: &StateDir, boot_id: &str) -> Vec<Lease> {
     let mut leases = all_leases(state);
-    leases.retain(|lease| lease.boot_id == boot_id && lives(&live, lease.qemu).unwrap_or(true));
+    leases.retain(|lease| lease.boot_id == boot_id && lives(root, lease.qemu).unwrap_or(true));
     leases
 }
 
 /// Which way a command that only looks should ask: a supervisor holds the VM's own socket, so beside
 /// one it is a lease.
 #[must_use]
-pub fn way_beside_supervisor(state: &StateDir, vm: &VmName) -> FirstWay {
+pub fn way_beside_supervisor(root: &SysRoot, state: &StateDir, vm: &VmName) -> FirstWay {
     let supervisor = state.lease(vm).ok().flatten().and_then(|lease| lease.supervisor);
     match supervisor {
-        Some(process) if is_alive(&SysRoot::live(), process) => FirstWay::Lease,
+        Some(process) if is_alive(root, process) => FirstWay::Lease,
         _ => FirstWay::Best,
     }
 }

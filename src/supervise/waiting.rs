@@ -283,7 +283,7 @@ impl Wait<'_> {
         let (state, vm) = (&self.settings.state, &self.settings.vm);
         // What cannot be read now is for the next pass.
         let Ok(topology) = read_topology(self.host.root) else { return false };
-        let beside = neighbours(state, vm, &self.boot_id);
+        let beside = neighbours(self.host, state, vm, &self.boot_id);
         let held = held(self.settings, &self.boot_id, seen.process);
         let allowed = self.limit.allowed();
         match self.settings.plan(&topology, &seen.guest, &beside, allowed, &held, Stay::Always) {

@@ -9,9 +9,12 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::made_up::{BOOT, World, set};
 use qmpin::cpuset::CpuSet;
+use qmpin::discover::process_key;
+use qmpin::ids::Pid;
 use qmpin::knobs::host::keep::HostKnobs;
 use qmpin::knobs::host::outcome::HostApplied;
 use qmpin::policy::{Knob, Level};
+use qmpin::sysroot::SysRoot;
 
 /// irqbalance as its sock_handle is: it answers `setup`, takes `settings cpus` without a word, and does as
 /// it was sent when it scans.
@@ -226,7 +229,9 @@ fn restarted_irqbalance_is_configured_again_and_an_ended_one_is_removed() {
     let world = World::new();
     let first = FakeIrqbalance::start(&world, "");
     let mut knobs = HostKnobs::default();
-    world.lease("100", "4-5", [Knob::Irqs]);
+    // irqbalance is this process here, so QEMU is another.
+    let qemu = process_key(&SysRoot::live(), Pid(1)).expect("it lives");
+    world.lease_with("100", "4-5", [Knob::Irqs], |lease| lease.qemu = qemu);
     world.reconcile_with(&mut knobs);
     stop_irqbalance(&world);
     world.reconcile_with(&mut knobs);

@@ -560,7 +560,7 @@ fn nothing_is_taken_from_a_vm_whose_lease_cannot_be_read() {
 fn one_pass_over_the_host_serves_all_supervisors_until_a_lease_changes() {
     let world = World::new();
     let minute = std::time::Duration::from_secs(60);
-    let is_due = |within| HostKnobs::default().is_due(&world.state, BOOT, within);
+    let is_due = |within| HostKnobs::default().is_due(&world.root, &world.state, BOOT, within);
     let is_kept = |within| is_due(within) == Due::NotYet;
     world.lease("100", "4-5", [Knob::Irqs]);
     assert!(!is_kept(minute), "no pass has looked yet");

@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod attachment;
 mod core_scheduling;
 mod host_irqbalance;
 mod host_irqs;

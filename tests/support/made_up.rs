@@ -91,7 +91,13 @@ impl World {
         let dir = tempfile::tempdir().expect("a folder");
         let state = StateDir::at(dir.path().join("run/qmpin"));
         state.create().expect("made");
-        World { root: SysRoot::at(dir.path()), masks: Masks::default(), state, dir }
+        let world = World { root: SysRoot::at(dir.path()), masks: Masks::default(), state, dir };
+        // Two processes that live there, too, as QEMUs of leases.
+        for pid in [1, std::process::id()] {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("there");
+            world.write(&format!("proc/{pid}/stat"), &stat);
+        }
+        world
     }
 
     pub(crate) fn host(&self) -> Host<'_> {

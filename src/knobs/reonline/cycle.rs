@@ -123,7 +123,7 @@ fn facts(
     cpus: &CpuSet,
     memory: &HostMemory,
 ) -> Result<crate::knobs::reonline::plan::Facts, DiscoverError> {
-    let mut others = discover::live_leases(state, boot_id);
+    let mut others = discover::live_leases(host.root, state, boot_id);
     others.retain(|lease| lease.vm != *vm);
     let cgroups = CgroupTree::of(host.root);
     reonline_facts(host.root, host.sched, &cgroups, cpus, &others, memory)

@@ -126,7 +126,7 @@ impl HostKnobs {
         boot_id: &str,
         _lock: &HostLock,
     ) -> Result<(), HostError> {
-        let wants = Wants::of(&live_leases(state, boot_id));
+        let wants = Wants::of(&live_leases(host.root, state, boot_id));
         let concerned = [Knob::Partition, Knob::Kthreads, Knob::Workqueues];
         if !concerned.iter().any(|knob| wants.has(*knob)) {
             return Ok(());
@@ -185,13 +185,19 @@ impl HostKnobs {
 
     /// Whether the host is to be compared with the leases now: not where a supervisor, this or another, has done so less
     /// than `within` ago, nor while one is at it. With many VMs, most only ask.
-    pub fn is_due(&mut self, state: &StateDir, boot_id: &str, within: Duration) -> Due {
+    pub fn is_due(
+        &mut self,
+        root: &SysRoot,
+        state: &StateDir,
+        boot_id: &str,
+        within: Duration,
+    ) -> Due {
         if self.irqbalances.is_any_waited_for() {
             return Due::Now;
         }
         let is_kept = || {
             HostPass::last(state).is_some_and(|pass| {
-                pass.is_recent(within) && pass.went_by(state, &live_leases(state, boot_id))
+                pass.is_recent(within) && pass.went_by(state, &live_leases(root, state, boot_id))
             })
         };
         if is_kept() {
@@ -221,10 +227,10 @@ impl HostKnobs {
         boot_id: &str,
     ) -> Result<HostReport, HostError> {
         // What a VM wants whose lease cannot be read is not known, so that nothing may be taken from it.
-        let doubts = warned_doubts(state, boot_id);
+        let doubts = warned_doubts(host.root, host.sched, state, boot_id);
         if !doubts.is_empty() {
             let is_changed = !self.memory(state, boot_id).is_empty();
-            let wants = !Wants::of(&live_leases(state, boot_id)).is_empty();
+            let wants = !Wants::of(&live_leases(host.root, state, boot_id)).is_empty();
             let left =
                 doubts.iter().map(|doubt| format!("the rest of the host stays as it is: {doubt}"));
             let held_back = if is_changed || wants { left.collect() } else { Vec::new() };
@@ -316,10 +322,10 @@ impl HostKnobs {
     }
 
     /// Removes the host's journal after the last VM, where nothing is left to restore.
-    fn settle(&mut self, Site { state, boot_id, .. }: Site<'_>) -> Result<(), HostError> {
+    fn settle(&mut self, Site { host, state, boot_id }: Site<'_>) -> Result<(), HostError> {
         let _lock = state.lock_host()?;
         // A VM may have come meanwhile.
-        if !Wants::of(&live_leases(state, boot_id)).is_empty() {
+        if !Wants::of(&live_leases(host.root, state, boot_id)).is_empty() {
             return Ok(());
         }
         let mut journal = self.open(state, boot_id)?;
@@ -332,7 +338,7 @@ impl HostKnobs {
 
     /// Asks every irqbalance, where qmpin has to do with it. It may take long.
     fn ask_irqbalances(&self, Site { host, state, boot_id }: Site<'_>) -> Vec<Irqbalance> {
-        let is_wanted = Wants::of(&live_leases(state, boot_id)).has(Knob::Irqs);
+        let is_wanted = Wants::of(&live_leases(host.root, state, boot_id)).has(Knob::Irqs);
         if !is_wanted && !self.memory(state, boot_id).has_irqs() {
             return Vec::new();
         }

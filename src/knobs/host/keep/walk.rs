@@ -43,7 +43,7 @@ impl HostKnobs {
     ) -> Result<Option<Pass>, HostError> {
         let Site { host, state, boot_id } = site;
         let mut lock = state.lock_host()?;
-        let leases = live_leases(state, boot_id);
+        let leases = live_leases(host.root, state, boot_id);
         let done = HostPass::begin(state, &leases);
         let wants = Wants::of(&leases);
         let mut journal = self.open(state, boot_id)?;

@@ -39,7 +39,7 @@ use crate::threads::{ProcessKey, ThreadKey};
 impl Ground<'_> {
     /// The CPUs of all other VMs, and those that their partitions still hold.
     pub(crate) fn others_cpus(&self) -> CpuSet {
-        let leases = discover::live_leases(self.state, self.boot_id).into_iter();
+        let leases = discover::live_leases(self.host.root, self.state, self.boot_id).into_iter();
         let others = leases.filter(|lease| lease.vm != *self.vm);
         let held = self.shares().into_iter().map(|share| share.cpus);
         others.map(|lease| lease.exclusive).chain(held).fold(CpuSet::EMPTY, |all, cpus| all | cpus)
@@ -272,7 +272,9 @@ impl Partition {
 
 fn shares(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Share> {
     let cgroups = CgroupTree::of(host.root);
-    let others = discover::live_leases(state, boot_id).into_iter().filter(|lease| lease.vm != *vm);
+    let others = discover::live_leases(host.root, state, boot_id)
+        .into_iter()
+        .filter(|lease| lease.vm != *vm);
     others
         .filter_map(|lease| {
             let cgroup = lease.partition?;
