@@ -22,6 +22,17 @@ enum State {
     },
     /// Only for the moment in which it changes hands.
     Between,
+    /// A test plays QEMU: what it says, and where questions go.
+    #[cfg(test)]
+    Played(tokio::sync::mpsc::UnboundedReceiver<Said>, tokio::sync::mpsc::UnboundedSender<Played>),
+}
+
+/// What a played QEMU is asked.
+#[cfg(test)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Played {
+    Ask,
+    Upgrade,
 }
 
 /// What a job has come to.
@@ -58,7 +69,21 @@ impl Line {
                 Said::Done(done)
             }
             State::Between => pending().await,
+            #[cfg(test)]
+            State::Played(said, _) => match said.recv().await {
+                Some(said) => said,
+                None => pending().await,
+            },
         }
+    }
+
+    /// One that a test plays.
+    #[cfg(test)]
+    pub(super) fn played(
+        said: tokio::sync::mpsc::UnboundedReceiver<Said>,
+        asked: tokio::sync::mpsc::UnboundedSender<Played>,
+    ) -> Line {
+        Line { state: State::Played(said, asked), ask_when_free: false }
     }
 
     /// Returns what it has to report already; `None`: nothing.
@@ -70,16 +95,23 @@ impl Line {
                 () = std::future::ready(()) => None,
             },
             State::Lent { .. } | State::Between => None,
+            #[cfg(test)]
+            State::Played(..) => None,
         }
     }
 
     /// Whether nothing was asked, so that what it says is QEMU's own choice.
     pub(super) fn is_free(&self) -> bool {
-        matches!(self.state, State::Free(_))
+        !matches!(self.state, State::Lent { .. } | State::Between)
     }
 
     /// Asks who is who; where it is lent, after the next [`Line::ask_if_waiting`].
     pub(super) fn ask(&mut self, root: &SysRoot, pid: Pid) {
+        #[cfg(test)]
+        if let State::Played(_, asked) = &self.state {
+            asked.send(Played::Ask).expect("the test hears it");
+            return;
+        }
         let root = root.clone();
         self.ask_when_free = self.lend(|mut channel| {
             Box::pin(async move {
@@ -99,6 +131,11 @@ impl Line {
 
     /// Tries for a monitor of its own.
     pub(super) fn upgrade(&mut self) {
+        #[cfg(test)]
+        if let State::Played(_, asked) = &self.state {
+            asked.send(Played::Upgrade).expect("the test hears it");
+            return;
+        }
         self.lend(|mut channel| {
             Box::pin(async move {
                 let result = channel.upgrade().await;
@@ -113,6 +150,8 @@ impl Line {
             State::Free(channel) => channel.kind(),
             State::Lent { kind, .. } => *kind,
             State::Between => ChannelKind::Lease,
+            #[cfg(test)]
+            State::Played(..) => ChannelKind::Lease,
         }
     }
 

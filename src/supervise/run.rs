@@ -3,6 +3,8 @@
 
 mod heard;
 mod outcome;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -15,14 +17,13 @@ use super::budget::Hearing;
 use super::line::Line;
 use super::pace::{ForNeighbours, Pace};
 use super::signals::Signals;
-use super::sources::{BLIND_INTERVAL, Watch, at, next_of};
+use super::sources::{BLIND_INTERVAL, Source, Watch, at, next_of};
 use super::starting::find;
 use super::state::{Effect, Ending, Event, Hint, State};
 use super::telling::Telling;
 use super::worker::{Done, Job, Now, Worker};
 use super::{notify, worker};
 use crate::attachment::error::StartError;
-use crate::attachment::found::Found;
 use crate::attachment::leasing::{give_back, lock_forsaken};
 use crate::attachment::settings::Settings;
 use crate::discover::boot_id;
@@ -76,32 +77,9 @@ pub(super) async fn run(
     let (found, channel) = found;
     let process = found.process();
     let mut watch = Watch::of(host, &settings, process)?;
-    let runner = Runner {
-        root: host.root,
-        process,
-        upgrade_wanted: settings.policy.vm.channel.value == ChannelChoice::Auto,
-        settings,
-        pace: Pace::default(),
-        last_look: Instant::now(),
-        last_ask: None,
-        look_at: None,
-        ask_at: None,
-        line: Line::new(channel),
-        heart: found.heart(),
-        next_beat: None,
-        worker,
-        answer: None,
-        due: BTreeSet::new(),
-        hearing: Hearing::new(),
-        isolate_later: false,
-        ending: None,
-        new_interval: None,
-        is_ready: false,
-        now: None,
-        for_neighbours: ForNeighbours::default(),
-        telling: Telling::default(),
-    };
-    runner.run(found, &mut watch, signals).await
+    let (heart, line) = (found.heart(), Line::new(channel));
+    let runner = Runner::new(host.root, settings, process, line, heart, worker);
+    runner.run(Job::Begin(Box::new(found)), &mut watch, signals).await
 }
 
 struct Runner<'a> {
@@ -170,16 +148,52 @@ impl Task {
     }
 }
 
-impl Runner<'_> {
+impl<'a> Runner<'a> {
+    fn new(
+        root: &'a SysRoot,
+        settings: Settings,
+        process: ProcessKey,
+        line: Line,
+        heart: Heart,
+        worker: Worker,
+    ) -> Runner<'a> {
+        Runner {
+            root,
+            process,
+            upgrade_wanted: settings.policy.vm.channel.value == ChannelChoice::Auto,
+            settings,
+            pace: Pace::default(),
+            last_look: Instant::now(),
+            last_ask: None,
+            look_at: None,
+            ask_at: None,
+            line,
+            heart,
+            next_beat: None,
+            worker,
+            answer: None,
+            due: BTreeSet::new(),
+            hearing: Hearing::new(),
+            isolate_later: false,
+            ending: None,
+            new_interval: None,
+            is_ready: false,
+            now: None,
+            for_neighbours: ForNeighbours::default(),
+            telling: Telling::default(),
+        }
+    }
+
+    /// Runs until the VM is restored. `first` attaches it.
     async fn run(
         mut self,
-        found: Found,
+        first: Job,
         watch: &mut Watch,
         signals: &mut Signals,
     ) -> Result<Ended, StartError> {
         let mut state = State::default();
         let mut effects = Vec::new();
-        self.give(Job::Begin(Box::new(found)));
+        self.give(first);
         loop {
             for effect in std::mem::take(&mut effects) {
                 self.carry_out(effect);
@@ -277,9 +291,9 @@ impl Runner<'_> {
     /// events or of new threads cannot starve the others.
     async fn next_hint(
         &mut self,
-        new_threads: &mut Option<NewThreads>,
-        leases: &mut Option<LeaseChanges>,
-        slow_timer: &mut SlowTimer,
+        new_threads: &mut Option<Source<NewThreads>>,
+        leases: &mut Option<Source<LeaseChanges>>,
+        slow_timer: &mut Source<SlowTimer>,
     ) -> Next {
         let choice_due = self.choice_due();
         // A question under way goes on; it has limits of its own.
@@ -296,7 +310,7 @@ impl Runner<'_> {
                 return Next::Nothing;
             }
             said = self.line.said(), if hears_line => said,
-            new_thread = next_of(new_threads, NewThreads::next), if hears_new_threads => {
+            new_thread = next_of(new_threads, Source::<NewThreads>::next), if hears_new_threads => {
                 self.hearing.heard();
                 if let Err(error) = new_thread {
                     tracing::warn!("new threads can no longer be watched: {error}");
@@ -307,7 +321,7 @@ impl Runner<'_> {
                 }
                 return Next::Event(Event::Hint(Hint::NewThread));
             }
-            changed = next_of(leases, LeaseChanges::next) => {
+            changed = next_of(leases, Source::<LeaseChanges>::next) => {
                 if let Err(error) = changed {
                     tracing::warn!("other VMs' comings and goings are no longer seen: {error}");
                     *leases = None;

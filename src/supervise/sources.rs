@@ -18,12 +18,102 @@ pub(super) const BLIND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What can wake the loop.
 pub(super) struct Watch {
-    pub(super) exit: Exit,
+    pub(super) exit: Source<Exit>,
     /// None where the kernel does not permit it.
-    pub(super) new_threads: Option<NewThreads>,
+    pub(super) new_threads: Option<Source<NewThreads>>,
     /// None where it could not be had.
-    pub(super) leases: Option<LeaseChanges>,
-    pub(super) slow_timer: SlowTimer,
+    pub(super) leases: Option<Source<LeaseChanges>>,
+    pub(super) slow_timer: Source<SlowTimer>,
+}
+
+/// A source of the kernel's, or one that a test plays.
+pub(super) enum Source<S> {
+    Kernel(S),
+    #[cfg(test)]
+    Played(Played),
+}
+
+/// Yields once for each message.
+#[cfg(test)]
+pub(super) type Played = tokio::sync::mpsc::UnboundedReceiver<()>;
+
+#[cfg(test)]
+async fn played(source: &mut Played) -> io::Result<()> {
+    match source.recv().await {
+        Some(()) => Ok(()),
+        None => pending().await,
+    }
+}
+
+impl Source<Exit> {
+    /// Waits for QEMU's end. Cancel safe, as all of these.
+    pub(super) async fn wait(&mut self) -> io::Result<()> {
+        match self {
+            Source::Kernel(exit) => exit.wait().await,
+            #[cfg(test)]
+            Source::Played(source) => played(source).await,
+        }
+    }
+}
+
+impl Source<NewThreads> {
+    /// Waits for a new thread, or for the news that some were missed.
+    pub(super) async fn next(&mut self) -> io::Result<()> {
+        match self {
+            Source::Kernel(new_threads) => new_threads.next().await.map(drop),
+            #[cfg(test)]
+            Source::Played(source) => played(source).await,
+        }
+    }
+
+    /// Drops what has come so far.
+    pub(super) fn drain(&mut self) {
+        match self {
+            Source::Kernel(new_threads) => new_threads.drain(),
+            #[cfg(test)]
+            Source::Played(source) => while source.try_recv().is_ok() {},
+        }
+    }
+}
+
+impl Source<LeaseChanges> {
+    /// Waits for a change of another VM's lease.
+    pub(super) async fn next(&mut self) -> io::Result<()> {
+        match self {
+            Source::Kernel(leases) => leases.next().await,
+            #[cfg(test)]
+            Source::Played(source) => played(source).await,
+        }
+    }
+}
+
+impl Source<SlowTimer> {
+    /// Waits for the next tick.
+    pub(super) async fn tick(&mut self) -> io::Result<()> {
+        match self {
+            Source::Kernel(timer) => timer.tick().await,
+            #[cfg(test)]
+            Source::Played(source) => played(source).await,
+        }
+    }
+
+    /// Makes it tick this often.
+    pub(super) fn set_interval(&mut self, every: Duration) -> io::Result<()> {
+        match self {
+            Source::Kernel(timer) => timer.set_interval(every),
+            #[cfg(test)]
+            Source::Played(_) => Ok(()),
+        }
+    }
+
+    /// Makes it tick at least this often.
+    pub(super) fn at_least_every(&mut self, every: Duration) -> io::Result<()> {
+        match self {
+            Source::Kernel(timer) => timer.at_least_every(every),
+            #[cfg(test)]
+            Source::Played(_) => Ok(()),
+        }
+    }
 }
 
 impl Watch {
@@ -48,7 +138,12 @@ impl Watch {
             .ok();
         let every = interval(settings, new_threads.is_some());
         let slow_timer = SlowTimer::every(every).map_err(fail("the time"))?;
-        Ok(Watch { exit, new_threads, leases, slow_timer })
+        Ok(Watch {
+            exit: Source::Kernel(exit),
+            new_threads: new_threads.map(Source::Kernel),
+            leases: leases.map(Source::Kernel),
+            slow_timer: Source::Kernel(slow_timer),
+        })
     }
 }
 

@@ -149,6 +149,14 @@ impl Worker {
         Ok(Worker { jobs, done, busy_since: None })
     }
 
+    /// One whose work a test does: it takes the jobs, and says what has become of them.
+    #[cfg(test)]
+    pub(super) fn played() -> (Worker, mpsc::Receiver<Job>, tokio_mpsc::UnboundedSender<Ended>) {
+        let (jobs, todo) = mpsc::channel();
+        let (report, done) = tokio_mpsc::unbounded_channel();
+        (Worker { jobs, done, busy_since: None }, todo, report)
+    }
+
     /// Gives it something to do; only where it [is idle](Worker::is_idle).
     pub(super) fn give(&mut self, job: Job) {
         self.busy_since = Some(Instant::now());
