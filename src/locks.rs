@@ -85,6 +85,15 @@ impl StateDir {
         Ok(LeasesLock { _lock: self.lock_file(LEASES, WAIT_LIMIT)?, _older: older })
     }
 
+    /// As [`StateDir::lock_leases`], while the host's lock is held.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lock_leases_below(&self, _host: &HostLock) -> Result<LeasesLock, StateError> {
+        // The host's lock includes the lock of qmpin 0.1.0.
+        Ok(LeasesLock { _lock: self.lock_file(LEASES, WAIT_LIMIT)?, _older: None })
+    }
+
     /// Locks the host's journal and what it is about. It blocks this thread for [`WAIT_LIMIT`] at most.
     ///
     /// # Errors

@@ -1,21 +1,19 @@
 //! What VMs have to do with each other, and a qmpin with the one before it: leases and journals in the
 //! state folder.
 
-use std::collections::BTreeMap;
-
 use crate::attachment::error::StartError;
 use crate::attachment::settings::Settings;
 use crate::cpuset::CpuSet;
 use crate::discover;
 use crate::error::chain;
-use crate::ids::{CpuId, VcpuIndex, VmName};
+use crate::ids::VmName;
 use crate::journal::{Header, Journal, JournalError, Memory};
 use crate::knobs::affinity::restore::{RestoreError, RestoreReport, restore};
 use crate::knobs::ground::{Ground, Host};
 use crate::knobs::host::keep::HostKnobs;
 use crate::knobs::partition::keep as partition;
 use crate::knobs::partition::restore::PartitionRestore;
-use crate::leases::{Kept, StateDir, StateError, SupervisorLock};
+use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
 use crate::plan::Neighbour;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -105,30 +103,20 @@ pub(crate) fn new_journal(
     Journal::create(&settings.state.journal_path(&settings.vm), &header)
 }
 
-/// The pins of an earlier lease of this very process: a restarted qmpin changes nothing.
-pub(crate) fn held(
+/// The earlier lease of this very process. Its pins are held, so that a restarted qmpin changes nothing; and what a newer
+/// qmpin wrote to it is kept, because an older one that goes on with it must not take that away from others.
+pub(crate) fn earlier_lease(
     settings: &Settings,
     boot_id: &str,
     process: ProcessKey,
-) -> BTreeMap<VcpuIndex, CpuId> {
+) -> Option<Lease> {
     match settings.state.lease(&settings.vm) {
-        Ok(Some(lease)) if lease.boot_id == boot_id && lease.qemu == process => {
-            lease.vcpus.into_iter().collect()
-        }
-        Ok(_) => BTreeMap::new(),
+        Ok(lease) => lease.filter(|lease| lease.boot_id == boot_id && lease.qemu == process),
         Err(error) => {
             tracing::warn!("the earlier lease is of no use and is written anew: {}", chain(&error));
-            BTreeMap::new()
+            None
         }
     }
-}
-
-/// What a newer qmpin wrote to the earlier lease of this very process: an older one that goes on with it must not
-/// take that away from others.
-pub(crate) fn kept(settings: &Settings, boot_id: &str, process: ProcessKey) -> Kept {
-    let lease = settings.state.lease(&settings.vm).ok().flatten();
-    let lease = lease.filter(|lease| lease.boot_id == boot_id && lease.qemu == process);
-    lease.map(|lease| lease.kept).unwrap_or_default()
 }
 
 /// The other VMs that hold CPUs.

@@ -28,7 +28,7 @@ use known::Known;
 use crate::attachment::error::{PassError, Seen, StartError};
 pub(crate) use crate::attachment::found::Found;
 use crate::attachment::leasing::{
-    Earlier, Going, Swept, earlier, forget_swept, held, kept, let_go, neighbours, new_journal,
+    Earlier, Going, Swept, earlier, earlier_lease, forget_swept, let_go, neighbours, new_journal,
     sweep, take_over_from_dead,
 };
 use crate::attachment::outside::Outside;
@@ -183,7 +183,9 @@ impl<'a> Attachment<'a> {
             let (vm, pid) = (settings.vm, Some(supervisor.pid));
             return Err(StartError::AlreadyAttached { vm, pid });
         }
-        let held = held(&settings, &boot_id, process);
+        let (held, kept) = earlier_lease(&settings, &boot_id, process)
+            .map(|lease| (lease.vcpus.into_iter().collect(), lease.kept))
+            .unwrap_or_default();
         let swept = sweep(host, &settings, &boot_id);
         let is_new = resumed.is_none();
         let host_lock = settings.state.lock_host()?;
@@ -198,7 +200,6 @@ impl<'a> Attachment<'a> {
             Some(journal) => journal,
             None => new_journal(&settings, &boot_id, process)?,
         };
-        let kept = kept(&settings, &boot_id, process);
         let mut attachment = Attachment {
             known: Known { host, settings, boot_id, process },
             online: topology.online(),
@@ -227,7 +228,7 @@ impl<'a> Attachment<'a> {
             lock,
         };
         let taken_down = attachment.take_down(&host_lock);
-        if let Err(error) = taken_down.and_then(|()| attachment.lease_first(&held)) {
+        if let Err(error) = taken_down.and_then(|()| attachment.lease_first(&host_lock, &held)) {
             // Nothing was written to any thread in this run; an earlier one's undo stays.
             let Settings { state, vm, .. } = &attachment.known.settings;
             let error = StartError::before_the_first_write(vm.clone(), error);

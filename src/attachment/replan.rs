@@ -10,6 +10,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::{self, DiscoverError, read_topology};
 use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
 use crate::leases::{Lease, StateError};
+use crate::locks::HostLock;
 use crate::plan::{Plan, Stay};
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -87,10 +88,11 @@ impl Attachment<'_> {
     /// Writes the first lease. The VM is planned again where others have come or gone since it was planned.
     pub(crate) fn lease_first(
         &mut self,
+        lock: &HostLock,
         held: &BTreeMap<VcpuIndex, CpuId>,
     ) -> Result<(), PassError> {
         let Known { settings, boot_id, .. } = &self.known;
-        let _lock = settings.state.lock_leases()?;
+        let _lock = settings.state.lock_leases_below(lock)?;
         if let Some(other) = other_name(self.known.host.root, settings, boot_id, self.known.process)
         {
             return Err(PassError::OtherName { process: self.known.process, other });

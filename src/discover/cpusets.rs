@@ -73,26 +73,34 @@ fn cgroup_of(root: &SysRoot, process: Pid) -> Option<String> {
 }
 
 /// Reads the CPUs that the VM's threads can be pinned to; `None` where these are all online CPUs, or the host
-/// has no cpusets. `others` are the CPUs of all other attached VMs.
+/// has no cpusets. `others` reads the CPUs of all other attached VMs; it is asked only where something is missing.
 #[must_use]
 pub fn allowed(
     root: &SysRoot,
     cgroups: &dyn Cgroups,
     process: Pid,
     online: &CpuSet,
-    others: &CpuSet,
+    others: impl FnOnce() -> CpuSet,
 ) -> Option<Allowed> {
     let path = cgroup_of(root, process)?;
     let (group, effective) = effective(cgroups, &path)?;
     let own = own_partition(cgroups, &path);
-    let mut cpus = (effective | own | *others) & *online;
+    let own = effective | own;
+    let sets = levels(&path).into_iter();
+    let sets: Vec<(&str, CpuSet)> =
+        sets.map(|level| (level, cgroup::set(cgroups, level, "cpuset.cpus") & *online)).collect();
+    let is_free = |set: &CpuSet| set.is_empty() || online.is_subset(set);
+    if online.is_subset(&own) && sets.iter().all(|(_, set)| is_free(set)) {
+        return None;
+    }
+    let others = others();
+    let mut cpus = (own | others) & *online;
     let mut granted = *online;
     let mut narrowest = None;
-    for level in levels(&path) {
-        let set = cgroup::set(cgroups, level, "cpuset.cpus") & *online;
+    for (level, set) in sets {
         // The kernel ignores a set of which nothing is left by the cgroups above.
-        if !(granted & set).is_empty() && !granted.is_subset(&(set | *others)) {
-            granted = granted & (set | *others);
+        if !(granted & set).is_empty() && !granted.is_subset(&(set | others)) {
+            granted = granted & (set | others);
             narrowest = Some((level, set));
         }
     }
@@ -304,7 +312,7 @@ mod tests {
     fn found(dir: &tempfile::TempDir, others: &str) -> Option<(String, String)> {
         let root = SysRoot::at(dir.path());
         let tree = CgroupTree::of(&root);
-        let allowed = allowed(&root, &tree, Pid(500), &cpus("0-23"), &cpus(others))?;
+        let allowed = allowed(&root, &tree, Pid(500), &cpus("0-23"), || cpus(others))?;
         Some((allowed.cpus.to_string(), allowed.why))
     }
 

@@ -23,7 +23,7 @@ use super::source::PolicySource;
 use super::sources::{at, next_of};
 use super::state::Ending;
 use crate::attachment::error::{Seen, StartError};
-use crate::attachment::leasing::{held, neighbours};
+use crate::attachment::leasing::{earlier_lease, neighbours};
 use crate::attachment::settings::Settings;
 use crate::cpuset::CpuSet;
 use crate::discover;
@@ -284,7 +284,9 @@ impl Wait<'_> {
         // What cannot be read now is for the next pass.
         let Ok(topology) = read_topology(self.host.root) else { return false };
         let beside = neighbours(self.host, state, vm, &self.boot_id);
-        let held = held(self.settings, &self.boot_id, seen.process);
+        let held = earlier_lease(self.settings, &self.boot_id, seen.process)
+            .map(|lease| lease.vcpus.into_iter().collect())
+            .unwrap_or_default();
         let allowed = self.limit.allowed();
         match self.settings.plan(&topology, &seen.guest, &beside, allowed, &held, Stay::Always) {
             Ok(_) => true,

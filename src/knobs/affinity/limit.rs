@@ -95,8 +95,8 @@ pub fn vm_limit(
 
 fn allowed(ground: Ground<'_>, online: &CpuSet) -> Option<Allowed> {
     let root = ground.host.root;
-    let others = ground.others_cpus();
-    cpusets::allowed(root, &CgroupTree::of(root), ground.process.pid, online, &others)
+    let others = || ground.others_cpus();
+    cpusets::allowed(root, &CgroupTree::of(root), ground.process.pid, online, others)
 }
 
 #[cfg(test)]
