@@ -8,7 +8,9 @@
 //!   .reload.lock   one reload of systemd at a time, which may take long. Never taken below another lock, and no
 //!                  other lock is held while systemd works
 //!
-//!   order: .reload.lock, .host.lock, then .leases.lock
+//!   .check.lock    one supervisor at a time checks the host for all VMs. Never waited for: the others ask again
+//!
+//!   order: .reload.lock, .check.lock, .host.lock, then .leases.lock
 //! ```
 //!
 //! `flock(2)` needs no more than a descriptor, and any user can open a folder that others may read. A lock
@@ -65,6 +67,12 @@ impl HostLock {
     }
 }
 
+/// Held while the host is checked on behalf of all VMs.
+#[derive(Debug)]
+pub struct CheckLock {
+    _lock: Flock<File>,
+}
+
 /// Held while systemd reloads on behalf of all VMs.
 #[derive(Debug)]
 pub struct ReloadLock {
@@ -103,13 +111,13 @@ impl StateDir {
         Ok(HostLock { lock, _older: self.lock_older()? })
     }
 
-    /// As [`StateDir::lock_host`], without waiting for another process that holds it; `None`: one does.
+    /// Becomes the process that checks the host for all VMs. It waits for no other process; `None`: one does so.
     ///
     /// # Errors
     /// [`StateError::Io`].
-    pub fn try_lock_host(&self) -> Result<Option<HostLock>, StateError> {
-        match self.lock_file(HOST, Duration::ZERO) {
-            Ok(lock) => Ok(Some(HostLock { lock, _older: self.lock_older()? })),
+    pub fn try_lock_check(&self) -> Result<Option<CheckLock>, StateError> {
+        match self.lock_file(CHECK, Duration::ZERO) {
+            Ok(lock) => Ok(Some(CheckLock { _lock: lock })),
             Err(StateError::Busy { .. }) => Ok(None),
             Err(error) => Err(error),
         }
@@ -137,6 +145,7 @@ impl StateDir {
         let Ok(_lock) = self.lock_file(HOST, Duration::ZERO) else { return };
         let Ok(_leases) = self.lock_file(LEASES, Duration::ZERO) else { return };
         let Ok(_reload) = self.lock_file(RELOAD, Duration::ZERO) else { return };
+        let Ok(_check) = self.lock_file(CHECK, Duration::ZERO) else { return };
         if self.has_only_locks() {
             // A process that waits for one of them opens it anew at each try.
             for name in ALL {
@@ -196,7 +205,8 @@ fn busy(path: &Path, waited: Duration) -> StateError {
 const LEASES: &str = ".leases.lock";
 const HOST: &str = ".host.lock";
 const RELOAD: &str = ".reload.lock";
-const ALL: [&str; 3] = [LEASES, HOST, RELOAD];
+const CHECK: &str = ".check.lock";
+const ALL: [&str; 4] = [LEASES, HOST, RELOAD, CHECK];
 
 /// Tries again and again, until there is something or the time is over.
 fn wait<T>(

@@ -31,7 +31,7 @@ pub enum Checked {
     Done(Box<HostReport>),
     /// A supervisor has done so just now.
     Kept,
-    /// A process has the host's lock: it is to be checked again in a moment.
+    /// Another supervisor is at it: it is to be checked again in a moment.
     Busy,
 }
 
@@ -146,7 +146,7 @@ impl Attachment<'_> {
         // Each supervisor's timer ticks at another time, so one in two or more finds it done.
         let within = settings.policy.vm.check_interval.value / 2;
         match self.host_knobs.is_due(host.root, &settings.state, boot_id, within) {
-            Due::Now => self.reconcile_host().map(Box::new).map(Checked::Done),
+            Due::Now(_lock) => self.reconcile_host().map(Box::new).map(Checked::Done),
             Due::Soon => Ok(Checked::Busy),
             Due::NotYet => Ok(Checked::Kept),
         }

@@ -46,7 +46,7 @@ use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_host_view;
 use crate::knobs::host::{Wants, kernel_threads, wishes};
 use crate::leases::{StateDir, StateError};
-use crate::locks::{HostLock, WAIT_LIMIT};
+use crate::locks::{CheckLock, HostLock, WAIT_LIMIT};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
@@ -99,16 +99,16 @@ pub struct HostKnobs {
     irqbalances: Irqbalances,
     /// How often it was looked.
     looks: u32,
-    /// Since when another process has held the host's lock, each time that it was asked for.
+    /// Since when another process has checked the host, each time that it was asked.
     busy_since: Option<Instant>,
 }
 
 /// When the host is to be compared with the leases.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Debug)]
 pub enum Due {
-    /// Now.
-    Now,
-    /// In a moment: a process has the host's lock, and may be doing just that.
+    /// Now, and by this process alone while it has the lock.
+    Now(Option<CheckLock>),
+    /// In a moment: another process is at it.
     Soon,
     /// With the next tick of the timer: it was done just now.
     NotYet,
@@ -193,7 +193,7 @@ impl HostKnobs {
         within: Duration,
     ) -> Due {
         if self.irqbalances.is_any_waited_for() {
-            return Due::Now;
+            return Due::Now(None);
         }
         let is_kept = || {
             HostPass::last(state).is_some_and(|pass| {
@@ -204,16 +204,15 @@ impl HostKnobs {
             self.busy_since = None;
             return Due::NotYet;
         }
-        match state.try_lock_host() {
-            Ok(None) if self.busy_since.get_or_insert_with(Instant::now).elapsed() < WAIT_LIMIT => {
-                return Due::Soon;
-            }
-            // A process that keeps the lock for so long is named by the pass that cannot have it.
-            Ok(_) | Err(_) => {}
+        let lock = state.try_lock_check().unwrap_or_default();
+        // One that checks for so long hangs, or the host is too slow for one process to check it for all.
+        if lock.is_none() && self.busy_since.get_or_insert_with(Instant::now).elapsed() < WAIT_LIMIT
+        {
+            return Due::Soon;
         }
         self.busy_since = None;
-        // The pass that held the lock may have ended in between.
-        if is_kept() { Due::NotYet } else { Due::Now }
+        // The check that was under way may have ended in between.
+        if is_kept() { Due::NotYet } else { Due::Now(lock) }
     }
 
     /// Brings the host in line with all leases. It takes the host's lock itself, more than once.
