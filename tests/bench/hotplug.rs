@@ -11,8 +11,8 @@ use nix::sys::socket::{self, MsgFlags, NetlinkAddr};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_gettime};
 use qmpin::ids::{Pid, Tid};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with, sockopt};
 use serde_json::json;
-use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::figures::{Samples, Table};
 use crate::qemu::{Client, QemuOptions};
@@ -72,18 +72,17 @@ fn next(placements: &Receiver<Duration>) -> Duration {
 /// Sends, for every thread the process is given from now on, how long it was until it was placed.
 fn watch_births(process: Pid) -> io::Result<Receiver<Duration>> {
     // `drivers/connector/cn_proc.c`: an nlmsghdr of 16 bytes, a cn_msg of 20, and the event.
-    const NETLINK_CONNECTOR: i32 = 11;
     const CN_IDX_PROC: u32 = 1;
     const LISTEN: u32 = 1;
-    let protocol = Some(Protocol::from(NETLINK_CONNECTOR));
-    let socket = Socket::new(Domain::from(nix::libc::AF_NETLINK), Type::DGRAM.cloexec(), protocol)?;
-    socket.set_recv_buffer_size(4 << 20)?;
+    let (flags, protocol) = (SocketFlags::CLOEXEC, Some(netlink::CONNECTOR));
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, protocol)?;
+    sockopt::set_socket_recv_buffer_size(&socket, 4 << 20)?;
     socket::bind(socket.as_raw_fd(), &NetlinkAddr::new(0, CN_IDX_PROC))?;
     let words = [40, 3, 0, 0, CN_IDX_PROC, 1, 0, 0, 4, LISTEN];
     let message: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
     socket::send(socket.as_raw_fd(), &message, MsgFlags::empty())?;
     let (sender, receiver) = channel();
-    spawn(move || follow(&OwnedFd::from(socket), process, &sender));
+    spawn(move || follow(&socket, process, &sender));
     Ok(receiver)
 }
 

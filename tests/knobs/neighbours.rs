@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::qemu::{Accel, QemuOptions, clients_of, has_kvm, newer_qemu_root, wait_until};
 use crate::support::run::{Attached, Stage, needs_two_cpus};
-use crate::support::skipped;
+use crate::support::{connect_at_once, skipped};
 use serde_json::{Value, json};
 
 /// How `PVE::QMPClient` visits a VM: a try every 100 ms for a place, then a limit for all answers.
@@ -23,11 +23,8 @@ const POLL: Duration = Duration::from_millis(50);
 fn visit(path: &Path) -> Result<Duration, String> {
     let started = Instant::now();
     let stream = loop {
-        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None);
-        let socket = socket.map_err(|error| error.to_string())?;
-        socket.set_nonblocking(true).map_err(|error| error.to_string())?;
-        match socket.connect(&socket2::SockAddr::unix(path).unwrap()) {
-            Ok(()) => break UnixStream::from(socket),
+        match connect_at_once(path) {
+            Ok(stream) => break stream,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(format!("unable to connect: {error}")),
         }
@@ -154,14 +151,8 @@ fn we_wait_our_turn_with_one_connection() {
         wait_until("it waits beside the holder", || clients_of(&path) == 2);
         assert!(!waiting.is_finished());
         holder.must("query-status", &json!({}));
-        let place = |path: &Path| {
-            let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None);
-            let socket = socket.unwrap();
-            socket.set_nonblocking(true).unwrap();
-            socket.connect(&socket2::SockAddr::unix(path).unwrap()).map(|()| socket)
-        };
-        let proxmox = place(&path).expect("a place is left");
-        assert_eq!(place(&path).unwrap_err().kind(), ErrorKind::WouldBlock);
+        let proxmox = connect_at_once(&path).expect("a place is left");
+        assert_eq!(connect_at_once(&path).unwrap_err().kind(), ErrorKind::WouldBlock);
         drop(holder);
         waiting.join().unwrap().says(0, &["vcpu 0", "asked over a lease"]);
         drop(proxmox);

@@ -2,12 +2,10 @@
 //! `QMPIN_QEMU_ROOT`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::os::unix::net::UnixStream as StdStream;
-use std::path::Path;
 use std::time::Duration;
 
 use crate::support::qemu::{Client, Qemu, QemuOptions, newer_qemu_root, wait_until};
-use crate::support::{accels, skipped};
+use crate::support::{accels, connect_at_once, skipped};
 use qmpin::ids::Pid;
 use qmpin::peer::Peer;
 use qmpin::qmp::{
@@ -195,13 +193,6 @@ async fn a_full_backlog_is_waited_for_and_the_turn_comes() {
     assert!(!waiting.is_finished());
     drop((holder, first, second));
     waiting.await.unwrap().unwrap();
-}
-
-fn connect_at_once(path: &Path) -> std::io::Result<StdStream> {
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    socket.connect(&socket2::SockAddr::unix(path)?)?;
-    Ok(socket.into())
 }
 
 #[tokio::test]

@@ -10,6 +10,9 @@ use crate::support::qmp_peer::{Peer, cpu, iothread, ourselves, run};
 use proptest::prelude::*;
 use qmpin::ids::VcpuIndex;
 use qmpin::qmp::{Awaited, LeaseReport, Limits, QmpError, Roles, Session, lease};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -156,10 +159,11 @@ async fn the_wait_for_a_turn_is_not_counted_as_holding() {
 async fn a_full_backlog_is_waited_for_and_takes_no_place() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("full.qmp");
-    let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&socket2::SockAddr::unix(&path).unwrap()).unwrap();
-    socket.listen(1).unwrap();
-    let listener: StdListener = socket.into();
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None);
+    let socket = socket.unwrap();
+    bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    listen(&socket, 1).unwrap();
+    let listener = StdListener::from(socket);
     let _first = std::os::unix::net::UnixStream::connect(&path).unwrap();
     let _second = std::os::unix::net::UnixStream::connect(&path).unwrap();
 

@@ -19,12 +19,24 @@ pub(crate) mod spoilt;
 pub(crate) mod transcript;
 
 use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 /// Says that a test was skipped, past the capture of the test harness, so that it can be counted: on a line of its own, since
 /// `cargo test --quiet` is in the middle of one, of dots. `tests/run` counts those that begin so.
 pub(crate) fn skipped(test: &str, reason: &str) {
     // One write: lines of tests that run side by side must not get into each other.
     let _ = std::io::stderr().write_all(format!("\nskipped: {test}: {reason}\n").as_bytes());
+}
+
+/// Connects without waiting, as Proxmox does: `WouldBlock` where the backlog is full. The stream does not block either.
+pub(crate) fn connect_at_once(path: &Path) -> std::io::Result<UnixStream> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(UnixStream::from(socket))
 }
 
 /// What a test of both is run with; where there is no KVM, it says so.
