@@ -199,7 +199,9 @@ impl StateDir {
 }
 
 fn busy(path: &Path, waited: Duration) -> StateError {
-    StateError::Busy { path: path.to_owned(), waited, holder: holder(path) }
+    // One that was not waited for is no error.
+    let holder = if waited.is_zero() { None } else { holder(path) };
+    StateError::Busy { path: path.to_owned(), waited, holder }
 }
 
 const LEASES: &str = ".leases.lock";
@@ -235,27 +237,18 @@ fn try_lock(file: File) -> io::Result<Option<Flock<File>>> {
     }
 }
 
-/// The process that holds a lock on this file.
+/// The process that holds a lock on this file, by `/proc/locks` (`Documentation/filesystems/proc.rst`):
+/// `1: FLOCK  ADVISORY  WRITE 712 00:19:1234 0 EOF`, which ends with the number of the inode. Only for an error: to read
+/// that file stops all locking on the host for a moment.
 fn holder(path: &Path) -> Option<Pid> {
-    let inode = fs::symlink_metadata(path).ok()?.ino();
-    let mut holders = flock_holders().ok()?.into_iter();
-    holders.find_map(|(pid, of)| (of == inode).then_some(pid))
-}
-
-/// Returns who holds a lock of `flock(2)`, as far as this process can see: the process, and the inode number of the
-/// file. `/proc/locks` says it (`Documentation/filesystems/proc.rst`):
-/// `1: FLOCK  ADVISORY  WRITE 712 00:19:1234 0 EOF`.
-///
-/// # Errors
-/// The kernel's answer.
-pub(crate) fn flock_holders() -> io::Result<Vec<(Pid, u64)>> {
+    let inode = fs::symlink_metadata(path).ok()?.ino().to_string();
+    let locks = fs::read_to_string("/proc/locks").ok()?;
     let holder = |line: &str| {
         let words: Vec<&str> = line.split_ascii_whitespace().collect();
         let [_, "FLOCK", _, _, pid, place, ..] = words.as_slice() else { return None };
-        let inode = place.rsplit(':').next()?.parse().ok()?;
-        Some((Pid(pid.parse().ok().filter(|pid| *pid > 0)?), inode))
+        (place.rsplit(':').next() == Some(&inode)).then(|| pid.parse().ok())?
     };
-    Ok(fs::read_to_string("/proc/locks")?.lines().filter_map(holder).collect())
+    locks.lines().find_map(holder).filter(|pid| *pid > 0).map(Pid)
 }
 
 #[cfg(test)]

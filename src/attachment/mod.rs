@@ -58,7 +58,7 @@ use crate::knobs::partition::keep::{Partition, take_back};
 use crate::knobs::reonline::cycle::{Brought, ReonlineReport, bring_back};
 use crate::knobs::turn::{Snapshot, Turn};
 use crate::knobs::vm::VmKnobs;
-use crate::leases::{FileState, Kept, SupervisorLock};
+use crate::leases::{Claim, FileState, Kept, SupervisorLock};
 use crate::plan::{Finding, Lasts, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
 use crate::sysroot::SysRoot;
@@ -159,7 +159,7 @@ impl<'a> Attachment<'a> {
 
     /// Plans, begins the journal, and writes the lease. Everything that can refuse has refused by then.
     fn lease(host: Host<'a>, settings: Settings, found: Found) -> Result<Leased<'a>, StartError> {
-        let Found { process, roles, identified, scan, boot_id, lock, mut topology } = found;
+        let Found { process, roles, identified, scan, boot_id, mut lock, mut topology } = found;
         let guest = discover::guest(&roles);
         // Before anything is planned: the VM may have had these CPUs.
         match bring_back(host, &settings.state, &boot_id) {
@@ -179,7 +179,12 @@ impl<'a> Attachment<'a> {
         if let Some(other) = other_name(host.root, &settings, &boot_id, process) {
             return Err(StartError::OtherName { vm: settings.vm, process, other });
         }
-        if let Some(supervisor) = discover::unlinked_holder(&settings.state, &settings.vm) {
+        // Another supervisor of this process has claimed it, also where the files of the VM were removed meanwhile.
+        let folder = host.root.path(&format!("proc/{}", process.pid)).ok();
+        let claim = folder.and_then(|folder| lock.claim(&folder).ok());
+        if claim != Some(Claim::Mine)
+            && let Some(supervisor) = discover::unlinked_holder(&settings.state, &settings.vm)
+        {
             let (vm, pid) = (settings.vm, Some(supervisor.pid));
             return Err(StartError::AlreadyAttached { vm, pid });
         }

@@ -9,31 +9,33 @@ use std::path::Path;
 use super::process_key;
 use crate::ids::{Pid, VmName};
 use crate::leases::StateDir;
-use crate::locks::flock_holders;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
 /// The beginning of the name of every process of qmpin's.
 const COMM: &str = "qmpin";
 
-/// Returns another process that holds the lock file of this VM that has no name any more. The kernel says so of
-/// locks and of open files (`proc_locks(5)`, `proc_pid_fd(5)`), for any version of qmpin. Only a process of root, or of
-/// the user who runs this one, counts: others cannot have opened the file.
+/// Returns another process that holds the lock file of this VM that has no name any more. The kernel says so of its
+/// open files (`proc_pid_fd(5)`), for any version of qmpin. Only a process of root, or of the user who runs this one,
+/// counts: others cannot have opened the file.
+///
+/// It reads the name of every process. `/proc/locks` would be one file, but to read it stops all locking on the host for
+/// a grace period of RCU, which is up to 20 ms (`locks_start` in `fs/locks.c`).
 #[must_use]
 pub fn unlinked_holder(state: &StateDir, vm: &VmName) -> Option<ProcessKey> {
     let name = deleted_name(state, vm)?;
-    let mut holders: Vec<Pid> = flock_holders().ok()?.into_iter().map(|(pid, _)| pid).collect();
-    holders.sort_unstable();
-    holders.dedup();
-    let own = i32::try_from(std::process::id()).ok().map(Pid);
+    let own = std::process::id();
     let euid = rustix::process::geteuid().as_raw();
-    holders.into_iter().filter(|pid| Some(*pid) != own).find_map(|pid| {
-        let process = Path::new("/proc").join(pid.0.to_string());
-        let is_of_qmpin =
-            || fs::read(process.join("comm")).is_ok_and(|comm| comm.starts_with(COMM.as_bytes()));
-        let is_trusted = || process.metadata().is_ok_and(|of| of.uid() == 0 || of.uid() == euid);
-        let is_it = is_of_qmpin() && is_trusted() && holds(&process.join("fd"), &name);
-        if is_it { process_key(&SysRoot::live(), pid).ok() } else { None }
+    let processes = fs::read_dir("/proc").ok()?;
+    processes.flatten().find_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let is_of_qmpin = || {
+            fs::read(entry.path().join("comm")).is_ok_and(|comm| comm.starts_with(COMM.as_bytes()))
+        };
+        let is_trusted = || entry.metadata().is_ok_and(|of| of.uid() == 0 || of.uid() == euid);
+        let holds = || holds(&entry.path().join("fd"), &name);
+        let is_it = u32::try_from(pid).ok()? != own && is_of_qmpin() && is_trusted() && holds();
+        if is_it { process_key(&SysRoot::live(), Pid(pid)).ok() } else { None }
     })
 }
 

@@ -6,9 +6,9 @@
 //! ```
 
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -27,6 +27,17 @@ pub struct SupervisorLock {
     path: PathBuf,
     lock: Option<Flock<File>>,
     heart: Arc<Mutex<Option<File>>>,
+    /// A lock on the folder of the QEMU process in /proc.
+    claim: Option<Flock<File>>,
+}
+
+/// What has come of a claim of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Claim {
+    /// No other supervisor has claimed it.
+    Mine,
+    /// Another process has a lock on it, which may be anyone's.
+    Taken,
 }
 
 impl StateDir {
@@ -55,7 +66,9 @@ impl StateDir {
                         lock.set_len(0).map_err(&fail)?;
                         let state = self.clone();
                         let heart = Arc::new(Mutex::new(lock.try_clone().ok()));
-                        return Ok(Some(SupervisorLock { state, path, lock: Some(lock), heart }));
+                        let claim = None;
+                        let lock = Some(lock);
+                        return Ok(Some(SupervisorLock { state, path, lock, heart, claim }));
                     }
                 }
                 Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
@@ -84,6 +97,23 @@ impl SupervisorLock {
     #[must_use]
     pub fn heart(&self) -> Heart {
         Heart(Arc::clone(&self.heart))
+    }
+
+    /// Claims the QEMU process by a lock on its folder in /proc. Unlike the lock file that folder cannot be removed, so two
+    /// supervisors of one process find out about each other in any case. Any user can lock it, so that it is taken says
+    /// that one has to look, and no more.
+    ///
+    /// # Errors
+    /// The kernel's answer.
+    pub fn claim(&mut self, folder: &Path) -> io::Result<Claim> {
+        match Flock::lock(File::open(folder)?, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => {
+                self.claim = Some(lock);
+                Ok(Claim::Mine)
+            }
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(Claim::Taken),
+            Err((_, errno)) => Err(errno.into()),
+        }
     }
 
     /// Whether the file that is locked still has its name.

@@ -322,6 +322,36 @@ fn what_is_no_socket_is_called_so() {
 }
 
 #[test]
+fn lock_of_another_user_on_the_process_keeps_no_supervisor_away() {
+    let test = "lock_of_another_user_on_the_process_keeps_no_supervisor_away";
+    needs_two_cpus!(test);
+    let stage = Stage::new(&QemuOptions::default());
+    let folder = format!("/proc/{}", stage.qemu.pid().0);
+    let squats = ["--reuid=65534", "--regid=65534", "--clear-groups", "flock", "-F", "-n", &folder];
+    let mut squatter = match Command::new("setpriv")
+        .args(squats)
+        .args(["sleep", "1000"])
+        .stdout(Stdio::null())
+        .spawn()
+    {
+        Ok(squatter) => squatter,
+        Err(error) => return skipped(test, &format!("no setpriv: {error}")),
+    };
+    let is_locked = || {
+        let file = fs::File::open(&folder).unwrap();
+        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).is_err()
+    };
+    wait_until("it is locked", || is_locked() || squatter.try_wait().unwrap().is_some());
+    if squatter.try_wait().unwrap().is_some() {
+        return skipped(test, "not root");
+    }
+    stage.attach(&[]).end();
+    squatter.kill().unwrap();
+    squatter.wait().unwrap();
+    assert_eq!(stage.place.left_behind(), [""; 0]);
+}
+
+#[test]
 fn missing_permission_is_reported() {
     let test = "missing_permission_is_reported";
     needs_two_cpus!(test);
