@@ -116,11 +116,8 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`].
     pub fn try_lock_check(&self) -> Result<Option<CheckLock>, StateError> {
-        match self.lock_file(CHECK, Duration::ZERO) {
-            Ok(lock) => Ok(Some(CheckLock { _lock: lock })),
-            Err(StateError::Busy { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        let lock = self.try_lock_file(CHECK, Duration::ZERO)?;
+        Ok(lock.map(|lock| CheckLock { _lock: lock }))
     }
 
     /// The file of the host's lock.
@@ -142,10 +139,11 @@ impl StateDir {
         if !self.has_only_locks() {
             return;
         }
-        let Ok(_lock) = self.lock_file(HOST, Duration::ZERO) else { return };
-        let Ok(_leases) = self.lock_file(LEASES, Duration::ZERO) else { return };
-        let Ok(_reload) = self.lock_file(RELOAD, Duration::ZERO) else { return };
-        let Ok(_check) = self.lock_file(CHECK, Duration::ZERO) else { return };
+        let at_once = |name| self.try_lock_file(name, Duration::ZERO).ok().flatten();
+        let locks: Vec<_> = ALL.into_iter().map_while(at_once).collect();
+        if locks.len() < ALL.len() {
+            return;
+        }
         if self.has_only_locks() {
             // A process that waits for one of them opens it anew at each try.
             for name in ALL {
@@ -161,8 +159,17 @@ impl StateDir {
     }
 
     fn lock_file(&self, name: &str, limit: Duration) -> Result<Flock<File>, StateError> {
+        let lock = self.try_lock_file(name, limit)?;
+        lock.ok_or_else(|| busy(&self.path().join(name), limit))
+    }
+
+    /// Locks a file; `None`: another process holds it for longer than the limit.
+    fn try_lock_file(
+        &self,
+        name: &str,
+        limit: Duration,
+    ) -> Result<Option<Flock<File>>, StateError> {
         let path = self.path().join(name);
-        let fail = self.error("lock", path.clone());
         let locked = wait(limit, || {
             let file = state_file::folder_of(&path, FolderLink::Refuse)
                 .and_then(|(folder, name)| folder.open_or_create(name))?;
@@ -172,7 +179,7 @@ impl StateDir {
             let named = fs::symlink_metadata(&path);
             Ok(named.is_ok_and(|named| named.ino() == ours.ino()).then_some(lock))
         });
-        locked.map_err(&fail)?.ok_or_else(|| busy(&path, limit))
+        locked.map_err(self.error("lock", path.clone()))
     }
 
     /// The lock of qmpin 0.1.0, where there is a lease of it.
@@ -199,16 +206,15 @@ impl StateDir {
 }
 
 fn busy(path: &Path, waited: Duration) -> StateError {
-    // One that was not waited for is no error.
-    let holder = if waited.is_zero() { None } else { holder(path) };
-    StateError::Busy { path: path.to_owned(), waited, holder }
+    StateError::Busy { path: path.to_owned(), waited, holder: holder(path) }
 }
 
 const LEASES: &str = ".leases.lock";
 const HOST: &str = ".host.lock";
 const RELOAD: &str = ".reload.lock";
 const CHECK: &str = ".check.lock";
-const ALL: [&str; 4] = [LEASES, HOST, RELOAD, CHECK];
+/// The one that is held most often comes first: opening a lock makes its file.
+const ALL: [&str; 4] = [HOST, LEASES, RELOAD, CHECK];
 
 /// Tries again and again, until there is something or the time is over.
 fn wait<T>(

@@ -266,13 +266,13 @@ impl<'a> Runner<'a> {
         let Watch { exit, new_threads, leases, slow_timer } = watch;
         if let Some(every) = self.new_interval.take() {
             let every = if new_threads.is_none() { every.min(BLIND_INTERVAL) } else { every };
-            if let Err(error) = slow_timer.set_interval(every) {
+            if let Err(error) = slow_timer.change(|timer| timer.set_interval(every)) {
                 tracing::warn!("the slow timer stays as it was: {error}");
             }
         }
         tokio::select! {
             biased;
-            ended = exit.wait(), if self.ending.is_none() => {
+            ended = exit.next(|exit| exit.wait()), if self.ending.is_none() => {
                 if let Err(error) = ended {
                     tracing::warn!("the end of QEMU can no longer be watched: {error}");
                 }
@@ -310,18 +310,18 @@ impl<'a> Runner<'a> {
                 return Next::Nothing;
             }
             said = self.line.said(), if hears_line => said,
-            new_thread = next_of(new_threads, Source::<NewThreads>::next), if hears_new_threads => {
+            new_thread = next_of(new_threads, |source| source.next(NewThreads::next)), if hears_new_threads => {
                 self.hearing.heard();
                 if let Err(error) = new_thread {
                     tracing::warn!("new threads can no longer be watched: {error}");
                     *new_threads = None;
-                    if let Err(error) = slow_timer.at_least_every(BLIND_INTERVAL) {
+                    if let Err(error) = slow_timer.change(|timer| timer.at_least_every(BLIND_INTERVAL)) {
                         tracing::warn!("the slow timer stays as slow as it is: {error}");
                     }
                 }
                 return Next::Event(Event::Hint(Hint::NewThread));
             }
-            changed = next_of(leases, Source::<LeaseChanges>::next) => {
+            changed = next_of(leases, |source| source.next(LeaseChanges::next)) => {
                 if let Err(error) = changed {
                     tracing::warn!("other VMs' comings and goings are no longer seen: {error}");
                     *leases = None;
@@ -351,7 +351,7 @@ impl<'a> Runner<'a> {
                 self.ask_at = None;
                 return Next::Event(Event::AskDue);
             }
-            ticked = slow_timer.tick() => {
+            ticked = slow_timer.next(|timer| timer.tick()) => {
                 if let Err(error) = ticked {
                     tracing::warn!("the slow timer cannot be read: {error}");
                 }

@@ -45,73 +45,42 @@ async fn played(source: &mut Played) -> io::Result<()> {
     }
 }
 
-impl Source<Exit> {
-    /// Waits for QEMU's end. Cancel safe, as all of these.
-    pub(super) async fn wait(&mut self) -> io::Result<()> {
+impl<S> Source<S> {
+    /// Waits for what this source has to report next. `next` asks the kernel's. Cancel safe where that is.
+    pub(super) async fn next<'a, T, F>(
+        &'a mut self,
+        next: impl FnOnce(&'a mut S) -> F,
+    ) -> io::Result<()>
+    where
+        F: Future<Output = io::Result<T>>,
+    {
         match self {
-            Source::Kernel(exit) => exit.wait().await,
+            Source::Kernel(source) => next(source).await.map(drop),
             #[cfg(test)]
             Source::Played(source) => played(source).await,
+        }
+    }
+
+    /// Changes the kernel's; one that is played stays as it is.
+    pub(super) fn change(
+        &mut self,
+        change: impl FnOnce(&mut S) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match self {
+            Source::Kernel(source) => change(source),
+            #[cfg(test)]
+            Source::Played(_) => Ok(()),
         }
     }
 }
 
 impl Source<NewThreads> {
-    /// Waits for a new thread, or for the news that some were missed.
-    pub(super) async fn next(&mut self) -> io::Result<()> {
-        match self {
-            Source::Kernel(new_threads) => new_threads.next().await.map(drop),
-            #[cfg(test)]
-            Source::Played(source) => played(source).await,
-        }
-    }
-
     /// Drops what has come so far.
     pub(super) fn drain(&mut self) {
         match self {
             Source::Kernel(new_threads) => new_threads.drain(),
             #[cfg(test)]
             Source::Played(source) => while source.try_recv().is_ok() {},
-        }
-    }
-}
-
-impl Source<LeaseChanges> {
-    /// Waits for a change of another VM's lease.
-    pub(super) async fn next(&mut self) -> io::Result<()> {
-        match self {
-            Source::Kernel(leases) => leases.next().await,
-            #[cfg(test)]
-            Source::Played(source) => played(source).await,
-        }
-    }
-}
-
-impl Source<SlowTimer> {
-    /// Waits for the next tick.
-    pub(super) async fn tick(&mut self) -> io::Result<()> {
-        match self {
-            Source::Kernel(timer) => timer.tick().await,
-            #[cfg(test)]
-            Source::Played(source) => played(source).await,
-        }
-    }
-
-    /// Makes it tick this often.
-    pub(super) fn set_interval(&mut self, every: Duration) -> io::Result<()> {
-        match self {
-            Source::Kernel(timer) => timer.set_interval(every),
-            #[cfg(test)]
-            Source::Played(_) => Ok(()),
-        }
-    }
-
-    /// Makes it tick at least this often.
-    pub(super) fn at_least_every(&mut self, every: Duration) -> io::Result<()> {
-        match self {
-            Source::Kernel(timer) => timer.at_least_every(every),
-            #[cfg(test)]
-            Source::Played(_) => Ok(()),
         }
     }
 }
