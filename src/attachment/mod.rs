@@ -179,10 +179,11 @@ impl<'a> Attachment<'a> {
         if let Some(other) = other_name(host.root, &settings, &boot_id, process) {
             return Err(StartError::OtherName { vm: settings.vm, process, other });
         }
-        // Another supervisor of this process has claimed it, also where the files of the VM were removed meanwhile.
+        // Another supervisor of this process has claimed it, also where the files of the VM were removed meanwhile. One of
+        // qmpin 0.1.0 claims nothing, and is known by what it has pinned.
         let folder = host.root.path(&format!("proc/{}", process.pid)).ok();
         let claim = folder.and_then(|folder| lock.claim(&folder).ok());
-        if claim != Some(Claim::Mine)
+        if (claim != Some(Claim::Mine) || scan.is_confined(&topology.online()))
             && let Some(supervisor) = discover::unlinked_holder(&settings.state, &settings.vm)
         {
             let (vm, pid) = (settings.vm, Some(supervisor.pid));

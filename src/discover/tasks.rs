@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::grips::Grips;
 use super::stat::{self, Stat};
+use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, Pid, Tid, VcpuIndex};
 use crate::mask::{Mask, Masks};
 use crate::sched::Sched;
@@ -154,6 +155,12 @@ impl Scan {
     /// Takes out the grips, to prove by them that a thread is still the one that was scanned.
     pub fn take_grips(&mut self) -> Grips {
         std::mem::take(&mut self.grips)
+    }
+
+    /// Whether any thread may run on some of these CPUs only.
+    #[must_use]
+    pub fn is_confined(&self, online: &CpuSet) -> bool {
+        self.threads.iter().any(|thread| !online.is_subset(&thread.allowed))
     }
 }
 

@@ -428,6 +428,14 @@ fn an_upgrade_beside_a_running_0_1_0_loses_nothing() {
     stage.run(&["detach", "100"]).says(0, &["its supervisor has restored everything"]);
     assert_eq!(attached.wait(), Some(0), "{}", attached.err());
     stage.assert_untouched(&before);
+    // Its files are removed: it is found by what it has pinned.
+    let mut attached = Attached::spawn(older(&["attach", "100"]), stage.place.path());
+    attached.wait_ready();
+    stage.place.remove_state();
+    let by = format!("process {} follows it", attached.pid());
+    stage.run(&["attach", "100"]).says(1, &["attached already", &by]);
+    attached.end();
+    stage.assert_untouched(&before);
     // Killed, it leaves a journal.
     let mut attached = Attached::spawn(older(&["attach", "100"]), stage.place.path());
     attached.wait_ready();
