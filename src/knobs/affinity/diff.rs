@@ -31,10 +31,15 @@ pub fn desired(plan: &Plan, role: &Role) -> Option<CpuSet> {
 /// The steps that lead from what was seen to the plan. `online` are the host's online CPUs: the
 /// kernel shows masks without offline ones, so masks are compared there.
 #[must_use]
-pub fn diff(plan: &Plan, process: Pid, observed: &[Thread], online: &CpuSet) -> Vec<Step> {
+pub fn diff<'a>(
+    plan: &Plan,
+    process: Pid,
+    observed: impl IntoIterator<Item = &'a Thread>,
+    online: &CpuSet,
+) -> Vec<Step> {
     let mut masks = Masks::default();
     let mut steps: Vec<Step> = observed
-        .iter()
+        .into_iter()
         .filter_map(|thread| {
             let to = desired(plan, &thread.role)?;
             (*thread.allowed & *online != to & *online).then(|| Step {

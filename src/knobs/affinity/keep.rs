@@ -63,32 +63,36 @@ impl Affinity {
         let Turn { plan, snapshot, bench, .. } = *turn;
         let of_process: BTreeSet<ThreadKey> =
             snapshot.threads.iter().map(|thread| thread.key).collect();
-        let mut threads = snapshot.threads.clone();
         // Kernel threads are read here: a partition that was just built has moved them.
-        threads.extend(snapshot.outside.iter().filter_map(|thread| {
+        let now = |thread: &Thread| {
             let allowed = bench.sched.affinity(thread.key.tid).ok()?.into();
             Some(Thread { allowed, ..thread.clone() })
-        }));
-        let mut steps = diff(plan, turn.ground.process.pid, &threads, &snapshot.online);
+        };
+        let outside: Vec<Thread> = snapshot.outside.iter().filter_map(now).collect();
+        let threads = || snapshot.threads.iter().chain(&outside);
+        let mut steps = diff(plan, turn.ground.process.pid, threads(), &snapshot.online);
         let is_drift =
             |step: &&Step| self.settled.get(&step.thread).is_some_and(|cpus| *cpus == step.to);
         let drifted = steps.iter().filter(is_drift).map(|step| step.thread).collect();
-        self.settled = settled(plan, &threads, &steps);
+        self.settled = settled(plan, threads(), &steps);
         let barred = self.limit.bar(&mut steps, &of_process);
         let applied = apply(bench, journal, baseline, steps)?;
         for applied in applied.iter().filter(|applied| !applied.fell_short()) {
             self.settled.insert(applied.step.thread, applied.step.to.clone());
         }
-        self.placed = ThreadCpus::of(plan, &threads, &applied);
+        self.placed = ThreadCpus::of(plan, threads(), &applied);
         Ok(AffinityReport { applied, drifted, barred, placed: self.placed })
     }
 }
 
-fn settled(plan: &Plan, threads: &[Thread], steps: &[Step]) -> BTreeMap<ThreadKey, Mask> {
+fn settled<'a>(
+    plan: &Plan,
+    threads: impl Iterator<Item = &'a Thread>,
+    steps: &[Step],
+) -> BTreeMap<ThreadKey, Mask> {
     let mut masks = Masks::default();
     let moving: BTreeSet<ThreadKey> = steps.iter().map(|step| step.thread).collect();
     threads
-        .iter()
         .filter(|thread| !moving.contains(&thread.key))
         .filter_map(|thread| Some((thread.key, masks.of(desired(plan, &thread.role)?))))
         .collect()

@@ -22,7 +22,11 @@ pub struct ThreadCpus {
 impl ThreadCpus {
     /// Of threads as they were read, and what was written since. vCPUs that the plan leaves alone do not count.
     #[must_use]
-    pub fn of(plan: &Plan, threads: &[Thread], applied: &[Applied<Mask>]) -> ThreadCpus {
+    pub fn of<'a>(
+        plan: &Plan,
+        threads: impl IntoIterator<Item = &'a Thread>,
+        applied: &[Applied<Mask>],
+    ) -> ThreadCpus {
         let written = applied.iter().filter_map(|one| match &one.outcome {
             Outcome::Done => Some((one.step.thread, &one.step.to)),
             Outcome::Narrowed { to } => Some((one.step.thread, to)),
