@@ -197,6 +197,7 @@ mod tests {
     use crate::ids::Pid;
     use crate::leases::Lease;
 
+    use crate::cgroups::CgroupTree;
     use crate::sched::Kernel;
     use crate::sysroot::SysRoot;
     use crate::systemd::SystemBus;
@@ -228,7 +229,8 @@ mod tests {
             ended
         });
         let root = SysRoot::live();
-        let host = Host { root: &root, sched: &Kernel, units: &SystemBus };
+        let cgroups = CgroupTree::of(&root);
+        let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
         let (_lock, was) = end_supervisor(host, &state, &lease.vm).expect("it ends");
         assert_eq!(was, Supervised::Was);
         assert!(!ended.join().expect("no panic").expect("waited").success());
@@ -277,7 +279,8 @@ mod tests {
             ended
         });
         let root = SysRoot::live();
-        let host = Host { root: &root, sched: &Kernel, units: &SystemBus };
+        let cgroups = CgroupTree::of(&root);
+        let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
         let (_lock, was) = end_within(host, &state, &lease.vm, patience).expect("it ends");
         assert_eq!(was, Supervised::Was);
         assert!(begun.elapsed() > progress, "{:?}", begun.elapsed());
@@ -289,7 +292,8 @@ mod tests {
     fn no_process_is_taken_for_the_holder_that_cannot_be() {
         let (_dir, state, lease, mut child) = leased();
         let root = SysRoot::live();
-        let host = Host { root: &root, sched: &Kernel, units: &SystemBus };
+        let cgroups = CgroupTree::of(&root);
+        let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
         let holder = || holder(host, &state, &lease.vm);
         assert_eq!(holder(), lease.supervisor);
         let earlier = Lease { boot_id: "another".to_owned(), ..lease.clone() };

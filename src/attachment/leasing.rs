@@ -333,6 +333,7 @@ mod tests {
     use crate::ids::{Pid, StartTicks, Tid};
     use crate::leases::Lease;
 
+    use crate::cgroups::CgroupTree;
     use crate::sched::Sched;
     use crate::systemd::SystemBus;
 
@@ -370,7 +371,8 @@ mod tests {
         if let Some(journal) = journal {
             fs::write(state.journal_path(&vm), journal).expect("written");
         }
-        let host = Host { root: &root, sched: &NoThreads, units: &SystemBus };
+        let cgroups = CgroupTree::of(&root);
+        let host = Host { root: &root, sched: &NoThreads, cgroups: &cgroups, units: &SystemBus };
         let is_left = || state.lease(&vm).expect("a lease").is_some();
         let swept = sweep_vm(host, &state, &vm, BOOT);
         forget_swept(host, &state, BOOT, swept.into_iter().collect());

@@ -4,6 +4,7 @@ use super::args::{AttachArgs, Global};
 use super::{Answer, block_on, output, plan, serve};
 use crate::attachment::reports::PassReport;
 use crate::attachment::settings::{Follow, Settings};
+use crate::cgroups::CgroupTree;
 use crate::discover::{boot_id, is_alive};
 use crate::error::Failure;
 use crate::knobs::ground::Host;
@@ -36,7 +37,8 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     if args.dry_run {
         return plan::show(&root, &settings, plan::Shape::Text(crate::render::Explain::Shortfalls));
     }
-    let host = Host { root: &root, sched: &Kernel, units: &SystemBus };
+    let cgroups = CgroupTree::of(&root);
+    let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     forget_marks(&root, &settings, args.service);
     if args.once {
         let (plan, report, isolated) = block_on(attach_once(host, settings))??;
@@ -70,7 +72,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     let files: Vec<_> = files.into_iter().map(|(path, _)| path).collect();
     let source = PolicySource { files: &files, read: &policy };
     let limits = |policy: &_| args.vm.ask.limits_under(policy);
-    serve::serve(&root, source, settings, args.service, &limits)
+    serve::serve(host, source, settings, args.service, &limits)
 }
 
 /// Removes marks that are of no use any more: of VMs that have ended, and that of this one, since a user who attaches it by

@@ -8,6 +8,7 @@ use super::{Answer, output};
 use crate::attachment::end::{Supervised, end_supervisor};
 use crate::attachment::leasing::{give_back, lock_forsaken};
 use crate::attachment::restored::{host_lines, restore_lines};
+use crate::cgroups::CgroupTree;
 use crate::discover::unlinked_holder;
 use crate::error::{Failure, chain};
 use crate::ids::VmName;
@@ -24,7 +25,8 @@ use crate::systemd::SystemBus;
 
 pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
-    let host = Host { root: &root, sched: &Kernel, units: &SystemBus };
+    let cgroups = CgroupTree::of(&root);
+    let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let state = global.state(&root);
     let boot_id = super::boot_id(&root)?;
     let whom = if args.dead { Whom::Forsaken } else { Whom::Any };

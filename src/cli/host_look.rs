@@ -95,8 +95,9 @@ fn differences(
     silent: &mut Silent,
 ) -> Result<Differences, Failure> {
     let wants = Wants::of(leases);
-    let (view, steps) =
-        host_steps(Host { root, sched: &Kernel, units: &SystemBus }, &wants, memory, silent)?;
+    let cgroups = CgroupTree::of(root);
+    let host = Host { root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
+    let (view, steps) = host_steps(host, &wants, memory, silent)?;
     let own = || view.vfio.iter().filter(|(_, irq)| irq.vm == lease.qemu);
     let concerns = |place: &Place, found: &Value| match (place, found.cpus()) {
         (Place::Irqbalance(_), Some(banned)) => !lease.exclusive.is_subset(&banned),

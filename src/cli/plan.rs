@@ -6,6 +6,7 @@ use super::args::{Global, PlanArgs, PolicyOfVmArgs};
 use super::look::Look;
 use super::{Answer, output};
 use crate::attachment::settings::{Follow, Settings};
+use crate::cgroups::CgroupTree;
 use crate::discover::{read_topology, tasks};
 use crate::error::Failure;
 use crate::knobs::abilities::Abilities;
@@ -72,7 +73,8 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
         .filter(|lease| lease.boot_id == boot_id && lease.qemu == view.process)
         .map(|lease| lease.vcpus.into_iter().collect())
         .unwrap_or_default();
-    let host = Host { root: &live, sched: &Kernel, units: &SystemBus };
+    let cgroups = CgroupTree::of(&live);
+    let host = Host { root: &live, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let online = topology.online();
     let limit = root.is_live().then(|| vm_limit(host, state, vm, &boot_id, view.process, &online));
     let limit = limit.flatten();
@@ -144,7 +146,7 @@ fn host_steps(
     }
     let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
     Ok(crate::knobs::host::keep::host_steps(
-        Host { root, sched: &Kernel, units: &SystemBus },
+        Host { root, sched: &Kernel, cgroups: &CgroupTree::of(root), units: &SystemBus },
         &wants,
         &memory,
         &mut Silent::new(),

@@ -6,21 +6,21 @@ use crate::attachment::restored::restore_lines;
 use crate::attachment::settings::Settings;
 use crate::discover::{VmLocation, proxmox_process};
 use crate::error::{Failure, chain};
+use crate::knobs::ground::Host;
 use crate::marks::{Reloaded, remove_mark};
 use crate::policy::Policy;
 use crate::qmp::Limits;
-use crate::sched::Kernel;
 use crate::supervise::{Ended, Ending, Patience, PolicySource, Supervisor, Woken};
 use crate::sysroot::SysRoot;
 
 pub(super) fn serve(
-    root: &SysRoot,
+    host: Host<'_>,
     source: PolicySource<'_>,
     mut settings: Settings,
     is_service: bool,
     limits: &dyn Fn(&Policy) -> Limits,
 ) -> Result<Answer, Failure> {
-    let mut supervisor = Supervisor::new(root, &Kernel, source)?;
+    let mut supervisor = Supervisor::new(host, source)?;
     let mut patience = Patience::default();
     loop {
         let followed = supervisor.follow(&settings);
@@ -44,7 +44,7 @@ pub(super) fn serve(
             Err(error) => return Err(error.into()),
         };
         let goes_on = is_service && why == Ending::QemuEnded;
-        if !goes_on || !is_started_anew(root, &settings) {
+        if !goes_on || !is_started_anew(host.root, &settings) {
             return Ok(answer);
         }
         tracing::info!("VM {} has been started anew", settings.vm);

@@ -1,5 +1,6 @@
 //! What the knobs of one VM are handed: the machine, and which VM it is about.
 
+use crate::cgroups::Cgroups;
 use crate::ids::VmName;
 use crate::knobs::host::apply::HostBench;
 use crate::leases::StateDir;
@@ -8,13 +9,15 @@ use crate::sysroot::SysRoot;
 use crate::systemd::Units;
 use crate::threads::ProcessKey;
 
-/// The machine, by its three seams: each can be a fake.
+/// The machine, by its four seams: each can be a fake. A supervisor hands it to its worker's thread.
 #[derive(Clone, Copy)]
 pub struct Host<'a> {
     /// Files.
     pub root: &'a SysRoot,
     /// System calls about threads.
-    pub sched: &'a dyn Sched,
+    pub sched: &'a (dyn Sched + Sync),
+    /// The cgroup tree: all writes go through it. Its files are those below `root`, where some code only reads them.
+    pub cgroups: &'a (dyn Cgroups + Sync),
     /// systemd.
     pub units: &'a (dyn Units + Sync),
 }
@@ -23,7 +26,8 @@ impl<'a> Host<'a> {
     /// What steps on places of the host are carried out with.
     #[must_use]
     pub fn bench(self) -> HostBench<'a> {
-        HostBench { root: self.root, sched: self.sched, units: self.units }
+        let Host { root, sched, cgroups, units } = self;
+        HostBench { root, sched, cgroups, units }
     }
 }
 

@@ -14,14 +14,10 @@ use crate::attachment::error::StartError;
 use crate::attachment::settings::Settings;
 use crate::error::Failure;
 use crate::knobs::ground::Host;
-use crate::sched::Sched;
-use crate::sysroot::SysRoot;
-use crate::systemd::SystemBus;
 
 /// Follows VMs, one after the other.
 pub struct Supervisor<'a> {
-    root: &'a SysRoot,
-    sched: &'a (dyn Sched + Sync),
+    host: Host<'a>,
     source: PolicySource<'a>,
     runtime: Runtime,
     signals: Signals,
@@ -32,18 +28,14 @@ impl<'a> Supervisor<'a> {
     ///
     /// # Errors
     /// [`StartError::Watch`].
-    pub fn new(
-        root: &'a SysRoot,
-        sched: &'a (dyn Sched + Sync),
-        source: PolicySource<'a>,
-    ) -> Result<Supervisor<'a>, StartError> {
+    pub fn new(host: Host<'a>, source: PolicySource<'a>) -> Result<Supervisor<'a>, StartError> {
         let runtime = crate::runtime::build();
         let runtime = runtime.map_err(|source| StartError::Watch { what: "the VM", source })?;
         let signals = {
             let _within = runtime.enter();
-            Signals::of(root)?
+            Signals::of(host.root)?
         };
-        Ok(Supervisor { root, sched, source, runtime, signals })
+        Ok(Supervisor { host, source, runtime, signals })
     }
 
     /// Attaches the VM, follows it until it ends or a signal comes, and restores everything.
@@ -51,17 +43,12 @@ impl<'a> Supervisor<'a> {
     /// # Errors
     /// [`StartError`].
     pub fn follow(&mut self, settings: &Settings) -> Result<Ended, StartError> {
-        let Supervisor { root, sched, source, runtime, signals } = self;
-        let (root, sched, source) = (*root, *sched, *source);
+        let Supervisor { host, source, runtime, signals } = self;
+        let (host, source) = (*host, *source);
         thread::scope(|scope| {
-            let worker = Worker::start(scope, root, sched, settings.clone(), source)?;
+            let worker = Worker::start(scope, host, settings.clone(), source)?;
             // On the heap: it is large.
-            runtime.block_on(Box::pin(run(
-                Host { root, sched, units: &SystemBus },
-                settings.clone(),
-                worker,
-                signals,
-            )))
+            runtime.block_on(Box::pin(run(host, settings.clone(), worker, signals)))
         })
     }
 
@@ -75,8 +62,7 @@ impl<'a> Supervisor<'a> {
         error: StartError,
         patience: &mut Patience,
     ) -> Result<Woken, Failure> {
-        let host = Host { root: self.root, sched: self.sched, units: &SystemBus };
-        let (source, signals) = (self.source, &mut self.signals);
+        let (host, source, signals) = (self.host, self.source, &mut self.signals);
         self.runtime.block_on(Box::pin(wait(host, settings, source, signals, error, patience)))
     }
 }

@@ -32,9 +32,6 @@ use crate::knobs::ground::Host;
 use crate::knobs::host::report::HostReport;
 use crate::plan::{Finding, Plan};
 use crate::qmp::Roles;
-use crate::sched::Sched;
-use crate::sysroot::SysRoot;
-use crate::systemd::SystemBus;
 
 /// How long one job may take. Its slowest step is a reload of systemd, which has 90 s; a job has two at most, and
 /// waits for locks.
@@ -130,8 +127,7 @@ impl Worker {
     /// [`StartError::Watch`] where there can be none.
     pub(super) fn start<'scope, 'env>(
         scope: &'scope Scope<'scope, 'env>,
-        root: &'env SysRoot,
-        sched: &'env (dyn Sched + Sync),
+        host: Host<'env>,
         settings: Settings,
         source: PolicySource<'env>,
     ) -> Result<Worker, StartError> {
@@ -140,7 +136,7 @@ impl Worker {
         thread::Builder::new()
             .name("qmpin-worker".to_owned())
             .spawn_scoped(scope, move || {
-                work(Host { root, sched, units: &SystemBus }, &settings, source, &todo, &report);
+                work(host, &settings, source, &todo, &report);
             })
             .map_err(|source| StartError::Watch {
                 what: "the VM: no thread can be started",

@@ -1,14 +1,15 @@
 //! From the start of a program until the last vCPU is pinned: `qmpin attach`, the bare minimum, and a
 //! hook script.
 
-use std::cell::Cell;
 use std::io;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use qmpin::attachment::Attachment;
 use qmpin::attachment::settings::{Follow, Settings};
+use qmpin::cgroups::CgroupTree;
 use qmpin::cpuset::CpuSet;
 use qmpin::discover::VmLocation;
 use qmpin::ids::Tid;
@@ -175,7 +176,7 @@ fn bare_inside_once(vm: &Vm) -> Duration {
 
 /// The kernel, with the time of the last write.
 struct Timed {
-    last_write: Cell<Instant>,
+    last_write: Mutex<Instant>,
 }
 
 impl Sched for Timed {
@@ -185,7 +186,7 @@ impl Sched for Timed {
 
     fn set_affinity(&self, tid: Tid, cpus: &CpuSet) -> io::Result<()> {
         let result = Kernel.set_affinity(tid, cpus);
-        self.last_write.set(Instant::now());
+        *self.last_write.lock().unwrap() = Instant::now();
         result
     }
 }
@@ -195,11 +196,12 @@ fn inside(vm: &Vm) -> Duration {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let root = SysRoot::live();
     let start = Instant::now();
-    let timed = Timed { last_write: Cell::new(start) };
-    let host = Host { root: &root, sched: &timed, units: &SystemBus };
+    let timed = Timed { last_write: Mutex::new(start) };
+    let cgroups = CgroupTree::of(&root);
+    let host = Host { root: &root, sched: &timed, cgroups: &cgroups, units: &SystemBus };
     let (attachment, channel, _) =
         runtime.block_on(Attachment::start(host, settings(vm))).expect("attached");
-    let time = timed.last_write.get() - start;
+    let time = *timed.last_write.lock().unwrap() - start;
     drop(channel);
     attachment.finish().expect("restored");
     vm.must_be_home();

@@ -1,5 +1,5 @@
-//! A whole attachment on a made-up host: files in a folder, masks in memory, a systemd that knows no unit, and QMP
-//! answered by this process. What real QEMUs and kernels do with it is seen in `tests/attached` and on the test host.
+//! A whole attachment on a made-up host: files in a folder, masks in memory, a made-up systemd and kernel behind the
+//! cgroup tree, and QMP answered by this process. What real QEMUs and kernels do with it is seen in `tests/attached` and on the test host.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -11,12 +11,14 @@ use qmpin::attachment::settings::{Follow, Settings};
 use qmpin::cpuset::CpuSet;
 use qmpin::discover::VmLocation;
 use qmpin::ids::Tid;
-use qmpin::plan::Verdict;
+use qmpin::leases::Lease;
+use qmpin::plan::{Finding, Verdict};
 use qmpin::policy::{Level, Policy, Sourced};
 use qmpin::qmp::Limits;
 use qmpin::sched::Sched as _;
 use serde_json::Value;
 
+use crate::support::host_world::picture_of;
 use crate::support::hosts::ryzen_5900x;
 use crate::support::made_up::{BOOT, World, set};
 use crate::support::qmp_peer::{Peer, cpu, iothread, run};
@@ -28,6 +30,7 @@ const IOTHREAD: i32 = FIRST_VCPU + 100;
 const WORKER: i32 = FIRST_VCPU + 101;
 const HOTPLUGGED: i32 = FIRST_VCPU + 102;
 const ALL: &str = "0-23";
+const SCOPE: &str = "qemu.slice/100.scope";
 
 /// A made-up QEMU on a made-up host with 24 CPUs. Its process is this one: that is who answers over QMP.
 struct Guest {
@@ -58,6 +61,37 @@ impl Guest {
         guest
     }
 
+    /// Has systemd know the unit that the VM is in, beside another one.
+    fn has_unit(&self) {
+        let World { cgroups, systemd, .. } = &self.world;
+        let threads: Vec<i32> = self.masks().into_keys().collect();
+        for (unit, cgroup, threads) in [
+            ("system.slice", "system.slice", &[][..]),
+            ("qemu.slice", "qemu.slice", &[]),
+            ("100.scope", SCOPE, &threads),
+        ] {
+            cgroups.add(cgroup, threads);
+            systemd.add(unit, cgroup);
+        }
+        cgroups.put("cgroup.controllers", "cpuset cpu");
+        fs::create_dir_all(self.world.path("run/systemd/system")).expect("made");
+    }
+
+    /// What systemd and the kernel have of the VM and of what is beside it.
+    fn picture(&self) -> BTreeMap<String, String> {
+        let mut picture = BTreeMap::new();
+        for top in ["sys/fs/cgroup", "run/systemd"] {
+            picture_of(&self.world.path(top), &mut picture);
+        }
+        picture
+    }
+
+    /// The threads of a group of the VM's unit.
+    fn group(&self, name: &str) -> Vec<i32> {
+        let text = self.world.cgroups.get(&format!("{SCOPE}/{name}/cgroup.threads"));
+        text.lines().map(|tid| tid.parse().expect("a number")).collect()
+    }
+
     /// A thread of the process that may run everywhere.
     fn thread(&self, tid: i32, comm: &str) {
         let real = fs::read_to_string("/proc/self/stat").expect("there");
@@ -65,7 +99,7 @@ impl Guest {
         let folder = format!("proc/{}/task/{tid}", own());
         self.world.write(&format!("{folder}/stat"), &format!("{tid} ({comm}){rest}"));
         self.world.write(&format!("{folder}/status"), &format!("Name:\t{comm}\nNSpid:\t{tid}\n"));
-        self.world.masks.of.borrow_mut().insert(tid, set(ALL));
+        self.world.masks.of().insert(tid, set(ALL));
     }
 
     fn settings(&self, level: Level) -> Settings {
@@ -106,8 +140,13 @@ impl Guest {
     /// The masks of all threads of the VM.
     fn masks(&self) -> BTreeMap<i32, CpuSet> {
         let vm = |tid: &i32| *tid == own() || *tid >= FIRST_VCPU;
-        let of = self.world.masks.of.borrow();
+        let of = self.world.masks.of();
         of.iter().filter(|(tid, _)| vm(tid)).map(|(tid, mask)| (*tid, *mask)).collect()
+    }
+
+    fn lease(&self) -> Lease {
+        let vm = "100".parse().expect("a name");
+        self.world.state.lease(&vm).expect("readable").expect("there")
     }
 
     /// The files in the state folder but for locks, which the last VM takes with it.
@@ -129,8 +168,9 @@ fn vcpus() -> impl Iterator<Item = i32> {
 fn assert_placed(guest: &Guest, attachment: &Attachment<'_>) {
     let exclusive = attachment.plan().exclusive;
     let mut used = CpuSet::EMPTY;
-    for tid in vcpus() {
+    for (tid, planned) in vcpus().zip(&attachment.plan().vcpus) {
         let on = guest.mask(tid);
+        assert_eq!(on, planned.cpus, "{tid}");
         assert_eq!(on.len(), 1, "{tid}: {on}");
         assert!(on.is_subset(&exclusive) && !on.intersects(&used), "{tid}: {on} of {exclusive}");
         used |= on;
@@ -138,6 +178,14 @@ fn assert_placed(guest: &Guest, attachment: &Attachment<'_>) {
     for (tid, on) in guest.masks() {
         assert!(vcpus().any(|vcpu| vcpu == tid) || !on.intersects(&exclusive), "{tid}: {on}");
     }
+}
+
+/// What is said about the partition.
+fn finding(attachment: &Attachment<'_>) -> Finding {
+    let all = attachment.findings();
+    let of = all.iter().filter(|one| one.rule == "partition").collect::<Vec<_>>();
+    let [of] = of.as_slice() else { panic!("{all:?}") };
+    (*of).clone()
 }
 
 #[tokio::test]
@@ -148,6 +196,9 @@ async fn threads_are_placed_and_all_is_as_before_in_the_end() {
     assert_eq!(report.knobs.affinity.applied.len(), before.len(), "{report:?}");
     assert_placed(&guest, &attachment);
     assert_eq!(guest.files(), ["100.journal", "100.lease"]);
+    let lease = guest.lease();
+    assert_eq!(lease.exclusive, attachment.plan().exclusive);
+    assert_eq!(lease.vcpus.len(), VCPUS);
     let again = attachment.pass().expect("a pass");
     assert!(again.knobs.affinity.applied.is_empty(), "nothing is left to do: {again:?}");
     let restored = attachment.finish().expect("restored");
@@ -175,16 +226,20 @@ async fn moved_thread_is_restored_and_counted_and_a_new_one_is_placed() {
 
 #[tokio::test]
 async fn refused_thread_is_an_outcome_and_the_rest_is_placed() {
-    let guest = Guest::new();
-    guest.world.masks.stubborn.borrow_mut().insert(IOTHREAD);
-    let (attachment, report) = Box::pin(guest.attach(Level::Pinned)).await;
-    let refused: Vec<String> =
-        report.knobs.affinity.applied.iter().filter_map(|one| one.refusal()).collect();
-    let [refused] = refused.as_slice() else { panic!("{refused:?}") };
-    assert!(refused.contains("iothread io0") && refused.contains("Invalid argument"), "{refused}");
-    guest.world.masks.of.borrow_mut().remove(&IOTHREAD);
-    assert_placed(&guest, &attachment);
-    assert!(attachment.finish().expect("restored").is_complete());
+    for (errno, why) in
+        [(nix::libc::EINVAL, "Invalid argument"), (nix::libc::EPERM, "Operation not permitted")]
+    {
+        let guest = Guest::new();
+        guest.world.masks.refuse(IOTHREAD, errno);
+        let (attachment, report) = Box::pin(guest.attach(Level::Pinned)).await;
+        let refused: Vec<String> =
+            report.knobs.affinity.applied.iter().filter_map(|one| one.refusal()).collect();
+        let [refused] = refused.as_slice() else { panic!("{refused:?}") };
+        assert!(refused.contains("iothread io0") && refused.contains(why), "{refused}");
+        guest.world.masks.of().remove(&IOTHREAD);
+        assert_placed(&guest, &attachment);
+        assert!(attachment.finish().expect("restored").is_complete());
+    }
 }
 
 #[tokio::test]
@@ -193,9 +248,7 @@ async fn host_without_the_unit_falls_back_and_says_why() {
     let before = guest.masks();
     let (mut attachment, _) = Box::pin(guest.attach(Level::Exclusive)).await;
     attachment.isolate().expect("a choice");
-    let findings = attachment.findings();
-    let partition: Vec<_> = findings.iter().filter(|one| one.rule == "partition").collect();
-    let [partition] = partition.as_slice() else { panic!("{findings:?}") };
+    let partition = finding(&attachment);
     assert_eq!(partition.verdict, Verdict::Degraded);
     assert!(partition.reason.contains("no isolated partition"), "{partition}");
     assert!(attachment.choice_due().is_some(), "it is chosen again when the reason is gone");
@@ -203,5 +256,59 @@ async fn host_without_the_unit_falls_back_and_says_why() {
     let restored = attachment.finish().expect("restored");
     assert!(restored.is_complete(), "{restored:?}");
     assert_eq!(guest.masks(), before);
+    assert_eq!(guest.files(), [""; 0]);
+}
+
+#[tokio::test]
+async fn partition_is_built_in_the_delegated_unit_and_nothing_of_it_is_left() {
+    let guest = Guest::new();
+    guest.has_unit();
+    let (masks, before) = (guest.masks(), guest.picture());
+    let (mut attachment, _) = Box::pin(guest.attach(Level::Exclusive)).await;
+    let report = attachment.isolate().expect("a choice");
+    assert_eq!(report.knobs.partition, []);
+    let exclusive = attachment.plan().exclusive.to_string();
+    let tree = &guest.world.cgroups;
+    assert_eq!(tree.get(&format!("{SCOPE}/vcpus/cpuset.cpus.partition")), "isolated");
+    for group in ["qemu.slice", SCOPE, &format!("{SCOPE}/vcpus")] {
+        assert_eq!(tree.get(&format!("{group}/cpuset.cpus.exclusive")), exclusive, "{group}");
+    }
+    assert_eq!(guest.group("vcpus"), vcpus().collect::<Vec<_>>());
+    assert_eq!(guest.group("iothreads"), [IOTHREAD]);
+    assert_eq!(guest.group("emulator"), [own(), WORKER]);
+    assert_eq!(guest.group(""), [0; 0]);
+    let asked = ["reload".to_owned(), format!("100.scope: AllowedCPUs={ALL}")];
+    assert_eq!(guest.world.systemd.asked(), asked);
+    assert_eq!(guest.lease().partition.as_deref(), Some(SCOPE));
+    assert_eq!(finding(&attachment).verdict, Verdict::Met);
+    let built = guest.picture();
+    let again = attachment.pass().expect("a pass");
+    assert_eq!((again.knobs.partition, guest.picture()), (Vec::new(), built));
+    let restored = attachment.finish().expect("restored");
+    assert!(restored.is_complete(), "{restored:?}");
+    assert_eq!(guest.picture(), before);
+    assert_eq!(guest.masks(), masks);
+    assert_eq!(guest.files(), [""; 0]);
+}
+
+#[tokio::test]
+async fn partition_that_the_kernel_refuses_is_undone_and_units_are_limited_instead() {
+    let guest = Guest::new();
+    guest.has_unit();
+    guest.world.cgroups.refuse_partitions("Cpu list in cpuset.cpus not exclusive");
+    let before = guest.picture();
+    let (mut attachment, _) = Box::pin(guest.attach(Level::Exclusive)).await;
+    attachment.isolate().expect("a choice");
+    let partition = finding(&attachment);
+    assert_eq!(partition.verdict, Verdict::Degraded);
+    assert!(partition.reason.contains("isolated invalid (Cpu list"), "{partition}");
+    assert_eq!(guest.picture(), before, "nothing is left of the attempt");
+    assert_eq!(guest.lease().slices.as_deref(), Some(SCOPE));
+    attachment.keep_host().expect("kept");
+    let rest = set(ALL) - attachment.plan().exclusive;
+    assert_eq!(guest.world.cgroups.get("system.slice/cpuset.cpus"), rest.to_string());
+    let restored = attachment.finish().expect("restored");
+    assert!(restored.is_complete(), "{restored:?}");
+    assert_eq!(guest.picture(), before);
     assert_eq!(guest.files(), [""; 0]);
 }

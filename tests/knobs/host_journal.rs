@@ -190,7 +190,7 @@ fn it_does_not_grow_with_kernel_threads_that_come_and_go() {
         assert_eq!(world.mask(1_000 + generation * 300), set("0-3"));
         for tid in tids {
             fs::remove_dir_all(world.path(&format!("proc/{tid}"))).expect("it ends");
-            world.masks.of.borrow_mut().remove(&tid);
+            world.masks.of().remove(&tid);
         }
         world.write(CHILDREN, CHILDREN_BEFORE);
         // Another VM's supervisor goes on in what this one has written, and this one in that.

@@ -207,7 +207,7 @@ fn what_the_kernel_would_not_do_is_remembered_until_it_does() {
     let world = World::new();
     let before = world.picture();
     world.strict("100", "4-7");
-    world.masks.stubborn.borrow_mut().insert(21);
+    world.masks.refuse(21, nix::libc::EINVAL);
     let report = world.reconcile();
     assert!(report.fell_short());
     let said = "thread 21 (kswapd1): 4-7 → 0-3 was refused: Invalid argument (os error 22)";
@@ -223,7 +223,7 @@ fn what_the_kernel_would_not_do_is_remembered_until_it_does() {
         })
     };
     assert!(was_refused(21) && !was_refused(KTHREADD));
-    world.masks.stubborn.borrow_mut().clear();
+    world.masks.refuse_none();
     // It was there all the time: no process has asked again.
     assert!(was_refused(21));
     world.reconcile();
@@ -271,7 +271,7 @@ fn later_interrupts_and_threads_are_moved_and_ended_ones_are_forgotten() {
     world.write("proc/irq/60/smp_affinity_list", "0-7\n");
     fs::remove_dir_all(world.path("proc/irq/25")).expect("removed");
     fs::remove_dir_all(world.path("proc/21")).expect("removed");
-    world.masks.of.borrow_mut().remove(&21);
+    world.masks.of().remove(&21);
     world.reconcile();
     assert_eq!(world.read("proc/irq/60/smp_affinity_list"), "0-3,6-7");
     world.forget("100");
@@ -311,7 +311,7 @@ fn a_worker_that_was_seen_before_the_kernel_had_bound_it_is_the_kernels() {
     world.strict("100", "4-7");
     world.reconcile();
     world.thread(PSIMON, "kworker/5:1", BOUND, "0-3");
-    world.masks.stubborn.borrow_mut().insert(PSIMON);
+    world.masks.refuse(PSIMON, nix::libc::EINVAL);
     world.forget("100");
     let report = world.reconcile();
     assert!(!report.applied.iter().any(HostApplied::is_left_changed), "{report:?}");

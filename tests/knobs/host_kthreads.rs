@@ -22,7 +22,7 @@ fn world() -> World {
 fn exclusion_mask(world: &World, others: &str) {
     for tid in KTHREADS.map(|(tid, ..)| tid).into_iter().chain([LEFT_OUT]) {
         if tid != 30 {
-            world.masks.of.borrow_mut().insert(tid, set(others));
+            world.masks.of().insert(tid, set(others));
         }
     }
 }

@@ -3,10 +3,10 @@
 
 #![allow(clippy::expect_used, clippy::panic)] // a test may end
 
-use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::made_up::{BOOT, BOUND, MOVABLE, World, set};
 use qmpin::cgroups::CgroupTree;
@@ -197,11 +197,11 @@ fn a_cpu_is_online_again_and_nothing_is_remembered() {
 }
 
 /// A kernel that has given a thread all CPUs, and accepts a mask without applying it.
-struct Deaf(Cell<bool>);
+struct Deaf(AtomicBool);
 
 impl Sched for Deaf {
     fn affinity(&self, _: Tid) -> io::Result<CpuSet> {
-        Ok(set(if self.0.replace(true) { "0-7" } else { "4-5" }))
+        Ok(set(if self.0.swap(true, Ordering::Relaxed) { "0-7" } else { "4-5" }))
     }
 
     fn set_affinity(&self, _: Tid, _: &CpuSet) -> io::Result<()> {
@@ -213,7 +213,7 @@ impl Sched for Deaf {
 fn what_did_not_come_back_with_the_cpu_is_not_taken_for_done() {
     let world = World::with_switches();
     let place = Place::Thread(ThreadKey { tid: Tid(600), start: StartTicks(77) });
-    let deaf = Deaf(Cell::new(false));
+    let deaf = Deaf(AtomicBool::new(false));
     let mut journal = world.open();
     let host = Host { sched: &deaf, ..world.host() };
     let report = cycle(host, &mut journal, cpu(5), std::slice::from_ref(&place));

@@ -84,7 +84,7 @@ impl World {
         for top in ["proc/irq", "proc/sys", "sys"] {
             picture_of(&self.path(top), &mut picture);
         }
-        for (pid, mask) in self.masks.of.borrow().iter() {
+        for (pid, mask) in self.masks.of().iter() {
             picture.insert(format!("thread {pid}"), mask.to_string());
         }
         picture
@@ -158,7 +158,8 @@ pub(crate) fn is_mask(path: &Path) -> bool {
     !is_sysctl && (path.ends_with("cpumask") || path.ends_with("default_smp_affinity"))
 }
 
-fn picture_of(folder: &Path, picture: &mut BTreeMap<String, String>) {
+/// All files below a folder, by what they mean.
+pub(crate) fn picture_of(folder: &Path, picture: &mut BTreeMap<String, String>) {
     for entry in fs::read_dir(folder).expect("a folder") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {

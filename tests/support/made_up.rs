@@ -1,11 +1,11 @@
 //! A made-up host: files in a folder, and threads whose masks are kept in memory. What the kernel itself does is seen on
 //! the test host.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
 
 use qmpin::cpuset::CpuSet;
 use qmpin::discover;
@@ -15,7 +15,8 @@ use qmpin::leases::{Lease, StateDir};
 use qmpin::policy::Knob;
 use qmpin::sched::Sched;
 use qmpin::sysroot::SysRoot;
-use qmpin::systemd::{SystemdError, UnitState, Units};
+
+use crate::support::made_up_units::{Systemd, Tree};
 
 pub(crate) const BOOT: &str = "this-boot";
 /// `PF_KTHREAD`, and that with `PF_NO_SETAFFINITY`.
@@ -29,51 +30,38 @@ pub(crate) fn set(list: &str) -> CpuSet {
 /// Threads' masks.
 #[derive(Default)]
 pub(crate) struct Masks {
-    pub(crate) of: RefCell<BTreeMap<i32, CpuSet>>,
-    /// Who cannot be moved although nothing about them says so.
-    pub(crate) stubborn: RefCell<BTreeSet<i32>>,
+    of: Mutex<BTreeMap<i32, CpuSet>>,
+    /// Threads that cannot be moved although nothing about them says so, and what the kernel says to it.
+    stubborn: Mutex<BTreeMap<i32, i32>>,
+}
+
+impl Masks {
+    pub(crate) fn of(&self) -> MutexGuard<'_, BTreeMap<i32, CpuSet>> {
+        self.of.lock().expect("sound")
+    }
+
+    /// From now on the kernel refuses to move this thread, with this error.
+    pub(crate) fn refuse(&self, tid: i32, errno: i32) {
+        self.stubborn.lock().expect("sound").insert(tid, errno);
+    }
+
+    /// From now on every thread can be moved.
+    pub(crate) fn refuse_none(&self) {
+        self.stubborn.lock().expect("sound").clear();
+    }
 }
 
 impl Sched for Masks {
     fn affinity(&self, tid: Tid) -> io::Result<CpuSet> {
         let gone = || io::Error::from_raw_os_error(nix::libc::ESRCH);
-        self.of.borrow().get(&tid.0).copied().ok_or_else(gone)
+        self.of().get(&tid.0).copied().ok_or_else(gone)
     }
 
     fn set_affinity(&self, tid: Tid, cpus: &CpuSet) -> io::Result<()> {
-        if self.stubborn.borrow().contains(&tid.0) {
-            return Err(io::Error::from_raw_os_error(nix::libc::EINVAL));
+        if let Some(errno) = self.stubborn.lock().expect("sound").get(&tid.0) {
+            return Err(io::Error::from_raw_os_error(*errno));
         }
-        self.of.borrow_mut().insert(tid.0, *cpus);
-        Ok(())
-    }
-}
-
-/// A systemd that knows no unit.
-struct NoUnits;
-
-impl Units for NoUnits {
-    fn state(&self, unit: &str) -> Result<UnitState, SystemdError> {
-        Err(SystemdError::NoSuchUnit { unit: unit.to_owned() })
-    }
-
-    fn set_allowed_cpus(&self, unit: &str, _cpus: &CpuSet) -> Result<(), SystemdError> {
-        self.state(unit).map(drop)
-    }
-
-    fn realize(&self, slice: &str) -> Result<(), SystemdError> {
-        self.state(slice).map(drop)
-    }
-
-    fn listed(&self, _state: &str, _pattern: &str) -> Result<Vec<String>, SystemdError> {
-        Ok(Vec::new())
-    }
-
-    fn start(&self, unit: &str) -> Result<(), SystemdError> {
-        self.state(unit).map(drop)
-    }
-
-    fn reload(&self) -> Result<(), SystemdError> {
+        self.of().insert(tid.0, *cpus);
         Ok(())
     }
 }
@@ -82,6 +70,10 @@ pub(crate) struct World {
     dir: tempfile::TempDir,
     pub(crate) root: SysRoot,
     pub(crate) masks: Masks,
+    /// It has no group but the root's.
+    pub(crate) cgroups: Tree,
+    /// It knows no unit.
+    pub(crate) systemd: Systemd,
     pub(crate) state: StateDir,
 }
 
@@ -91,7 +83,9 @@ impl World {
         let dir = tempfile::tempdir().expect("a folder");
         let state = StateDir::at(dir.path().join("run/qmpin"));
         state.create().expect("made");
-        let world = World { root: SysRoot::at(dir.path()), masks: Masks::default(), state, dir };
+        let root = SysRoot::at(dir.path());
+        let (masks, cgroups, systemd) = (Masks::default(), Tree::of(&root), Systemd::of(&root));
+        let world = World { dir, root, masks, cgroups, systemd, state };
         // Two processes that live there, too, as QEMUs of leases.
         for pid in [1, std::process::id()] {
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("there");
@@ -101,7 +95,8 @@ impl World {
     }
 
     pub(crate) fn host(&self) -> Host<'_> {
-        Host { root: &self.root, sched: &self.masks, units: &NoUnits }
+        let World { root, masks, cgroups, systemd, .. } = self;
+        Host { root, sched: masks, cgroups, units: systemd }
     }
 
     pub(crate) fn path(&self, path: &str) -> PathBuf {
@@ -124,11 +119,11 @@ impl World {
         let stat = format!("{tid} ({comm}) S {to_flags}{flags} {to_start}77 0\n");
         self.write(&format!("proc/{tid}/stat"), &stat);
         self.write(&format!("proc/{tid}/task/{tid}/stat"), &stat);
-        self.masks.of.borrow_mut().insert(tid, set(cpus));
+        self.masks.of().insert(tid, set(cpus));
     }
 
     pub(crate) fn mask(&self, tid: i32) -> CpuSet {
-        self.masks.of.borrow()[&tid]
+        self.masks.of()[&tid]
     }
 
     /// The lease of a VM that lives.

@@ -11,6 +11,7 @@ pub(crate) mod guests;
 pub(crate) mod host_world;
 pub(crate) mod hosts;
 pub(crate) mod made_up;
+pub(crate) mod made_up_units;
 pub(crate) mod ordered;
 pub(crate) mod qemu;
 pub(crate) mod qmp_peer;

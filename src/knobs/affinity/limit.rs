@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::cpusets;
 use crate::guest::Allowed;
@@ -76,8 +75,8 @@ impl Limit {
 }
 
 fn mark(ground: Ground<'_>) -> String {
-    let root = ground.host.root;
-    cpusets::allowed_mark(root, &CgroupTree::of(root), ground.process.pid)
+    let Host { root, cgroups, .. } = ground.host;
+    cpusets::allowed_mark(root, cgroups, ground.process.pid)
 }
 
 /// Reads the CPUs that the VM's cgroup allows it, for `qmpin plan`; `None` where these are all.
@@ -94,9 +93,9 @@ pub fn vm_limit(
 }
 
 fn allowed(ground: Ground<'_>, online: &CpuSet) -> Option<Allowed> {
-    let root = ground.host.root;
+    let Host { root, cgroups, .. } = ground.host;
     let others = || ground.others_cpus();
-    cpusets::allowed(root, &CgroupTree::of(root), ground.process.pid, online, others)
+    cpusets::allowed(root, cgroups, ground.process.pid, online, others)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::{fs, io};
 
+use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::discover::{present_cpus, tasks};
 use crate::journal::JournalError;
@@ -30,6 +31,8 @@ pub struct HostBench<'a> {
     pub root: &'a SysRoot,
     /// Affinity calls.
     pub sched: &'a dyn Sched,
+    /// The cgroup tree.
+    pub cgroups: &'a dyn Cgroups,
     /// systemd.
     pub units: &'a dyn Units,
 }
@@ -68,11 +71,11 @@ pub fn intend(journal: &mut HostJournal, steps: &[HostStep]) -> Result<(), Journ
 /// should be held then.
 #[must_use]
 pub fn carry_out(bench: HostBench<'_>, online: &CpuSet, steps: Vec<HostStep>) -> Vec<HostApplied> {
-    let HostBench { root, sched, units } = bench;
+    let HostBench { root, sched, cgroups, units } = bench;
     // Units first, and all of them: some kernels change threads' masks with them.
     let (of_units, others): (Vec<HostStep>, Vec<HostStep>) =
         steps.into_iter().partition(|step| step.place().limited_cgroup().is_some());
-    let mut limits = Limits::new(root, units, present_cpus(root) | *online);
+    let mut limits = Limits::new(root, cgroups, units, present_cpus(root) | *online);
     let mut applied: Vec<HostApplied> = of_units
         .into_iter()
         .map(|step| carry_out_one(step, root, sched, online, &mut limits))

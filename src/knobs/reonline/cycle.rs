@@ -4,7 +4,6 @@
 //! The host's lock is held for one CPU at a time: no other process then finds a CPU in the host's journal that
 //! is about to come back, and none waits for long.
 
-use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::{DiscoverError, online_cpus, with_own_masks};
 use crate::ids::{CpuId, VmName};
@@ -125,8 +124,7 @@ fn facts(
 ) -> Result<crate::knobs::reonline::plan::Facts, DiscoverError> {
     let mut others = discover::live_leases(host.root, state, boot_id);
     others.retain(|lease| lease.vm != *vm);
-    let cgroups = CgroupTree::of(host.root);
-    reonline_facts(host.root, host.sched, &cgroups, cpus, &others, memory)
+    reonline_facts(host.root, host.sched, host.cgroups, cpus, &others, memory)
 }
 
 /// What is to be as it was when the CPU is back: interrupts, which drivers may spread anew, and the CPU's

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 
-use crate::cgroups::{CgroupTree, Cgroups as _};
+use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::error::chain;
 use crate::knobs::partition::drop_ins::unit_of;
@@ -18,6 +18,7 @@ use crate::systemd::{SystemdError, Units};
 /// Tells systemd about units, and cleans up once for all of them.
 pub(crate) struct Limits<'a> {
     root: &'a SysRoot,
+    cgroups: &'a dyn Cgroups,
     units: &'a dyn Units,
     /// Every CPU that there is, so that one that comes online is allowed, too.
     all: CpuSet,
@@ -28,8 +29,13 @@ pub(crate) struct Limits<'a> {
 }
 
 impl Limits<'_> {
-    pub(crate) fn new<'a>(root: &'a SysRoot, units: &'a dyn Units, all: CpuSet) -> Limits<'a> {
-        Limits { root, units, all, lifted: BTreeSet::new(), delegated: false }
+    pub(crate) fn new<'a>(
+        root: &'a SysRoot,
+        cgroups: &'a dyn Cgroups,
+        units: &'a dyn Units,
+        all: CpuSet,
+    ) -> Limits<'a> {
+        Limits { root, cgroups, units, all, lifted: BTreeSet::new(), delegated: false }
     }
 
     /// Limits a unit to these CPUs; none lifts the limit. On return the cgroup has them.
@@ -64,11 +70,10 @@ impl Limits<'_> {
     /// # Errors
     /// What the kernel said.
     pub(crate) fn set_cpuset(&self, cgroup: &str, cpus: &CpuSet) -> io::Result<()> {
-        let tree = CgroupTree::of(self.root);
         let file = format!("{cgroup}/cpuset.cpus");
-        match tree.write(&file, &cpus.to_string()) {
+        match self.cgroups.write(&file, &cpus.to_string()) {
             Err(error) if cpus.is_empty() && error.raw_os_error() == Some(nix::libc::ENOSPC) => {
-                tree.write(&file, &self.all.to_string())
+                self.cgroups.write(&file, &self.all.to_string())
             }
             written => written,
         }
@@ -160,12 +165,14 @@ pub(crate) fn remove(root: &SysRoot, relative: &str) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cgroups::CgroupTree;
     use crate::systemd::fake::FakeUnits;
 
     #[test]
     fn remains_of_a_lifted_limit_are_removed_by_the_next_qmpin() {
         let dir = tempfile::tempdir().expect("a folder");
         let (root, units) = (SysRoot::at(dir.path()), FakeUnits::default());
+        let tree = CgroupTree::of(&root);
         let [_, path] = files("system.slice");
         let file = dir.path().join(&path);
         fs::create_dir_all(file.parent().expect("a folder")).expect("made");
@@ -173,7 +180,7 @@ mod tests {
             [("[Slice]\nAllowedCPUs=\nAllowedCPUs=0-3\n", true), ("[Slice]\nAllowedCPUs=\n", false)]
         {
             fs::write(&file, text).expect("written");
-            let mut limits = Limits::new(&root, &units, CpuSet::EMPTY);
+            let mut limits = Limits::new(&root, &tree, &units, CpuSet::EMPTY);
             limits.tidy("system.slice", "system.slice").expect("tidied");
             limits.clean_up();
             assert_eq!(file.exists(), stays, "{text}");

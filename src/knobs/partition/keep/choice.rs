@@ -10,7 +10,6 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::cpusets::{Hold, Holder, conflicts};
 use crate::discover::{self, cgroup};
@@ -147,9 +146,9 @@ impl Partition {
         let shares = ground.shares();
         let assessed = match (&self.site, target(plan, &shares)) {
             (Some(site), Ok(target)) if !refused.is_empty() => {
-                let tree = CgroupTree::of(ground.host.root);
+                let tree = ground.host.cgroups;
                 let before = ground.unit_limits();
-                let holders = conflicts(&tree, site, &target.cpus, &shares, &before);
+                let holders = conflicts(tree, site, &target.cpus, &shares, &before);
                 Err(Obstacle::of(refused, holders))
             }
             _ => self.assess(ground, plan, journal.memory()),
@@ -176,15 +175,15 @@ impl Partition {
         memory: &Memory,
     ) -> Result<(Site, Target, UnitNeeds), Obstacle> {
         let Ground { host, process, .. } = ground;
-        let tree = CgroupTree::of(host.root);
-        let site = cgroup::partition_site(host.root, &tree, process.pid);
+        let tree = host.cgroups;
+        let site = cgroup::partition_site(host.root, tree, process.pid);
         let shares = ground.shares();
         let target = target(plan, &shares).map_err(Obstacle::Seen)?;
         let site = site.map_err(Obstacle::Seen)?;
         let before = ground.unit_limits();
-        let holders = conflicts(&tree, &site, &target.cpus, &shares, &before);
+        let holders = conflicts(tree, &site, &target.cpus, &shares, &before);
         self.may_be_tried(&holders)?;
-        let needs = survey_unit(host.root, &tree, host.units, &site, memory.partition())
+        let needs = survey_unit(host.root, tree, host.units, &site, memory.partition())
             .map_err(Obstacle::Seen)?;
         within(&needs, &site, &target).map_err(Obstacle::Seen)?;
         Ok((site, target, needs))
@@ -206,12 +205,12 @@ impl Partition {
         let root = ground.host.root;
         let (Some(site), Some(needs)) = (&self.site, self.needs.take()) else { return };
         let all = discover::present_cpus(root);
-        let tree = CgroupTree::of(root);
+        let tree = ground.host.cgroups;
         let delegated =
             if needs.delegate { have_delegated(ground, ground.host.units, site) } else { Ok(()) };
         let needs = UnitNeeds { delegate: false, ..needs };
         let prepared = delegated
-            .and_then(|()| prepare_unit(root, &tree, ground.host.units, site, &needs, &all));
+            .and_then(|()| prepare_unit(root, tree, ground.host.units, site, &needs, &all));
         if let Err(refused) = prepared {
             self.refused = vec![refused];
         }
@@ -228,7 +227,7 @@ impl Partition {
         begun: Instant,
     ) -> Result<(), JournalError> {
         let Ground { host, process, .. } = ground;
-        let beside = cgroup::slices_site(host.root, &CgroupTree::of(host.root), process.pid);
+        let beside = cgroup::slices_site(host.root, host.cgroups, process.pid);
         let (separation, finding) =
             lower(plan, crate::knobs::partition::keep::as_strs(&beside), &obstacle.in_words());
         let slices = match separation {
@@ -335,8 +334,8 @@ fn within(needs: &UnitNeeds, site: &Site, target: &Target) -> Result<(), String>
 
 /// The cgroups that stand in the way of a partition of these CPUs, in a clause; `None`: there are none.
 pub(crate) fn obstacle_of(ground: Ground<'_>, site: &Site, cpus: &CpuSet) -> Option<String> {
-    let tree = CgroupTree::of(ground.host.root);
-    let holders = conflicts(&tree, site, cpus, &ground.shares(), &ground.unit_limits());
+    let tree = ground.host.cgroups;
+    let holders = conflicts(tree, site, cpus, &ground.shares(), &ground.unit_limits());
     (!holders.is_empty()).then(|| held_in_words(&holders))
 }
 

@@ -12,7 +12,6 @@ pub mod take_back;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover;
 use crate::discover::{Grips, cgroup};
@@ -123,7 +122,7 @@ impl Partition {
     ) -> Result<Vec<Refused>, JournalError> {
         let Turn { ground, bench, plan, snapshot, .. } = *turn;
         let Some(site) = self.site.clone() else { return Ok(self.fell()) };
-        let cgroups = CgroupTree::of(ground.host.root);
+        let cgroups = ground.host.cgroups;
         let shares = ground.shares();
         let target = match target(plan, &shares) {
             Ok(target) => target,
@@ -138,7 +137,7 @@ impl Partition {
         };
         let ever = remember(journal, &target)?;
         // Without its cgroup the VM has ended, which is reported elsewhere.
-        let Ok(seen) = cgroup::partition_seen(&cgroups, &site) else { return Ok(Vec::new()) };
+        let Ok(seen) = cgroup::partition_seen(cgroups, &site) else { return Ok(Vec::new()) };
         let mut steps = placing(plan, &target, &seen, &snapshot.threads);
         let mut held = Vec::new();
         steps.retain(|step| match step {
@@ -153,13 +152,12 @@ impl Partition {
         });
         // Threads are created into other groups than theirs; all else was as planned, and is an external change.
         let mut is_changed = steps.iter().any(|step| !matches!(step, PartitionStep::Move { .. }));
-        let (mut written, mut refused) = carry_out(bench, &cgroups, &site, &steps);
+        let (mut written, mut refused) = carry_out(bench, cgroups, &site, &steps);
         let of_thread = |refused: &Refused| Some((refused.thread?, refused.clone()));
         self.stuck.extend(refused.iter().filter_map(of_thread));
         let mut fatal: Vec<Refused> =
             refused.iter().filter(|refused| refused.thread.is_none()).cloned().collect();
-        let seen =
-            if steps.is_empty() { Ok(seen) } else { cgroup::partition_seen(&cgroups, &site) };
+        let seen = if steps.is_empty() { Ok(seen) } else { cgroup::partition_seen(cgroups, &site) };
         let Ok(seen) = seen else { return Ok(Vec::new()) };
         let resizing = resizing(&site, &target, ever, &shares, &seen);
         is_changed |= resizing.contains(&PartitionStep::Isolate);
@@ -189,7 +187,7 @@ impl Partition {
             }
             self.target = Some(target);
         }
-        if cgroup::partition_seen(&cgroups, &site).is_err() {
+        if cgroup::partition_seen(cgroups, &site).is_err() {
             return Ok(Vec::new());
         }
         // What makes a partition is refused: the next choice names the cause.
@@ -246,13 +244,13 @@ impl Partition {
         _lock: &LeasesLock,
     ) -> (usize, Vec<Refused>) {
         let Some(site) = &self.site else { return (0, Vec::new()) };
-        let cgroups = CgroupTree::of(ground.host.root);
+        let cgroups = ground.host.cgroups;
         let shares = ground.shares();
         let refuse = |reason: String| (0, vec![Refused::new(&site.cgroup, "a partition", reason)]);
-        match (target(plan, &shares), cgroup::partition_seen(&cgroups, site)) {
+        match (target(plan, &shares), cgroup::partition_seen(cgroups, site)) {
             (Ok(target), Ok(seen)) => {
                 let steps = resizing(site, &target, ever, &shares, &seen);
-                carry_out_in_turn(bench, &cgroups, site, &steps)
+                carry_out_in_turn(bench, cgroups, site, &steps)
             }
             (Err(reason), _) => refuse(reason),
             (_, Err(error)) => refuse(error.to_string()),
@@ -271,7 +269,7 @@ impl Partition {
 }
 
 fn shares(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Share> {
-    let cgroups = CgroupTree::of(host.root);
+    let cgroups = host.cgroups;
     let others = discover::live_leases(host.root, state, boot_id)
         .into_iter()
         .filter(|lease| lease.vm != *vm);
@@ -279,7 +277,7 @@ fn shares(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<S
         .filter_map(|lease| {
             let cgroup = lease.partition?;
             let vcpus = Group::Vcpus.below(&cgroup);
-            let held = cgroup::set(&cgroups, &vcpus, "cpuset.cpus.exclusive");
+            let held = cgroup::set(cgroups, &vcpus, "cpuset.cpus.exclusive");
             Some(Share { vm: lease.vm, cgroup, cpus: lease.exclusive | held })
         })
         .collect()
@@ -310,11 +308,11 @@ pub fn would_be(
     plan: &Plan,
     boot_id: &str,
 ) -> Finding {
-    let cgroups = CgroupTree::of(host.root);
-    let site = cgroup::partition_site(host.root, &cgroups, process.pid);
+    let cgroups = host.cgroups;
+    let site = cgroup::partition_site(host.root, cgroups, process.pid);
     let ground = Ground { host, state, vm: &plan.vm, boot_id, process };
     let shares = ground.shares();
-    let beside = cgroup::slices_site(host.root, &cgroups, process.pid);
+    let beside = cgroup::slices_site(host.root, cgroups, process.pid);
     let chosen = choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares);
     let (Separation::Partition(target), Ok(site)) = (&chosen.0, &site) else { return chosen.1 };
     let lease = state.lease(&plan.vm).ok().flatten();

@@ -2,7 +2,6 @@
 
 use std::io;
 
-use crate::cgroups::CgroupTree;
 use crate::ids::VmName;
 use crate::journal::{JournalError, Memory};
 use crate::knobs::ground::{Ground, Host};
@@ -38,14 +37,13 @@ fn let_prune(ground: Ground<'_>, memory: &Memory) {
     if let Some(undo) = memory.partition()
         && !discover::is_alive(ground.host.root, ground.process)
     {
-        let_systemd_prune(&CgroupTree::of(ground.host.root), undo);
+        let_systemd_prune(ground.host.cgroups, undo);
     }
 }
 
 fn take_down_of(ground: Ground<'_>, memory: &Memory) -> PartitionRestore {
     let Some(undo) = memory.partition() else { return PartitionRestore::default() };
-    let cgroups = CgroupTree::of(ground.host.root);
-    let refused = take_down(&cgroups, undo, &ground.shares());
+    let refused = take_down(ground.host.cgroups, undo, &ground.shares());
     PartitionRestore { taken_back: Some(undo.cgroup.clone()), refused, foreign: Vec::new() }
 }
 
