@@ -41,8 +41,46 @@ pub(super) fn watchdog_interval() -> Option<Duration> {
     sd_notify::watchdog_enabled().map(|limit| limit / 2)
 }
 
+#[cfg(test)]
+fn say(words: &[NotifyState<'_>]) {
+    heard::note(words);
+}
+
+#[cfg(not(test))]
 fn say(words: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(words) {
         tracing::debug!("could not notify systemd: {error}");
+    }
+}
+
+/// What systemd would be notified of in a test: it stays in the thread.
+#[cfg(test)]
+pub(super) mod heard {
+    use std::cell::RefCell;
+
+    use sd_notify::NotifyState;
+    use tokio::time::Instant;
+
+    thread_local! {
+        static WORDS: RefCell<Vec<(Instant, String)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    pub(super) fn note(words: &[NotifyState<'_>]) {
+        let now = Instant::now();
+        let words = words.iter().map(|word| (now, word.to_string()));
+        WORDS.with_borrow_mut(|all| all.extend(words));
+    }
+
+    /// When this was sent.
+    pub(in crate::supervise) fn times(word: &str) -> Vec<Instant> {
+        WORDS.with_borrow(|all| {
+            let of = all.iter().filter(|(_, sent)| sent == word);
+            of.map(|(when, _)| *when).collect()
+        })
+    }
+
+    /// Forgets what an earlier test in the same thread has sent.
+    pub(in crate::supervise) fn forget() {
+        WORDS.with_borrow_mut(Vec::clear);
     }
 }

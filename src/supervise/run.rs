@@ -245,7 +245,7 @@ impl<'a> Runner<'a> {
         };
         if let Some(job) = job {
             self.give(job);
-        } else if !self.is_ready && Task::FIRST.iter().all(|first| !self.due.contains(first)) {
+        } else if !self.is_ready {
             self.is_ready = true;
             self.telling.ready(self.status());
         }

@@ -35,7 +35,7 @@ use crate::qmp::Roles;
 
 /// How long one job may take. Its slowest step is a reload of systemd, which has 90 s; a job has two at most, and
 /// waits for locks.
-const JOB_LIMIT: Duration = Duration::from_secs(240);
+pub(super) const JOB_LIMIT: Duration = Duration::from_secs(240);
 
 /// Something to do with the attachment.
 #[derive(Debug)]

@@ -1,6 +1,9 @@
 //! The loop without real processes: a test plays QEMU, the kernel's sources, the signals and the worker, and time passes
 //! only when nothing else is left to do.
 
+mod endings;
+mod words_to_systemd;
+
 use std::fs::{self, File};
 use std::future::Future;
 use std::sync::{Arc, mpsc};
@@ -52,6 +55,7 @@ struct Loop {
 }
 
 fn stage() -> (Loop, Stage) {
+    notify::heard::forget();
     let dir = tempfile::tempdir().expect("a folder");
     let state = StateDir::at(dir.path());
     let vm = "100".parse().expect("a name");
