@@ -39,8 +39,13 @@ impl Tree {
     pub(crate) fn add(&self, group: &str, threads: &[i32]) {
         self.files.make(group).expect("made");
         self.fill(group, "domain", true);
-        let lines: Vec<String> = threads.iter().map(ToString::to_string).collect();
-        self.put(&format!("{group}/cgroup.threads"), &lines.join("\n"));
+        self.hold(&format!("{group}/cgroup.threads"), &threads.iter().copied().collect());
+    }
+
+    /// By number, however they came: what is there before and after can be compared.
+    fn hold(&self, file: &str, tids: &BTreeSet<i32>) {
+        let lines: Vec<String> = tids.iter().map(ToString::to_string).collect();
+        self.put(file, &lines.join("\n"));
     }
 
     fn fill(&self, group: &str, kind: &str, has_cpuset: bool) {
@@ -84,17 +89,17 @@ impl Tree {
     }
 
     /// A thread is in one group.
-    fn move_thread(&self, tid: &str, to: &str) {
+    fn move_thread(&self, tid: i32, to: &str) {
         for group in self.groups() {
             let file = format!("{group}/cgroup.threads");
             let Ok(text) = self.files.read(&file) else { continue };
-            let mut tids: BTreeSet<&str> = text.lines().collect();
+            let mut tids: BTreeSet<i32> = text.lines().filter_map(|tid| tid.parse().ok()).collect();
             if file == to {
                 tids.insert(tid);
             } else {
-                tids.remove(tid);
+                tids.remove(&tid);
             }
-            self.put(&file, &tids.into_iter().collect::<Vec<_>>().join("\n"));
+            self.hold(&file, &tids);
         }
     }
 }
@@ -108,7 +113,9 @@ impl Cgroups for Tree {
         self.files.read(file)?;
         let (group, name) = file.rsplit_once('/').unwrap_or(("", file));
         match (name, value) {
-            ("cgroup.threads", tid) => self.move_thread(tid, file),
+            ("cgroup.threads", tid) => {
+                self.move_thread(tid.parse().map_err(io::Error::other)?, file);
+            }
             ("cgroup.subtree_control", "+cpuset") => {
                 self.put(file, "cpuset");
                 for child in self.files.children(group)? {
