@@ -15,7 +15,8 @@
 //!
 //! `flock(2)` needs no more than a descriptor, and any user can open a folder that others may read. A lock
 //! on the folder itself could therefore be kept by anyone; these files have mode 0600. Waiting has a limit,
-//! because a process that is stopped or hangs keeps its locks.
+//! because a process that is stopped or hangs keeps its locks. Whoever takes one sets the time of its file, so that one
+//! who waits can tell a lock that is kept from one that many need.
 //!
 //! qmpin 0.1.0 locks the folder. While there is a lease of it, that lock is taken as well, but a process that
 //! keeps it for long is not waited for: it may be anyone's.
@@ -26,7 +27,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -35,8 +36,10 @@ use crate::ids::Pid;
 use crate::leases::{StateDir, StateError};
 use crate::state_file::{self, FolderLink};
 
-/// How long a lock is waited for. It is held for milliseconds, or a few hundred on a busy host.
-pub const WAIT_LIMIT: Duration = Duration::from_secs(10);
+/// How long a lock is waited for while one process holds it, which is for milliseconds, or a few hundred on a busy host …
+const WAIT_LIMIT: Duration = Duration::from_secs(10);
+/// … and in all, while it goes from one process to another: many VMs on a slow host are no fault.
+const WAIT_LIMIT_IN_ALL: Duration = Duration::from_secs(60);
 /// How long a reload of another qmpin is waited for: longer than one may take.
 const RELOAD_WAIT_LIMIT: Duration = Duration::from_secs(120);
 /// How long the lock of qmpin 0.1.0 is waited for.
@@ -84,13 +87,17 @@ pub struct ReloadLock {
 pub(crate) struct OlderLock(Arc<Mutex<Weak<Flock<File>>>>);
 
 impl StateDir {
-    /// Locks all leases. It blocks this thread for [`WAIT_LIMIT`] at most.
+    /// Locks all leases. It blocks this thread for ten seconds at most while one process holds the lock, and for a minute
+    /// in all.
     ///
     /// # Errors
     /// [`StateError::Busy`] where another process holds it for longer; [`StateError::Io`].
     pub fn lock_leases(&self) -> Result<LeasesLock, StateError> {
         let older = self.lock_older()?;
-        Ok(LeasesLock { _lock: self.lock_file(LEASES, WAIT_LIMIT)?, _older: older })
+        Ok(LeasesLock {
+            _lock: self.lock_file(LEASES, Patience::WHILE_IT_CHANGES_HANDS)?,
+            _older: older,
+        })
     }
 
     /// As [`StateDir::lock_leases`], while the host's lock is held.
@@ -99,15 +106,18 @@ impl StateDir {
     /// As there.
     pub fn lock_leases_below(&self, _host: &HostLock) -> Result<LeasesLock, StateError> {
         // The host's lock includes the lock of qmpin 0.1.0.
-        Ok(LeasesLock { _lock: self.lock_file(LEASES, WAIT_LIMIT)?, _older: None })
+        Ok(LeasesLock {
+            _lock: self.lock_file(LEASES, Patience::WHILE_IT_CHANGES_HANDS)?,
+            _older: None,
+        })
     }
 
-    /// Locks the host's journal and what it is about. It blocks this thread for [`WAIT_LIMIT`] at most.
+    /// Locks the host's journal and what it is about. It blocks this thread as [`StateDir::lock_leases`] does.
     ///
     /// # Errors
     /// As [`StateDir::lock_leases`].
     pub fn lock_host(&self) -> Result<HostLock, StateError> {
-        let lock = self.lock_file(HOST, WAIT_LIMIT)?;
+        let lock = self.lock_file(HOST, Patience::WHILE_IT_CHANGES_HANDS)?;
         Ok(HostLock { lock, _older: self.lock_older()? })
     }
 
@@ -116,7 +126,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`].
     pub fn try_lock_check(&self) -> Result<Option<CheckLock>, StateError> {
-        let lock = self.try_lock_file(CHECK, Duration::ZERO)?;
+        let lock = self.try_lock_file(CHECK, Patience::NONE)?.ok();
         Ok(lock.map(|lock| CheckLock { _lock: lock }))
     }
 
@@ -130,7 +140,7 @@ impl StateDir {
     /// # Errors
     /// As [`StateDir::lock_leases`].
     pub fn lock_reload(&self) -> Result<ReloadLock, StateError> {
-        Ok(ReloadLock { _lock: self.lock_file(RELOAD, RELOAD_WAIT_LIMIT)? })
+        Ok(ReloadLock { _lock: self.lock_file(RELOAD, Patience::of(RELOAD_WAIT_LIMIT))? })
     }
 
     /// Removes the lock files, where they are all that is left in the folder. It waits for no other process: the
@@ -139,7 +149,7 @@ impl StateDir {
         if !self.has_only_locks() {
             return;
         }
-        let at_once = |name| self.try_lock_file(name, Duration::ZERO).ok().flatten();
+        let at_once = |name| self.try_lock_file(name, Patience::NONE).ok()?.ok();
         let locks: Vec<_> = ALL.into_iter().map_while(at_once).collect();
         if locks.len() < ALL.len() {
             return;
@@ -158,26 +168,31 @@ impl StateDir {
         names.peek().is_some() && names.all(|name| ALL.iter().any(|lock| name == **lock))
     }
 
-    fn lock_file(&self, name: &str, limit: Duration) -> Result<Flock<File>, StateError> {
-        let lock = self.try_lock_file(name, limit)?;
-        lock.ok_or_else(|| busy(&self.path().join(name), limit))
+    fn lock_file(&self, name: &str, patience: Patience) -> Result<Flock<File>, StateError> {
+        let lock = self.try_lock_file(name, patience)?;
+        lock.map_err(|waited| busy(&self.path().join(name), waited))
     }
 
-    /// Locks a file; `None`: another process holds it for longer than the limit.
+    /// Locks a file, and notes in it when that was. Else how long it was waited for.
     fn try_lock_file(
         &self,
         name: &str,
-        limit: Duration,
-    ) -> Result<Option<Flock<File>>, StateError> {
+        patience: Patience,
+    ) -> Result<Result<Flock<File>, Duration>, StateError> {
         let path = self.path().join(name);
-        let locked = wait(limit, || {
+        let taken_at = || fs::symlink_metadata(&path).and_then(|file| file.modified()).ok();
+        let locked = wait(patience, taken_at, || {
             let file = state_file::folder_of(&path, FolderLink::Refuse)
                 .and_then(|(folder, name)| folder.open_or_create(name))?;
             let ours = file.metadata()?;
             let Some(lock) = try_lock(file)? else { return Ok(None) };
             // The last of all VMs removes the file, so the one that is locked may have no name any more.
             let named = fs::symlink_metadata(&path);
-            Ok(named.is_ok_and(|named| named.ino() == ours.ino()).then_some(lock))
+            if named.is_ok_and(|named| named.ino() == ours.ino()) {
+                lock.set_modified(SystemTime::now())?;
+                return Ok(Some(lock));
+            }
+            Ok(None)
         });
         locked.map_err(self.error("lock", path.clone()))
     }
@@ -193,11 +208,14 @@ impl StateDir {
             return Ok(None);
         }
         let open = || File::open(self.path());
-        let locked = wait(OLDER_WAIT_LIMIT, || try_lock(open()?));
-        let Some(lock) = locked.map_err(self.error("lock", self.path().to_owned()))? else {
-            let path = self.path();
-            tracing::warn!("{}", busy(path, OLDER_WAIT_LIMIT));
-            return Ok(None);
+        let locked =
+            wait(Patience::of(OLDER_WAIT_LIMIT), || None::<SystemTime>, || try_lock(open()?));
+        let lock = match locked.map_err(self.error("lock", self.path().to_owned()))? {
+            Ok(lock) => lock,
+            Err(waited) => {
+                tracing::warn!("{}", busy(self.path(), waited));
+                return Ok(None);
+            }
         };
         let lock = Arc::new(lock);
         *known = Arc::downgrade(&lock);
@@ -216,19 +234,45 @@ const CHECK: &str = ".check.lock";
 /// The one that is held most often comes first: opening a lock makes its file.
 const ALL: [&str; 4] = [HOST, LEASES, RELOAD, CHECK];
 
-/// Tries again and again, until there is something or the time is over.
-fn wait<T>(
-    limit: Duration,
+/// How long a lock is waited for.
+#[derive(Clone, Copy)]
+struct Patience {
+    /// While one process holds it.
+    of_one: Duration,
+    /// While it goes from one process to another.
+    in_all: Duration,
+}
+
+impl Patience {
+    const NONE: Patience = Patience::of(Duration::ZERO);
+    const WHILE_IT_CHANGES_HANDS: Patience =
+        Patience { of_one: WAIT_LIMIT, in_all: WAIT_LIMIT_IN_ALL };
+
+    const fn of(limit: Duration) -> Patience {
+        Patience { of_one: limit, in_all: limit }
+    }
+}
+
+/// Tries again and again, until there is something or the patience is at its end: then how long that was. `taken_at`
+/// changes each time that another process has got it.
+fn wait<T, S: PartialEq>(
+    patience: Patience,
+    taken_at: impl Fn() -> Option<S>,
     mut attempt: impl FnMut() -> io::Result<Option<T>>,
-) -> io::Result<Option<T>> {
-    let deadline = Instant::now() + limit;
+) -> io::Result<Result<T, Duration>> {
+    let begun = Instant::now();
+    let (mut since, mut taken) = (begun, None);
     let mut pause = PAUSE;
     loop {
         if let Some(done) = attempt()? {
-            return Ok(Some(done));
+            return Ok(Ok(done));
         }
-        if Instant::now() >= deadline {
-            return Ok(None);
+        let now = taken_at();
+        if now != taken {
+            (since, taken) = (Instant::now(), now);
+        }
+        if since.elapsed() >= patience.of_one || begun.elapsed() >= patience.in_all {
+            return Ok(Err(begun.elapsed()));
         }
         thread::sleep(pause);
         pause = (pause * 2).min(PAUSE_MAX);
@@ -275,7 +319,8 @@ mod tests {
         let (_dir, state) = state();
         let held = state.lock_leases().expect("locked");
         let again = StateDir::at(state.path());
-        let error = again.lock_file(LEASES, Duration::from_millis(50)).expect_err("it is held");
+        let error = again.lock_file(LEASES, Patience::of(Duration::from_millis(50)));
+        let error = error.expect_err("it is held");
         let StateError::Busy { holder, .. } = &error else { panic!("{error}") };
         let me = i32::try_from(std::process::id()).expect("a pid");
         assert_eq!(*holder, Some(Pid(me)), "{error}");
@@ -283,6 +328,32 @@ mod tests {
         let waiting = thread::spawn(move || again.lock_leases().map(drop));
         drop(held);
         waiting.join().expect("no panic").expect("locked");
+    }
+
+    #[test]
+    fn lock_that_changes_hands_is_waited_for_longer_and_not_for_ever() {
+        let patience =
+            Patience { of_one: Duration::from_millis(5), in_all: Duration::from_millis(200) };
+        let begun = Instant::now();
+        let is_late = || Ok((begun.elapsed() > patience.of_one * 6).then_some(()));
+        let hands = std::cell::Cell::new(0);
+        let taken_anew = || Some(hands.replace(hands.get() + 1));
+        let waited = |waited: Result<(), Duration>| waited.expect_err("it is held");
+        wait(patience, taken_anew, is_late).expect("no error").expect("in the end");
+        let by_one = waited(wait(patience, || Some(1), || Ok(None)).expect("no error"));
+        assert!(by_one >= patience.of_one && by_one < patience.in_all, "{by_one:?}");
+        let by_many = waited(wait(patience, taken_anew, || Ok(None)).expect("no error"));
+        assert!(by_many >= patience.in_all, "{by_many:?}");
+    }
+
+    #[test]
+    fn file_of_a_lock_says_that_it_was_taken_anew() {
+        let (_dir, state) = state();
+        let taken_at = || fs::metadata(state.host_lock_path()).expect("a file").modified();
+        drop(state.lock_host().expect("locked"));
+        let first = taken_at().expect("a time");
+        drop(state.lock_host().expect("locked"));
+        assert_ne!(taken_at().expect("a time"), first);
     }
 
     #[test]

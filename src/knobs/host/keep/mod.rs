@@ -46,7 +46,7 @@ use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_host_view;
 use crate::knobs::host::{Wants, kernel_threads, wishes};
 use crate::leases::{StateDir, StateError};
-use crate::locks::{CheckLock, HostLock, WAIT_LIMIT};
+use crate::locks::{CheckLock, HostLock};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
@@ -55,6 +55,9 @@ use crate::threads::ThreadKey;
 const PASSES_MAX: usize = 4;
 /// Of so many looks, one searches all of `/proc` for kernel threads: by default, one in a minute.
 const LOOKS_PER_SCAN: u32 = 12;
+/// How long one pass of another supervisor may take. On a host of hundreds of CPUs with tens of VMs it takes seconds, and
+/// where several make one at the same time, each of them takes longer.
+const CHECK_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at whether irqbalance does again what it did before.
 const IRQBALANCE_PAUSE: Duration = Duration::from_millis(250);
 
@@ -99,8 +102,8 @@ pub struct HostKnobs {
     irqbalances: Irqbalances,
     /// How often it was looked.
     looks: u32,
-    /// Since when another process has checked the host, each time that it was asked.
-    busy_since: Option<Instant>,
+    /// Since when another process has checked the host, each time that it was asked, and the last pass by then.
+    busy: Option<(Instant, Option<HostPass>)>,
 }
 
 /// When the host is to be compared with the leases.
@@ -195,24 +198,30 @@ impl HostKnobs {
         if self.irqbalances.is_any_waited_for() {
             return Due::Now(None);
         }
-        let is_kept = || {
-            HostPass::last(state).is_some_and(|pass| {
+        let is_kept = |pass: &Option<HostPass>| {
+            pass.as_ref().is_some_and(|pass| {
                 pass.is_recent(within) && pass.went_by(state, &live_leases(root, state, boot_id))
             })
         };
-        if is_kept() {
-            self.busy_since = None;
+        let last = HostPass::last(state);
+        if is_kept(&last) {
+            self.busy = None;
             return Due::NotYet;
         }
         let lock = state.try_lock_check().unwrap_or_default();
-        // One that checks for so long hangs, or the host is too slow for one process to check it for all.
-        if lock.is_none() && self.busy_since.get_or_insert_with(Instant::now).elapsed() < WAIT_LIMIT
-        {
-            return Due::Soon;
+        if lock.is_none() {
+            let (since, then) = self.busy.get_or_insert_with(|| (Instant::now(), last.clone()));
+            if *then != last {
+                (*since, *then) = (Instant::now(), last);
+            }
+            // One that has not come to the end of a pass for so long hangs.
+            if since.elapsed() < CHECK_LIMIT {
+                return Due::Soon;
+            }
         }
-        self.busy_since = None;
+        self.busy = None;
         // The check that was under way may have ended in between.
-        if is_kept() { Due::NotYet } else { Due::Now(lock) }
+        if is_kept(&HostPass::last(state)) { Due::NotYet } else { Due::Now(lock) }
     }
 
     /// Brings the host in line with all leases. It takes the host's lock itself, more than once.
