@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::cpuset::CpuSet;
 
-/// A set of CPUs in 8 bytes, equal and printed like the [`CpuSet`] that it stands for.
+/// A set of CPUs in 8 bytes, equal to the [`CpuSet`] that it stands for. In messages the empty one is `none`.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Mask(Arc<CpuSet>);
 
@@ -75,7 +75,7 @@ impl fmt::Debug for Mask {
 
 impl fmt::Display for Mask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&*self.0, f)
+        if self.0.is_empty() { f.write_str("none") } else { fmt::Display::fmt(&*self.0, f) }
     }
 }
 

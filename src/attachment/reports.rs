@@ -5,10 +5,11 @@ use std::collections::btree_map::Entry;
 
 use crate::attachment::error::{PassError, StartError};
 use crate::ids::VmName;
-use crate::knobs::outcome::{Applied, Outcome};
+use crate::knobs::affinity::diff::MaskStep;
+use crate::knobs::execute::Applied;
+use crate::knobs::outcome::Outcome;
 use crate::knobs::reonline::cycle::ReonlineReport;
 use crate::knobs::vm::VmReport;
-use crate::mask::Mask;
 use crate::threads::{Role, ThreadKey};
 
 /// What a pass has changed.
@@ -35,7 +36,7 @@ pub struct Learnt {
 
 impl PassReport {
     /// Adds the steps of a later pass. A thread that had one before counts once, with what became of it last.
-    pub(crate) fn then_applied(&mut self, later: Vec<Applied<Mask>>) {
+    pub(crate) fn then_applied(&mut self, later: Vec<Applied<MaskStep>>) {
         let threads = self.knobs.affinity.applied.iter().map(|earlier| earlier.step.thread);
         let mut places: BTreeMap<ThreadKey, usize> = threads.zip(0..).collect();
         for applied in later {
@@ -51,7 +52,7 @@ impl PassReport {
 
     /// Whether there was something to move, and the kernel denied us every thread.
     pub(crate) fn nothing_is_permitted(&self) -> bool {
-        let denied = |applied: &Applied<Mask>| {
+        let denied = |applied: &Applied<MaskStep>| {
             matches!(&applied.outcome, Outcome::Refused { error }
                 if error.kind() == std::io::ErrorKind::PermissionDenied)
         };

@@ -11,7 +11,9 @@
 
 pub mod abilities;
 pub mod affinity;
+pub mod bench;
 pub mod core_scheduling;
+pub mod execute;
 pub mod findings;
 pub mod ground;
 pub mod host;

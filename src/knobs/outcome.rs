@@ -2,6 +2,7 @@
 
 use std::{fmt, io};
 
+use crate::knobs::execute::{Applied, Step};
 use crate::knobs::step::ThreadStep;
 use crate::mask::Mask;
 use crate::scheduling::Scheduling;
@@ -39,34 +40,43 @@ impl<V> Outcome<V> {
     }
 }
 
-/// What a thread has, and qmpin changes.
-pub trait OfThread: fmt::Display {
+impl<V: fmt::Display> Outcome<V> {
+    /// Whether there is such a thread or place, and it holds what it should.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) fn done(self) -> io::Result<bool> {
+        match self {
+            Outcome::Done | Outcome::Pending { .. } => Ok(true),
+            Outcome::Gone => Ok(false),
+            Outcome::Narrowed { to } => Err(io::Error::other(format!("it is {to} all the same"))),
+            Outcome::Refused { error } => Err(error),
+        }
+    }
+}
+
+/// What a thread has and qmpin changes, in messages.
+pub trait Named: fmt::Display {
     /// Its name in messages.
     const NAME: &'static str;
     /// Why the kernel may make something else of it: the end of a sentence.
     const NARROWED: &'static str;
 }
 
-impl OfThread for Mask {
+impl Named for Mask {
     const NAME: &'static str = "affinity";
     const NARROWED: &'static str = ": its cpuset allows no more";
 }
 
-impl OfThread for Scheduling {
+impl Named for Scheduling {
     const NAME: &'static str = "scheduling";
     const NARROWED: &'static str = "";
 }
 
-/// A change of one thread, and what became of it.
-#[derive(Debug)]
-pub struct Applied<V> {
-    /// The change.
-    pub step: ThreadStep<V>,
-    /// What became of it.
-    pub outcome: Outcome<V>,
-}
-
-impl<V: OfThread> Applied<V> {
+impl<V: Named> Applied<ThreadStep<V>>
+where
+    ThreadStep<V>: Step<Outcome = Outcome<V>>,
+{
     /// Whether the thread is not as it should be now.
     #[must_use]
     pub fn fell_short(&self) -> bool {

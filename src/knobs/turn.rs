@@ -3,7 +3,7 @@
 use crate::cpuset::CpuSet;
 use crate::discover::Grips;
 use crate::knobs::abilities::Abilities;
-use crate::knobs::affinity::apply::Bench;
+use crate::knobs::bench::Bench;
 use crate::knobs::ground::Ground;
 use crate::plan::Plan;
 use crate::policy::VmPolicy;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::table::table;
 use crate::cpuset::CpuSet;
 use crate::ids::{IothreadId, VcpuIndex, VmName};
-use crate::knobs::affinity::diff::Step;
+use crate::knobs::affinity::diff::MaskStep;
 use crate::knobs::host::places::{Place, VfioIrq, knob_in_words};
 use crate::knobs::host::step::HostStep;
 use crate::plan::{Finding, Nearest, Plan, Verdict};
@@ -121,7 +121,7 @@ pub fn host_text(steps: &[HostStep], vfio: &BTreeMap<Place, VfioIrq>) -> String 
 
 /// The plan for a terminal: a line per thread, `~` where it would move.
 #[must_use]
-pub fn plan_text(plan: &Plan, threads: usize, steps: &[Step], explain: Explain) -> String {
+pub fn plan_text(plan: &Plan, threads: usize, steps: &[MaskStep], explain: Explain) -> String {
     let mut text = format!(
         "VM {}: {} of {threads} threads to move\n  exclusive     {}\n  housekeeping  {}\n",
         plan.vm,

@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 
 use crate::attachment::reports::{Learnt, PassReport};
-use crate::knobs::outcome::{Applied, OfThread, Outcome};
+use crate::knobs::execute::{Applied, Step};
+use crate::knobs::outcome::{Named, Outcome};
 use crate::knobs::reonline::cycle::ReonlineReport;
+use crate::knobs::step::ThreadStep;
 use crate::knobs::vm::VmReport;
 use crate::plan::Finding;
 use crate::threads::{ThreadKey, thread_in_words};
@@ -29,11 +31,13 @@ pub(super) fn log_learnt(learnt: &Learnt) {
 
 /// One line per decision; a thread that is changed externally again and again, or refused again and again, has one line
 /// in all.
-pub(super) fn log_threads<V: OfThread>(
-    applied: &[Applied<V>],
+pub(super) fn log_threads<V: Named>(
+    applied: &[Applied<ThreadStep<V>>],
     drifted: &BTreeSet<ThreadKey>,
     lines: &mut BTreeSet<ThreadKey>,
-) {
+) where
+    ThreadStep<V>: Step<Outcome = Outcome<V>>,
+{
     for one in applied {
         let Applied { step, outcome } = one;
         let (who, from, to) = (step.who(), &step.from, &step.to);

@@ -14,9 +14,10 @@ use qmpin::cpuset::CpuSet;
 use qmpin::discover::Grips;
 use qmpin::ids::{Pid, StartTicks, Tid};
 use qmpin::journal::{Header, Journal, SCHEMA};
-use qmpin::knobs::affinity::apply::Bench;
 use qmpin::knobs::affinity::restore::{RestoreReport, restore};
-use qmpin::knobs::core_scheduling::apply::make_cookie;
+use qmpin::knobs::bench::Bench;
+use qmpin::knobs::core_scheduling::plan::CookieStep;
+use qmpin::knobs::execute::execute;
 use qmpin::knobs::host::memory::HostMemory;
 use qmpin::sched::Sched;
 use qmpin::scheduling::Cookie;
@@ -127,7 +128,8 @@ impl World {
     fn make(&self, journal: &mut Journal) -> io::Result<Cookie> {
         let (root, grips) = (SysRoot::at(self.dir.path()), Grips::default());
         let bench = Bench { root: &root, sched: self, grips: &grips, process: World::process() };
-        make_cookie(bench, journal).expect("a journal")
+        let mut applied = execute(bench, journal, None, vec![CookieStep::Make]).expect("a journal");
+        applied.remove(0).outcome.map(|cookie| cookie.expect("one"))
     }
 
     fn restore(&self) -> RestoreReport {

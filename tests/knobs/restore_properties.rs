@@ -26,10 +26,11 @@ use qmpin::discover::Grips;
 use qmpin::ids::{Pid, StartTicks, Tid};
 use qmpin::journal;
 use qmpin::journal::{Baseline, Header, Journal, Record, SCHEMA};
-use qmpin::knobs::affinity::apply::{Bench, apply};
 use qmpin::knobs::affinity::decide::{Around, Decision, Kind, decide};
-use qmpin::knobs::affinity::diff::Step;
+use qmpin::knobs::affinity::diff::MaskStep;
 use qmpin::knobs::affinity::restore::{Nothing, RestoreReport, restore};
+use qmpin::knobs::bench::Bench;
+use qmpin::knobs::execute::execute;
 use qmpin::knobs::host::memory::{HostMemory, HostRecord};
 use qmpin::sched::Sched;
 use qmpin::sysroot::SysRoot;
@@ -276,9 +277,9 @@ impl World {
         }
     }
 
-    fn step(&self, tid: i32, to: CpuSet) -> Step {
+    fn step(&self, tid: i32, to: CpuSet) -> MaskStep {
         let task = self.state.borrow().tasks[&tid];
-        Step {
+        MaskStep {
             thread: self.key(tid),
             role: if task.kernel { Role::Kernel } else { Role::Emulator },
             comm: String::new(),
@@ -288,8 +289,8 @@ impl World {
     }
 
     /// One step at most for a thread, and none where it is already.
-    fn steps(&self, wanted: &[(Index, usize)]) -> Vec<Step> {
-        let mut steps: Vec<Step> = Vec::new();
+    fn steps(&self, wanted: &[(Index, usize)]) -> Vec<MaskStep> {
+        let mut steps: Vec<MaskStep> = Vec::new();
         for (at, to) in wanted {
             let step = self.step(self.pick(*at), set(OURS[*to]));
             if steps.iter().all(|other| other.thread != step.thread) && step.from != step.to {
@@ -379,7 +380,7 @@ fn live(world: &World, journal: &mut Journal, events: &[Event]) {
     for event in events {
         match event {
             Event::Apply(wanted) => {
-                apply(world.bench(), journal, None, world.steps(wanted)).expect("apply");
+                execute(world.bench(), journal, None, world.steps(wanted)).expect("apply");
             }
             Event::NewThread { parent, reuse } => world.new_thread(*parent, *reuse),
             Event::End(at) => world.end(*at),
@@ -411,7 +412,7 @@ fn die(world: &World, journal: &mut Journal, wanted: &[(Index, usize)], kill: Ki
         Kill::BetweenWrites(at) => at.index(number + 1),
         Kill::InNotes(_) => usize::MAX,
     };
-    apply(world.bench(), journal, None, steps).expect("apply");
+    execute(world.bench(), journal, None, steps).expect("apply");
     world.state.borrow_mut().writes_left = usize::MAX;
     let text = fs::read_to_string(&path).expect("the journal");
     let after = length(&path);
@@ -532,7 +533,7 @@ proptest! {
                 journal.append(vec![world.baseline()]).expect("append");
             }
             let steps = world.steps(&[(at, 1), (at, 2)]);
-            apply(world.bench(), &mut journal, None, steps).expect("apply");
+            execute(world.bench(), &mut journal, None, steps).expect("apply");
         }
         world.restore();
         world.check()?;
@@ -544,7 +545,8 @@ fn another_boot_or_process_is_not_touched() {
     let world = World::new(CPUSETS[0], &[None]);
     let mut journal = Journal::create(&world.journal(), &world.header()).expect("create");
     journal.append(vec![world.baseline()]).expect("append");
-    apply(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))]).expect("apply");
+    execute(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))])
+        .expect("apply");
     let moved = world.state.borrow().tasks[&MAIN].mask;
     let report = restore(&world.root, &world, "another-boot", &world.journal(), &others())
         .expect("readable");
@@ -567,7 +569,7 @@ fn masks_go_back_even_where_the_online_cpus_cannot_be_read() {
             None => fs::remove_file(file).expect("remove"),
             Some(text) => fs::write(file, text).expect("write"),
         }
-        apply(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))])
+        execute(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))])
             .expect("apply");
         assert_eq!(world.restore().put_back.len(), 1, "online: {online:?}");
         assert_eq!(world.state.borrow().tasks[&MAIN].mask, set(ONLINE));

@@ -1,4 +1,4 @@
-//! `Plan × Observed → Vec<Step>`. Empty means converged.
+//! `Plan × Observed → Vec<MaskStep>`. Empty means converged.
 //!
 //! A step carries all that the executor needs: which thread, from what, to what. The order is the one
 //! that lets inheritance work for us: main thread first, since new threads are created with its mask;
@@ -13,7 +13,7 @@ use crate::policy::Level;
 use crate::threads::{Role, Thread, ThreadKey};
 
 /// One change of a thread's mask.
-pub type Step = ThreadStep<Mask>;
+pub type MaskStep = ThreadStep<Mask>;
 
 /// The CPUs a thread belongs on by the plan; `None`: it is left alone.
 #[must_use]
@@ -36,13 +36,13 @@ pub fn diff<'a>(
     process: Pid,
     observed: impl IntoIterator<Item = &'a Thread>,
     online: &CpuSet,
-) -> Vec<Step> {
+) -> Vec<MaskStep> {
     let mut masks = Masks::default();
-    let mut steps: Vec<Step> = observed
+    let mut steps: Vec<MaskStep> = observed
         .into_iter()
         .filter_map(|thread| {
             let to = desired(plan, &thread.role)?;
-            (*thread.allowed & *online != to & *online).then(|| Step {
+            (*thread.allowed & *online != to & *online).then(|| ThreadStep {
                 thread: thread.key,
                 role: thread.role.clone(),
                 comm: thread.comm.clone(),

@@ -3,11 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::journal::{Journal, JournalError, Record};
-use crate::knobs::affinity::apply::apply;
-use crate::knobs::affinity::diff::{Step, desired, diff};
+use crate::knobs::affinity::diff::{MaskStep, desired, diff};
 use crate::knobs::affinity::limit::Limit;
 use crate::knobs::affinity::thread_cpus::ThreadCpus;
-use crate::knobs::outcome::Applied;
+use crate::knobs::execute::{Applied, execute};
 use crate::knobs::turn::Turn;
 use crate::mask::{Mask, Masks};
 use crate::plan::Plan;
@@ -17,7 +16,7 @@ use crate::threads::{Thread, ThreadKey};
 #[derive(Debug, Default)]
 pub struct AffinityReport {
     /// Every step and what became of it.
-    pub applied: Vec<Applied<Mask>>,
+    pub applied: Vec<Applied<MaskStep>>,
     /// Steps for threads that had been where they belong: another program moved them.
     pub drifted: BTreeSet<ThreadKey>,
     /// Which threads cannot be pinned where they belong, because the VM's cgroup does not allow it.
@@ -72,11 +71,11 @@ impl Affinity {
         let threads = || snapshot.threads.iter().chain(&outside);
         let mut steps = diff(plan, turn.ground.process.pid, threads(), &snapshot.online);
         let is_drift =
-            |step: &&Step| self.settled.get(&step.thread).is_some_and(|cpus| *cpus == step.to);
+            |step: &&MaskStep| self.settled.get(&step.thread).is_some_and(|cpus| *cpus == step.to);
         let drifted = steps.iter().filter(is_drift).map(|step| step.thread).collect();
         self.settled = settled(plan, threads(), &steps);
         let barred = self.limit.bar(&mut steps, &of_process);
-        let applied = apply(bench, journal, baseline, steps)?;
+        let applied = execute(bench, journal, baseline, steps)?;
         for applied in applied.iter().filter(|applied| !applied.fell_short()) {
             self.settled.insert(applied.step.thread, applied.step.to.clone());
         }
@@ -88,7 +87,7 @@ impl Affinity {
 fn settled<'a>(
     plan: &Plan,
     threads: impl Iterator<Item = &'a Thread>,
-    steps: &[Step],
+    steps: &[MaskStep],
 ) -> BTreeMap<ThreadKey, Mask> {
     let mut masks = Masks::default();
     let moving: BTreeSet<ThreadKey> = steps.iter().map(|step| step.thread).collect();

@@ -6,7 +6,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::cpusets;
 use crate::guest::Allowed;
 use crate::ids::VmName;
-use crate::knobs::affinity::diff::Step;
+use crate::knobs::affinity::diff::MaskStep;
 use crate::knobs::ground::{Ground, Host};
 use crate::leases::StateDir;
 use crate::threads::{ProcessKey, ThreadKey};
@@ -49,11 +49,15 @@ impl Limit {
     }
 
     /// Takes out the steps that the kernel would refuse, of these threads of the process. A sentence about them.
-    pub(crate) fn bar(&mut self, steps: &mut Vec<Step>, own: &BTreeSet<ThreadKey>) -> Vec<String> {
+    pub(crate) fn bar(
+        &mut self,
+        steps: &mut Vec<MaskStep>,
+        own: &BTreeSet<ThreadKey>,
+    ) -> Vec<String> {
         let Some(allowed) = &self.allowed else { return Vec::new() };
         let is_barred =
-            |step: &Step| own.contains(&step.thread) && !step.to.intersects(&allowed.cpus);
-        let (barred, rest): (Vec<Step>, Vec<Step>) = steps.drain(..).partition(is_barred);
+            |step: &MaskStep| own.contains(&step.thread) && !step.to.intersects(&allowed.cpus);
+        let (barred, rest): (Vec<MaskStep>, Vec<MaskStep>) = steps.drain(..).partition(is_barred);
         *steps = rest;
         if barred.is_empty() {
             self.said = None;
@@ -108,7 +112,7 @@ mod tests {
     fn threads_that_cannot_be_pinned_are_named_once_and_not_written() {
         let key = |tid| ThreadKey { tid: Tid(tid), start: StartTicks(1) };
         let cpus = |list: &str| -> CpuSet { list.parse().expect("a cpulist") };
-        let step = |tid, to: &str| Step {
+        let step = |tid, to: &str| MaskStep {
             thread: key(tid),
             role: Role::Emulator,
             comm: String::new(),

@@ -7,4 +7,3 @@ pub mod keep;
 pub mod limit;
 pub mod restore;
 pub mod thread_cpus;
-pub mod write;

@@ -18,18 +18,19 @@ use std::path::Path;
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::tasks::LOOKS_MAX;
-use crate::discover::{cgroup, lives, tasks};
+use crate::discover::{Grips, cgroup, lives, tasks};
 use crate::ids::{CPUS_MAX, CpuId};
 use crate::journal::{JournalError, Memory, UnknownLines};
 use crate::knobs::affinity::decide::{Around, Decision, Kind, decide, is_back};
+use crate::knobs::bench::Bench;
 use crate::knobs::core_scheduling::restore::CookieRestore;
 use crate::knobs::host::kernel_threads;
 use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::outcome::HostApplied;
-use crate::knobs::host::places::Value;
 use crate::knobs::outcome::{Failed, Foreign};
 use crate::knobs::partition::restore::PartitionRestore;
 use crate::knobs::priority::restore::PriorityRestore;
+use crate::mask::Mask;
 use crate::sched::{Sched, is_gone};
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{ProcessKey, ThreadKey};
@@ -180,6 +181,8 @@ fn put_back(
     let mut settled: BTreeSet<ThreadKey> = BTreeSet::new();
     let limits_now = || cgroup::cpuset_limits(root, &CgroupTree::of(root), process.pid);
     let limits = limits_now();
+    let grips = Grips::default();
+    let bench = Bench { root, sched, grips: &grips, process };
     for _ in 0..LOOKS_MAX {
         let mut changed = false;
         for (key, kind) in living(root, process, memory)? {
@@ -210,7 +213,7 @@ fn put_back(
                             is_back(&to, kind, now, &Around { online: online(root), limits, host })
                         }
                     };
-                    match write(root, sched, process, key, &to, is_back) {
+                    match bench.set(key, &Mask::from(to), |now| is_back(now)).done() {
                         Ok(true) => {
                             report.put_back.insert(key);
                         }
@@ -255,26 +258,4 @@ fn online(root: &SysRoot) -> CpuSet {
         .ok()
         .filter(|online| !online.is_empty())
         .unwrap_or_else(|| (0..CPUS_MAX).filter_map(CpuId::from_index).collect())
-}
-
-/// Whether it was written and read back; `false`: the thread has ended.
-fn write(
-    root: &SysRoot,
-    sched: &dyn Sched,
-    process: ProcessKey,
-    key: ThreadKey,
-    to: &CpuSet,
-    is_back: impl FnOnce(&CpuSet) -> bool,
-) -> io::Result<bool> {
-    let is_ours = tasks::is_thread_of(root, process.pid, key)
-        .and_then(|is| Ok(is || kernel_threads::is_kernel_thread(root, key)?));
-    if !is_ours.map_err(|error| error.source)? {
-        return Ok(false);
-    }
-    match sched.set_affinity(key.tid, to).and_then(|()| sched.affinity(key.tid)) {
-        Ok(now) if is_back(&now) => Ok(true),
-        Ok(now) => Err(io::Error::other(format!("it is {} all the same", Value::Cpus(now)))),
-        Err(error) if is_gone(&error) => Ok(false),
-        Err(error) => Err(error),
-    }
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::cpuset::CpuSet;
-use crate::knobs::outcome::{Applied, Outcome};
+use crate::knobs::affinity::diff::MaskStep;
+use crate::knobs::execute::Applied;
+use crate::knobs::outcome::Outcome;
 use crate::mask::Mask;
 use crate::plan::Plan;
 use crate::threads::{Role, Thread, ThreadKey};
@@ -25,7 +27,7 @@ impl ThreadCpus {
     pub fn of<'a>(
         plan: &Plan,
         threads: impl IntoIterator<Item = &'a Thread>,
-        applied: &[Applied<Mask>],
+        applied: &[Applied<MaskStep>],
     ) -> ThreadCpus {
         let written = applied.iter().filter_map(|one| match &one.outcome {
             Outcome::Done => Some((one.step.thread, &one.step.to)),
@@ -92,7 +94,6 @@ fn in_words(found: CpuSet, as_planned: CpuSet, allowed: CpuSet, planned: CpuSet)
 mod tests {
     use super::*;
     use crate::ids::{IothreadId, StartTicks, Tid, VcpuIndex};
-    use crate::knobs::affinity::diff::Step;
     use crate::plan::{PlannedVcpu, Why};
     use crate::policy::Level;
 
@@ -125,10 +126,10 @@ mod tests {
         Thread { key, role, comm: String::new(), allowed: set(allowed).into(), last_cpu: None }
     }
 
-    fn applied(thread: &Thread, to: &str, outcome: Outcome<Mask>) -> Applied<Mask> {
+    fn applied(thread: &Thread, to: &str, outcome: Outcome<Mask>) -> Applied<MaskStep> {
         let Thread { key, role, comm, allowed, .. } = thread.clone();
         Applied {
-            step: Step { thread: key, role, comm, from: allowed, to: set(to).into() },
+            step: MaskStep { thread: key, role, comm, from: allowed, to: set(to).into() },
             outcome,
         }
     }

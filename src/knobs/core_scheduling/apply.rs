@@ -2,45 +2,62 @@
 
 use std::io;
 
-use crate::journal::{Journal, JournalError, Record};
-use crate::knobs::affinity::apply::Bench;
-use crate::knobs::affinity::write::is_still_there;
+use crate::journal::Record;
+use crate::knobs::bench::Bench;
 use crate::knobs::core_scheduling::journal::CookieRecord;
+use crate::knobs::core_scheduling::plan::CookieStep;
+use crate::knobs::execute::Step;
 use crate::sched::is_gone;
 use crate::scheduling::Cookie;
-use crate::threads::{Role, ThreadKey};
+use crate::threads::ThreadKey;
 
-/// Makes a cookie for all threads of the VM. What the kernel says where it will not.
-///
-/// # Errors
-/// [`JournalError`] where the undo could not be made durable, and then nothing was written; or where it
-/// could not be written down which cookie it is.
-pub fn make_cookie(
-    bench: Bench<'_>,
-    journal: &mut Journal,
-) -> Result<io::Result<Cookie>, JournalError> {
-    let Bench { sched, process, .. } = bench;
-    journal.append(vec![Record::Cookie(CookieRecord::Intended)])?;
-    let main = ThreadKey { tid: process.pid.main_thread(), start: process.start };
-    let made = || -> io::Result<Cookie> {
-        if !is_still_there(bench, main, &Role::Emulator).map_err(|error| error.source)? {
-            return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+impl Step for CookieStep {
+    type Bench<'a> = Bench<'a>;
+    type Record = Record;
+    /// The cookie that there is now, or what the kernel said.
+    type Outcome = io::Result<Option<Cookie>>;
+
+    fn undo(&self) -> Option<Record> {
+        match self {
+            CookieStep::Make => Some(Record::Cookie(CookieRecord::Intended)),
+            CookieStep::Clear(_) => None,
         }
-        sched.make_cookie(process.pid)?;
-        sched.cookie(main.tid)?.ok_or_else(|| io::Error::other("it has none all the same"))
-    };
-    let made = made();
-    let record = made.as_ref().map_or(CookieRecord::Refused, |made| CookieRecord::Made(*made));
-    journal.append(vec![Record::Cookie(record)])?;
-    Ok(made)
+    }
+
+    fn carry_out(&self, bench: &mut Bench<'_>) -> io::Result<Option<Cookie>> {
+        match self {
+            CookieStep::Make => make(bench).map(Some),
+            CookieStep::Clear(thread) => clear(bench, *thread).map(|()| None),
+        }
+    }
+
+    fn noted(&self, outcome: &io::Result<Option<Cookie>>) -> Option<Record> {
+        let record = match (self, outcome) {
+            (CookieStep::Make, Ok(Some(cookie))) => CookieRecord::Made(*cookie),
+            (CookieStep::Make, _) => CookieRecord::Refused,
+            (CookieStep::Clear(_), _) => return None,
+        };
+        Some(Record::Cookie(record))
+    }
+}
+
+/// Makes a cookie for all threads of the VM.
+fn make(bench: &Bench<'_>) -> io::Result<Cookie> {
+    let Bench { sched, process, .. } = bench;
+    let main = ThreadKey { tid: process.pid.main_thread(), start: process.start };
+    if !bench.has(main).map_err(|error| error.source)? {
+        return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
+    }
+    sched.make_cookie(process.pid)?;
+    sched.cookie(main.tid)?.ok_or_else(|| io::Error::other("it has none all the same"))
 }
 
 /// Takes the cookie from one thread of the VM; one that has ended has none.
 ///
 /// # Errors
 /// What the kernel said.
-pub fn clear_cookie(bench: Bench<'_>, thread: ThreadKey) -> io::Result<()> {
-    if !is_still_there(bench, thread, &Role::Emulator).map_err(|error| error.source)? {
+pub(crate) fn clear(bench: &Bench<'_>, thread: ThreadKey) -> io::Result<()> {
+    if !bench.has(thread).map_err(|error| error.source)? {
         return Ok(());
     }
     let cleared = bench.sched.clear_cookie(thread.tid);

@@ -2,12 +2,13 @@
 //! the end.
 
 use crate::journal::{Journal, JournalError, Record};
-use crate::knobs::core_scheduling::apply::{clear_cookie, make_cookie};
 use crate::knobs::core_scheduling::journal::CookieRecord;
-use crate::knobs::core_scheduling::plan::{CookieStep, Cookies, RULE, Wish, step, wished};
+use crate::knobs::core_scheduling::plan::{CookieStep, Cookies, RULE, Wish, steps, wished};
+use crate::knobs::execute::{Applied, execute};
 use crate::knobs::turn::Turn;
 use crate::policy::{Knob, VmPolicy};
 use crate::sched::is_gone;
+use crate::scheduling::Cookie;
 use crate::wording::counted;
 
 /// What a pass has changed about it.
@@ -54,34 +55,40 @@ impl CookieKeeper {
             return Ok(report);
         }
         note(journal, cookies)?;
-        match step(wish, cookies, journal.memory().cookie()) {
-            CookieStep::Make if !self.is_refused => {
-                report.drifted = self.was_whole && cookies.values().any(Option::is_none);
-                let made = make_cookie(bench, journal)?;
-                self.was_whole = made.is_ok();
-                match made {
-                    Ok(cookie) => {
-                        let threads = counted(cookies.len(), "thread");
-                        tracing::info!("{RULE}: cookie {cookie} for {threads} of the VM");
-                    }
-                    Err(error) if is_gone(&error) => {}
-                    Err(error) => {
-                        self.is_refused = true;
-                        report.refused = Some(format!("{RULE}: a cookie was refused: {error}"));
+        let memory = journal.memory().cookie();
+        let mut steps = steps(wish, cookies, memory);
+        steps.retain(|step| *step != CookieStep::Make || !self.is_refused);
+        let is_ours = |cookie: &Option<Cookie>| cookie.is_some_and(|one| memory.is_ours(one));
+        if wish == Wish::Nothing {
+            self.was_whole = false;
+        } else if cookies.values().all(is_ours) {
+            self.was_whole = true;
+        }
+        for Applied { step, outcome } in execute(bench, journal, None, steps)? {
+            match (step, outcome) {
+                (CookieStep::Make, outcome) => {
+                    report.drifted = self.was_whole && cookies.values().any(Option::is_none);
+                    self.was_whole = outcome.is_ok();
+                    match outcome {
+                        Ok(cookie) => tracing::info!(
+                            "{RULE}: cookie {} for {} of the VM",
+                            cookie.map(|cookie| cookie.to_string()).unwrap_or_default(),
+                            counted(cookies.len(), "thread")
+                        ),
+                        Err(error) if is_gone(&error) => {}
+                        Err(error) => {
+                            self.is_refused = true;
+                            report.refused = Some(format!("{RULE}: a cookie was refused: {error}"));
+                        }
                     }
                 }
-            }
-            CookieStep::Clear(threads) => {
-                for thread in threads {
-                    if let Err(error) = clear_cookie(bench, thread) {
-                        let tid = thread.tid;
-                        let sentence = format!("{RULE}: thread {tid} keeps its cookie: {error}");
-                        report.refused.get_or_insert(sentence);
-                    }
+                (CookieStep::Clear(thread), Err(error)) => {
+                    let tid = thread.tid;
+                    let sentence = format!("{RULE}: thread {tid} keeps its cookie: {error}");
+                    report.refused.get_or_insert(sentence);
                 }
+                (CookieStep::Clear(_), Ok(_)) => {}
             }
-            CookieStep::Nothing => self.was_whole = wish != Wish::Nothing,
-            CookieStep::Make | CookieStep::LeaveAlone { .. } => {}
         }
         if let Some(sentence) = &report.refused {
             tracing::warn!("{sentence}");

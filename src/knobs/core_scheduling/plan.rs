@@ -75,48 +75,40 @@ impl fmt::Display for NoCookies {
     }
 }
 
-/// What to do about them.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// One change of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CookieStep {
-    /// All is as it should be.
-    Nothing,
     /// All threads of the VM get a new one.
     Make,
-    /// These threads lose theirs, which qmpin made.
-    Clear(Vec<ThreadKey>),
-    /// A thread has one that is another program's.
-    LeaveAlone {
-        /// Which thread.
-        thread: ThreadKey,
-        /// Which cookie.
-        cookie: Cookie,
-    },
+    /// This thread loses its own, which qmpin made.
+    Clear(ThreadKey),
 }
 
-/// What leads to the wish. `memory` says which cookies qmpin made.
+/// What leads to the wish. `memory` says which cookies qmpin made. Where a thread has one that is another program's, the
+/// VM gets none.
 #[must_use]
-pub fn step(wish: Wish, cookies: &Cookies, memory: &CookieMemory) -> CookieStep {
-    let have = || cookies.iter().filter_map(|(thread, cookie)| Some((*thread, (*cookie)?)));
+pub fn steps(wish: Wish, cookies: &Cookies, memory: &CookieMemory) -> Vec<CookieStep> {
+    let mut all = cookies.values();
+    let first = all.next().copied().flatten();
+    let have_one = first.is_some() && all.all(|cookie| *cookie == first);
     match wish {
         Wish::Nothing => {
-            let ours = have().filter(|(_, cookie)| memory.is_ours(*cookie));
-            let ours: Vec<ThreadKey> = ours.map(|(thread, _)| thread).collect();
-            if ours.is_empty() { CookieStep::Nothing } else { CookieStep::Clear(ours) }
+            let ours = with_cookie(cookies).filter(|(_, cookie)| memory.is_ours(*cookie));
+            ours.map(|(thread, _)| CookieStep::Clear(thread)).collect()
         }
-        Wish::Cookie(_) => {
-            let foreign = have().find(|(_, cookie)| !memory.is_ours(*cookie));
-            let mut all = cookies.values();
-            let first = all.next().copied().flatten();
-            match foreign {
-                Some((thread, cookie)) => CookieStep::LeaveAlone { thread, cookie },
-                None if first.is_some() && all.all(|cookie| *cookie == first) => {
-                    CookieStep::Nothing
-                }
-                None if cookies.is_empty() => CookieStep::Nothing,
-                None => CookieStep::Make,
-            }
-        }
+        Wish::Cookie(_) if cookies.is_empty() || have_one => Vec::new(),
+        Wish::Cookie(_) if foreign(cookies, memory).is_some() => Vec::new(),
+        Wish::Cookie(_) => vec![CookieStep::Make],
     }
+}
+
+/// A thread that has another program's cookie.
+fn foreign(cookies: &Cookies, memory: &CookieMemory) -> Option<(ThreadKey, Cookie)> {
+    with_cookie(cookies).find(|(_, cookie)| !memory.is_ours(*cookie))
+}
+
+fn with_cookie(cookies: &Cookies) -> impl Iterator<Item = (ThreadKey, Cookie)> {
+    cookies.iter().filter_map(|(thread, cookie)| Some((*thread, (*cookie)?)))
 }
 
 /// What is wished for by this policy.
@@ -152,7 +144,7 @@ pub fn finding(
         );
         return Some(Finding::degraded(RULE, reason));
     }
-    if let Some(reason) = obstacle(wish, cookies, made) {
+    if let Some(reason) = obstacle(cookies, made) {
         let reason = format!("others may run on {who} cores at the same time: {reason}");
         return Some(Finding::impossible(RULE, reason));
     }
@@ -162,22 +154,14 @@ pub fn finding(
 }
 
 /// Why the VM cannot have a cookie.
-fn obstacle(
-    wish: Wish,
-    cookies: Result<&Cookies, &NoCookies>,
-    made: &CookieMemory,
-) -> Option<String> {
+fn obstacle(cookies: Result<&Cookies, &NoCookies>, made: &CookieMemory) -> Option<String> {
     let cookies = match cookies {
         Ok(cookies) => cookies,
         Err(reason) => return Some(reason.to_string()),
     };
-    match step(wish, cookies, made) {
-        CookieStep::LeaveAlone { thread, cookie } => Some(format!(
-            "thread {} has cookie {cookie} of another program, which is kept",
-            thread.tid
-        )),
-        _ => None,
-    }
+    let (thread, cookie) = foreign(cookies, made)?;
+    let tid = thread.tid;
+    Some(format!("thread {tid} has cookie {cookie} of another program, which is kept"))
 }
 
 #[cfg(test)]
@@ -207,27 +191,25 @@ mod tests {
         let none = Memory::default();
         let lines = [CookieRecord::Intended, CookieRecord::Made(cookie(7))].map(Record::Cookie);
         let made = Memory::of(&lines);
-        let step = |wish, list: &[Option<u64>], memory: &Memory| {
-            step(wish, &cookies(list), memory.cookie())
+        let steps = |wish, list: &[Option<u64>], memory: &Memory| {
+            steps(wish, &cookies(list), memory.cookie())
         };
-        assert_eq!(step(wanted(), &[None, None], &none), CookieStep::Make);
-        assert_eq!(step(wanted(), &[], &none), CookieStep::Nothing);
-        assert!(matches!(step(wanted(), &[None, Some(3)], &none), CookieStep::LeaveAlone { .. }));
-        assert_eq!(step(wanted(), &[Some(7), Some(7)], &made), CookieStep::Nothing);
-        assert_eq!(step(wanted(), &[Some(7), None], &made), CookieStep::Make, "it missed it");
-        assert_eq!(
-            step(wanted(), &[None, None], &made),
-            CookieStep::Make,
-            "another program took it"
-        );
-        assert!(matches!(
-            step(wanted(), &[Some(7), Some(3)], &made),
-            CookieStep::LeaveAlone { .. }
-        ));
-        assert_eq!(step(Wish::Nothing, &[None, Some(3)], &made), CookieStep::Nothing);
-        let CookieStep::Clear(threads) = step(Wish::Nothing, &[Some(3), Some(7)], &made) else {
-            panic!("ours is to go");
-        };
-        assert_eq!(threads.iter().map(|thread| thread.tid.0).collect::<Vec<_>>(), [2]);
+        let obstacle =
+            |list: &[Option<u64>], memory: &Memory| obstacle(Ok(&cookies(list)), memory.cookie());
+        assert_eq!(steps(wanted(), &[None, None], &none), [CookieStep::Make]);
+        assert_eq!(steps(wanted(), &[], &none), []);
+        assert_eq!(steps(wanted(), &[Some(7), Some(7)], &made), []);
+        assert_eq!(steps(wanted(), &[Some(7), None], &made), [CookieStep::Make], "it missed it");
+        let taken = steps(wanted(), &[None, None], &made);
+        assert_eq!(taken, [CookieStep::Make], "another program took it");
+        for (list, memory) in [([None, Some(3)], &none), ([Some(7), Some(3)], &made)] {
+            assert_eq!(steps(wanted(), &list, memory), []);
+            assert!(obstacle(&list, memory).is_some_and(|why| why.contains("cookie 3")));
+        }
+        assert_eq!(obstacle(&[Some(7), None], &made), None);
+        assert_eq!(steps(Wish::Nothing, &[None, Some(3)], &made), []);
+        let cleared = steps(Wish::Nothing, &[Some(3), Some(7)], &made);
+        let [CookieStep::Clear(thread)] = cleared.as_slice() else { panic!("{cleared:?}") };
+        assert_eq!(thread.tid.0, 2);
     }
 }

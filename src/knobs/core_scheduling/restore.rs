@@ -6,8 +6,8 @@ use std::io;
 
 use crate::discover::tasks::LOOKS_MAX;
 use crate::discover::{Grips, tasks};
-use crate::knobs::affinity::apply::Bench;
-use crate::knobs::core_scheduling::apply::clear_cookie;
+use crate::knobs::bench::Bench;
+use crate::knobs::core_scheduling::apply::clear;
 use crate::knobs::core_scheduling::journal::CookieMemory;
 use crate::sched::{Sched, is_gone};
 use crate::scheduling::Cookie;
@@ -46,7 +46,7 @@ pub(crate) fn clear_cookies(
         report.failed.clear();
         for thread in tasks::keys(root, process.pid)? {
             match sched.cookie(thread.tid) {
-                Ok(Some(cookie)) if memory.is_ours(cookie) => match clear_cookie(bench, thread) {
+                Ok(Some(cookie)) if memory.is_ours(cookie) => match clear(&bench, thread) {
                     Ok(()) => report.cleared += 1,
                     Err(error) => report.failed.push((thread, error)),
                 },

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::journal::lines::{Lines, Schema, io_error};
 use crate::journal::{JournalError, UnknownLines, lines};
+use crate::knobs::execute::Undo;
 use crate::knobs::host::memory::{HostMemory, HostRecord};
 
 /// A file is written anew where it has more lines than this many times those that are needed …
@@ -200,5 +201,13 @@ impl HostJournal {
             }
             _ => Ok(()),
         }
+    }
+}
+
+impl Undo for HostJournal {
+    type Record = HostRecord;
+
+    fn append(&mut self, records: Vec<HostRecord>) -> Result<(), JournalError> {
+        HostJournal::append(self, records)
     }
 }

@@ -28,6 +28,7 @@ pub mod places;
 pub mod power;
 pub mod refusal;
 pub mod report;
+pub mod settle;
 pub mod slices;
 pub mod step;
 pub mod vfio;

@@ -16,9 +16,17 @@ pub struct HostApplied {
     pub outcome: HostOutcome,
     /// The thread's name where it is a thread's and there is something to say, for display only; else empty.
     pub comm: String,
+    /// Whether it is a file without a write permission for anybody, where the step fell short: what the kernel answered
+    /// is then no matter of this process's rights.
+    pub is_fixed: bool,
 }
 
 impl HostApplied {
+    /// A step that went as usual.
+    pub(crate) fn usual(step: HostStep, outcome: HostOutcome) -> HostApplied {
+        HostApplied { step, outcome, comm: String::new(), is_fixed: false }
+    }
+
     /// Whether it was to be restored and was not.
     #[must_use]
     pub fn is_left_changed(&self) -> bool {

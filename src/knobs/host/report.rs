@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::journal::UnknownLines;
-use crate::knobs::host::apply::is_kept_irq;
 use crate::knobs::host::interrupts::{Interrupt, kept_in_words};
 use crate::knobs::host::kernel_threads;
 use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::places::{Place, VfioIrq, knob_in_words};
 use crate::knobs::host::refusal::{host_refusal, left_alone};
+use crate::knobs::host::settle::is_kept_irq;
 use crate::knobs::host::step::HostStep;
 use crate::policy::Knob;
 

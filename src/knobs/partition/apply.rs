@@ -1,4 +1,4 @@
-//! The knob *partition*: makes a unit ready for it, and carries out its steps.
+//! The knob *partition*: makes a unit ready for it, and writes one step of it.
 //!
 //! Each write is read back. What the kernel refuses is an outcome, and the rest goes on.
 
@@ -6,10 +6,11 @@ use std::{fmt, io};
 
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
-use crate::discover::{cgroup, tasks};
+use crate::discover::cgroup;
 use crate::error::chain;
-use crate::journal::PartitionUndo;
-use crate::knobs::affinity::apply::Bench;
+use crate::journal::{PartitionUndo, Record};
+use crate::knobs::bench::Bench;
+use crate::knobs::execute::{Applied, Step};
 use crate::knobs::partition::drop_ins::{drop_in, drop_in_new};
 use crate::knobs::partition::plan::steps::PartitionStep;
 use crate::sched::is_gone;
@@ -18,7 +19,7 @@ use crate::site::{Group, ISOLATED, Seat, Site};
 use crate::state_file::{FolderLink, create_folder, folder_of};
 use crate::sysroot::SysRoot;
 use crate::systemd::{SystemdError, Units};
-use crate::threads::{Thread, ThreadKey};
+use crate::threads::ThreadKey;
 
 /// A write that did not come to what was wanted.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -181,95 +182,85 @@ fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
     folder.replace_by(name, new.file_name().unwrap_or(name), text.as_bytes(), 0o644)
 }
 
-/// Carries out the steps in their order. What was refused, and how many writes were made.
-pub fn carry_out(
-    bench: Bench<'_>,
-    cgroups: &dyn Cgroups,
-    site: &Site,
-    steps: &[PartitionStep],
-) -> (usize, Vec<Refused>) {
-    let refused: Vec<Refused> =
-        steps.iter().filter_map(|step| one(bench, cgroups, site, step).err()).collect();
-    (steps.len() - refused.len(), refused)
+/// What steps of a partition are carried out with.
+#[derive(Clone, Copy)]
+pub struct PartitionBench<'a> {
+    /// What its threads are moved with.
+    pub threads: Bench<'a>,
+    /// The cgroup tree.
+    pub cgroups: &'a dyn Cgroups,
+    /// Where it is.
+    pub site: &'a Site,
 }
 
-/// The same up to the first refusal: what follows stands on it.
-pub fn carry_out_in_turn(
-    bench: Bench<'_>,
-    cgroups: &dyn Cgroups,
-    site: &Site,
-    steps: &[PartitionStep],
-) -> (usize, Vec<Refused>) {
-    let refused = steps
-        .iter()
-        .enumerate()
-        .find_map(|(at, step)| Some((at, one(bench, cgroups, site, step).err()?)));
-    match refused {
-        Some((at, refused)) => (at, vec![refused]),
-        None => (steps.len(), Vec::new()),
+impl Step for PartitionStep {
+    type Bench<'a> = PartitionBench<'a>;
+    type Record = Record;
+    type Outcome = Result<(), Refused>;
+
+    /// The undo of a whole partition is one record, which was durable before the first of its steps was planned.
+    fn undo(&self) -> Option<Record> {
+        None
+    }
+
+    fn carry_out(&self, bench: &mut PartitionBench<'_>) -> Result<(), Refused> {
+        let PartitionBench { threads, cgroups, site } = *bench;
+        let below = |group: Group| group.below(&site.cgroup);
+        match self {
+            PartitionStep::Make(group) => {
+                let path = below(*group);
+                cgroups.make(&path).map_err(|error| Refused::new(&path, "a group", error))?;
+                write(cgroups, &format!("{path}/cgroup.type"), "threaded", |now| now == "threaded")
+            }
+            PartitionStep::Enable => {
+                let path = format!("{}/cgroup.subtree_control", site.cgroup);
+                write(cgroups, &path, "+cpuset", |now| cgroup::has_word(now, "cpuset"))
+            }
+            PartitionStep::Move { thread, to } => {
+                let group = match to {
+                    Seat::In(group) => below(*group),
+                    Seat::Loose => site.cgroup.clone(),
+                };
+                move_thread(threads, cgroups, thread.key, &group)
+            }
+            PartitionStep::SetCpus { group, cpus } => {
+                set_cpus(cgroups, &format!("{}/cpuset.cpus", below(*group)), cpus)
+            }
+            PartitionStep::SetExclusive { cgroup, cpus } => {
+                set_cpus(cgroups, &format!("{cgroup}/cpuset.cpus.exclusive"), cpus)
+            }
+            PartitionStep::Isolate => {
+                let path = format!("{}/cpuset.cpus.partition", below(Group::Vcpus));
+                write(cgroups, &path, ISOLATED, |now| now == ISOLATED)
+            }
+        }
     }
 }
 
-fn one(
-    bench: Bench<'_>,
-    cgroups: &dyn Cgroups,
-    site: &Site,
-    step: &PartitionStep,
-) -> Result<(), Refused> {
-    let below = |group: Group| group.below(&site.cgroup);
-    match step {
-        PartitionStep::Make(group) => {
-            let path = below(*group);
-            cgroups.make(&path).map_err(|error| Refused::new(&path, "a group", error))?;
-            write(cgroups, &format!("{path}/cgroup.type"), "threaded", |now| now == "threaded")
-        }
-        PartitionStep::Enable => {
-            let path = format!("{}/cgroup.subtree_control", site.cgroup);
-            write(cgroups, &path, "+cpuset", |now| cgroup::has_word(now, "cpuset"))
-        }
-        PartitionStep::Move { thread, to } => {
-            let group = match to {
-                Seat::In(group) => below(*group),
-                Seat::Loose => site.cgroup.clone(),
-            };
-            move_thread(bench, cgroups, thread, &group)
-        }
-        PartitionStep::SetCpus { group, cpus } => {
-            set_cpus(cgroups, &format!("{}/cpuset.cpus", below(*group)), cpus)
-        }
-        PartitionStep::SetExclusive { cgroup, cpus } => {
-            set_cpus(cgroups, &format!("{cgroup}/cpuset.cpus.exclusive"), cpus)
-        }
-        PartitionStep::Isolate => {
-            let path = format!("{}/cpuset.cpus.partition", below(Group::Vcpus));
-            write(cgroups, &path, ISOLATED, |now| now == ISOLATED)
-        }
-    }
+/// What was refused of steps that were carried out.
+#[must_use]
+pub fn refusals(applied: Vec<Applied<PartitionStep>>) -> Vec<Refused> {
+    applied.into_iter().filter_map(|one| one.outcome.err()).collect()
 }
 
 fn move_thread(
-    bench: Bench<'_>,
+    threads: Bench<'_>,
     cgroups: &dyn Cgroups,
-    thread: &Thread,
+    thread: ThreadKey,
     group: &str,
 ) -> Result<(), Refused> {
     let path = format!("{group}/cgroup.threads");
-    let tid = thread.key.tid.to_string();
+    let tid = thread.tid.to_string();
     let refused =
-        |reason: String| Refused { thread: Some(thread.key), ..Refused::new(&path, &tid, reason) };
-    let is_there = match bench.grips.lives(thread.key) {
-        Some(lives) => Ok(lives),
-        None => tasks::is_thread_of(bench.root, bench.process.pid, thread.key),
-    };
-    match is_there {
+        |reason: String| Refused { thread: Some(thread), ..Refused::new(&path, &tid, reason) };
+    match threads.has(thread) {
         Ok(true) => {}
         Ok(false) => return Ok(()),
         Err(error) => return Err(refused(chain(&error))),
     }
     match cgroups.write(&path, &tid) {
-        Err(error) if is_gone(&error) => Ok(()),
-        Err(error) => Err(refused(error.to_string())),
-        Ok(()) => Ok(()),
+        Err(error) if !is_gone(&error) => Err(refused(error.to_string())),
+        _ => Ok(()),
     }
 }
 

@@ -3,10 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::journal::{Journal, JournalError};
-use crate::knobs::outcome::{Applied, Outcome};
-use crate::knobs::priority::apply::apply_priorities;
-use crate::knobs::priority::plan::{Scheduled, raised, steps};
+use crate::journal::{Journal, JournalError, Record};
+use crate::knobs::execute::{Applied, execute};
+use crate::knobs::outcome::Outcome;
+use crate::knobs::priority::plan::{PriorityStep, Scheduled, raised, steps};
 use crate::knobs::turn::Turn;
 use crate::policy::VcpuSched;
 use crate::scheduling::Scheduling;
@@ -16,7 +16,7 @@ use crate::threads::ThreadKey;
 #[derive(Debug, Default)]
 pub struct PriorityReport {
     /// Every change and what became of it.
-    pub applied: Vec<Applied<Scheduling>>,
+    pub applied: Vec<Applied<PriorityStep>>,
     /// Changes of threads that had been as they should: another program changed them.
     pub drifted: BTreeSet<ThreadKey>,
 }
@@ -58,7 +58,10 @@ impl Priority {
                 Some(Scheduled { thread: thread.key, role, comm, now })
             })
             .collect();
-        let baseline = seen.iter().map(|one| (one.thread.tid, one.thread.start, one.now)).collect();
+        // How every thread is scheduled goes into the journal with the first change.
+        let is_first = !journal.memory().scheduling().has_baseline();
+        let before = || seen.iter().map(|one| (one.thread.tid, one.thread.start, one.now));
+        let baseline = is_first.then(|| Record::Priorities(before().collect()));
         let raised = raised(plan, sched);
         let mut settled: BTreeMap<ThreadKey, Scheduling> =
             seen.iter().map(|one| (one.thread, one.now)).collect();
@@ -68,7 +71,8 @@ impl Priority {
             .filter(|step| self.settled.get(&step.thread) == Some(&step.to))
             .map(|step| step.thread)
             .collect();
-        let applied = apply_priorities(bench, journal, baseline, steps)?;
+        let baseline = baseline.filter(|_| !steps.is_empty());
+        let applied = execute(bench, journal, baseline, steps)?;
         for Applied { step, outcome } in &applied {
             match outcome {
                 Outcome::Done => settled.insert(step.thread, step.to),

@@ -8,9 +8,8 @@
 //!   a thread created later      it has what qmpin set ─▶ what a thread has that was never changed
 //! ```
 
-use std::io;
-
-use crate::discover::tasks;
+use crate::discover::{Grips, tasks};
+use crate::knobs::bench::Bench;
 use crate::knobs::outcome::{Failed, Foreign};
 use crate::knobs::priority::journal::SchedMemory;
 use crate::sched::{Sched, is_gone};
@@ -43,30 +42,24 @@ pub(crate) fn restore_priorities(
     if memory.is_empty() {
         return Ok(report);
     }
+    let grips = Grips::default();
+    let bench = Bench { root, sched, grips: &grips, process };
     for thread in tasks::keys(root, process.pid)? {
         let to = memory.before(thread);
-        let put_back = || -> io::Result<Option<Scheduling>> {
-            let found = sched.scheduling(thread.tid)?;
-            if found == to || !memory.is_ours(thread, &found) {
-                return Ok(Some(found));
+        let put_back = match sched.scheduling(thread.tid) {
+            Ok(found) if found == to => continue,
+            Ok(found) if !memory.is_ours(thread, &found) => {
+                if memory.has_written(thread) {
+                    report.foreign.push(Foreign { thread, found, before: to });
+                }
+                continue;
             }
-            let is_there = tasks::is_thread_of(root, process.pid, thread);
-            if !is_there.map_err(|error| error.source)? {
-                return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
-            }
-            sched.set_scheduling(thread.tid, to)?;
-            match sched.scheduling(thread.tid)? {
-                now if now == to => Ok(None),
-                now => Err(io::Error::other(format!("it is {now} all the same"))),
-            }
+            Ok(_) => bench.set(thread, &to, |now| *now == to).done(),
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => Err(error),
         };
-        match put_back() {
-            Ok(None) => report.put_back += 1,
-            Ok(Some(found)) if found != to && memory.has_written(thread) => {
-                report.foreign.push(Foreign { thread, found, before: to });
-            }
-            Ok(Some(_)) => {}
-            Err(error) if is_gone(&error) => {}
+        match put_back {
+            Ok(is_back) => report.put_back += usize::from(is_back),
             Err(error) => report.failed.push(Failed { thread, to, error }),
         }
     }

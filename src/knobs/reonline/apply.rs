@@ -17,7 +17,7 @@ use crate::knobs::ground::Host;
 use crate::knobs::host::apply::apply_host;
 use crate::knobs::host::journal::HostJournal;
 use crate::knobs::host::memory::HostRecord;
-use crate::knobs::host::outcome::{HostApplied, HostOutcome};
+use crate::knobs::host::outcome::HostApplied;
 use crate::knobs::host::places::{Place, Value};
 use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_place;
@@ -118,17 +118,11 @@ pub fn cycle(
     Ok(CycleReport { cycled, put_back })
 }
 
-/// The one outcome of one step.
+/// Whether the one step is done.
 fn outcome(applied: Vec<HostApplied>) -> io::Result<()> {
-    match applied.into_iter().next().map(|applied| applied.outcome) {
-        Some(HostOutcome::Done) => Ok(()),
-        Some(HostOutcome::Refused { error }) => Err(error),
-        Some(HostOutcome::Narrowed { to }) => {
-            Err(io::Error::other(format!("it is {to} all the same")))
-        }
-        // Only irqbalance is configured; it is no file.
-        Some(HostOutcome::Gone | HostOutcome::Pending { .. }) | None => {
-            Err(io::ErrorKind::NotFound.into())
-        }
+    match applied.into_iter().next().map(|applied| applied.outcome.done()) {
+        Some(Ok(true)) => Ok(()),
+        Some(Err(error)) => Err(error),
+        Some(Ok(false)) | None => Err(io::ErrorKind::NotFound.into()),
     }
 }

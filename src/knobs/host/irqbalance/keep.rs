@@ -121,7 +121,7 @@ impl Irqbalances {
                 Some(pending) if pending.value == *to && !from.same(to, online) => {
                     if now > pending.until {
                         let outcome = HostOutcome::Narrowed { to: from.clone() };
-                        overdue.push(HostApplied { step, outcome, comm: String::new() });
+                        overdue.push(HostApplied::usual(step, outcome));
                     }
                 }
                 _ => to_do.push(step),

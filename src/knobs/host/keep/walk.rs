@@ -4,10 +4,9 @@
 use super::{HostError, HostKnobs, LOOKS_PER_SCAN};
 use crate::discover::{live_leases, with_own_masks};
 use crate::ids::Pid;
+use crate::knobs::execute::make_durable;
 use crate::knobs::ground::Host;
-use crate::knobs::host::apply::{
-    apply_host, carry_out as carry_out_host, intend as intend_host, record as record_host,
-};
+use crate::knobs::host::apply::{apply_host, carry_out_host};
 use crate::knobs::host::diff::diff;
 use crate::knobs::host::kernel_threads::KthreadScan;
 use crate::knobs::host::memory::{HostMemory, HostRecord};
@@ -16,6 +15,7 @@ use crate::knobs::host::outcome::HostApplied;
 use crate::knobs::host::pass::HostPass;
 use crate::knobs::host::places::{HostView, Irqbalance, Place, Value};
 use crate::knobs::host::power::preferences;
+use crate::knobs::host::settle::settle;
 use crate::knobs::host::slices::plan::relimited;
 use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_host_view;
@@ -88,13 +88,13 @@ impl HostKnobs {
         let (calls, steps): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_call);
         applied.extend(apply_host(host.bench(), &view.online, &mut journal, steps)?);
         if !calls.is_empty() {
-            intend_host(&mut journal, &calls)?;
+            make_durable(&mut journal, None, &calls)?;
             // It may be written anew, or removed, while this process does not hold the lock.
             drop((journal, lock));
             let mut called = carry_out_host(host.bench(), &view.online, calls);
             lock = state.lock_host()?;
             journal = self.open(state, boot_id)?;
-            record_host(host.root, &mut journal, &mut called)?;
+            journal.append(settle(journal.memory(), &mut called))?;
             applied.extend(called);
         }
         self.irqbalances.note(&applied);

@@ -17,11 +17,12 @@ use crate::discover;
 use crate::discover::{Grips, cgroup};
 use crate::ids::VmName;
 use crate::journal::{Journal, JournalError, PartitionUndo, Record};
-use crate::knobs::affinity::apply::Bench;
+use crate::knobs::bench::Bench;
+use crate::knobs::execute::{carry_out, carry_out_in_turn};
 use crate::knobs::ground::{Ground, Host};
 use crate::knobs::host::journal::HostJournal;
 use crate::knobs::host::places::{Place, Value};
-use crate::knobs::partition::apply::{Refused, UnitNeeds, carry_out, carry_out_in_turn};
+use crate::knobs::partition::apply::{PartitionBench, Refused, UnitNeeds, refusals};
 use crate::knobs::partition::keep::choice::{Fallback, obstacle_of};
 pub(crate) use crate::knobs::partition::keep::take_back::take_back;
 use crate::knobs::partition::plan::steps::{PartitionStep, placing, resizing};
@@ -152,12 +153,16 @@ impl Partition {
         });
         // Threads are created into other groups than theirs; all else was as planned, and is an external change.
         let mut is_changed = steps.iter().any(|step| !matches!(step, PartitionStep::Move { .. }));
-        let (mut written, mut refused) = carry_out(bench, cgroups, &site, &steps);
+        let is_kept = steps.is_empty();
+        let mut written = steps.len();
+        let mut tools = PartitionBench { threads: bench, cgroups, site: &site };
+        let mut refused = refusals(carry_out(&mut tools, steps));
+        written -= refused.len();
         let of_thread = |refused: &Refused| Some((refused.thread?, refused.clone()));
         self.stuck.extend(refused.iter().filter_map(of_thread));
         let mut fatal: Vec<Refused> =
             refused.iter().filter(|refused| refused.thread.is_none()).cloned().collect();
-        let seen = if steps.is_empty() { Ok(seen) } else { cgroup::partition_seen(cgroups, &site) };
+        let seen = if is_kept { Ok(seen) } else { cgroup::partition_seen(cgroups, &site) };
         let Ok(seen) = seen else { return Ok(Vec::new()) };
         let resizing = resizing(&site, &target, ever, &shares, &seen);
         is_changed |= resizing.contains(&PartitionStep::Isolate);
@@ -250,7 +255,11 @@ impl Partition {
         match (target(plan, &shares), cgroup::partition_seen(cgroups, site)) {
             (Ok(target), Ok(seen)) => {
                 let steps = resizing(site, &target, ever, &shares, &seen);
-                carry_out_in_turn(bench, cgroups, site, &steps)
+                let mut tools = PartitionBench { threads: bench, cgroups, site };
+                let applied = carry_out_in_turn(&mut tools, steps);
+                let tried = applied.len();
+                let refused = refusals(applied);
+                (tried - refused.len(), refused)
             }
             (Err(reason), _) => refuse(reason),
             (_, Err(error)) => refuse(error.to_string()),

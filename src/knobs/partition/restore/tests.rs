@@ -6,11 +6,12 @@ use crate::cgroups::fake::FakeCgroups;
 use crate::discover::Grips;
 use crate::discover::cgroup::partition_seen;
 use crate::ids::{Pid, StartTicks, VcpuIndex};
-use crate::knobs::affinity::apply::Bench;
-use crate::knobs::partition::apply::{carry_out, prepare_unit, survey_unit};
+use crate::knobs::bench::Bench;
+use crate::knobs::execute::{Applied, carry_out};
+use crate::knobs::partition::apply::{PartitionBench, prepare_unit, survey_unit};
 use crate::knobs::partition::drop_ins::drop_in;
 use crate::knobs::partition::plan::Target;
-use crate::knobs::partition::plan::steps::{placing, resizing};
+use crate::knobs::partition::plan::steps::{PartitionStep, placing, resizing};
 use crate::plan::{Plan, PlannedVcpu, Why};
 use crate::policy::Level;
 use crate::sched::Kernel;
@@ -94,10 +95,15 @@ fn build(cgroups: &FakeCgroups, root: &SysRoot, cpus: &str, shares: &[Share]) ->
     let bench = Bench { root, sched: &Kernel, grips: &grips, process };
     let seen = partition_seen(cgroups, &site()).expect("seen");
     let steps = placing(&plan, &target, &seen, &threads);
-    let (placed, _) = carry_out(bench, cgroups, &site(), &steps);
-    let seen = partition_seen(cgroups, &site()).expect("seen");
-    let steps = resizing(&site(), &target, set(cpus), shares, &seen);
-    placed + carry_out(bench, cgroups, &site(), &steps).0
+    let site = site();
+    let mut tools = PartitionBench { threads: bench, cgroups, site: &site };
+    let done = |applied: Vec<Applied<PartitionStep>>| {
+        applied.iter().filter(|one| one.outcome.is_ok()).count()
+    };
+    let placed = done(carry_out(&mut tools, steps));
+    let seen = partition_seen(cgroups, &site).expect("seen");
+    let steps = resizing(&site, &target, set(cpus), shares, &seen);
+    placed + done(carry_out(&mut tools, steps))
 }
 
 #[test]
