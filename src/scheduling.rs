@@ -116,6 +116,19 @@ impl fmt::Display for Cookie {
     }
 }
 
+/// The cookie that a thread has, or that it has none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ItsCookie(pub Option<Cookie>);
+
+impl fmt::Display for ItsCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(cookie) => write!(f, "core-scheduling cookie {cookie}"),
+            None => f.write_str("no core-scheduling cookie"),
+        }
+    }
+}
+
 /// Whether the kernel keeps some time for others on a CPU whose real-time thread never sleeps
 /// (`kernel.sched_rt_runtime_us`, `Documentation/scheduler/sched-rt-group.rst`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

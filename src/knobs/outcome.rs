@@ -1,5 +1,6 @@
 //! What became of a step, and what a restore has come to: the same words for all knobs.
 
+use std::collections::BTreeSet;
 use std::{fmt, io};
 
 use crate::knobs::execute::{Applied, Step};
@@ -120,6 +121,42 @@ pub struct Failed<V> {
     pub to: V,
     /// What the kernel said.
     pub error: io::Error,
+}
+
+/// What has come of restoring a VM's threads in one respect.
+#[derive(Debug)]
+pub struct Restored<V> {
+    /// Threads restored.
+    pub put_back: BTreeSet<ThreadKey>,
+    /// Threads that another program has changed meanwhile: left alone.
+    pub foreign: Vec<Foreign<V>>,
+    /// Threads that could not be restored.
+    pub failed: Vec<Failed<V>>,
+}
+
+impl<V> Default for Restored<V> {
+    fn default() -> Restored<V> {
+        Restored { put_back: BTreeSet::new(), foreign: Vec::new(), failed: Vec::new() }
+    }
+}
+
+impl<V: fmt::Display> Restored<V> {
+    /// Notes what has become of a thread; `Ok(false)`: it has ended.
+    pub(crate) fn note(&mut self, thread: ThreadKey, to: V, done: io::Result<bool>) {
+        match done {
+            Ok(true) => {
+                self.put_back.insert(thread);
+            }
+            Ok(false) => {}
+            Err(error) => self.failed.push(Failed { thread, to, error }),
+        }
+    }
+
+    /// What is worth saying of single threads.
+    pub(crate) fn lines(&self) -> impl Iterator<Item = String> + '_ {
+        let foreign = self.foreign.iter().map(ToString::to_string);
+        foreign.chain(self.failed.iter().map(ToString::to_string))
+    }
 }
 
 impl<V: fmt::Display> fmt::Display for Foreign<V> {

@@ -77,7 +77,7 @@ impl CacheNeed {
 }
 
 /// Where the interrupts of a VM's own passed-through devices go.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VfioIrqs {
     /// With the iothreads, on the device's NUMA node where they have CPUs there.

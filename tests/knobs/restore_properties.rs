@@ -504,9 +504,9 @@ proptest! {
         prop_assert!(report.is_complete(), "{:?}", report);
         world.check()?;
         let foreign = world.state.borrow().tasks.values().filter(|task| task.foreign).count();
-        prop_assert!(report.foreign.len() <= foreign);
+        prop_assert!(report.masks.foreign.len() <= foreign);
         let again = world.restore();
-        prop_assert_eq!((again.put_back.len(), again.failed.len()), (0, 0), "restoring twice");
+        prop_assert_eq!((again.masks.put_back.len(), again.masks.failed.len()), (0, 0), "restoring twice");
         world.check()?;
     }
 
@@ -524,7 +524,7 @@ proptest! {
         let begun = length(&path) >= header;
         let report = world.restore();
         prop_assert_eq!(report.nothing, (!begun).then_some(Nothing::NeverAttached));
-        prop_assert_eq!(report.put_back.len(), 0);
+        prop_assert_eq!(report.masks.put_back.len(), 0);
         world.check()?;
         // And it can be gone on with.
         if begun {
@@ -571,7 +571,7 @@ fn masks_go_back_even_where_the_online_cpus_cannot_be_read() {
         }
         execute(world.bench(), &mut journal, None, vec![world.step(MAIN, set(OURS[1]))])
             .expect("apply");
-        assert_eq!(world.restore().put_back.len(), 1, "online: {online:?}");
+        assert_eq!(world.restore().masks.put_back.len(), 1, "online: {online:?}");
         assert_eq!(world.state.borrow().tasks[&MAIN].mask, set(ONLINE));
     }
 }

@@ -51,9 +51,9 @@ fn restored(world: &World, makes: &dyn Fn(CpuSet) -> CpuSet) -> RestoreReport {
 fn change_that_the_kernel_did_not_make_is_reported() {
     for (makes, now) in [(OURS, "4"), ("0-3", "0-3"), ("", "none")] {
         let report = restored(&World::empty(), &|_| set(makes));
-        assert_eq!((report.put_back.len(), report.failed.len()), (0, 1), "{makes:?}");
+        assert_eq!((report.masks.put_back.len(), report.masks.failed.len()), (0, 1), "{makes:?}");
         assert!(!report.is_complete(), "{makes:?}");
-        let said = report.failed.first().expect("one").error.to_string();
+        let said = report.masks.failed.first().expect("one").error.to_string();
         assert_eq!(said, format!("it is {now} all the same"));
     }
 }
@@ -65,7 +65,7 @@ fn offline_cpus_and_those_that_the_cpuset_does_not_have_are_not_missed() {
     world.write("sys/fs/cgroup/qemu.slice/100.scope/cpuset.cpus.effective", "0-3\n");
     for makes in [BEFORE, "0-6", "0-3"] {
         let report = restored(&world, &|_| set(makes));
-        assert_eq!((report.put_back.len(), report.failed.len()), (1, 0), "{makes}");
+        assert_eq!((report.masks.put_back.len(), report.masks.failed.len()), (1, 0), "{makes}");
         assert!(report.is_complete(), "{makes}");
     }
 }
@@ -80,7 +80,7 @@ fn what_the_cpuset_leaves_by_then_counts() {
         world.write(effective, "0-1\n");
         set("0-1")
     });
-    assert!(report.is_complete(), "{:?}", report.failed);
+    assert!(report.is_complete(), "{:?}", report.masks.failed);
 }
 
 /// The kernel gives its own threads no CPU that another VM's partition has.

@@ -23,15 +23,14 @@ use crate::ids::{CPUS_MAX, CpuId};
 use crate::journal::{JournalError, Memory, UnknownLines};
 use crate::knobs::affinity::decide::{Around, Decision, Kind, decide, is_back};
 use crate::knobs::bench::Bench;
-use crate::knobs::core_scheduling::restore::CookieRestore;
 use crate::knobs::host::kernel_threads;
 use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::outcome::HostApplied;
-use crate::knobs::outcome::{Failed, Foreign};
+use crate::knobs::outcome::{Foreign, Restored};
 use crate::knobs::partition::restore::PartitionRestore;
-use crate::knobs::priority::restore::PriorityRestore;
 use crate::mask::Mask;
 use crate::sched::{Sched, is_gone};
+use crate::scheduling::{ItsCookie, Scheduling};
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{ProcessKey, ThreadKey};
 use crate::{discover, journal};
@@ -39,14 +38,10 @@ use crate::{discover, journal};
 /// What came of it.
 #[derive(Debug, Default)]
 pub struct RestoreReport {
-    /// Threads restored.
-    pub put_back: BTreeSet<ThreadKey>,
+    /// What came of the threads' masks.
+    pub masks: Restored<Mask>,
     /// How many threads were as before already.
     pub unchanged: usize,
-    /// Threads that another program has moved meanwhile: left alone.
-    pub foreign: Vec<Foreign<CpuSet>>,
-    /// Threads that could not be restored.
-    pub failed: Vec<Failed<CpuSet>>,
     /// Places of the host that no VM needs changed any more, and what became of them.
     pub host: Vec<HostApplied>,
     /// Why nothing was done about the host, in sentences.
@@ -58,9 +53,9 @@ pub struct RestoreReport {
     /// What came of the VM's partition.
     pub partition: PartitionRestore,
     /// What came of its threads' priorities.
-    pub priority: PriorityRestore,
+    pub priority: Restored<Scheduling>,
     /// What came of its core-scheduling cookie.
-    pub cookie: CookieRestore,
+    pub cookie: Restored<ItsCookie>,
 }
 
 /// Why there was nothing to restore.
@@ -92,15 +87,15 @@ impl RestoreReport {
 
     /// With what a second restore has come to.
     pub fn add(&mut self, again: RestoreReport) {
-        self.put_back.extend(again.put_back);
-        self.foreign = again.foreign;
-        self.failed = again.failed;
+        let put_back = std::mem::take(&mut self.masks.put_back);
+        self.masks = again.masks;
+        self.masks.put_back.extend(put_back);
     }
 
     /// Whether all is back that could be: the journal may go.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.failed.is_empty()
+        self.masks.failed.is_empty()
             && self.priority.failed.is_empty()
             && self.cookie.failed.is_empty()
             && self.partition.refused.is_empty()
@@ -194,7 +189,7 @@ fn put_back(
                 Err(error) if is_gone(&error) => continue,
                 Err(error) => {
                     let to = memory.before(key).unwrap_or_default();
-                    report.failed.push(Failed { thread: key, to, error });
+                    report.masks.note(key, to.into(), Err(error));
                     continue;
                 }
             };
@@ -202,7 +197,8 @@ fn put_back(
             match decide(memory, key, kind, &allowed, &around) {
                 Decision::Nothing => report.unchanged += 1,
                 Decision::LeaveAlone { before } => {
-                    report.foreign.push(Foreign { thread: key, found: allowed, before });
+                    let (found, before) = (allowed.into(), before.into());
+                    report.masks.foreign.push(Foreign { thread: key, found, before });
                 }
                 Decision::PutBack { to } => {
                     changed = true;
@@ -213,15 +209,12 @@ fn put_back(
                             is_back(&to, kind, now, &Around { online: online(root), limits, host })
                         }
                     };
-                    match bench.set(key, &Mask::from(to), |now| is_back(now)).done() {
-                        Ok(true) => {
-                            report.put_back.insert(key);
-                        }
-                        Ok(false) => {}
-                        Err(error) => {
-                            report.failed.push(Failed { thread: key, to, error });
-                        }
-                    }
+                    let to = Mask::from(to);
+                    report.masks.note(
+                        key,
+                        to.clone(),
+                        bench.set(key, &to, |now| is_back(now)).done(),
+                    );
                 }
             }
         }

@@ -1,29 +1,16 @@
 //! Takes the VM's core-scheduling cookie from its threads, from the journal alone. A thread that is created
 //! meanwhile has that of its maker, so it looks again until there is none.
 
-use std::collections::BTreeMap;
-use std::io;
-
 use crate::discover::tasks::LOOKS_MAX;
 use crate::discover::{Grips, tasks};
 use crate::knobs::bench::Bench;
 use crate::knobs::core_scheduling::apply::clear;
 use crate::knobs::core_scheduling::journal::CookieMemory;
+use crate::knobs::outcome::{Foreign, Restored};
 use crate::sched::{Sched, is_gone};
-use crate::scheduling::Cookie;
+use crate::scheduling::ItsCookie;
 use crate::sysroot::{ReadError, SysRoot};
-use crate::threads::{ProcessKey, ThreadKey};
-
-/// What came of it.
-#[derive(Debug, Default)]
-pub struct CookieRestore {
-    /// Threads whose cookie was taken.
-    pub cleared: usize,
-    /// Threads that have one of another program's: left alone.
-    pub foreign: BTreeMap<ThreadKey, Cookie>,
-    /// Threads that could not be dealt with, and what the kernel said.
-    pub failed: Vec<(ThreadKey, io::Error)>,
-}
+use crate::threads::ProcessKey;
 
 /// Takes what is remembered to be ours.
 ///
@@ -34,31 +21,32 @@ pub(crate) fn clear_cookies(
     sched: &dyn Sched,
     process: ProcessKey,
     memory: &CookieMemory,
-) -> Result<CookieRestore, ReadError> {
-    let mut report = CookieRestore::default();
+) -> Result<Restored<ItsCookie>, ReadError> {
+    let mut report = Restored::default();
     if memory.is_empty() {
         return Ok(report);
     }
     let grips = Grips::default();
     let bench = Bench { root, sched, grips: &grips, process };
     for _ in 0..LOOKS_MAX {
-        let before = report.cleared;
-        report.failed.clear();
+        let mut is_changed = false;
+        (report.foreign, report.failed) = (Vec::new(), Vec::new());
         for thread in tasks::keys(root, process.pid)? {
+            let none = ItsCookie(None);
             match sched.cookie(thread.tid) {
-                Ok(Some(cookie)) if memory.is_ours(cookie) => match clear(&bench, thread) {
-                    Ok(()) => report.cleared += 1,
-                    Err(error) => report.failed.push((thread, error)),
-                },
-                Ok(Some(cookie)) => {
-                    report.foreign.insert(thread, cookie);
+                Ok(Some(cookie)) if memory.is_ours(cookie) => {
+                    is_changed = true;
+                    report.note(thread, none, clear(&bench, thread).map(|()| true));
                 }
-                Ok(None) => {}
-                Err(error) if is_gone(&error) => {}
-                Err(error) => report.failed.push((thread, error)),
+                Ok(Some(cookie)) => {
+                    let found = ItsCookie(Some(cookie));
+                    report.foreign.push(Foreign { thread, found, before: none });
+                }
+                Err(error) if !is_gone(&error) => report.note(thread, none, Err(error)),
+                Ok(None) | Err(_) => {}
             }
         }
-        if report.cleared == before {
+        if !is_changed {
             break;
         }
     }

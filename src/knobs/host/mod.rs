@@ -50,7 +50,7 @@ use crate::policy::Knob;
 use crate::threads::ProcessKey;
 
 /// For each knob, the CPUs of all VMs that want it.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Wants {
     cpus: BTreeMap<Knob, CpuSet>,
     exclusion_masks: Vec<CpuSet>,
@@ -151,6 +151,13 @@ impl Wants {
     #[must_use]
     pub fn vfio(&self) -> &BTreeMap<ProcessKey, VfioWant> {
         &self.vfio
+    }
+
+    /// The same without what VMs want of the interrupts of their own devices, but for these VMs.
+    #[must_use]
+    pub fn with_devices_of_only(mut self, vms: &[ProcessKey]) -> Wants {
+        self.vfio.retain(|vm, _| vms.contains(vm));
+        self
     }
 
     /// All CPUs that anything is wanted for.

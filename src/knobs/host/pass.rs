@@ -1,6 +1,7 @@
-//! When the rest of the host was last compared with the leases, and with which: one supervisor's pass serves all.
-//! It is the content of `.host.lock`, so that it goes with the last VM.
+//! When the rest of the host was last compared with the leases, and with what these wanted: one supervisor's pass serves
+//! all. It is the content of `.host.lock`, so that it goes with the last VM.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::time::Duration;
@@ -8,8 +9,9 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::ids::VmName;
-use crate::leases::{FileState, Lease, StateDir};
+use crate::knobs::host::Wants;
+use crate::knobs::host::places::HostView;
+use crate::leases::{Lease, StateDir};
 use crate::locks::HostLock;
 use crate::state_file;
 use crate::threads::ProcessKey;
@@ -22,15 +24,17 @@ const BYTES_MAX: u64 = 1 << 20;
 pub struct HostPass {
     /// When it began, in ms since the host was booted.
     began_ms: u64,
-    /// The leases that it went by.
-    leases: Vec<(VmName, ProcessKey, FileState)>,
+    /// The VMs that have devices with interrupts.
+    with_devices: Vec<ProcessKey>,
+    /// What the leases wanted, as a number. Another version of qmpin may have another one, and does a pass of its own.
+    wanted: u64,
 }
 
 impl HostPass {
-    /// A pass that begins now, and goes by these leases.
+    /// A pass that begins now.
     #[must_use]
-    pub fn begin(state: &StateDir, leases: &[Lease]) -> HostPass {
-        HostPass { began_ms: now_ms(), leases: marks(state, leases) }
+    pub(crate) fn begin() -> Begun {
+        Begun { at_ms: now_ms() }
     }
 
     /// Reads what the last one has left; `None`: there was none, or it is not known.
@@ -40,7 +44,7 @@ impl HostPass {
         serde_json::from_str(&text).ok()
     }
 
-    /// Notes that it has found, or made, the host as these leases want it.
+    /// Notes that it has been done.
     ///
     /// # Errors
     /// The kernel's answer. Then the next supervisor does a pass of its own.
@@ -57,20 +61,71 @@ impl HostPass {
         age_ms.is_some_and(|age_ms| Duration::from_millis(age_ms) < within)
     }
 
-    /// Whether it went by just these leases.
+    /// Whether these leases want what the pass went by. Helpers that move are no matter of the host's.
     #[must_use]
-    pub fn went_by(&self, state: &StateDir, leases: &[Lease]) -> bool {
-        self.leases == marks(state, leases)
+    pub fn went_by(&self, leases: &[Lease]) -> bool {
+        self.wanted == number(Wants::of(leases), &self.with_devices)
     }
 }
 
-fn marks(state: &StateDir, leases: &[Lease]) -> Vec<(VmName, ProcessKey, FileState)> {
-    let mark = |lease: &Lease| (lease.vm.clone(), lease.qemu, state.lease_state(&lease.vm));
-    leases.iter().map(mark).collect()
+/// A pass that is under way.
+pub(crate) struct Begun {
+    at_ms: u64,
+}
+
+impl Begun {
+    /// It has found, or made, the host as it is wanted.
+    pub(crate) fn done(self, wants: &Wants, view: &HostView) -> HostPass {
+        let mut with_devices: Vec<ProcessKey> = view.vfio.values().map(|irq| irq.vm).collect();
+        with_devices.sort_unstable();
+        with_devices.dedup();
+        let wanted = number(wants.clone(), &with_devices);
+        HostPass { began_ms: self.at_ms, with_devices, wanted }
+    }
+}
+
+fn number(wants: Wants, with_devices: &[ProcessKey]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    wants.with_devices_of_only(with_devices).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
     seconds.unwrap_or(0) * 1000 + nanoseconds.unwrap_or(0) / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpuset::CpuSet;
+    use crate::ids::{Pid, StartTicks};
+    use crate::knobs::host::places::{Place, VfioIrq};
+    use crate::policy::Knob;
+
+    fn lease(pid: i32, iothreads: &str) -> Lease {
+        let set = |list: &str| -> CpuSet { list.parse().expect("a cpulist") };
+        let qemu = ProcessKey { pid: Pid(pid), start: StartTicks(7) };
+        let vm = pid.to_string().parse().expect("a name");
+        Lease {
+            exclusive: set("4-5"),
+            iothreads: set(iothreads),
+            knobs: [Knob::Irqs].into(),
+            ..Lease::new(vm, "this-boot".to_owned(), qemu)
+        }
+    }
+
+    #[test]
+    fn iothreads_that_move_count_where_the_vm_has_devices() {
+        let leases = [lease(500, "0"), lease(600, "1")];
+        let irq = VfioIrq { vm: leases[0].qemu, device: String::new(), local: CpuSet::EMPTY };
+        let mut view = HostView::default();
+        view.vfio.insert(Place::CpuList("proc/irq/9/smp_affinity_list".to_owned()), irq);
+        let pass = HostPass::begin().done(&Wants::of(&leases), &view);
+        assert!(pass.went_by(&leases));
+        assert!(pass.went_by(&[lease(500, "0"), lease(600, "2")]));
+        assert!(!pass.went_by(&[lease(500, "2"), lease(600, "1")]));
+        assert!(!pass.went_by(&leases[..1]));
+    }
 }

@@ -10,23 +10,12 @@
 
 use crate::discover::{Grips, tasks};
 use crate::knobs::bench::Bench;
-use crate::knobs::outcome::{Failed, Foreign};
+use crate::knobs::outcome::{Foreign, Restored};
 use crate::knobs::priority::journal::SchedMemory;
 use crate::sched::{Sched, is_gone};
 use crate::scheduling::Scheduling;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::ProcessKey;
-
-/// What came of it.
-#[derive(Debug, Default)]
-pub struct PriorityRestore {
-    /// Threads restored.
-    pub put_back: usize,
-    /// Threads that another program has changed meanwhile: left alone.
-    pub foreign: Vec<Foreign<Scheduling>>,
-    /// Threads that could not be restored.
-    pub failed: Vec<Failed<Scheduling>>,
-}
 
 /// Restores what is remembered of the threads of a process.
 ///
@@ -37,8 +26,8 @@ pub(crate) fn restore_priorities(
     sched: &dyn Sched,
     process: ProcessKey,
     memory: &SchedMemory,
-) -> Result<PriorityRestore, ReadError> {
-    let mut report = PriorityRestore::default();
+) -> Result<Restored<Scheduling>, ReadError> {
+    let mut report = Restored::default();
     if memory.is_empty() {
         return Ok(report);
     }
@@ -58,10 +47,7 @@ pub(crate) fn restore_priorities(
             Err(error) if is_gone(&error) => continue,
             Err(error) => Err(error),
         };
-        match put_back {
-            Ok(is_back) => report.put_back += usize::from(is_back),
-            Err(error) => report.failed.push(Failed { thread, to, error }),
-        }
+        report.note(thread, to, put_back);
     }
     Ok(report)
 }

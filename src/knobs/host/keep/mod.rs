@@ -200,7 +200,7 @@ impl HostKnobs {
         }
         let is_kept = |pass: &Option<HostPass>| {
             pass.as_ref().is_some_and(|pass| {
-                pass.is_recent(within) && pass.went_by(state, &live_leases(root, state, boot_id))
+                pass.is_recent(within) && pass.went_by(&live_leases(root, state, boot_id))
             })
         };
         let last = HostPass::last(state);

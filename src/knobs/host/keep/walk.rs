@@ -44,7 +44,7 @@ impl HostKnobs {
         let Site { host, state, boot_id } = site;
         let mut lock = state.lock_host()?;
         let leases = live_leases(host.root, state, boot_id);
-        let done = HostPass::begin(state, &leases);
+        let begun = HostPass::begin();
         let wants = Wants::of(&leases);
         let mut journal = self.open(state, boot_id)?;
         if wants.is_empty() && !journal.exists() {
@@ -101,7 +101,7 @@ impl HostKnobs {
         self.known = journal.memory().clone();
         if which == Which::Rest
             && !wants.is_empty()
-            && let Err(error) = done.note(&lock)
+            && let Err(error) = begun.done(&wants, &view).note(&lock)
         {
             tracing::debug!("other supervisors check the host, too: {error}");
         }

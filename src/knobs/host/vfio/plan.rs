@@ -9,7 +9,7 @@ use crate::policy::VfioIrqs;
 use crate::threads::ProcessKey;
 
 /// What one VM wants of its own devices' interrupts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct VfioWant {
     /// Where they are to go.
     pub to: VfioIrqs,
