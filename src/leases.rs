@@ -80,21 +80,24 @@ pub struct StateDir {
     pub(crate) older_lock: OlderLock,
     /// The unreadable leases that the log has, as they were then.
     reported: Arc<Mutex<BTreeMap<VmName, FileState>>>,
+    /// The leases that were read, and their files then. Each VM's supervisor reads all of them, several times in a pass.
+    known: Arc<Mutex<BTreeMap<VmName, (FileState, Lease)>>>,
 }
 
 fn held_by(holder: Option<Pid>) -> String {
     holder.map_or(" by another process".to_owned(), |pid| format!(" by process {pid}"))
 }
 
-/// What shows whether a file has changed: device, inode, size, and time of the last change in seconds and ns.
-pub(crate) type FileState = Option<(u64, u64, u64, i64, i64)>;
+/// What shows whether a file has changed: device, inode, size, and the times of the last change of its content and of its
+/// owner or mode, in seconds and ns.
+pub(crate) type FileState = Option<(u64, u64, u64, [i64; 4])>;
 
 impl StateDir {
     /// The folder at this path; it need not exist yet.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> StateDir {
-        let (older_lock, reported) = (OlderLock::default(), Arc::default());
-        StateDir { path: path.into(), older_lock, reported }
+        let older_lock = OlderLock::default();
+        StateDir { path: path.into(), older_lock, reported: Arc::default(), known: Arc::default() }
     }
 
     /// Its path.
@@ -134,11 +137,29 @@ impl StateDir {
         self.path.join(format!("{vm}.lease"))
     }
 
-    /// A VM's lease, if it has one.
+    /// A VM's lease, if it has one. A file that has not changed is not read again.
     ///
     /// # Errors
     /// [`StateError`] where it cannot be read or understood.
     pub fn lease(&self, vm: &VmName) -> Result<Option<Lease>, StateError> {
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Before the file is read: one that is replaced meanwhile is read again the next time.
+        let now = self.lease_state(vm);
+        if let Some((then, lease)) = known().get(vm)
+            && now.is_some()
+            && *then == now
+        {
+            return Ok(Some(lease.clone()));
+        }
+        known().remove(vm);
+        let lease = self.read_lease(vm)?;
+        if let Some(lease) = &lease {
+            known().insert(vm.clone(), (now, lease.clone()));
+        }
+        Ok(lease)
+    }
+
+    fn read_lease(&self, vm: &VmName) -> Result<Option<Lease>, StateError> {
         let path = self.lease_path(vm);
         let text = match state_file::read_state(&path, BYTES_MAX) {
             Ok(text) => text,
@@ -158,7 +179,8 @@ impl StateDir {
     /// What shows whether a VM's lease has changed; `None`: there is none.
     pub(crate) fn lease_state(&self, vm: &VmName) -> FileState {
         let file = fs::symlink_metadata(self.lease_path(vm)).ok()?;
-        Some((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+        let times = [file.mtime(), file.mtime_nsec(), file.ctime(), file.ctime_nsec()];
+        Some((file.dev(), file.ino(), file.len(), times))
     }
 
     /// Whether an unreadable lease was not reported yet as it is now. It is from now on.
@@ -302,6 +324,41 @@ mod tests {
         state.forget(&vm("100")).expect("forget");
         state.forget(&vm("100")).expect("forget twice");
         assert_eq!(state.lease(&vm("100")).expect("read"), None);
+    }
+
+    #[test]
+    fn lease_is_read_again_where_another_program_changed_it_in_place_and_hid_that() {
+        let (_dir, state) = state();
+        state.write_lease(&lease("100")).expect("write");
+        assert_eq!(state.lease(&vm("100")).expect("read"), Some(lease("100")));
+        let path = state.lease_path(&vm("100"));
+        let then = fs::metadata(&path).expect("there").modified().expect("a time");
+        let text = fs::read_to_string(&path).expect("text").replace("\"1-2\"", "\"1-3\"");
+        let before = state.lease_state(&vm("100"));
+        // The kernel's clock for files has ticks of some milliseconds.
+        while state.lease_state(&vm("100")) == before {
+            let mut file = fs::OpenOptions::new().write(true).open(&path).expect("open");
+            io::Write::write_all(&mut file, text.as_bytes()).expect("written");
+            file.set_modified(then).expect("hidden");
+        }
+        let read = state.lease(&vm("100")).expect("read").expect("a lease");
+        assert_eq!(read.exclusive, "1-3".parse().expect("cpus"));
+        fs::remove_file(&path).expect("removed");
+        assert_eq!(state.lease(&vm("100")).expect("read"), None);
+    }
+
+    #[test]
+    fn file_that_others_may_write_is_refused_also_after_it_was_read() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let (_dir, state) = state();
+        state.write_lease(&lease("100")).expect("write");
+        state.lease(&vm("100")).expect("read");
+        let path = state.lease_path(&vm("100"));
+        let before = state.lease_state(&vm("100"));
+        while state.lease_state(&vm("100")) == before {
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).expect("changed");
+        }
+        state.lease(&vm("100")).expect_err("anyone's");
     }
 
     #[test]

@@ -15,8 +15,8 @@
 //!
 //! `flock(2)` needs no more than a descriptor, and any user can open a folder that others may read. A lock
 //! on the folder itself could therefore be kept by anyone; these files have mode 0600. Waiting has a limit,
-//! because a process that is stopped or hangs keeps its locks. Whoever takes one sets the time of its file, so that one
-//! who waits can tell a lock that is kept from one that many need.
+//! because a process that is stopped or hangs keeps its locks. A process that takes one sets the time of its file, so
+//! that a process that waits can tell a lock that is kept from one that many need.
 //!
 //! qmpin 0.1.0 locks the folder. While there is a lease of it, that lock is taken as well, but a process that
 //! keeps it for long is not waited for: it may be anyone's.
@@ -253,7 +253,7 @@ impl Patience {
     }
 }
 
-/// Tries again and again, until there is something or the patience is at its end: then how long that was. `taken_at`
+/// Tries again and again, until there is something or the patience is over: then how long that was. `taken_at`
 /// changes each time that another process has got it.
 fn wait<T, S: PartialEq>(
     patience: Patience,

@@ -115,7 +115,7 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
-    /// It was applied, and a second look at it failed.
+    /// It was applied, and could not be checked a second time.
     #[error("could not check all threads again")]
     Look(#[from] PassError),
     /// The rest of the host could not be dealt with.
@@ -161,7 +161,7 @@ fn still_runs(unknown: Option<&ReadError>) -> &'static str {
 }
 
 impl StartError {
-    /// A look that failed before anything was applied.
+    /// A pass that failed before anything was applied.
     pub(crate) fn before_the_first_write(vm: VmName, error: PassError) -> StartError {
         match error {
             PassError::OtherName { process, other } => StartError::OtherName { vm, process, other },

@@ -1,7 +1,7 @@
 //! One attached VM: what is known of it, and the walk *discover → plan → apply*. `start` walks it for
-//! the first time, `look` again and again, `finish` restores.
+//! the first time, `pass` again and again, `finish` restores.
 //!
-//! The order is what keeps the host safe: lock, look, plan, lease, journal, and only then the first
+//! The order is what keeps the host safe: lock, discover, plan, lease, journal, and only then the first
 //! write. Everything that can refuse, refuses before that.
 
 pub mod adopt;
@@ -328,7 +328,7 @@ impl<'a> Attachment<'a> {
         Ok(learnt)
     }
 
-    /// Looks afresh and mends what is not as planned.
+    /// Reads the VM again and corrects what is not as planned.
     ///
     /// # Errors
     /// [`PassError`]. That there is no new plan is none: the plan in force stays in force.

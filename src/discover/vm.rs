@@ -93,7 +93,7 @@ impl FirstSight {
         self.process.get().ok_or_else(none)
     }
 
-    /// Reads the lines of the threads seen, and looks now and then whether QEMU has answered.
+    /// Reads the lines of the threads seen, and checks now and then whether QEMU has answered.
     async fn survey(&self, root: &SysRoot) -> Option<Survey> {
         let mut survey = Survey::begin(root, self.process.get()?.pid).ok()?;
         let tids = self.before.borrow().clone();

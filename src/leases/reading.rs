@@ -96,7 +96,7 @@ pub(super) fn text(lease: &Lease) -> Result<Vec<u8>, serde_json::Error> {
 #[must_use]
 pub(super) fn salvage(text: &str) -> Salvaged {
     let found = RefCell::new(Map::new());
-    // That the text is cut off is an error at its end; what came before it is there.
+    // That the text is cut off is an error when it is reached; what came before it is there.
     let mut whole = serde_json::Deserializer::from_str(text);
     if Members(&found).deserialize(&mut whole).is_err() {
         tracing::trace!("a lease is cut off");

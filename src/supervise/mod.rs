@@ -1,7 +1,7 @@
 //! *supervise*: the walk in a loop, for one VM.
 //!
 //! ```text
-//!   events (select!) ──▶ state::handle ──▶ effects ──▶ attachment: look, ask, restore
+//!   events (select!) ──▶ state::handle ──▶ effects ──▶ attachment: pass, ask, restore
 //! ```
 //!
 //! `sources` has what can wake it; `run` makes events of that and carries out effects; `state` decides;

@@ -63,7 +63,7 @@ pub(super) fn log_threads<V: Named>(
     }
 }
 
-/// What the kernel would not do at this look, in sentences: it is tried again at the next.
+/// What the kernel would not do in this pass, in sentences: it is tried again in the next.
 pub(super) fn refusals(report: &PassReport) -> BTreeSet<String> {
     let VmReport { partition, affinity, priority, .. } = &report.knobs;
     let threads = affinity.applied.iter().filter_map(Applied::refusal);

@@ -25,7 +25,7 @@ const LOSSES_MAX: u32 = 20;
 /// The most the gap is doubled to.
 const LOSSES_GAP_MAX: Duration = Duration::from_secs(5);
 
-/// Between two looks at the host for other VMs' sake.
+/// Between two checks of the host because other VMs have changed.
 const NEIGHBOURS_GAP: Duration = Duration::from_secs(1);
 
 /// What the last questions have come to.
@@ -78,7 +78,7 @@ impl Pace {
     }
 }
 
-/// Looks at the host for other VMs' sake: the first at once, then one a second.
+/// Checks of the host because other VMs have changed: the first at once, then one a second.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct ForNeighbours {
     last: Option<Instant>,

@@ -37,9 +37,9 @@ use crate::watch::{LeaseChanges, NewThreads, SlowTimer};
 
 /// Between two signs of life while the worker is busy.
 const BEAT: Duration = Duration::from_secs(1);
-/// A look waits this long for further hints: a hotplugged thread is not alone.
+/// A pass waits this long for further hints: a hotplugged thread is not alone.
 const LOOK_DELAY: Duration = Duration::from_millis(1);
-/// Two looks are at least this far apart, however many hints there are.
+/// Two passes are at least this far apart, however many hints there are.
 const LOOK_GAP: Duration = Duration::from_millis(20);
 
 /// How it ended.

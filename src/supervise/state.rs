@@ -2,17 +2,17 @@
 //! no clock, no I/O.
 //!
 //! ```text
-//!            a hint                      look: all known            nothing
-//!   Watching ────────▶ LookSoon ─▶ Look ─────────────────▶ Watching
+//!            a hint                      pass: all known            nothing
+//!   Watching ────────▶ PassSoon ─▶ Pass ─────────────────▶ Watching
 //!      ▲                             │ a thread QMP must name
 //!      │                             ▼
-//!      └───── Look ◀──── Roles ◀── AskSoon ─▶ Ask
+//!      └───── Pass ◀──── Roles ◀── AskSoon ─▶ Ask
 //!
 //!   anywhere: QEMU has ended, or we are asked to stop ─▶ Finish
 //! ```
 //!
 //! Hints are coalesced: any number of them before a pass is one pass. Asking goes on in the
-//! background, since Proxmox may hold the socket for long; looks go on meanwhile.
+//! background, since Proxmox may hold the socket for long; passes go on meanwhile.
 
 use crate::attachment::reports::Noticed;
 
@@ -25,7 +25,7 @@ pub(crate) enum Event {
     PassDue,
     /// The delay of a question is over.
     AskDue,
-    /// A look is done.
+    /// A pass is done.
     Passed(Noticed),
     /// QEMU has answered, and it made sense.
     Answered,
@@ -66,9 +66,9 @@ pub(crate) enum Liveness {
 /// Something to do.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Effect {
-    /// Look after a short delay, in which further hints join.
+    /// A pass after a short delay, in which further hints join.
     PassSoon,
-    /// Look now: scan, plan if need be, compare, mend.
+    /// A pass now: scan, plan if need be, compare, correct.
     Pass,
     /// Ask after a delay that keeps questions rare.
     AskSoon,
@@ -116,7 +116,7 @@ impl State {
         match event {
             Event::QemuEnded => self.finish(Ending::QemuEnded),
             Event::Stop => self.finish(Ending::Asked),
-            // The slow timer looks at once: nothing will join it.
+            // The slow timer causes a pass at once: nothing will join it.
             Event::Hint(Hint::Timer) => vec![Effect::Pass],
             Event::Hint(Hint::Device) => {
                 let mut effects = self.pass_soon();
@@ -154,7 +154,7 @@ impl State {
                 }
                 effects
             }
-            // Events were lost in between, so look; a channel lost is tried for again.
+            // Events were lost in between, so a pass follows; a lost channel is tried for again.
             Event::ChannelChanged(Liveness::Live) => self.ask_soon(),
             Event::ChannelChanged(Liveness::Leases) => {
                 let mut effects = self.pass_soon();

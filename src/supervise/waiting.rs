@@ -39,7 +39,7 @@ use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 use crate::watch::{Exit, LeaseChanges};
 
-/// Between two looks at what has no events: policy files, online CPUs, the VM's cgroup.
+/// Between two checks of what has no events: policy files, online CPUs, the VM's cgroup.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// Several leases often change at the same moment.
 const LEASES_SETTLE: Duration = Duration::from_millis(100);

@@ -1,5 +1,5 @@
 //! *watch*: what wakes the supervisor because something may have changed. All of it is hints; the truth
-//! is a fresh look.
+//! is a new pass.
 //!
 //! ```text
 //!   new_threads.rs  a thread of the VM was created   process connector, filtered in the kernel

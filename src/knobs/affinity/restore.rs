@@ -9,7 +9,7 @@
 //! ```
 //!
 //! It needs no policy, no QMP and no VM, and may run twice. A thread created while it works inherits from
-//! threads not yet restored, so it looks again until there is nothing left to do.
+//! threads not yet restored, so it lists them again until there is nothing left to do.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -225,7 +225,7 @@ fn put_back(
     Ok(report)
 }
 
-/// The threads to look at, in the order they were written: the main thread first, so that what is created
+/// The threads to check, in the order they were written: the main thread first, so that what is created
 /// from then on is created right.
 fn living(
     root: &SysRoot,

@@ -1,5 +1,5 @@
 //! Takes the VM's core-scheduling cookie from its threads, from the journal alone. A thread that is created
-//! meanwhile has that of its maker, so it looks again until there is none.
+//! meanwhile has that of the thread that created it, so they are listed again until none has one.
 
 use crate::discover::tasks::LOOKS_MAX;
 use crate::discover::{Grips, tasks};

@@ -191,7 +191,7 @@ pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> 
     wish(Knob::Partition, slices::plan::units(view, wants.slices(), &original));
     wish(Knob::Partition, slices::plan::users(view, wants.slices(), &original));
     wish(Knob::Partition, slices::plan::drop_ins(view, wants, memory));
-    // Told before interrupts are moved, or it moves them back.
+    // It is configured before interrupts are moved, or it moves them back.
     wish(Knob::Irqs, irqbalance::plan::wishes(view, wants, &original));
     let mut irqs = irqs::wishes(view, wants, &original);
     irqs.retain(|(place, _)| !irqbalance::plan::has_placed(view, wants, memory, place));

@@ -39,7 +39,7 @@ const ENDING_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long systemd has to take down the unit of a VM that has ended. It takes milliseconds.
 const PRUNING_LIMIT: Duration = Duration::from_secs(2);
-/// Between two looks whether it has.
+/// Between two checks whether it has.
 const PRUNING_PAUSE: Duration = Duration::from_millis(10);
 
 /// What came of it.

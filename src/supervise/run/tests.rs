@@ -274,7 +274,7 @@ async fn flood_of_new_threads_costs_a_pass_each_twenty_milliseconds_and_starves_
         // How many depends on the budget, which a slow machine uses up sooner.
         assert!((2..=60).contains(&passes.len()), "{}", passes.len());
         for pair in passes.windows(2) {
-            // Less the step of the clock with which the test looks.
+            // Less the step of the clock with which the test reads it.
             let gap = pair[1] - pair[0] + Duration::from_millis(1);
             assert!(gap >= LOOK_GAP, "{gap:?}");
         }

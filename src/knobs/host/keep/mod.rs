@@ -53,12 +53,12 @@ use crate::threads::ThreadKey;
 
 /// How often kernel threads are looked at after the last VM. A thread is created in microseconds.
 const PASSES_MAX: usize = 4;
-/// Of so many looks, one searches all of `/proc` for kernel threads: by default, one in a minute.
+/// Of so many passes, one searches all of `/proc` for kernel threads: by default, one in a minute.
 const LOOKS_PER_SCAN: u32 = 12;
 /// How long one pass of another supervisor may take. On a host of hundreds of CPUs with tens of VMs it takes seconds, and
 /// where several make one at the same time, each of them takes longer.
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
-/// Between two looks at whether irqbalance does again what it did before.
+/// Between two checks whether irqbalance does again what it did before.
 const IRQBALANCE_PAUSE: Duration = Duration::from_millis(250);
 
 /// Why the rest of the host could not be dealt with.
@@ -289,7 +289,7 @@ impl HostKnobs {
                 self.refused.insert(place.clone(), to.clone());
             }
         }
-        // An attached VM's supervisor looks again; the last one has to report what it leaves.
+        // An attached VM's supervisor tries again; the last one has to report what it leaves.
         if !wants.is_empty() {
             applied.retain(|one| !matches!(one.step, HostStep::Later { .. }));
         }

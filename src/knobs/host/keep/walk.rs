@@ -32,7 +32,7 @@ impl HostKnobs {
         if is_due || wants.is_empty() { KthreadScan::All } else { KthreadScan::Children }
     }
 
-    /// Looks at the host, and carries out the steps about systemd, or all others. `None`: there is nothing that
+    /// Reads the host, and carries out the steps about systemd, or all others. `None`: there is nothing that
     /// qmpin has to do with.
     pub(super) fn pass(
         &mut self,

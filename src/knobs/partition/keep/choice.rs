@@ -110,7 +110,7 @@ impl Partition {
         !self.refused.is_empty()
     }
 
-    /// Looks whether the choice would be another one now. It reads, and writes nothing.
+    /// Returns whether the choice would be another one now. It reads, and writes nothing.
     pub(crate) fn would_choose_anew(
         &mut self,
         ground: Ground<'_>,

@@ -151,7 +151,7 @@ impl Partition {
             },
             _ => true,
         });
-        // Threads are created into other groups than theirs; all else was as planned, and is an external change.
+        // Threads are created in other groups than those they belong to; all else was as planned, and is an external change.
         let mut is_changed = steps.iter().any(|step| !matches!(step, PartitionStep::Move { .. }));
         let is_kept = steps.is_empty();
         let mut written = steps.len();
