@@ -9,13 +9,14 @@ use qmpin::attachment::Attachment;
 use qmpin::attachment::reports::PassReport;
 use qmpin::attachment::settings::{Follow, Settings};
 use qmpin::cpuset::CpuSet;
-use qmpin::discover::VmLocation;
-use qmpin::ids::Tid;
+use qmpin::discover::{VmLocation, process_key};
+use qmpin::ids::{Pid, Tid};
 use qmpin::leases::Lease;
 use qmpin::plan::{Finding, Verdict};
 use qmpin::policy::{Level, Policy, Sourced};
 use qmpin::qmp::Limits;
 use qmpin::sched::Sched as _;
+use qmpin::sysroot::SysRoot;
 use serde_json::Value;
 
 use crate::support::host_world::picture_of;
@@ -24,6 +25,8 @@ use crate::support::made_up::{BOOT, World, set};
 use crate::support::qmp_peer::{Peer, cpu, iothread, run};
 
 const VCPUS: usize = 4;
+/// Whether its QEMU lives; its lease has not changed.
+const READS_PER_NEIGHBOUR_MAX: u64 = 3;
 /// Numbers that no thread of this machine has (`/proc/sys/kernel/pid_max` is 4194304 at most).
 const FIRST_VCPU: i32 = 5_000_000;
 const IOTHREAD: i32 = FIRST_VCPU + 100;
@@ -311,4 +314,48 @@ async fn partition_that_the_kernel_refuses_is_undone_and_units_are_limited_inste
     assert!(restored.is_complete(), "{restored:?}");
     assert_eq!(guest.picture(), before);
     assert_eq!(guest.files(), [""; 0]);
+}
+
+/// How many times this thread has read from a file.
+fn reads() -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/io").expect("counted");
+    let line = text.lines().find_map(|line| line.strip_prefix("syscr: ")).expect("reads");
+    line.parse().expect("a number")
+}
+
+/// What one supervisor reads while nothing happens, beside so many others. What a kernel takes for it is measured on the test
+/// host (`cost`).
+#[tokio::test]
+async fn what_a_supervisor_reads_hardly_grows_with_its_neighbours() {
+    let guest = Guest::new();
+    let (mut attachment, _) = Box::pin(guest.attach(Level::Exclusive)).await;
+    attachment.isolate().expect("a choice");
+    let init = process_key(&SysRoot::live(), Pid(1)).expect("it lives");
+    let mut cost = Vec::new();
+    for neighbours in [1, 5, 10, 30] {
+        for number in 0..neighbours {
+            let vm = format!("{}", 200 + number).parse().expect("a name");
+            let lease = Lease {
+                exclusive: set("23"),
+                emulator: set("0-11"),
+                iothreads: set("0-11"),
+                ..Lease::new(vm, BOOT.to_owned(), init)
+            };
+            guest.world.state.write_lease(&lease).expect("written");
+        }
+        let mut tick = || {
+            attachment.check_host().expect("checked");
+            attachment.pass().expect("a pass");
+        };
+        // What has changed, once.
+        tick();
+        tick();
+        let before = reads();
+        tick();
+        cost.push((neighbours, reads() - before));
+    }
+    let [(_, one), .., (_, thirty)] = cost.as_slice() else { panic!("{cost:?}") };
+    println!("reads in a turn of the slow timer, by neighbours: {cost:?}");
+    assert!((thirty - one) / 29 <= READS_PER_NEIGHBOUR_MAX, "{cost:?}");
+    assert!(attachment.finish().expect("restored").is_complete());
 }
