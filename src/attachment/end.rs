@@ -37,7 +37,7 @@ const PATIENCE: Patience = Patience {
     total: Duration::from_secs(300),
 };
 
-/// Between two checks whether it has ended, or at whether a lock is free.
+/// Between two checks whether it has ended, or whether a lock is free.
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Whether there was a supervisor.
