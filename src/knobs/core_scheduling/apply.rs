@@ -27,7 +27,7 @@ impl Step for CookieStep {
     fn carry_out(&self, bench: &mut Bench<'_>) -> io::Result<Option<Cookie>> {
         match self {
             CookieStep::Make => make(bench).map(Some),
-            CookieStep::Clear(thread) => clear(bench, *thread).map(|()| None),
+            CookieStep::Clear(thread) => clear(bench, *thread).map(|_| None),
         }
     }
 
@@ -52,19 +52,19 @@ fn make(bench: &Bench<'_>) -> io::Result<Cookie> {
     sched.cookie(main.tid)?.ok_or_else(|| io::Error::other("it has none all the same"))
 }
 
-/// Takes the cookie from one thread of the VM; one that has ended has none.
+/// Takes the cookie from one thread of the VM. Returns whether it lives.
 ///
 /// # Errors
 /// What the kernel said.
-pub(crate) fn clear(bench: &Bench<'_>, thread: ThreadKey) -> io::Result<()> {
+pub(crate) fn clear(bench: &Bench<'_>, thread: ThreadKey) -> io::Result<bool> {
     if !bench.has(thread).map_err(|error| error.source)? {
-        return Ok(());
+        return Ok(false);
     }
     let cleared = bench.sched.clear_cookie(thread.tid);
     match cleared.and_then(|()| bench.sched.cookie(thread.tid)) {
-        Ok(None) => Ok(()),
+        Ok(None) => Ok(true),
         Ok(Some(_)) => Err(io::Error::other("it has one all the same")),
-        Err(error) if is_gone(&error) => Ok(()),
+        Err(error) if is_gone(&error) => Ok(false),
         Err(error) => Err(error),
     }
 }

@@ -35,8 +35,9 @@ pub(crate) fn clear_cookies(
             let none = ItsCookie(None);
             match sched.cookie(thread.tid) {
                 Ok(Some(cookie)) if memory.is_ours(cookie) => {
-                    is_changed = true;
-                    report.note(thread, none, clear(&bench, thread).map(|()| true));
+                    let cleared = clear(&bench, thread);
+                    is_changed |= cleared.is_ok();
+                    report.note(thread, none, cleared);
                 }
                 Ok(Some(cookie)) => {
                     let found = ItsCookie(Some(cookie));
