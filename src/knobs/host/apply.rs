@@ -67,10 +67,12 @@ pub fn carry_out_host(
     let mut writer = HostWriter { root, sched, online: *online, limits };
     let mut applied = Vec::new();
     for some in [of_units, others] {
-        applied.extend(carry_out(&mut writer, some));
+        // Before systemd reloads, which takes long: a thread may have ended by then.
+        let some = carry_out(&mut writer, some).into_iter();
+        applied.extend(some.map(|one| with_facts(root, one)));
         writer.limits.clean_up();
     }
-    applied.into_iter().map(|one| with_facts(root, one)).collect()
+    applied
 }
 
 /// What one step is carried out with.
