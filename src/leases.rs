@@ -151,11 +151,11 @@ impl StateDir {
         {
             return Ok(Some(lease.clone()));
         }
-        known().remove(vm);
         let lease = self.read_lease(vm)?;
-        if let Some(lease) = &lease {
-            known().insert(vm.clone(), (now, lease.clone()));
-        }
+        match &lease {
+            Some(lease) => known().insert(vm.clone(), (now, lease.clone())),
+            None => known().remove(vm),
+        };
         Ok(lease)
     }
 
