@@ -145,7 +145,7 @@ impl Attachment<'_> {
         let Known { host, settings, boot_id, .. } = &self.known;
         // Each supervisor's timer ticks at another time, so one in two or more finds it done.
         let within = settings.policy.vm.check_interval.value / 2;
-        match self.host_knobs.is_due(host.root, &settings.state, boot_id, within) {
+        match self.host_knobs.is_due(host.root, &settings.state, boot_id, within, Instant::now()) {
             Due::Now(_lock) => self.reconcile_host().map(Box::new).map(Checked::Done),
             Due::Soon => Ok(Checked::Busy),
             Due::NotYet => Ok(Checked::Kept),

@@ -187,13 +187,14 @@ impl HostKnobs {
     }
 
     /// Whether the host is to be compared with the leases now: not where a supervisor, this or another, has done so less
-    /// than `within` ago, nor while one is at it. With many VMs, most only ask.
+    /// than `within` ago, nor while one is at it. With many VMs, most only ask. `now` is when it is asked.
     pub fn is_due(
         &mut self,
         root: &SysRoot,
         state: &StateDir,
         boot_id: &str,
         within: Duration,
+        now: Instant,
     ) -> Due {
         if self.irqbalances.is_any_waited_for() {
             return Due::Now(None);
@@ -210,12 +211,12 @@ impl HostKnobs {
         }
         let lock = state.try_lock_check().unwrap_or_default();
         if lock.is_none() {
-            let (since, then) = self.busy.get_or_insert_with(|| (Instant::now(), last.clone()));
+            let (since, then) = self.busy.get_or_insert_with(|| (now, last.clone()));
             if *then != last {
-                (*since, *then) = (Instant::now(), last);
+                (*since, *then) = (now, last);
             }
             // One that has not come to the end of a pass for so long hangs.
-            if since.elapsed() < CHECK_LIMIT {
+            if now.duration_since(*since) < CHECK_LIMIT {
                 return Due::Soon;
             }
         }
