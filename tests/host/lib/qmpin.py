@@ -105,7 +105,7 @@ class Follower:
 
     def moved(self, now: dict[tuple[int, int], threads.Thread], kernel: bool = True) -> list[str]:
         """Every thread of the host, of no attached VM, that is not where it was before; without the KERNEL's own, those alone that
-        are of processes.
+        are of processes. Rescuers do not count: the kernel moves them as they help (see lib/state.py).
         """
         attached = leased()
         # The kernel takes an offline CPU out of some masks by itself.
@@ -118,6 +118,7 @@ class Follower:
             and not same(now[key], then)
             and vm_of(then) not in attached
             and not threads.is_qmpin(then)
+            and not threads.is_rescuer(then)
             and (kernel or not then.kernel)
         ]
 
