@@ -190,16 +190,19 @@ class Vm:
             path.unlink(missing_ok=True)
 
     def _left_in_scope(self) -> str:
-        """Who keeps the scope, and what systemd thinks of it."""
+        """Who keeps the scope, where in the kernel they are, and what systemd thinks of it."""
         try:
             tids = [int(tid) for tid in (self.cgroup / "cgroup.threads").read_text().split()]
         except OSError as error:
             return str(error)
-        states = [
-            next(line for line in Path(f"/proc/{tid}/status").read_text().splitlines() if line.startswith("State:"))
-            for tid in tids
-            if Path(f"/proc/{tid}").exists()
-        ]
+        states = []
+        for tid in tids:
+            try:
+                status, stack = (Path(f"/proc/{tid}", name).read_text().splitlines() for name in ("status", "stack"))
+            except OSError as error:  # it has ended meanwhile
+                states.append(str(error))
+                continue
+            states += [line for line in status if line.startswith("State:")] + stack
         unit = subprocess.run(["systemctl", "show", self.scope, "-p", "ActiveState,SubState,Job"], capture_output=True, text=True)
         return f"threads {tids} in states {states}; {unit.stdout.split()}"
 
