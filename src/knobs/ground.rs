@@ -2,7 +2,6 @@
 
 use crate::cgroups::Cgroups;
 use crate::ids::VmName;
-use crate::knobs::host::apply::HostBench;
 use crate::leases::StateDir;
 use crate::sched::Sched;
 use crate::sysroot::SysRoot;
@@ -20,15 +19,6 @@ pub struct Host<'a> {
     pub cgroups: &'a (dyn Cgroups + Sync),
     /// systemd.
     pub units: &'a (dyn Units + Sync),
-}
-
-impl<'a> Host<'a> {
-    /// What steps on places of the host are carried out with.
-    #[must_use]
-    pub fn bench(self) -> HostBench<'a> {
-        let Host { root, sched, cgroups, units } = self;
-        HostBench { root, sched, cgroups, units }
-    }
 }
 
 /// One attached VM on its machine.

@@ -3,11 +3,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::{fs, io};
 
-use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::discover::{present_cpus, tasks};
 use crate::journal::JournalError;
 use crate::knobs::execute::{Applied, Step, carry_out, make_durable};
+use crate::knobs::ground::Host;
 use crate::knobs::host::irqbalance::apply as irqbalance;
 use crate::knobs::host::journal::HostJournal;
 use crate::knobs::host::kernel_threads;
@@ -18,35 +18,20 @@ use crate::knobs::host::settle::settle;
 use crate::knobs::host::slices::apply::Limits;
 use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_place;
-use crate::sched::Sched;
 use crate::sysroot::SysRoot;
-use crate::systemd::Units;
-
-/// The host, by its seams.
-#[derive(Clone, Copy)]
-pub struct HostBench<'a> {
-    /// Files.
-    pub root: &'a SysRoot,
-    /// Affinity calls.
-    pub sched: &'a dyn Sched,
-    /// The cgroup tree.
-    pub cgroups: &'a dyn Cgroups,
-    /// systemd.
-    pub units: &'a dyn Units,
-}
 
 /// Carries out the steps in their order.
 ///
 /// # Errors
 /// [`JournalError`] where the undo could not be made durable; then nothing was written.
 pub fn apply_host(
-    bench: HostBench<'_>,
+    host: Host<'_>,
     online: &CpuSet,
     journal: &mut HostJournal,
     steps: Vec<HostStep>,
 ) -> Result<Vec<HostApplied>, JournalError> {
     make_durable(journal, None, &steps)?;
-    let mut applied = carry_out_host(bench, online, steps);
+    let mut applied = carry_out_host(host, online, steps);
     journal.append(settle(journal.memory(), &mut applied))?;
     Ok(applied)
 }
@@ -54,17 +39,13 @@ pub fn apply_host(
 /// Carries out steps whose undo is durable. Where they are about systemd or irqbalance it may take long: no lock
 /// should be held then.
 #[must_use]
-pub fn carry_out_host(
-    bench: HostBench<'_>,
-    online: &CpuSet,
-    steps: Vec<HostStep>,
-) -> Vec<HostApplied> {
-    let HostBench { root, sched, cgroups, units } = bench;
+pub fn carry_out_host(host: Host<'_>, online: &CpuSet, steps: Vec<HostStep>) -> Vec<HostApplied> {
     // Units first, and all of them: some kernels change threads' masks with them.
     let (of_units, others): (Vec<HostStep>, Vec<HostStep>) =
         steps.into_iter().partition(|step| step.place().limited_cgroup().is_some());
+    let Host { root, cgroups, units, .. } = host;
     let limits = Limits::new(root, cgroups, units, present_cpus(root) | *online);
-    let mut writer = HostWriter { root, sched, online: *online, limits };
+    let mut writer = HostWriter { host, online: *online, limits };
     let mut applied = Vec::new();
     for some in [of_units, others] {
         // Before systemd reloads, which takes long: a thread may have ended by then.
@@ -77,8 +58,7 @@ pub fn carry_out_host(
 
 /// What one step is carried out with.
 pub struct HostWriter<'a> {
-    root: &'a SysRoot,
-    sched: &'a dyn Sched,
+    host: Host<'a>,
     online: CpuSet,
     limits: Limits<'a>,
 }
@@ -127,8 +107,8 @@ fn with_facts(root: &SysRoot, Applied { step, outcome }: Applied<HostStep>) -> H
 
 impl HostWriter<'_> {
     fn write(&mut self, place: &Place, to: &Value) -> HostOutcome {
-        let HostWriter { root, sched, online, limits } = self;
-        let (root, sched) = (*root, *sched);
+        let Host { root, sched, .. } = self.host;
+        let HostWriter { online, limits, .. } = self;
         if let (Place::Irqbalance(process), Value::Cpus(banned)) = (place, to) {
             return irqbalance::write(root, online, *process, banned);
         }

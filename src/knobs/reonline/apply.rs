@@ -81,7 +81,7 @@ pub fn cycle(
     let mut carry_out = |steps| {
         // Compared on none, all CPUs would look as they should be.
         let online = online_cpus(root).unwrap_or_else(|_| present_cpus(root));
-        apply_host(host.bench(), &online, journal, steps)
+        apply_host(host, &online, journal, steps)
     };
     let place = switch(cpu);
     let [off, on] = ["0", "1"].map(|word| Value::Word(word.to_owned()));

@@ -220,7 +220,7 @@ pub(crate) fn bring_back(
     let mut journal = HostJournal::open(&path, boot_id)?;
     let steps = switches_back(host, journal.memory());
     let online = online_cpus(host.root)?;
-    for applied in apply_host(host.bench(), &online, &mut journal, steps)? {
+    for applied in apply_host(host, &online, &mut journal, steps)? {
         if let Some(sentence) = host_refusal(&applied) {
             tracing::warn!("{sentence}");
         } else {

@@ -86,12 +86,12 @@ impl HostKnobs {
         records.extend(preferences(&view, &steps));
         journal.append(records)?;
         let (calls, steps): (Vec<_>, Vec<_>) = steps.into_iter().partition(is_call);
-        applied.extend(apply_host(host.bench(), &view.online, &mut journal, steps)?);
+        applied.extend(apply_host(host, &view.online, &mut journal, steps)?);
         if !calls.is_empty() {
             make_durable(&mut journal, None, &calls)?;
             // It may be written anew, or removed, while this process does not hold the lock.
             drop((journal, lock));
-            let mut called = carry_out_host(host.bench(), &view.online, calls);
+            let mut called = carry_out_host(host, &view.online, calls);
             lock = state.lock_host()?;
             journal = self.open(state, boot_id)?;
             journal.append(settle(journal.memory(), &mut called))?;
