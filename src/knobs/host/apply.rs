@@ -118,16 +118,11 @@ impl HostWriter<'_> {
             Ok(None) => return HostOutcome::Gone,
             Err(error) => return HostOutcome::Refused { error },
         }
+        let write =
+            |path: &str, text: String| root.write_value(path, &text).map_err(|error| error.source);
         let written = match (place, to) {
-            (Place::CpuList(path), Value::Cpus(cpus)) => {
-                root.write_value(path, &cpus.to_string()).map_err(|error| error.source)
-            }
-            (Place::CpuList(path) | Place::Word(path), value) => {
-                root.write_value(path, &value.as_written()).map_err(|error| error.source)
-            }
-            (Place::CpuMask(path), Value::Cpus(cpus)) => {
-                root.write_value(path, &cpus.to_cpumask()).map_err(|error| error.source)
-            }
+            (Place::CpuList(path) | Place::Word(path), value) => write(path, value.as_written()),
+            (Place::CpuMask(path), Value::Cpus(cpus)) => write(path, cpus.to_cpumask()),
             (Place::AllowedCpus { unit, cgroup }, Value::Cpus(cpus)) => {
                 limits.set(unit, cgroup, cpus)
             }
