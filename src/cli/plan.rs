@@ -20,9 +20,9 @@ use crate::knobs::host::journal::HostJournal;
 use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
 use crate::knobs::host::places::HostView;
 use crate::knobs::host::step::HostStep;
-use crate::knobs::host::vfio::plan::VfioWant;
 use crate::knobs::partition::keep::would_be;
 use crate::knobs::reonline::cycle::would_take;
+use crate::leases::Lease;
 use crate::plan::{Plan, PlanError, Stay};
 use crate::policy::Knob;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
@@ -132,22 +132,21 @@ fn host_steps(
     plan: &Plan,
     boot_id: &str,
 ) -> Result<(HostView, Vec<HostStep>), Failure> {
-    let mut others = discover::live_leases(&SysRoot::live(), &settings.state, boot_id);
-    others.retain(|lease| lease.vm != settings.vm);
+    let mut leases = discover::live_leases(&SysRoot::live(), &settings.state, boot_id);
+    leases.retain(|lease| lease.vm != settings.vm);
     let policy = &settings.policy.vm;
-    let knobs = policy.wanted_knobs();
-    let mut wants =
-        Wants::of(&others).with(knobs.iter().copied(), plan.exclusive).with_process(process.pid);
-    if knobs.contains(&Knob::Irqs) {
-        let vcpus = plan.held().into_values();
-        let to = policy.vfio_irqs.value;
-        let want = VfioWant::new(to, plan.iothread_cpus, vcpus, plan.exclusive);
-        wants = wants.with_vfio(process, want);
-    }
+    leases.push(Lease {
+        exclusive: plan.exclusive,
+        iothreads: plan.iothread_cpus,
+        vcpus: plan.held().into_iter().collect(),
+        knobs: policy.wanted_knobs(),
+        vfio_irqs: policy.vfio_irqs.value,
+        ..Lease::new(settings.vm.clone(), boot_id.to_owned(), process)
+    });
     let memory = HostJournal::read(&settings.state.host_journal_path(), boot_id)?;
     Ok(crate::knobs::host::keep::host_steps(
         Host { root, sched: &Kernel, cgroups: &CgroupTree::of(root), units: &SystemBus },
-        &wants,
+        &Wants::of(&leases),
         &memory,
         &mut Silent::new(),
     )?)

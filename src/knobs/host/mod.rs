@@ -64,37 +64,30 @@ impl Wants {
     /// What these VMs want of the host together.
     #[must_use]
     pub fn of<'a>(leases: impl IntoIterator<Item = &'a Lease>) -> Wants {
-        leases.into_iter().fold(Wants::default(), |wants, lease| {
-            let mut wants = wants.with(lease.knobs.iter().copied(), lease.exclusive);
+        let mut wants = Wants::default();
+        for lease in leases {
+            let exclusive = lease.exclusive;
             wants.partitions.extend(lease.partition.clone());
             wants.processes.insert(lease.qemu.pid);
             if let Some(cgroup) = &lease.slices {
-                *wants.slices.entry(cgroup.clone()).or_default() |= lease.exclusive;
+                *wants.slices.entry(cgroup.clone()).or_default() |= exclusive;
             }
-            if !lease.knobs.contains(&Knob::Irqs) {
-                return wants;
+            if lease.knobs.contains(&Knob::Irqs) {
+                wants.vfio.insert(lease.qemu, VfioWant::of(lease));
             }
-            let vcpus = lease.vcpus.iter().map(|(_, cpu)| *cpu);
-            let want = VfioWant::new(lease.vfio_irqs, lease.iothreads, vcpus, lease.exclusive);
-            wants.with_vfio(lease.qemu, want)
-        })
-    }
-
-    /// With what one more VM wants.
-    #[must_use]
-    pub fn with(mut self, knobs: impl IntoIterator<Item = Knob>, exclusive: CpuSet) -> Wants {
-        for knob in knobs {
-            let is_exclusion_mask = matches!(knob, Knob::Kthreads | Knob::Partition);
-            if is_exclusion_mask
-                && !exclusive.is_empty()
-                && !self.exclusion_masks.contains(&exclusive)
-            {
-                self.exclusion_masks.push(exclusive);
+            // For no CPU, nothing is wanted.
+            if exclusive.is_empty() {
+                continue;
             }
-            *self.cpus.entry(knob).or_default() |= exclusive;
+            for knob in &lease.knobs {
+                let is_exclusion_mask = matches!(knob, Knob::Kthreads | Knob::Partition);
+                if is_exclusion_mask && !wants.exclusion_masks.contains(&exclusive) {
+                    wants.exclusion_masks.push(exclusive);
+                }
+                *wants.cpus.entry(*knob).or_default() |= exclusive;
+            }
         }
-        self.cpus.retain(|_, cpus| !cpus.is_empty());
-        self
+        wants
     }
 
     /// Whether no VM wants anything.
@@ -126,13 +119,6 @@ impl Wants {
     #[must_use]
     pub fn slices(&self) -> &BTreeMap<String, CpuSet> {
         &self.slices
-    }
-
-    /// With a VM that is about to have a lease.
-    #[must_use]
-    pub fn with_process(mut self, process: Pid) -> Wants {
-        self.processes.insert(process);
-        self
     }
 
     /// Whether it is the process of a VM that is attached.

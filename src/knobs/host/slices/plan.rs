@@ -102,9 +102,12 @@ fn is_beside(unit: &str, vm: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::{Pid, StartTicks};
     use crate::knobs::host::diff::diff;
     use crate::knobs::host::step::HostStep;
     use crate::knobs::host::wishes;
+    use crate::leases::Lease;
+    use crate::threads::ProcessKey;
 
     #[test]
     fn a_unit_is_beside_a_vm_when_it_is_beside_its_path() {
@@ -130,7 +133,13 @@ mod tests {
             ..HostView::default()
         };
         let steps = |wants: &Wants| diff(&view, &wishes(&view, wants, &memory), &memory);
-        let some = Wants::default().with([Knob::Partition], "2-3".parse().expect("a cpulist"));
+        let process = ProcessKey { pid: Pid(7), start: StartTicks(1) };
+        let lease = Lease {
+            exclusive: "2-3".parse().expect("a cpulist"),
+            knobs: [Knob::Partition].into(),
+            ..Lease::new("105".parse().expect("a name"), "this-boot".to_owned(), process)
+        };
+        let some = Wants::of([&lease]);
         assert_eq!(steps(&some), []);
         let back = HostStep::PutBack { place, from: to, to: from };
         assert_eq!(steps(&Wants::default()), [back]);

@@ -2,11 +2,10 @@
 //! not treated as any other: they carry the VM's own work.
 
 use crate::cpuset::CpuSet;
-use crate::ids::CpuId;
+use crate::knobs::host::kept_off;
 use crate::knobs::host::places::VfioIrq;
-use crate::knobs::host::{Wants, kept_off};
+use crate::leases::Lease;
 use crate::policy::VfioIrqs;
-use crate::threads::ProcessKey;
 
 /// What one VM wants of its own devices' interrupts.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -22,15 +21,12 @@ pub struct VfioWant {
 }
 
 impl VfioWant {
-    /// What is wanted, from what a plan or a lease says.
+    /// What is wanted, from what a lease says.
     #[must_use]
-    pub fn new(
-        to: VfioIrqs,
-        iothreads: CpuSet,
-        vcpus: impl IntoIterator<Item = CpuId>,
-        exclusive: CpuSet,
-    ) -> VfioWant {
-        VfioWant { to, iothreads, vcpus: vcpus.into_iter().collect(), exclusive }
+    pub fn of(lease: &Lease) -> VfioWant {
+        let Lease { vfio_irqs: to, iothreads, exclusive, .. } = *lease;
+        let vcpus = lease.vcpus.iter().map(|(_, cpu)| *cpu).collect();
+        VfioWant { to, iothreads, vcpus, exclusive }
     }
 }
 
@@ -55,15 +51,6 @@ pub(crate) fn target(
     wish.or_else(|| kept_off(original, off, online))
 }
 
-impl Wants {
-    /// With what a VM wants of its own devices' interrupts.
-    #[must_use]
-    pub fn with_vfio(mut self, vm: ProcessKey, want: VfioWant) -> Wants {
-        self.vfio.insert(vm, want);
-        self
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,7 +64,8 @@ mod tests {
     fn target_of(to: VfioIrqs, iothreads: &str, local: &str, original: &str) -> Option<CpuSet> {
         let vm = ProcessKey { pid: Pid(7), start: StartTicks(1) };
         let irq = VfioIrq { vm, device: "0000:0a:00.0".to_owned(), local: cpus(local) };
-        let want = VfioWant::new(to, cpus(iothreads), cpus("4-5").iter(), cpus("4-5"));
+        let (iothreads, own) = (cpus(iothreads), cpus("4-5"));
+        let want = VfioWant { to, iothreads, vcpus: own, exclusive: own };
         target(&irq, &want, &cpus(original), &cpus("4-5,8"), &cpus("0-9"))
     }
 
