@@ -13,7 +13,7 @@ pub(crate) fn wishes(
     let off = wants.cpus(Knob::Irqs);
     let wish = |place: &Place| {
         let before = original(place)?.cpus()?;
-        let of_vm = view.vfio.get(place).and_then(|irq| Some((irq, wants.vfio().get(&irq.vm)?)));
+        let of_vm = view.vfio.get(place).and_then(|irq| Some((irq, wants.vfio.get(&irq.vm)?)));
         let cpus = match of_vm {
             Some((irq, want)) => vfio::target(irq, want, &before, &off, &view.online),
             None => kept_off(&before, &off, &view.online),

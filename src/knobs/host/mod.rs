@@ -53,11 +53,17 @@ use crate::threads::ProcessKey;
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Wants {
     cpus: BTreeMap<Knob, CpuSet>,
-    exclusion_masks: Vec<CpuSet>,
-    slices: BTreeMap<String, CpuSet>,
-    partitions: BTreeSet<String>,
-    processes: BTreeSet<Pid>,
-    vfio: BTreeMap<ProcessKey, VfioWant>,
+    /// The CPUs of each VM that are to be kept from kernel threads, or from what the kernel puts them on by
+    /// itself.
+    pub exclusion_masks: Vec<CpuSet>,
+    /// The cgroups of VMs that can have no partition, and their CPUs: systemd excludes others.
+    pub slices: BTreeMap<String, CpuSet>,
+    /// The cgroups that have a partition in them.
+    pub partitions: BTreeSet<String>,
+    /// The processes of VMs that are attached.
+    pub processes: BTreeSet<Pid>,
+    /// What VMs want of the interrupts of their own devices, by their QEMU processes.
+    pub vfio: BTreeMap<ProcessKey, VfioWant>,
 }
 
 impl Wants {
@@ -108,44 +114,6 @@ impl Wants {
         self.cpus.contains_key(&knob)
     }
 
-    /// The CPUs of each VM that are to be kept from kernel threads, or from what the kernel puts them on by
-    /// itself.
-    #[must_use]
-    pub fn exclusion_masks(&self) -> &[CpuSet] {
-        &self.exclusion_masks
-    }
-
-    /// The cgroups of VMs that can have no partition, and their CPUs: systemd excludes others.
-    #[must_use]
-    pub fn slices(&self) -> &BTreeMap<String, CpuSet> {
-        &self.slices
-    }
-
-    /// Whether it is the process of a VM that is attached.
-    #[must_use]
-    pub fn is_attached(&self, process: Pid) -> bool {
-        self.processes.contains(&process)
-    }
-
-    /// Whether the cgroup has a partition in it.
-    #[must_use]
-    pub fn is_partition(&self, cgroup: &str) -> bool {
-        self.partitions.contains(cgroup)
-    }
-
-    /// What VMs want of the interrupts of their own devices, by their QEMU processes.
-    #[must_use]
-    pub fn vfio(&self) -> &BTreeMap<ProcessKey, VfioWant> {
-        &self.vfio
-    }
-
-    /// The same without what VMs want of the interrupts of their own devices, but for these VMs.
-    #[must_use]
-    pub fn with_devices_of_only(mut self, vms: &[ProcessKey]) -> Wants {
-        self.vfio.retain(|vm, _| vms.contains(vm));
-        self
-    }
-
     /// All CPUs that anything is wanted for.
     #[must_use]
     pub fn all_cpus(&self) -> CpuSet {
@@ -174,8 +142,8 @@ pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> 
         wishes.extend(list.into_iter().map(|(place, value)| Wish { knob, place, value }));
     };
     let wanted = |knob| wants.cpus(knob);
-    wish(Knob::Partition, slices::plan::units(view, wants.slices(), &original));
-    wish(Knob::Partition, slices::plan::users(view, wants.slices(), &original));
+    wish(Knob::Partition, slices::plan::units(view, &wants.slices, &original));
+    wish(Knob::Partition, slices::plan::users(view, &wants.slices, &original));
     wish(Knob::Partition, slices::plan::drop_ins(view, wants, memory));
     // It is configured before interrupts are moved, or it moves them back.
     wish(Knob::Irqs, irqbalance::plan::wishes(view, wants, &original));
@@ -184,7 +152,7 @@ pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> 
     wish(Knob::Irqs, irqs);
     // A partition makes the kernel change masks on its own, more than it has to, and not back to what they were.
     let in_partitions =
-        wants.slices().values().fold(wanted(Knob::Partition), |all, cpus| all - *cpus);
+        wants.slices.values().fold(wanted(Knob::Partition), |all, cpus| all - *cpus);
     let off = wanted(Knob::Kthreads) | in_partitions;
     wish(Knob::Kthreads, kthreads::wishes(view, &off, &original));
     wish(Knob::Workqueues, workqueues::wishes(view, &wanted(Knob::Workqueues), &original));

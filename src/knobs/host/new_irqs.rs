@@ -61,7 +61,7 @@ pub fn created_with_exclusion_mask(
     }
     let Some(new) = NewIrqs::of(memory, now, now) else { return Vec::new() };
     let is_irqbalances = |place: &Place| {
-        let want = view.vfio.get(place).and_then(|irq| wants.vfio().get(&irq.vm));
+        let want = view.vfio.get(place).and_then(|irq| wants.vfio.get(&irq.vm));
         !view.irqbalances.is_empty() && want.is_none_or(|want| want.to == VfioIrqs::Leave)
     };
     let unknown =

@@ -1,6 +1,7 @@
 //! When the rest of the host was last compared with the leases, and with what these wanted: one supervisor's pass serves
 //! all. It is the content of `.host.lock`, so that it goes with the last VM.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -25,7 +26,7 @@ pub struct HostPass {
     /// When it began, in ms since the host was booted.
     began_ms: u64,
     /// The VMs that have devices with interrupts.
-    with_devices: Vec<ProcessKey>,
+    with_devices: BTreeSet<ProcessKey>,
     /// What the leases wanted, as a number. Another version of qmpin may have another one, and does a pass of its own.
     wanted: u64,
 }
@@ -76,17 +77,17 @@ pub(crate) struct Begun {
 impl Begun {
     /// It has found, or made, the host as it is wanted.
     pub(crate) fn done(self, wants: &Wants, view: &HostView) -> HostPass {
-        let mut with_devices: Vec<ProcessKey> = view.vfio.values().map(|irq| irq.vm).collect();
-        with_devices.sort_unstable();
-        with_devices.dedup();
+        let with_devices = view.vfio.values().map(|irq| irq.vm).collect();
         let wanted = number(wants.clone(), &with_devices);
         HostPass { began_ms: self.at_ms, with_devices, wanted }
     }
 }
 
-fn number(wants: Wants, with_devices: &[ProcessKey]) -> u64 {
+fn number(mut wants: Wants, with_devices: &BTreeSet<ProcessKey>) -> u64 {
+    // What the others want of interrupts of their own devices makes no difference.
+    wants.vfio.retain(|vm, _| with_devices.contains(vm));
     let mut hasher = DefaultHasher::new();
-    wants.with_devices_of_only(with_devices).hash(&mut hasher);
+    wants.hash(&mut hasher);
     hasher.finish()
 }
 

@@ -57,7 +57,7 @@ pub fn read_host_view(
         let place = Place::CpuMask("sys/devices/virtual/workqueue/cpumask".to_owned());
         reader.view.workqueues = reader.take(place);
     }
-    for cgroup in wants.slices().keys() {
+    for cgroup in wants.slices.keys() {
         reader.units(cgroup, wants);
     }
     for cpu in wants.cpus(Knob::Power).iter() {
@@ -161,7 +161,7 @@ impl Reader<'_> {
             self.view.irqs.extend(place);
         }
         self.view.irq_nodes = irq_nodes(self.root, &self.view.irqs);
-        for vm in wants.vfio().keys() {
+        for vm in wants.vfio.keys() {
             self.view.vfio.extend(vfio_irqs(self.root, *vm));
         }
     }
@@ -195,7 +195,7 @@ impl Reader<'_> {
     fn units(&mut self, cgroup: &str, wants: &Wants) {
         for place in beside::groups_beside(&CgroupTree::of(self.root), cgroup) {
             let Some(cgroup) = place.limited_cgroup() else { continue };
-            if !wants.is_partition(cgroup) && !self.view.units.contains(&place) {
+            if !wants.partitions.contains(cgroup) && !self.view.units.contains(&place) {
                 let place = self.take(place);
                 self.view.units.extend(place);
             }
@@ -250,5 +250,5 @@ impl Reader<'_> {
 
 /// Whether a kernel thread of this name works for a VM that is attached.
 fn serves_attached(comm: &str, wants: &Wants) -> bool {
-    kernel_threads::serves(comm).is_some_and(|(_, process)| wants.is_attached(process))
+    kernel_threads::serves(comm).is_some_and(|(_, process)| wants.processes.contains(&process))
 }

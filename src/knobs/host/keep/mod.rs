@@ -148,7 +148,7 @@ impl HostKnobs {
             let value = view.values.get(place)?.clone();
             Some(HostRecord::Original { place: place.clone(), value })
         }));
-        records.extend(wants.exclusion_masks().iter().copied().map(HostRecord::Off));
+        records.extend(wants.exclusion_masks.iter().copied().map(HostRecord::Off));
         Ok(journal.append(records)?)
     }
 

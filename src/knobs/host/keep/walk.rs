@@ -50,11 +50,11 @@ impl HostKnobs {
         if wants.is_empty() && !journal.exists() {
             return Ok(None);
         }
-        let is_about_units = !wants.slices().is_empty() || journal.memory().has_units();
+        let is_about_units = !wants.slices.is_empty() || journal.memory().has_units();
         if which == Which::Units && !is_about_units {
             return Ok(Some(Pass::default()));
         }
-        if !wants.slices().is_empty() && !journal.memory().has_units() {
+        if !wants.slices.is_empty() && !journal.memory().has_units() {
             let vms: Vec<Pid> = leases.iter().map(|lease| lease.qemu.pid).collect();
             journal.append(own_masks(host, &vms))?;
         }
@@ -66,7 +66,7 @@ impl HostKnobs {
         let view = read_host_view(host.root, host.sched, &wants, journal.memory(), scan)?
             .with_irqbalances(asked.to_vec());
         untold.extend(self.irqbalances.saw(&view));
-        journal.append(wants.exclusion_masks().iter().copied().map(HostRecord::Off).collect())?;
+        journal.append(wants.exclusion_masks.iter().copied().map(HostRecord::Off).collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), &wants))?;
         journal.append(created_with_exclusion_mask(&view, &wants, journal.memory()))?;
         journal.append(relimited(&view, journal.memory()))?;
