@@ -32,10 +32,11 @@ pub struct HostPass {
 }
 
 impl HostPass {
-    /// A pass that begins now.
-    #[must_use]
-    pub(crate) fn begin() -> Begun {
-        Begun { at_ms: now_ms() }
+    /// One that began at `began_ms`, and has found, or made, the host as it is wanted.
+    pub(crate) fn done(began_ms: u64, wants: &Wants, view: &HostView) -> HostPass {
+        let with_devices = view.vfio.values().map(|irq| irq.vm).collect();
+        let wanted = number(wants.clone(), &with_devices);
+        HostPass { began_ms, with_devices, wanted }
     }
 
     /// Reads what the last one has left; `None`: there was none, or it is not known.
@@ -69,20 +70,6 @@ impl HostPass {
     }
 }
 
-/// A pass that is under way.
-pub(crate) struct Begun {
-    at_ms: u64,
-}
-
-impl Begun {
-    /// It has found, or made, the host as it is wanted.
-    pub(crate) fn done(self, wants: &Wants, view: &HostView) -> HostPass {
-        let with_devices = view.vfio.values().map(|irq| irq.vm).collect();
-        let wanted = number(wants.clone(), &with_devices);
-        HostPass { began_ms: self.at_ms, with_devices, wanted }
-    }
-}
-
 fn number(mut wants: Wants, with_devices: &BTreeSet<ProcessKey>) -> u64 {
     // What the others want of interrupts of their own devices makes no difference.
     wants.vfio.retain(|vm, _| with_devices.contains(vm));
@@ -91,7 +78,8 @@ fn number(mut wants: Wants, with_devices: &BTreeSet<ProcessKey>) -> u64 {
     hasher.finish()
 }
 
-fn now_ms() -> u64 {
+/// The time since the host was booted, in ms.
+pub(crate) fn now_ms() -> u64 {
     let now = clock_gettime(ClockId::Boottime);
     let (seconds, nanoseconds) = (u64::try_from(now.tv_sec), u64::try_from(now.tv_nsec));
     seconds.unwrap_or(0) * 1000 + nanoseconds.unwrap_or(0) / 1_000_000
@@ -123,7 +111,7 @@ mod tests {
         let irq = VfioIrq { vm: leases[0].qemu, device: String::new(), local: CpuSet::EMPTY };
         let mut view = HostView::default();
         view.vfio.insert(Place::CpuList("proc/irq/9/smp_affinity_list".to_owned()), irq);
-        let pass = HostPass::begin().done(&Wants::of(&leases), &view);
+        let pass = HostPass::done(now_ms(), &Wants::of(&leases), &view);
         assert!(pass.went_by(&leases));
         assert!(pass.went_by(&[lease(500, "0"), lease(600, "2")]));
         assert!(!pass.went_by(&[lease(500, "2"), lease(600, "1")]));

@@ -12,7 +12,7 @@ use crate::knobs::host::kernel_threads::KthreadScan;
 use crate::knobs::host::memory::{HostMemory, HostRecord};
 use crate::knobs::host::new_irqs::{created_with_exclusion_mask, like_new};
 use crate::knobs::host::outcome::HostApplied;
-use crate::knobs::host::pass::HostPass;
+use crate::knobs::host::pass::{HostPass, now_ms};
 use crate::knobs::host::places::{HostView, Irqbalance, Place, Value};
 use crate::knobs::host::power::preferences;
 use crate::knobs::host::settle::settle;
@@ -44,7 +44,7 @@ impl HostKnobs {
         let Site { host, state, boot_id } = site;
         let mut lock = state.lock_host()?;
         let leases = live_leases(host.root, state, boot_id);
-        let begun = HostPass::begin();
+        let began_ms = now_ms();
         let wants = Wants::of(&leases);
         let mut journal = self.open(state, boot_id)?;
         if wants.is_empty() && !journal.exists() {
@@ -101,7 +101,7 @@ impl HostKnobs {
         self.known = journal.memory().clone();
         if which == Which::Rest
             && !wants.is_empty()
-            && let Err(error) = begun.done(&wants, &view).note(&lock)
+            && let Err(error) = HostPass::done(began_ms, &wants, &view).note(&lock)
         {
             tracing::debug!("other supervisors check the host, too: {error}");
         }
