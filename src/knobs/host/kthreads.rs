@@ -6,20 +6,23 @@
 
 use crate::cpuset::CpuSet;
 use crate::knobs::host::kept_off;
+use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::places::{HostView, Place, Value};
 
+/// Where these threads are to be: the kernel's, or users' that had a mask of their own.
 pub(crate) fn wishes(
     view: &HostView,
+    memory: &HostMemory,
+    threads: &[Place],
     off: &CpuSet,
-    original: &dyn Fn(&Place) -> Option<Value>,
 ) -> Vec<(Place, Value)> {
     if off.is_empty() {
         return Vec::new();
     }
     let wish = |place: &Place| {
-        let before = original(place)?.cpus()?;
+        let before = memory.before(view, place)?.cpus()?;
         let rest = kept_off(&before, off, &view.online).unwrap_or(before);
         Some((place.clone(), Value::Cpus(rest)))
     };
-    view.kthreads.iter().filter_map(wish).collect()
+    threads.iter().filter_map(wish).collect()
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::journal::UnknownLines;
-use crate::knobs::host::places::{Place, Value};
+use crate::knobs::host::places::{HostView, Place, Value};
 
 /// A line after the first.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -190,6 +190,12 @@ impl HostMemory {
     #[must_use]
     pub fn original(&self, place: &Place) -> Option<&Value> {
         self.places.get(place).map(|known| &known.original)
+    }
+
+    /// What a place held before qmpin, where that is remembered; else what it holds now.
+    #[must_use]
+    pub fn before<'a>(&'a self, view: &'a HostView, place: &Place) -> Option<&'a Value> {
+        self.original(place).or(view.values.get(place))
     }
 
     /// All places that are remembered, with what they held.

@@ -40,10 +40,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::cpuset::CpuSet;
 use crate::ids::Pid;
 use crate::knobs::host::memory::HostMemory;
-pub use crate::knobs::host::new_irqs::{created_with_exclusion_mask, like_new};
 use crate::knobs::host::places::{HostView, Place, Value};
-pub use crate::knobs::host::power::preferences;
-pub use crate::knobs::host::slices::plan::relimited;
 pub use crate::knobs::host::vfio::plan::VfioWant;
 use crate::leases::Lease;
 use crate::policy::Knob;
@@ -136,28 +133,26 @@ pub struct Wish {
 /// before qmpin, where that is remembered; else from what it holds now.
 #[must_use]
 pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> {
-    let original = |place: &Place| memory.original(place).or(view.values.get(place)).cloned();
     let mut wishes = Vec::new();
     let mut wish = |knob, list: Vec<(Place, Value)>| {
         wishes.extend(list.into_iter().map(|(place, value)| Wish { knob, place, value }));
     };
     let wanted = |knob| wants.cpus(knob);
-    wish(Knob::Partition, slices::plan::units(view, &wants.slices, &original));
-    wish(Knob::Partition, slices::plan::users(view, &wants.slices, &original));
+    let in_slices = wants.slices.values().fold(CpuSet::EMPTY, |all, cpus| all | *cpus);
+    wish(Knob::Partition, slices::plan::units(view, memory, &wants.slices));
+    wish(Knob::Partition, kthreads::wishes(view, memory, &view.users, &in_slices));
     wish(Knob::Partition, slices::plan::drop_ins(view, wants, memory));
     // It is configured before interrupts are moved, or it moves them back.
-    wish(Knob::Irqs, irqbalance::plan::wishes(view, wants, &original));
-    let mut irqs = irqs::wishes(view, wants, &original);
+    wish(Knob::Irqs, irqbalance::plan::wishes(view, wants, memory));
+    let mut irqs = irqs::wishes(view, wants, memory);
     irqs.retain(|(place, _)| !irqbalance::plan::has_placed(view, wants, memory, place));
     wish(Knob::Irqs, irqs);
     // A partition makes the kernel change masks on its own, more than it has to, and not back to what they were.
-    let in_partitions =
-        wants.slices.values().fold(wanted(Knob::Partition), |all, cpus| all - *cpus);
-    let off = wanted(Knob::Kthreads) | in_partitions;
-    wish(Knob::Kthreads, kthreads::wishes(view, &off, &original));
-    wish(Knob::Workqueues, workqueues::wishes(view, &wanted(Knob::Workqueues), &original));
+    let off = wanted(Knob::Kthreads) | (wanted(Knob::Partition) - in_slices);
+    wish(Knob::Kthreads, kthreads::wishes(view, memory, &view.kthreads, &off));
+    wish(Knob::Workqueues, workqueues::wishes(view, memory, &wanted(Knob::Workqueues)));
     wish(Knob::Power, power::wishes(view, &wanted(Knob::Power)));
-    wish(Knob::Noise, noise::wishes(view, &wanted(Knob::Noise), &original));
+    wish(Knob::Noise, noise::wishes(view, memory, &wanted(Knob::Noise)));
     wishes
 }
 
@@ -171,20 +166,6 @@ fn kept_off(original: &CpuSet, off: &CpuSet, online: &CpuSet) -> Option<CpuSet> 
     // A mask without a CPU that is online is refused.
     let rest = if rest.intersects(online) { rest } else { *online - *off };
     (!rest.is_empty()).then_some(rest)
-}
-
-/// The wishes of places that hold CPUs and are to hold none of `off`.
-fn all_kept_off<'a>(
-    places: impl IntoIterator<Item = &'a Place>,
-    off: &CpuSet,
-    online: &CpuSet,
-    original: &dyn Fn(&Place) -> Option<Value>,
-) -> Vec<(Place, Value)> {
-    let wish = |place: &Place| {
-        let rest = kept_off(&original(place)?.cpus()?, off, online)?;
-        Some((place.clone(), Value::Cpus(rest)))
-    };
-    places.into_iter().filter_map(wish).collect()
 }
 
 #[cfg(test)]

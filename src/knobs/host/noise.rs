@@ -3,23 +3,18 @@
 
 use crate::cpuset::CpuSet;
 use crate::knobs::host::kept_off;
+use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::places::{HostView, Place, Value};
 
 /// Between two collections of per-CPU statistics, in seconds; the default is 1.
 const STAT_INTERVAL_S: &str = "120";
 
-pub(crate) fn wishes(
-    view: &HostView,
-    off: &CpuSet,
-    original: &dyn Fn(&Place) -> Option<Value>,
-) -> Vec<(Place, Value)> {
+pub(crate) fn wishes(view: &HostView, memory: &HostMemory, off: &CpuSet) -> Vec<(Place, Value)> {
     if off.is_empty() {
         return Vec::new();
     }
-    let mut wishes = Vec::new();
-    for (name, place) in &view.sysctls {
-        let Some(before) = original(place) else { continue };
-        let value = match (*name, &before) {
+    let wish = |(name, place): (&&str, &Place)| {
+        let value = match (*name, memory.before(view, place)?) {
             // A value that is larger already stays.
             ("vm/stat_interval", Value::Word(now)) => {
                 let rarer = now.parse::<u64>().is_ok_and(|now_s| now_s >= 120);
@@ -34,7 +29,7 @@ pub(crate) fn wishes(
             }
             _ => None,
         };
-        wishes.extend(value.map(|value| (place.clone(), value)));
-    }
-    wishes
+        Some((place.clone(), value?))
+    };
+    view.sysctls.iter().filter_map(wish).collect()
 }

@@ -2,13 +2,14 @@
 //! isolated partition does the same by itself; then there is nothing left to do.
 
 use crate::cpuset::CpuSet;
-use crate::knobs::host::all_kept_off;
+use crate::knobs::host::kept_off;
+use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::places::{HostView, Place, Value};
 
-pub(crate) fn wishes(
-    view: &HostView,
-    off: &CpuSet,
-    original: &dyn Fn(&Place) -> Option<Value>,
-) -> Vec<(Place, Value)> {
-    all_kept_off(&view.workqueues, off, &view.online, original)
+pub(crate) fn wishes(view: &HostView, memory: &HostMemory, off: &CpuSet) -> Vec<(Place, Value)> {
+    let wish = |place: &Place| {
+        let rest = kept_off(&memory.before(view, place)?.cpus()?, off, &view.online)?;
+        Some((place.clone(), Value::Cpus(rest)))
+    };
+    view.workqueues.iter().filter_map(wish).collect()
 }

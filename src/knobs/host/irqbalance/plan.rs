@@ -8,17 +8,13 @@ use crate::policy::Knob;
 
 /// Each irqbalance that runs is to exclude interrupts from the CPUs that it did before, and from those of all
 /// VMs.
-pub(crate) fn wishes(
-    view: &HostView,
-    wants: &Wants,
-    original: &dyn Fn(&Place) -> Option<Value>,
-) -> Vec<(Place, Value)> {
+pub(crate) fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<(Place, Value)> {
     let off = wants.cpus(Knob::Irqs);
     if off.is_empty() {
         return Vec::new();
     }
     let wish = |place: Place| {
-        let before = original(&place)?.cpus()?;
+        let before = memory.before(view, &place)?.cpus()?;
         // With no CPU left it would have nowhere to put any.
         let banned = before | off;
         (!view.online.is_subset(&banned)).then_some((place, Value::Cpus(banned)))

@@ -24,13 +24,14 @@ use crate::policy::Knob;
 /// The units. `slices` are the VMs' cgroups and CPUs.
 pub(crate) fn units(
     view: &HostView,
+    memory: &HostMemory,
     slices: &BTreeMap<String, CpuSet>,
-    original: &dyn Fn(&Place) -> Option<Value>,
 ) -> Vec<(Place, Value)> {
     let wish = |place: &Place| {
         let cgroup = place.limited_cgroup()?;
-        let off = all(slices.iter().filter(|(vm, _)| is_beside(cgroup, vm)));
-        let limit = original(place)?.cpus()?;
+        let beside = slices.iter().filter(|(vm, _)| is_beside(cgroup, vm));
+        let off = beside.fold(CpuSet::EMPTY, |all, (_, cpus)| all | *cpus);
+        let limit = memory.before(view, place)?.cpus()?;
         let limit = if limit.is_empty() { view.online } else { limit };
         Some((place.clone(), Value::Cpus(kept_off(&limit, &off, &view.online)?)))
     };
@@ -65,28 +66,6 @@ pub(crate) fn drop_ins(view: &HostView, wants: &Wants, memory: &HostMemory) -> V
     let places = memory.originals().map(|(place, _)| place);
     let drop_ins = places.filter(|place| matches!(place, Place::DropIn(_)));
     drop_ins.filter_map(|place| Some((place.clone(), view.values.get(place)?.clone()))).collect()
-}
-
-/// Threads that had a mask of their own.
-pub(crate) fn users(
-    view: &HostView,
-    slices: &BTreeMap<String, CpuSet>,
-    original: &dyn Fn(&Place) -> Option<Value>,
-) -> Vec<(Place, Value)> {
-    let off = all(slices);
-    if off.is_empty() {
-        return Vec::new();
-    }
-    let wish = |place: &Place| {
-        let before = original(place)?.cpus()?;
-        let rest = kept_off(&before, &off, &view.online).unwrap_or(before);
-        Some((place.clone(), Value::Cpus(rest)))
-    };
-    view.users.iter().filter_map(wish).collect()
-}
-
-fn all<'a>(slices: impl IntoIterator<Item = (&'a String, &'a CpuSet)>) -> CpuSet {
-    slices.into_iter().fold(CpuSet::EMPTY, |all, (_, cpus)| all | *cpus)
 }
 
 /// Whether a unit is not above the VM, and the one above it is.
@@ -181,7 +160,7 @@ mod tests {
             ("qemu.slice/100.scope".to_owned(), cpus("2-3")),
             ("qemu.slice/101.scope".to_owned(), cpus("6")),
         ]);
-        let found = units(&view, &slices, &|place| view.values.get(place).cloned());
+        let found = units(&view, &HostMemory::default(), &slices);
         let wanted = [("system.slice", "0-1,4-5,7"), ("user.slice", "0-1")];
         assert_eq!(found, wanted.map(|(name, list)| (unit(name), Value::Cpus(cpus(list)))));
     }
