@@ -125,9 +125,7 @@ impl Place {
             _ => None,
         }
     }
-}
 
-impl Place {
     /// The cgroup that the place limits; `None`: it is no limit of a cgroup.
     #[must_use]
     pub fn limited_cgroup(&self) -> Option<&str> {
@@ -283,8 +281,8 @@ pub struct HostView {
     pub workqueues: Option<Place>,
     /// Power management by CPU.
     pub power: BTreeMap<CpuId, CpuPower>,
-    /// Settings of the kernel's, by their names in `/proc/sys`.
-    pub sysctls: BTreeMap<&'static str, Place>,
+    /// Settings of the kernel's, in `/proc/sys`.
+    pub sysctls: Vec<Place>,
 }
 
 impl HostView {

@@ -15,7 +15,7 @@ use crate::knobs::host::memory::HostMemory;
 use crate::knobs::host::places::{CpuPower, DROP_IN_THERE, HostView, IdleState, Place, Value};
 use crate::knobs::host::slices::beside;
 use crate::knobs::host::vfio::read::vfio_irqs;
-use crate::knobs::host::{Wants, kernel_threads};
+use crate::knobs::host::{Wants, kernel_threads, noise};
 use crate::knobs::partition::drop_ins::is_our_drop_in;
 use crate::policy::Knob;
 use crate::sched::{Sched, is_gone};
@@ -25,8 +25,6 @@ use crate::threads::ThreadKey;
 const CPU: &str = "sys/devices/system/cpu";
 /// The kernel has 10 (`CPUIDLE_STATE_MAX`).
 const IDLE_STATES_MAX: usize = 16;
-const SYSCTLS: [&str; 2] = ["vm/stat_interval", "kernel/numa_balancing"];
-const WATCHDOG: &str = "kernel/watchdog_cpumask";
 
 /// Reads the places of the knobs that are wanted, and those that are remembered. `scan` is for kernel threads that
 /// are not: one that is remembered is found by its number.
@@ -64,7 +62,7 @@ pub fn read_host_view(
         reader.power(cpu);
     }
     if wants.has(Knob::Noise) {
-        reader.sysctls();
+        reader.view.sysctls = reader.take_all(noise::places());
     }
     for (place, _) in memory.originals() {
         if reader.view.values.contains_key(place) {
@@ -155,11 +153,13 @@ impl Reader<'_> {
         }
     }
 
+    /// Reads places, and leaves out those of which there is nothing to be read.
+    fn take_all(&mut self, places: impl IntoIterator<Item = Place>) -> Vec<Place> {
+        places.into_iter().filter_map(|place| self.take(place)).collect()
+    }
+
     fn irqs(&mut self, wants: &Wants) {
-        for place in irq_places(self.root) {
-            let place = self.take(place);
-            self.view.irqs.extend(place);
-        }
+        self.view.irqs = self.take_all(irq_places(self.root));
         self.view.irq_nodes = irq_nodes(self.root, &self.view.irqs);
         for vm in wants.vfio.keys() {
             self.view.vfio.extend(vfio_irqs(self.root, *vm));
@@ -234,17 +234,6 @@ impl Reader<'_> {
         };
         let names = names.unwrap_or_default().into_iter().take(IDLE_STATES_MAX);
         names.filter_map(state).collect()
-    }
-
-    fn sysctls(&mut self) {
-        for name in SYSCTLS {
-            if let Some(place) = self.take(Place::Word(format!("proc/sys/{name}"))) {
-                self.view.sysctls.insert(name, place);
-            }
-        }
-        if let Some(place) = self.take(Place::CpuList(format!("proc/sys/{WATCHDOG}"))) {
-            self.view.sysctls.insert(WATCHDOG, place);
-        }
     }
 }
 
