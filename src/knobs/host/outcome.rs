@@ -1,8 +1,9 @@
 //! What became of a step about a place of the host.
 
-use crate::knobs::host::places::Value;
+use crate::knobs::host::places::{Place, Value};
 use crate::knobs::host::step::HostStep;
 use crate::knobs::outcome::Outcome;
+use crate::policy::Knob;
 
 /// What became of a step.
 pub type HostOutcome = Outcome<Value>;
@@ -25,6 +26,38 @@ impl HostApplied {
     /// A step that went as usual.
     pub(crate) fn usual(step: HostStep, outcome: HostOutcome) -> HostApplied {
         HostApplied { step, outcome, comm: String::new(), is_fixed: false }
+    }
+
+    /// The number of the interrupt whose CPUs the kernel manages: it answers a write with `EIO`, since Linux 6.10 with
+    /// `EPERM` (`kernel/irq/proc.c: write_irq_affinity`); with `EACCES` a process that may not write files that cannot be
+    /// written (`register_irq_proc`, since Linux 6.12), as a unit without `CAP_DAC_OVERRIDE`. Before that nothing but the
+    /// answer distinguishes them.
+    pub(crate) fn kept_irq(&self) -> Option<u32> {
+        use nix::libc::{EACCES, EIO, EPERM};
+        match &self.outcome {
+            HostOutcome::Refused { error }
+                if matches!(error.raw_os_error(), Some(EIO | EPERM | EACCES)) =>
+            {
+                self.step.place().irq()
+            }
+            _ => None,
+        }
+    }
+
+    /// The number of the interrupt that the kernel would not move, as was to be expected.
+    pub(crate) fn managed_irq(&self) -> Option<u32> {
+        match &self.step {
+            HostStep::Write { knob: Knob::Irqs, .. } => self.kept_irq(),
+            _ => None,
+        }
+    }
+
+    /// The place that was to be written and holds something else, and what it was to hold.
+    pub(crate) fn unwritten(&self) -> Option<(&Place, &Value)> {
+        match &self.step {
+            HostStep::Write { place, to, .. } if self.outcome.fell_short() => Some((place, to)),
+            _ => None,
+        }
     }
 
     /// Whether it was to be restored and was not.

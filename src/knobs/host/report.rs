@@ -8,7 +8,6 @@ use crate::knobs::host::kernel_threads;
 use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::places::{Place, VfioIrq, knob_in_words};
 use crate::knobs::host::refusal::{host_refusal, left_alone};
-use crate::knobs::host::settle::is_kept_irq;
 use crate::knobs::host::step::HostStep;
 use crate::policy::Knob;
 
@@ -46,23 +45,15 @@ impl HostReport {
     /// Whether something was refused that could have been expected to go through.
     #[must_use]
     pub fn fell_short(&self) -> bool {
-        let fell_short = self.applied.iter().any(|applied| match &applied.outcome {
-            HostOutcome::Refused { error } => !is_managed_irq(&applied.step, error),
-            HostOutcome::Narrowed { .. } => true,
-            HostOutcome::Done | HostOutcome::Pending { .. } | HostOutcome::Gone => false,
-        });
-        fell_short || !self.untold.is_empty() || !self.held_back.is_empty()
+        let is_short = |one: &HostApplied| one.outcome.fell_short() && one.managed_irq().is_none();
+        self.applied.iter().any(is_short) || !self.untold.is_empty() || !self.held_back.is_empty()
     }
 
     /// What the kernel would not do, in sentences.
     #[must_use]
     pub fn refusals(&self) -> Vec<String> {
-        let is_expected = |one: &&HostApplied| match &one.outcome {
-            HostOutcome::Refused { error } => is_managed_irq(&one.step, error),
-            _ => false,
-        };
-        let mut sentences: Vec<String> =
-            self.applied.iter().filter(|one| !is_expected(one)).filter_map(host_refusal).collect();
+        let unexpected = self.applied.iter().filter(|one| one.managed_irq().is_none());
+        let mut sentences: Vec<String> = unexpected.filter_map(host_refusal).collect();
         sentences.extend(self.untold.iter().chain(&self.held_back).cloned());
         sentences
     }
@@ -77,11 +68,6 @@ impl HostReport {
             .then(|| format!("kthreads: {}", kernel_threads::bound_in_words(self.bound.iter())));
         irqs.into_iter().chain(threads).collect()
     }
-}
-
-/// Whether the kernel keeps the interrupt where it is, as was to be expected.
-pub(crate) fn is_managed_irq(step: &HostStep, error: &std::io::Error) -> bool {
-    matches!(step, HostStep::Write { knob: Knob::Irqs, place, .. } if is_kept_irq(place, error))
 }
 
 /// What the log has of the host already: each is said once.
@@ -119,7 +105,7 @@ pub fn log_host(report: &HostReport, lines: &mut HostLines) {
             (HostStep::PutBack { place, to, .. }, HostOutcome::Pending { within_s }) => {
                 tracing::info!("{place}: back to {to} within {within_s} s");
             }
-            (step, HostOutcome::Refused { error }) if is_managed_irq(step, error) => {}
+            _ if one.managed_irq().is_some() => {}
             _ => {
                 if let Some(sentence) = host_refusal(one).or_else(|| left_alone(one)) {
                     tracing::warn!("{sentence}");

@@ -1,7 +1,5 @@
 //! What is remembered of steps on places of the host, from what became of them. It writes nothing.
 
-use std::io;
-
 use crate::knobs::host::memory::{HostMemory, HostRecord};
 use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::places::Place;
@@ -15,8 +13,8 @@ pub fn settle(memory: &HostMemory, applied: &mut [HostApplied]) -> Vec<HostRecor
         // The number is another's by now, or the kernel has chosen by itself what new ones get.
         if let (HostStep::PutBack { place, .. }, HostOutcome::Refused { error }) =
             (&one.step, &one.outcome)
-            && is_kept_irq(place, error)
-            && (is_eio(error) || one.is_fixed)
+            && one.kept_irq().is_some()
+            && (error.raw_os_error() == Some(nix::libc::EIO) || one.is_fixed)
             && memory.was_changed(place)
         {
             one.outcome = HostOutcome::Gone;
@@ -33,13 +31,9 @@ pub fn settle(memory: &HostMemory, applied: &mut [HostApplied]) -> Vec<HostRecor
     };
     let settled = applied.iter().filter(|applied| is_settled(applied) && !stays(applied));
     let settled = settled.map(|applied| HostRecord::Settled(applied.step.place().clone()));
-    let refused = applied.iter().filter_map(|applied| match (&applied.step, &applied.outcome) {
-        (
-            HostStep::Write { place, to, .. },
-            HostOutcome::Refused { .. } | HostOutcome::Narrowed { .. },
-        ) => Some(HostRecord::Refused { place: place.clone(), value: to.clone() }),
-        _ => None,
-    });
+    let refused = applied.iter().filter_map(HostApplied::unwritten);
+    let refused =
+        refused.map(|(place, to)| HostRecord::Refused { place: place.clone(), value: to.clone() });
     settled.chain(refused).collect()
 }
 
@@ -52,18 +46,4 @@ fn is_settled(HostApplied { step, outcome, .. }: &HostApplied) -> bool {
         | (HostStep::PutBack { .. } | HostStep::Write { .. }, HostOutcome::Gone) => true,
         _ => false,
     }
-}
-
-fn is_eio(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(nix::libc::EIO)
-}
-
-/// Whether it is an interrupt whose CPUs the kernel manages: they answer so, since Linux 6.10 with the second
-/// (`kernel/irq/proc.c: write_irq_affinity`); with the third a process that may not write files that cannot be written
-/// (`register_irq_proc`, since Linux 6.12), as a unit without `CAP_DAC_OVERRIDE`. Before that nothing but the answer
-/// distinguishes them.
-#[must_use]
-pub fn is_kept_irq(place: &Place, error: &io::Error) -> bool {
-    use nix::libc::{EACCES, EIO, EPERM};
-    place.irq().is_some() && matches!(error.raw_os_error(), Some(EIO | EPERM | EACCES))
 }

@@ -41,7 +41,7 @@ use crate::knobs::host::memory::{HostMemory, HostRecord};
 use crate::knobs::host::outcome::{HostApplied, HostOutcome};
 use crate::knobs::host::pass::HostPass;
 use crate::knobs::host::places::{HostView, Irqbalance, Place, Value};
-use crate::knobs::host::report::{HostReport, is_managed_irq};
+use crate::knobs::host::report::HostReport;
 use crate::knobs::host::step::HostStep;
 use crate::knobs::host::view::read_host_view;
 use crate::knobs::host::{Wants, kernel_threads, wishes};
@@ -73,18 +73,6 @@ pub enum HostError {
     /// The host's lock could not be had; then nothing was written.
     #[error(transparent)]
     State(#[from] StateError),
-}
-
-/// The number of the interrupt that the kernel would not move.
-fn managed_irq(applied: &HostApplied) -> Option<u32> {
-    match (&applied.step, &applied.outcome) {
-        (step @ HostStep::Write { place, .. }, HostOutcome::Refused { error })
-            if is_managed_irq(step, error) =>
-        {
-            place.irq()
-        }
-        _ => None,
-    }
 }
 
 /// Keeps the host in line, and remembers what was refused.
@@ -280,21 +268,13 @@ impl HostKnobs {
             !matches!(one.outcome, HostOutcome::Pending { .. })
                 || self.irqbalances.is_waited_for(one.step.place())
         });
-        for applied in &applied {
-            if let HostStep::Write { place, to, .. } = &applied.step
-                && matches!(
-                    applied.outcome,
-                    HostOutcome::Refused { .. } | HostOutcome::Narrowed { .. }
-                )
-            {
-                self.refused.insert(place.clone(), to.clone());
-            }
-        }
+        let refused = applied.iter().filter_map(HostApplied::unwritten);
+        self.refused.extend(refused.map(|(place, to)| (place.clone(), to.clone())));
         // An attached VM's supervisor tries again; the last one has to report what it leaves.
         if !wants.is_empty() {
             applied.retain(|one| !matches!(one.step, HostStep::Later { .. }));
         }
-        let numbers: BTreeSet<u32> = applied.iter().filter_map(managed_irq).collect();
+        let numbers: BTreeSet<u32> = applied.iter().filter_map(HostApplied::managed_irq).collect();
         let mut managed = BTreeMap::new();
         if !numbers.is_empty() {
             let mut known = interrupts(host.root, &wants.cpus(Knob::Irqs));
