@@ -51,7 +51,8 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
             },
             // Not forgotten before the file goes: what it has may look like an earlier exclusion mask.
             Some(now)
-                if (is_thread(&place) || looks_new(&place)) && now.same(&before, &view.online) =>
+                if (matches!(place, Place::Thread(_)) || looks_new(&place))
+                    && now.same(&before, &view.online) =>
             {
                 continue;
             }
@@ -98,8 +99,4 @@ fn irqbalance(
         return HostStep::PutBack { place, from: found, to: before };
     }
     HostStep::LeaveAlone { place, found, before }
-}
-
-fn is_thread(place: &Place) -> bool {
-    matches!(place, Place::Thread(_))
 }

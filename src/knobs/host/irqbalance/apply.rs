@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::cpuset::CpuSet;
 use crate::discover::is_alive;
 use crate::error::chain;
-use crate::knobs::host::irqbalance::socket::{IrqbalanceError, PATIENCE, ask, tell};
+use crate::knobs::host::irqbalance::socket::{PATIENCE, ask, tell};
 use crate::knobs::host::outcome::HostOutcome;
 use crate::knobs::host::places::Value;
 use crate::sysroot::SysRoot;
@@ -31,10 +31,6 @@ pub(crate) fn write(
         }
         Ok(setup) => HostOutcome::Pending { within_s: setup.interval_s },
         Err(_) if !is_alive(root, process) => HostOutcome::Gone,
-        Err(error) => HostOutcome::Refused { error: in_words(&error) },
+        Err(error) => HostOutcome::Refused { error: io::Error::other(chain(&error)) },
     }
-}
-
-fn in_words(error: &IrqbalanceError) -> io::Error {
-    io::Error::other(chain(error))
 }

@@ -16,9 +16,7 @@ use std::time::Instant;
 use crate::discover::stat;
 use crate::error::chain;
 use crate::ids::Pid;
-use crate::knobs::host::irqbalance::socket::{
-    IrqbalanceError, Line, PATIENCE, SOCKETS, ask, pid_of_socket,
-};
+use crate::knobs::host::irqbalance::socket::{Line, PATIENCE, SOCKETS, ask, pid_of_socket};
 use crate::knobs::host::places::Irqbalance;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -51,7 +49,11 @@ pub fn irqbalances(root: &SysRoot, silent: &Silent) -> Vec<Irqbalance> {
     }
     match Line::to_unnamed(root, deadline) {
         Ok(line) => found.extend(line.map(|line| (line.pid(), Some(line)))),
-        Err(error) => warn_once(&error),
+        Err(error) => WARNED.call_once(|| {
+            tracing::warn!(
+                "irqbalance's abstract socket is ignored: {error}; end that process if it is not meant to be there"
+            );
+        }),
     }
     let irqbalance = |(pid, line): (Pid, Option<Line>)| {
         let stat = stat::read(root, &format!("proc/{pid}/stat")).ok()?;
@@ -70,12 +72,4 @@ pub fn irqbalances(root: &SysRoot, silent: &Silent) -> Vec<Irqbalance> {
         Some(Irqbalance { process, banned })
     };
     found.into_iter().filter_map(irqbalance).collect()
-}
-
-fn warn_once(error: &IrqbalanceError) {
-    WARNED.call_once(|| {
-        tracing::warn!(
-            "irqbalance's abstract socket is ignored: {error}; end that process if it is not meant to be there"
-        );
-    });
 }

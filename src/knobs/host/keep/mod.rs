@@ -26,7 +26,6 @@ use std::time::{Duration, Instant};
 
 use walk::{Pass, Site, Which, new_kernel_threads};
 
-use crate::cpuset::CpuSet;
 use crate::discover::{DiscoverError, live_leases, warned_doubts};
 use crate::error::chain;
 use crate::journal::{JournalError, Memory, UnknownLines};
@@ -281,7 +280,9 @@ impl HostKnobs {
             let of = |number| (number, known.remove(&number).unwrap_or_default());
             managed = numbers.into_iter().map(of).collect();
         }
-        let bound = bound(&view, &wants.all_cpus());
+        let off = wants.all_cpus();
+        let bound = view.bound.iter().filter(|(_, cpus)| cpus.intersects(&off));
+        let bound = kernel_threads::by_name(bound.map(|(comm, _)| comm.as_str()));
         // By the leases it is to be as it was to be before, and no qmpin has made it what it was found to be.
         let is_drift = |one: &&HostApplied| match &one.step {
             HostStep::Write { place, from, to, .. } => {
@@ -292,13 +293,12 @@ impl HostKnobs {
         let drifted = applied.iter().filter(is_drift).map(|one| one.step.place().clone()).collect();
         // While there is a VM, these may be for a newer qmpin that works for one.
         let unknown = memory.unknown().filter(|_| wants.is_empty()).cloned();
-        let vfio = view.vfio;
         let report = HostReport {
             applied,
             drifted,
             managed,
             bound,
-            vfio,
+            vfio: view.vfio,
             untold,
             unknown,
             held_back: Vec::new(),
@@ -417,27 +417,15 @@ pub fn host_steps(
     memory: &HostMemory,
     silent: &mut Silent,
 ) -> Result<(HostView, Vec<HostStep>), DiscoverError> {
-    let view = look(host, wants, KthreadScan::All, memory, silent)?;
+    let mut view = read_host_view(host.root, host.sched, wants, memory, KthreadScan::All)?;
+    if wants.has(Knob::Irqs) || memory.has_irqs() {
+        view = view.with_irqbalances(irqbalances(host.root, silent));
+    }
     let deaf =
         view.irqbalances.iter().filter_map(|one| Some((one.process, one.banned.clone().err()?)));
     silent.extend(deaf);
     let steps = diff(&view, &wishes(&view, wants, memory), memory);
     Ok((view, steps))
-}
-
-/// The places of the host, and irqbalance where it has to do with them. `silent` are not asked.
-fn look(
-    host: Host<'_>,
-    wants: &Wants,
-    scan: KthreadScan,
-    memory: &HostMemory,
-    silent: &Silent,
-) -> Result<HostView, DiscoverError> {
-    let view = read_host_view(host.root, host.sched, wants, memory, scan)?;
-    if !wants.has(Knob::Irqs) && !memory.has_irqs() {
-        return Ok(view);
-    }
-    Ok(view.with_irqbalances(irqbalances(host.root, silent)))
 }
 
 /// Restores what no VM needs changed any more, where there is no VM to do it for.
@@ -454,9 +442,4 @@ pub fn settle_host(
     knobs.await_irqbalance(host, state, boot_id, &mut report.applied);
     state.tidy();
     Ok(report)
-}
-
-fn bound(view: &HostView, off: &CpuSet) -> BTreeMap<String, usize> {
-    let there = view.bound.iter().filter(|(_, cpus)| cpus.intersects(off));
-    kernel_threads::by_name(there.map(|(comm, _)| comm.as_str()))
 }

@@ -9,7 +9,7 @@
 //! No name is trusted: what QEMU has open counts by its device number, and an interrupt that the host
 //! has asked for as well, such as a shared line, is not the VM's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
@@ -48,10 +48,10 @@ pub fn vfio_irqs(root: &SysRoot, vm: ProcessKey) -> BTreeMap<Place, VfioIrq> {
 }
 
 /// The PCI addresses of all devices that the process has.
-fn devices(root: &SysRoot, vm: ProcessKey) -> Vec<String> {
+fn devices(root: &SysRoot, vm: ProcessKey) -> BTreeSet<String> {
     let fds = format!("proc/{}/fd", vm.pid);
     let numbers = root.folder(&fds).and_then(|folder| folder.numbers()).unwrap_or_default();
-    let mut devices = Vec::new();
+    let mut devices = BTreeSet::new();
     for number in numbers {
         let fd = format!("{fds}/{number}");
         // Read first, since to look at a file may mean to wait for who serves it.
@@ -62,10 +62,8 @@ fn devices(root: &SysRoot, vm: ProcessKey) -> Vec<String> {
             devices.extend(of_character_device(root, device));
         }
     }
-    devices.sort_unstable();
-    devices.dedup();
     // The number may have become another process's meanwhile.
-    if is_alive(root, vm) { devices } else { Vec::new() }
+    if is_alive(root, vm) { devices } else { BTreeSet::new() }
 }
 
 /// The number of the character device that is open there.
