@@ -39,34 +39,23 @@ struct Header {
     boot_id: String,
 }
 
-/// What is at the journal's path.
-enum File {
-    None,
-    /// Its writer was killed before the first line was there: nothing was written.
-    NeverBegun,
-    Begun(lines::Read<Header>, HostMemory),
+fn read(path: &Path) -> Result<(lines::Read<Header>, HostMemory), JournalError> {
+    let mut memory = HostMemory::default();
+    let read = lines::read::<Header, HostRecord>(path, FAMILY, |record| memory.add(&record))?;
+    memory.unknown = UnknownLines::of(path, &read.unknown);
+    Ok((read, memory))
 }
 
-fn read(path: &Path) -> Result<File, JournalError> {
-    let mut memory = HostMemory::default();
-    match lines::read::<Header, HostRecord>(path, FAMILY, |record| memory.add(&record)) {
-        Ok(read) => {
-            memory.unknown = UnknownLines::of(path, &read.unknown);
-            Ok(File::Begun(read, memory))
-        }
-        Err(JournalError::NeverBegun { .. }) => Ok(File::NeverBegun),
-        Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Ok(File::None)
-        }
-        Err(error) => Err(error),
-    }
+/// Whether there is no file.
+fn is_absent(error: &JournalError) -> bool {
+    matches!(error, JournalError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 /// The host's journal, open for writing.
 #[derive(Debug)]
 pub struct HostJournal {
     path: PathBuf,
-    boot_id: String,
+    header: Header,
     lines: Option<Lines>,
     memory: HostMemory,
     /// How many records the file has.
@@ -83,21 +72,22 @@ impl HostJournal {
     pub fn open(path: &Path, boot_id: &str) -> Result<HostJournal, JournalError> {
         let mut journal = HostJournal {
             path: path.to_owned(),
-            boot_id: boot_id.to_owned(),
+            header: Header { schema: HOST_SCHEMA.to_owned(), boot_id: boot_id.to_owned() },
             lines: None,
             memory: HostMemory::default(),
             records_len: 0,
         };
         lines::remove_replacement(path);
-        match read(path)? {
-            File::None => {}
-            File::NeverBegun => journal.remove()?,
-            File::Begun(read, _) if read.header.boot_id != boot_id => journal.remove()?,
-            File::Begun(read, memory) => {
+        match read(path) {
+            Ok((read, memory)) if read.header.boot_id == boot_id => {
                 journal.lines = Some(Lines::resume(path, &read)?);
                 journal.memory = memory;
                 journal.records_len = read.records_len;
             }
+            // Of another boot; or its writer was killed before the first line was there: nothing was written.
+            Ok(_) | Err(JournalError::NeverBegun { .. }) => journal.remove()?,
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(error),
         }
         Ok(journal)
     }
@@ -108,9 +98,11 @@ impl HostJournal {
     /// # Errors
     /// [`JournalError`] where the file cannot be read or is no such journal.
     pub fn read(path: &Path, boot_id: &str) -> Result<HostMemory, JournalError> {
-        match read(path)? {
-            File::Begun(read, memory) if read.header.boot_id == boot_id => Ok(memory),
-            _ => Ok(HostMemory::default()),
+        match read(path) {
+            Ok((read, memory)) if read.header.boot_id == boot_id => Ok(memory),
+            Ok(_) | Err(JournalError::NeverBegun { .. }) => Ok(HostMemory::default()),
+            Err(error) if is_absent(&error) => Ok(HostMemory::default()),
+            Err(error) => Err(error),
         }
     }
 
@@ -121,7 +113,7 @@ impl HostJournal {
     pub fn rewrite(&mut self, known: &HostMemory) -> Result<(), JournalError> {
         let records = known.records();
         let unknown = known.unknown().map(|unknown| &*unknown.lines).unwrap_or_default();
-        self.lines = Some(Lines::replace(&self.path, &self.header(), &records, unknown)?);
+        self.lines = Some(Lines::replace(&self.path, &self.header, &records, unknown)?);
         self.memory = known.clone();
         self.records_len = records.len();
         Ok(())
@@ -142,10 +134,6 @@ impl HostJournal {
         }
         let memory = self.memory.clone();
         self.rewrite(&memory)
-    }
-
-    fn header(&self) -> Header {
-        Header { schema: HOST_SCHEMA.to_owned(), boot_id: self.boot_id.clone() }
     }
 
     /// What is in it.
@@ -174,10 +162,9 @@ impl HostJournal {
             let again = serde_json::to_value(record).and_then(HostRecord::deserialize);
             again.map_err(|error| io_error("write", &self.path)(error.into()))?;
         }
-        let header = self.header();
         let lines = match &mut self.lines {
             Some(lines) => lines,
-            none => none.insert(Lines::create(&self.path, &header)?),
+            none => none.insert(Lines::create(&self.path, &self.header)?),
         };
         lines.append(&records)?;
         self.records_len += records.len();
