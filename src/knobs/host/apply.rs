@@ -120,24 +120,16 @@ impl HostWriter<'_> {
         }
         let write =
             |path: &str, text: String| root.write_value(path, &text).map_err(|error| error.source);
-        let written = match (place, to) {
-            (Place::CpuList(path) | Place::Word(path), value) => write(path, value.as_written()),
-            (Place::CpuMask(path), Value::Cpus(cpus)) => write(path, cpus.to_cpumask()),
-            (Place::AllowedCpus { unit, cgroup }, Value::Cpus(cpus)) => {
-                limits.set(unit, cgroup, cpus)
+        let written = match (place, to.cpus()) {
+            (Place::CpuList(path) | Place::Word(path), _) => write(path, to.as_written()),
+            (Place::CpuMask(path), Some(cpus)) => write(path, cpus.to_cpumask()),
+            (Place::AllowedCpus { unit, cgroup }, Some(cpus)) => limits.set(unit, cgroup, &cpus),
+            (Place::Cpuset(cgroup), Some(cpus)) => limits.set_cpuset(cgroup, &cpus),
+            (Place::DropIn(path), None) => limits.remove_drop_in(path),
+            (Place::Thread(key), Some(cpus)) => sched.set_affinity(key.tid, &cpus),
+            (_, None) | (Place::DropIn(_) | Place::Irqbalance(_), Some(_)) => {
+                Err(io::Error::new(io::ErrorKind::InvalidInput, "a word where CPUs belong"))
             }
-            (Place::Cpuset(cgroup), Value::Cpus(cpus)) => limits.set_cpuset(cgroup, cpus),
-            (Place::DropIn(path), Value::Word(_)) => limits.remove_drop_in(path),
-            (Place::Thread(key), Value::Cpus(cpus)) => sched.set_affinity(key.tid, cpus),
-            (
-                Place::CpuMask(_)
-                | Place::AllowedCpus { .. }
-                | Place::Cpuset(_)
-                | Place::DropIn(_)
-                | Place::Thread(_)
-                | Place::Irqbalance(_),
-                _,
-            ) => Err(io::Error::new(io::ErrorKind::InvalidInput, "a word where CPUs belong")),
         };
         match written {
             Err(error) if is_gone(&error) || is_bound(root, place) => HostOutcome::Gone,
@@ -155,7 +147,7 @@ impl HostWriter<'_> {
 /// Whether it is a thread that the kernel has bound since: a worker is made like any other kernel thread, and is its
 /// pool's a moment later (`kernel/workqueue.c: create_worker`).
 fn is_bound(root: &SysRoot, place: &Place) -> bool {
-    matches!(place, Place::Thread(key) if kernel_threads::is_bound_kernel_thread(root, *key).is_ok_and(|is| is))
+    matches!(place, Place::Thread(key) if kernel_threads::is_bound_kernel_thread(root, *key))
 }
 
 /// Whether it is a file that cannot be written. The answer alone is not enough to give an undo up: a process with too few

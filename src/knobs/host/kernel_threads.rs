@@ -97,13 +97,10 @@ pub fn bound_in_words<'a>(names: impl Iterator<Item = (&'a String, &'a usize)>) 
     format!("the kernel binds them to their CPUs: {}", names.join(", "))
 }
 
-/// Whether it is a kernel thread that cannot be moved.
-///
-/// # Errors
-/// [`ReadError`] where that could not be learnt.
-pub fn is_bound_kernel_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
+/// Whether it is known to be a kernel thread that cannot be moved.
+pub(crate) fn is_bound_kernel_thread(root: &SysRoot, key: ThreadKey) -> bool {
     let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
-    or_gone(stat.map(|stat| stat.is_kernel_thread() && stat.is_bound() && stat.start == key.start))
+    stat.is_ok_and(|stat| stat.is_kernel_thread() && stat.is_bound() && stat.start == key.start)
 }
 
 /// Whether the kernel thread is still the one it was.
