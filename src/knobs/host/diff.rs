@@ -15,9 +15,10 @@
 use std::collections::BTreeSet;
 
 use crate::knobs::host::memory::HostMemory;
+use crate::knobs::host::new_irqs::NewIrqs;
 use crate::knobs::host::places::{HostView, Place, Value};
 use crate::knobs::host::step::HostStep;
-use crate::knobs::host::{Wish, new_irqs, power};
+use crate::knobs::host::{Wish, power};
 use crate::threads::ProcessKey;
 
 /// The steps that lead to the wishes: what is restored comes first.
@@ -25,8 +26,12 @@ use crate::threads::ProcessKey;
 pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostStep> {
     let wished: BTreeSet<&Place> = wishes.iter().map(|wish| &wish.place).collect();
     let of_new_irqs = wishes.iter().find(|wish| wish.place == Place::of_new_irqs());
-    let of_new_irqs = of_new_irqs.map(|wish| &wish.value);
-    let looks_new = |place: &Place| new_irqs::looks_new(view, memory, of_new_irqs, place);
+    let new_irqs = of_new_irqs.and_then(|wish| NewIrqs::of(memory, &wish.value, &wish.value));
+    // Whether an interrupt would be taken for a new one if it were forgotten.
+    let looks_new = |place: &Place| {
+        place.irq().is_some()
+            && new_irqs.as_ref().is_some_and(|new| new.let_out(view, place).is_some())
+    };
     let mut steps = Vec::new();
     for (place, before) in memory.originals() {
         if wished.contains(place) {

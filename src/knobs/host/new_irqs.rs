@@ -15,7 +15,7 @@ use crate::knobs::host::step::HostStep;
 use crate::policy::VfioIrqs;
 
 /// Where new interrupts go.
-struct NewIrqs {
+pub(crate) struct NewIrqs {
     /// Without qmpin.
     before: CpuSet,
     /// By qmpin.
@@ -23,14 +23,14 @@ struct NewIrqs {
 }
 
 impl NewIrqs {
-    fn of(memory: &HostMemory, before: &Value, now: &Value) -> Option<NewIrqs> {
+    pub(crate) fn of(memory: &HostMemory, before: &Value, now: &Value) -> Option<NewIrqs> {
         let before = memory.original(&Place::of_new_irqs()).unwrap_or(before).cpus()?;
         Some(NewIrqs { before, now: now.cpus()? })
     }
 
     /// What an interrupt would have without qmpin that was created with what it has; `None`: the same, or it
     /// was not created so.
-    fn let_out(&self, view: &HostView, place: &Place) -> Option<CpuSet> {
+    pub(crate) fn let_out(&self, view: &HostView, place: &Place) -> Option<CpuSet> {
         let found = view.values.get(place)?.cpus()?;
         let local = view.vfio.get(place).map(|irq| irq.local);
         let local = local.or_else(|| view.irq_nodes.get(place).copied()).unwrap_or_default();
@@ -55,17 +55,13 @@ pub fn created_with_exclusion_mask(
     memory: &HostMemory,
 ) -> Vec<HostRecord> {
     let default = Place::of_new_irqs();
-    let Some(now) = view.values.get(&default) else { return Vec::new() };
-    if !memory.is_ours(&default, now, &view.online) {
-        return Vec::new();
-    }
-    let Some(new) = NewIrqs::of(memory, now, now) else { return Vec::new() };
+    let now = view.values.get(&default).filter(|now| memory.is_ours(&default, now, &view.online));
+    let Some(new) = now.and_then(|now| NewIrqs::of(memory, now, now)) else { return Vec::new() };
     let is_irqbalances = |place: &Place| {
         let want = view.vfio.get(place).and_then(|irq| wants.vfio.get(&irq.vm));
         !view.irqbalances.is_empty() && want.is_none_or(|want| want.to == VfioIrqs::Leave)
     };
-    let unknown =
-        numbered(view).filter(|place| memory.original(place).is_none() && !is_irqbalances(place));
+    let unknown = unknown(view, memory).filter(|place| !is_irqbalances(place));
     let records = |place: &Place| {
         let value = Value::Cpus(new.let_out(view, place)?);
         let intent = HostRecord::Intent {
@@ -89,28 +85,17 @@ pub fn like_new(view: &HostView, memory: &HostMemory, steps: &[HostStep]) -> Vec
         _ => None,
     });
     let Some(new) = new else { return Vec::new() };
-    let unknown = numbered(view).filter(|place| memory.original(place).is_none());
     let record = |place: &Place| {
         new.let_out(view, place)?;
         let value = view.values.get(place)?.clone();
         Some(HostRecord::Original { place: place.clone(), value })
     };
-    unknown.filter_map(record).collect()
+    unknown(view, memory).filter_map(record).collect()
 }
 
-/// Whether an interrupt would be taken for a new one if it were forgotten, where new ones go to `default`.
-pub(crate) fn looks_new(
-    view: &HostView,
-    memory: &HostMemory,
-    default: Option<&Value>,
-    place: &Place,
-) -> bool {
-    let new = default.and_then(|now| NewIrqs::of(memory, now, now));
-    place.irq().is_some() && new.is_some_and(|new| new.let_out(view, place).is_some())
-}
-
-fn numbered(view: &HostView) -> impl Iterator<Item = &Place> {
-    view.irqs.iter().filter(|place| place.irq().is_some())
+/// The numbered interrupts that are not remembered.
+fn unknown<'a>(view: &'a HostView, memory: &HostMemory) -> impl Iterator<Item = &'a Place> {
+    view.irqs.iter().filter(|place| place.irq().is_some() && memory.original(place).is_none())
 }
 
 #[cfg(test)]
