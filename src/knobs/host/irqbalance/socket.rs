@@ -252,6 +252,12 @@ fn not_understood(answer: &[u8]) -> IrqbalanceError {
     IrqbalanceError::NotUnderstood { answer: shown::line(&start).into_owned() }
 }
 
+/// The time that is left; none is an error, and would mean to wait for ever.
+fn left_until(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
 /// A path that begins with a zero byte is a name in the abstract namespace (`unix(7)`).
 fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let address = match path.as_os_str().as_bytes().strip_prefix(&[0]) {
@@ -260,11 +266,7 @@ fn connect(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
     };
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     // It holds for `connect`, too: a backlog is full where irqbalance hangs (`unix_stream_connect`).
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        return Err(io::ErrorKind::TimedOut.into());
-    }
-    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(left))?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(left_until(deadline)?))?;
     connect_to(&socket, &address)?;
     Ok(UnixStream::from(socket))
 }
@@ -273,11 +275,7 @@ fn read_all(mut socket: UnixStream, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut answer = Vec::new();
     let mut room = [0; 4096];
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        socket.set_read_timeout(Some(left))?;
+        socket.set_read_timeout(Some(left_until(deadline)?))?;
         match socket.read(&mut room) {
             Ok(0) => return Ok(answer),
             Ok(length) => answer.extend_from_slice(&room[..length]),

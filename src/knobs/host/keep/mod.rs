@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use walk::{Pass, Site, Which, new_kernel_threads};
+use walk::{Site, Which, new_kernel_threads};
 
 use crate::discover::{DiscoverError, live_leases, warned_doubts};
 use crate::error::chain;
@@ -254,14 +254,14 @@ impl HostKnobs {
             let is_done =
                 !pass.applied.iter().any(|one| matches!(one.step, HostStep::PutBack { .. }));
             // A thread that was created meanwhile has the mask of its parent.
-            let is_last = pass.wants.is_empty() && pass.memory.has_excluded();
-            last = Some(Pass { applied: Vec::new(), ..pass });
+            let is_last = pass.wants.is_empty() && self.known.has_excluded();
             applied.extend(pass.applied);
+            last = Some((pass.view, pass.wants));
             if !is_last || (number > 0 && is_done) {
                 break;
             }
         }
-        let Some(Pass { view, wants, memory, .. }) = last else { return Ok(HostReport::default()) };
+        let Some((view, wants)) = last else { return Ok(HostReport::default()) };
         // It may have been set by one pass, and have taken it by the next.
         applied.retain(|one| {
             !matches!(one.outcome, HostOutcome::Pending { .. })
@@ -286,13 +286,13 @@ impl HostKnobs {
         // By the leases it is to be as it was to be before, and no qmpin has made it what it was found to be.
         let is_drift = |one: &&HostApplied| match &one.step {
             HostStep::Write { place, from, to, .. } => {
-                wished.get(place) == Some(to) && !memory.was_tried(place, from)
+                wished.get(place) == Some(to) && !self.known.was_tried(place, from)
             }
             _ => false,
         };
         let drifted = applied.iter().filter(is_drift).map(|one| one.step.place().clone()).collect();
         // While there is a VM, these may be for a newer qmpin that works for one.
-        let unknown = memory.unknown().filter(|_| wants.is_empty()).cloned();
+        let unknown = self.known.unknown().filter(|_| wants.is_empty()).cloned();
         let report = HostReport {
             applied,
             drifted,

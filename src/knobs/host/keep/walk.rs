@@ -80,7 +80,8 @@ impl HostKnobs {
             HostStep::Write { place, to, .. } => self.refused.get(place) != Some(to),
             _ => true,
         });
-        steps.retain(|step| which.has(step));
+        let are_of_units = which == Which::Units;
+        steps.retain(|step| step.place().limited_cgroup().is_some() == are_of_units);
         let (steps, mut applied) = self.irqbalances.hold_back(steps, &view.online);
         let mut records = like_new(&view, journal.memory(), &steps);
         records.extend(preferences(&view, &steps));
@@ -105,7 +106,7 @@ impl HostKnobs {
         {
             tracing::debug!("other supervisors check the host, too: {error}");
         }
-        Ok(Some(Pass { view, applied, wants, memory: journal.memory().clone() }))
+        Ok(Some(Pass { view, applied, wants }))
     }
 }
 
@@ -115,13 +116,6 @@ impl HostKnobs {
 pub(super) enum Which {
     Units,
     Rest,
-}
-
-impl Which {
-    fn has(self, step: &HostStep) -> bool {
-        let is_of_units = step.place().limited_cgroup().is_some();
-        is_of_units == (self == Which::Units)
-    }
 }
 
 /// Whether another program is asked for it.
@@ -143,7 +137,6 @@ pub(super) struct Pass {
     pub(super) view: HostView,
     pub(super) applied: Vec<HostApplied>,
     pub(super) wants: Wants,
-    pub(super) memory: HostMemory,
 }
 
 /// The masks that threads outside all VMs have of their own, before any unit is limited.

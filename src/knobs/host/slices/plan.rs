@@ -42,15 +42,13 @@ pub(crate) fn units(
 /// back to, and what the wishes are made from.
 #[must_use]
 pub fn relimited(view: &HostView, memory: &HostMemory) -> Vec<HostRecord> {
-    let is_changed = |place: &Place, original: &Value, now: &Value| {
-        place.limited_cgroup().is_some()
-            && memory.was_changed(place)
-            && !now.same(original, &view.online)
-            && !memory.is_ours(place, now, &view.online)
-    };
     let changed = memory.originals().filter_map(|(place, original)| {
         let now = view.values.get(place)?;
-        is_changed(place, original, now).then(|| {
+        let is_changed = place.limited_cgroup().is_some()
+            && memory.was_changed(place)
+            && !now.same(original, &view.online)
+            && !memory.is_ours(place, now, &view.online);
+        is_changed.then(|| {
             let original = HostRecord::Original { place: place.clone(), value: now.clone() };
             [HostRecord::Settled(place.clone()), original]
         })
