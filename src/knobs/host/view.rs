@@ -9,6 +9,7 @@ use crate::discover::host::online_cpus;
 use crate::discover::stat::Stat;
 use crate::discover::{DiscoverError, stat, tasks};
 use crate::ids::CpuId;
+use crate::knobs::ground::Host;
 use crate::knobs::host::interrupts::{irq_nodes, irq_places};
 use crate::knobs::host::kernel_threads::KthreadScan;
 use crate::knobs::host::memory::HostMemory;
@@ -32,17 +33,14 @@ const IDLE_STATES_MAX: usize = 16;
 /// # Errors
 /// [`DiscoverError`] where not even the online CPUs can be read.
 pub fn read_host_view(
-    root: &SysRoot,
-    sched: &dyn Sched,
+    host: Host<'_>,
     wants: &Wants,
     memory: &HostMemory,
     scan: KthreadScan,
 ) -> Result<HostView, DiscoverError> {
-    let mut reader = Reader {
-        root,
-        sched,
-        view: HostView { online: online_cpus(root)?, ..HostView::default() },
-    };
+    let Host { root, sched, .. } = host;
+    let view = HostView { online: online_cpus(root)?, ..HostView::default() };
+    let mut reader = Reader { root, sched, view };
     // After the last VM they are looked at once more, too.
     if wants.has(Knob::Irqs) || memory.has_new_irqs() {
         reader.irqs(wants);

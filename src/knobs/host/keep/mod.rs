@@ -122,14 +122,8 @@ impl HostKnobs {
             return Ok(());
         }
         let mut journal = self.open(state, boot_id)?;
-        let view = read_host_view(
-            host.root,
-            host.sched,
-            &wants,
-            journal.memory(),
-            // One that is left out now has no mask of its own any more when it is found.
-            KthreadScan::All,
-        )?;
+        // One that is left out now has no mask of its own any more when it is found.
+        let view = read_host_view(host, &wants, journal.memory(), KthreadScan::All)?;
         let mut records = new_kernel_threads(&view, journal.memory(), &wants);
         records.extend(view.workqueues.iter().filter_map(|place| {
             let value = view.values.get(place)?.clone();
@@ -417,7 +411,7 @@ pub fn host_steps(
     memory: &HostMemory,
     silent: &mut Silent,
 ) -> Result<(HostView, Vec<HostStep>), DiscoverError> {
-    let mut view = read_host_view(host.root, host.sched, wants, memory, KthreadScan::All)?;
+    let mut view = read_host_view(host, wants, memory, KthreadScan::All)?;
     if wants.has(Knob::Irqs) || memory.has_irqs() {
         view = view.with_irqbalances(irqbalances(host.root, silent));
     }

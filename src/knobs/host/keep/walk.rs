@@ -63,8 +63,8 @@ impl HostKnobs {
             Which::Units => KthreadScan::Children,
             Which::Rest => self.next_scan(&wants),
         };
-        let view = read_host_view(host.root, host.sched, &wants, journal.memory(), scan)?
-            .with_irqbalances(asked.to_vec());
+        let view =
+            read_host_view(host, &wants, journal.memory(), scan)?.with_irqbalances(asked.to_vec());
         untold.extend(self.irqbalances.saw(&view));
         journal.append(wants.exclusion_masks.iter().copied().map(HostRecord::Off).collect())?;
         journal.append(new_kernel_threads(&view, journal.memory(), &wants))?;
