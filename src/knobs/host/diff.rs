@@ -54,14 +54,13 @@ pub fn diff(view: &HostView, wishes: &[Wish], memory: &HostMemory) -> Vec<HostSt
                 Some(reason) => HostStep::Later { place, before, reason },
                 None => HostStep::Settle { place },
             },
-            // Not forgotten before the file goes: what it has may look like an earlier exclusion mask.
-            Some(now)
-                if (matches!(place, Place::Thread(_)) || looks_new(&place))
-                    && now.same(&before, &view.online) =>
-            {
-                continue;
+            Some(now) if now.same(&before, &view.online) => {
+                // Not forgotten before the file goes: what it has may look like an earlier exclusion mask.
+                if matches!(place, Place::Thread(_)) || looks_new(&place) {
+                    continue;
+                }
+                HostStep::Settle { place }
             }
-            Some(now) if now.same(&before, &view.online) => HostStep::Settle { place },
             Some(from) if memory.is_ours(&place, &from, &view.online) => {
                 HostStep::PutBack { place, from, to: before }
             }

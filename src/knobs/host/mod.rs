@@ -137,7 +137,6 @@ pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> 
     let mut wish = |knob, list: Vec<(Place, Value)>| {
         wishes.extend(list.into_iter().map(|(place, value)| Wish { knob, place, value }));
     };
-    let wanted = |knob| wants.cpus(knob);
     let in_slices = wants.slices.values().fold(CpuSet::EMPTY, |all, cpus| all | *cpus);
     wish(Knob::Partition, slices::plan::units(view, memory, &wants.slices));
     wish(Knob::Partition, kthreads::wishes(view, memory, &view.users, &in_slices));
@@ -148,11 +147,11 @@ pub fn wishes(view: &HostView, wants: &Wants, memory: &HostMemory) -> Vec<Wish> 
     irqs.retain(|(place, _)| !irqbalance::plan::has_placed(view, wants, memory, place));
     wish(Knob::Irqs, irqs);
     // A partition makes the kernel change masks on its own, more than it has to, and not back to what they were.
-    let off = wanted(Knob::Kthreads) | (wanted(Knob::Partition) - in_slices);
+    let off = wants.cpus(Knob::Kthreads) | (wants.cpus(Knob::Partition) - in_slices);
     wish(Knob::Kthreads, kthreads::wishes(view, memory, &view.kthreads, &off));
-    wish(Knob::Workqueues, workqueues::wishes(view, memory, &wanted(Knob::Workqueues)));
-    wish(Knob::Power, power::wishes(view, &wanted(Knob::Power)));
-    wish(Knob::Noise, noise::wishes(view, memory, &wanted(Knob::Noise)));
+    wish(Knob::Workqueues, workqueues::wishes(view, memory, &wants.cpus(Knob::Workqueues)));
+    wish(Knob::Power, power::wishes(view, &wants.cpus(Knob::Power)));
+    wish(Knob::Noise, noise::wishes(view, memory, &wants.cpus(Knob::Noise)));
     wishes
 }
 

@@ -36,10 +36,9 @@ impl HostReport {
     /// With results of an earlier pass that were not reported.
     #[must_use]
     pub fn after(mut self, earlier: HostReport) -> HostReport {
-        let HostReport { mut applied, managed, .. } = earlier;
-        applied.append(&mut self.applied);
-        self.managed.extend(managed);
-        HostReport { applied, ..self }
+        self.applied.splice(0..0, earlier.applied);
+        self.managed.extend(earlier.managed);
+        self
     }
 
     /// Whether something was refused that could have been expected to go through.

@@ -378,8 +378,7 @@ impl HostKnobs {
         tracing::info!("waiting for irqbalance to do again what it did before");
         loop {
             thread::sleep(IRQBALANCE_PAUSE);
-            let again = self.reconcile(host, state, boot_id);
-            let report = match again {
+            let report = match self.reconcile(host, state, boot_id) {
                 Ok(report) => report,
                 Err(error) => {
                     tracing::warn!("the rest of the host: {}", chain(&error));
