@@ -21,7 +21,7 @@ use super::sources::{BLIND_INTERVAL, Source, Watch, at, next_of};
 use super::starting::find;
 use super::state::{Effect, Ending, Event, Hint, State};
 use super::telling::Telling;
-use super::worker::{Done, Job, Now, Worker};
+use super::worker::{Done, Job, Now, Task, Worker};
 use super::{notify, worker};
 use crate::attachment::error::StartError;
 use crate::attachment::leasing::{give_back, lock_forsaken};
@@ -41,6 +41,9 @@ const BEAT: Duration = Duration::from_secs(1);
 const LOOK_DELAY: Duration = Duration::from_millis(1);
 /// Two passes are at least this far apart, however many hints there are.
 const LOOK_GAP: Duration = Duration::from_millis(20);
+/// What a VM is given when it is attached. A pass comes last, for kernel threads, and for threads that were created while
+/// the first pass was under way.
+const FIRST: [Task; 4] = [Task::Isolate, Task::KeepHost, Task::Prioritise, Task::Pass];
 
 /// How it ended.
 #[derive(Debug)]
@@ -99,6 +102,7 @@ struct Runner<'a> {
     worker: Worker,
     /// An answer of QEMU's that the worker has yet to take.
     answer: Option<Job>,
+    /// What the worker has yet to do.
     due: BTreeSet<Task>,
     hearing: Hearing,
     /// What others are excluded with could not be written down: it is tried again with the slow timer.
@@ -112,40 +116,6 @@ struct Runner<'a> {
     now: Option<Now>,
     for_neighbours: ForNeighbours,
     telling: Telling,
-}
-
-/// What the worker has yet to do, in this order. However often something becomes due, it is done once.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Task {
-    /// The policy is to be read again.
-    Reload,
-    Isolate,
-    /// The reason for a fallback may have gone.
-    Choose,
-    /// The VM's own part of what the host is to be has changed.
-    KeepHost,
-    /// Interrupts and kernel threads may have been created since the last time, or another VM was started or stopped:
-    /// one supervisor's pass is enough.
-    CheckHost,
-    Prioritise,
-    Pass,
-}
-
-impl Task {
-    /// What a VM is given when it is attached.
-    const FIRST: [Task; 3] = [Task::Isolate, Task::KeepHost, Task::Prioritise];
-
-    fn job(self) -> Job {
-        match self {
-            Task::Reload => Job::Reload,
-            Task::Isolate => Job::Isolate,
-            Task::Choose => Job::Choose,
-            Task::KeepHost => Job::KeepHost,
-            Task::CheckHost => Job::CheckHost,
-            Task::Prioritise => Job::Prioritise,
-            Task::Pass => Job::Pass,
-        }
-    }
 }
 
 impl<'a> Runner<'a> {
@@ -241,7 +211,7 @@ impl<'a> Runner<'a> {
         self.next_beat = None;
         let job = match self.ending {
             Some(_) => Some(Job::Finish),
-            None => self.answer.take().or_else(|| self.due.pop_first().map(Task::job)),
+            None => self.answer.take().or_else(|| self.due.pop_first().map(Job::Do)),
         };
         if let Some(job) = job {
             self.give(job);

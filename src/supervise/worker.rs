@@ -42,18 +42,8 @@ pub(super) const JOB_LIMIT: Duration = Duration::from_secs(240);
 pub(super) enum Job {
     /// Attach the VM that was found. Always the first.
     Begin(Box<Found>),
-    /// Keep others off the VM's CPUs.
-    Isolate,
-    /// The same, where the choice between a partition and a fallback would be another one now.
-    Choose,
-    /// Exclude interrupts and the kernel's own work from them.
-    KeepHost,
-    /// The same, where no supervisor has done so just now. The result is `HostKept`, `HostIsKept` or `HostIsBusy`.
-    CheckHost,
-    /// Give vCPUs their priority, and the VM its cookie.
-    Prioritise,
-    /// One pass over the VM's threads.
-    Pass,
+    /// Carry out a task that was due.
+    Do(Task),
     /// Take QEMU's answer.
     Learn {
         /// The threads that were listed before QEMU was asked.
@@ -61,10 +51,29 @@ pub(super) enum Job {
         /// What it said.
         roles: Box<Roles>,
     },
-    /// Read the policy again, and go by it.
-    Reload,
     /// Restore everything. Always the last.
     Finish,
+}
+
+/// What may become due while the VM is attached, in the order in which it is done. However often it becomes due, it is
+/// done once.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Task {
+    /// Read the policy again, and go by it.
+    Reload,
+    /// Keep others off the VM's CPUs.
+    Isolate,
+    /// The same, where the choice between a partition and a fallback would be another one now.
+    Choose,
+    /// Exclude interrupts and the kernel's own work from them: the VM's own part of what the host is to be has changed.
+    KeepHost,
+    /// The same, where no supervisor has done so just now: interrupts and kernel threads may have been created since the
+    /// last time, or another VM was started or stopped. The result is `HostKept`, `HostIsKept` or `HostIsBusy`.
+    CheckHost,
+    /// Give vCPUs their priority, and the VM its cookie.
+    Prioritise,
+    /// One pass over the VM's threads.
+    Pass,
 }
 
 /// What has become of a job.
@@ -205,8 +214,10 @@ fn work(
                 Some(attachment) => Done::Finished(attachment.finish()),
                 None => continue,
             },
-            (Job::Reload, Some(attachment)) => Done::Reloaded(reload(attachment, source)),
-            (job, Some(attachment)) => carry_out(attachment, job),
+            (Job::Learn { before, roles }, Some(attachment)) => {
+                Done::Learnt(attachment.learn(&before, *roles))
+            }
+            (Job::Do(task), Some(attachment)) => carry_out(attachment, task, source),
             (_, None) => continue,
         };
         let now = attached.as_ref().map(|attachment| {
@@ -225,10 +236,11 @@ fn work(
     }
 }
 
-fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
-    match job {
-        Job::Choose if !attachment.would_choose_anew() => Done::Isolated(Ok(None)),
-        Job::Isolate | Job::Choose => {
+fn carry_out(attachment: &mut Attachment<'_>, task: Task, source: PolicySource<'_>) -> Done {
+    match task {
+        Task::Reload => Done::Reloaded(reload(attachment, source)),
+        Task::Choose if !attachment.would_choose_anew() => Done::Isolated(Ok(None)),
+        Task::Isolate | Task::Choose => {
             // The kernel does not restore what it changes as a partition is built.
             let remembered = attachment.remember_host().map_err(|error| chain(&error));
             Done::Isolated(remembered.and_then(|()| match attachment.isolate() {
@@ -237,15 +249,14 @@ fn carry_out(attachment: &mut Attachment<'_>, job: Job) -> Done {
                 Err(error) => Err(chain(&error)),
             }))
         }
-        Job::KeepHost => Done::HostKept(attachment.keep_host()),
-        Job::CheckHost => match attachment.check_host() {
+        Task::KeepHost => Done::HostKept(attachment.keep_host()),
+        Task::CheckHost => match attachment.check_host() {
             Ok(Checked::Kept) => Done::HostIsKept,
             Ok(Checked::Busy) => Done::HostIsBusy,
             Ok(Checked::Done(report)) => Done::HostKept(Ok(*report)),
             Err(error) => Done::HostKept(Err(error)),
         },
-        Job::Prioritise => Done::Prioritised(attachment.prioritise()),
-        Job::Learn { before, roles } => Done::Learnt(attachment.learn(&before, *roles)),
-        Job::Pass | Job::Begin(_) | Job::Finish | Job::Reload => Done::Passed(attachment.pass()),
+        Task::Prioritise => Done::Prioritised(attachment.prioritise()),
+        Task::Pass => Done::Passed(attachment.pass()),
     }
 }

@@ -1,6 +1,6 @@
 //! Turns the end of a job into events, and notifies systemd and `qmpin status`.
 
-use super::{Ended, Runner, Task};
+use super::{Ended, FIRST, Runner};
 use tokio::time::Instant;
 
 use crate::attachment::error::StartError;
@@ -12,7 +12,7 @@ use crate::supervise::narrate::log_shortfalls;
 use crate::supervise::reload::Taken;
 use crate::supervise::sources::interval;
 use crate::supervise::state::{Ending, Event};
-use crate::supervise::worker::{Done, Now};
+use crate::supervise::worker::{Done, Now, Task};
 
 /// What follows from a job.
 pub(super) enum Went {
@@ -28,9 +28,7 @@ impl Runner<'_> {
             Done::Begun(report) => {
                 let report = report?;
                 self.telling.pass(&report);
-                self.due.extend(Task::FIRST);
-                // A pass afterwards: kernel threads, and threads that were created while the first was under way.
-                self.due.insert(Task::Pass);
+                self.due.extend(FIRST);
                 if self.upgrade_wanted {
                     self.line.upgrade();
                 }
@@ -87,8 +85,7 @@ impl Runner<'_> {
                 }
                 self.settings.policy = *policy;
                 self.new_interval = Some(interval(&self.settings, true));
-                self.due.extend(Task::FIRST);
-                self.due.insert(Task::Pass);
+                self.due.extend(FIRST);
                 (None, later)
             }
             Err(why) => {

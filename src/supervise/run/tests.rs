@@ -110,7 +110,7 @@ fn stage() -> (Loop, Stage) {
 async fn play<F: Future<Output = ()>>(test: impl FnOnce(Stage) -> F) -> Ended {
     let (Loop { runner, mut watch, mut signals }, stage) = stage();
     // The first job's content is the worker's to know, and here that is the test.
-    let looped = runner.run(Job::Pass, &mut watch, &mut signals);
+    let looped = runner.run(Job::Do(Task::Pass), &mut watch, &mut signals);
     let (ended, ()) = Box::pin(timeout(PATIENCE, async { tokio::join!(looped, test(stage)) }))
         .await
         .expect("it has ended");
@@ -120,14 +120,14 @@ async fn play<F: Future<Output = ()>>(test: impl FnOnce(Stage) -> F) -> Ended {
 fn name(job: &Job) -> &'static str {
     match job {
         Job::Begin(_) => "begin",
-        Job::Isolate => "isolate",
-        Job::Choose => "choose",
-        Job::KeepHost => "keep host",
-        Job::CheckHost => "check host",
-        Job::Prioritise => "prioritise",
-        Job::Pass => "pass",
+        Job::Do(Task::Reload) => "reload",
+        Job::Do(Task::Isolate) => "isolate",
+        Job::Do(Task::Choose) => "choose",
+        Job::Do(Task::KeepHost) => "keep host",
+        Job::Do(Task::CheckHost) => "check host",
+        Job::Do(Task::Prioritise) => "prioritise",
+        Job::Do(Task::Pass) => "pass",
         Job::Learn { .. } => "learn",
-        Job::Reload => "reload",
         Job::Finish => "finish",
     }
 }

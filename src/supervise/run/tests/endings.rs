@@ -43,7 +43,7 @@ async fn end_of_qemu_during_the_attach_leads_to_its_restore_alone() {
 #[tokio::test(start_paused = true)]
 async fn attach_that_fails_is_the_end_and_nothing_is_restored_twice() {
     let (Loop { runner, mut watch, mut signals }, stage) = stage();
-    let looped = runner.run(Job::Pass, &mut watch, &mut signals);
+    let looped = runner.run(Job::Do(Task::Pass), &mut watch, &mut signals);
     let test = async {
         assert_eq!(stage.job().await, "pass", "the first");
         stage.stop.send(()).expect("heard");
