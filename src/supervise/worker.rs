@@ -29,7 +29,6 @@ use crate::ids::Tid;
 use crate::knobs::affinity::restore::RestoreReport;
 use crate::knobs::affinity::thread_cpus::ThreadCpus;
 use crate::knobs::ground::Host;
-use crate::knobs::host::report::HostReport;
 use crate::plan::{Finding, Plan};
 use crate::qmp::Roles;
 
@@ -68,7 +67,7 @@ pub(super) enum Task {
     /// Exclude interrupts and the kernel's own work from them: the VM's own part of what the host is to be has changed.
     KeepHost,
     /// The same, where no supervisor has done so just now: interrupts and kernel threads may have been created since the
-    /// last time, or another VM was started or stopped. The result is `HostKept`, `HostIsKept` or `HostIsBusy`.
+    /// last time, or another VM was started or stopped.
     CheckHost,
     /// Give vCPUs their priority, and the VM its cookie.
     Prioritise,
@@ -82,11 +81,7 @@ pub(super) enum Done {
     Begun(Result<PassReport, StartError>),
     /// `None`: QEMU has ended meanwhile, or the choice stays as it is. The error is in words.
     Isolated(Result<Option<PassReport>, String>),
-    HostKept(Result<HostReport, StartError>),
-    /// Another supervisor has just done so.
-    HostIsKept,
-    /// Another process is at it.
-    HostIsBusy,
+    Host(Result<Checked, StartError>),
     Prioritised(Result<PassReport, PassError>),
     Passed(Result<PassReport, PassError>),
     Learnt(Result<Learnt, TasksError>),
@@ -249,13 +244,8 @@ fn carry_out(attachment: &mut Attachment<'_>, task: Task, source: PolicySource<'
                 Err(error) => Err(chain(&error)),
             }))
         }
-        Task::KeepHost => Done::HostKept(attachment.keep_host()),
-        Task::CheckHost => match attachment.check_host() {
-            Ok(Checked::Kept) => Done::HostIsKept,
-            Ok(Checked::Busy) => Done::HostIsBusy,
-            Ok(Checked::Done(report)) => Done::HostKept(Ok(*report)),
-            Err(error) => Done::HostKept(Err(error)),
-        },
+        Task::KeepHost => Done::Host(attachment.keep_host().map(Box::new).map(Checked::Done)),
+        Task::CheckHost => Done::Host(attachment.check_host()),
         Task::Prioritise => Done::Prioritised(attachment.prioritise()),
         Task::Pass => Done::Passed(attachment.pass()),
     }

@@ -3,6 +3,7 @@
 use super::{Ended, FIRST, Runner};
 use tokio::time::Instant;
 
+use crate::attachment::around::Checked;
 use crate::attachment::error::StartError;
 use crate::attachment::settings::Settings;
 use crate::discover::boot_id;
@@ -43,9 +44,10 @@ impl Runner<'_> {
                 self.isolate_later = report.is_err();
                 self.telling.isolated(report.err());
             }
-            Done::HostKept(report) => self.telling.host(report),
-            Done::HostIsKept => {}
-            Done::HostIsBusy => self.for_neighbours.again(Instant::now()),
+            Done::Host(Ok(Checked::Done(report))) => self.telling.host(Ok(*report)),
+            Done::Host(Ok(Checked::Kept)) => {}
+            Done::Host(Ok(Checked::Busy)) => self.for_neighbours.again(Instant::now()),
+            Done::Host(Err(error)) => self.telling.host(Err(error)),
             Done::Prioritised(Ok(report)) => self.telling.pass(&report),
             Done::Prioritised(Err(error)) => {
                 if !error.means_gone() {

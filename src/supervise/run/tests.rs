@@ -14,11 +14,11 @@ use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::*;
+use crate::attachment::around::Checked;
 use crate::attachment::reports::{Learnt, Noticed, PassReport};
 use crate::attachment::settings::Follow;
 use crate::discover::VmLocation;
 use crate::knobs::affinity::restore::RestoreReport;
-use crate::knobs::host::report::HostReport;
 use crate::leases::{StateDir, SupervisorLock};
 use crate::policy::Policy;
 use crate::qmp::{Happening, Limits, QmpEvent, Roles};
@@ -163,8 +163,8 @@ impl Stage {
     fn does(&self, job: &str) {
         self.ends(match job {
             "isolate" => Done::Isolated(Ok(None)),
-            "keep host" => Done::HostKept(Ok(HostReport::default())),
-            "check host" => Done::HostIsKept,
+            "keep host" => Done::Host(Ok(Checked::Done(Box::default()))),
+            "check host" => Done::Host(Ok(Checked::Kept)),
             "prioritise" => Done::Prioritised(Ok(PassReport::default())),
             "pass" => Done::Passed(Ok(PassReport::default())),
             "learn" => Done::Learnt(Ok(Learnt::default())),
@@ -321,7 +321,7 @@ async fn host_that_another_process_is_busy_with_is_checked_a_second_later() {
         stage.leases.send(()).expect("heard");
         let begun = Instant::now();
         assert_eq!(stage.job().await, "check host");
-        stage.ends(Done::HostIsBusy);
+        stage.ends(Done::Host(Ok(Checked::Busy)));
         stage.expect("pass").await;
         stage.expect("check host").await;
         let waited = begun.elapsed();
