@@ -9,20 +9,19 @@ mod tests;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use outcome::Went;
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
 use super::budget::Hearing;
 use super::line::Line;
+use super::notify;
 use super::pace::{ForNeighbours, Pace};
 use super::signals::Signals;
 use super::sources::{BLIND_INTERVAL, Source, Watch, at, next_of};
 use super::starting::find;
 use super::state::{Effect, Ending, Event, Hint, State};
 use super::telling::Telling;
-use super::worker::{Done, Job, Now, Task, Worker};
-use super::{notify, worker};
+use super::worker::{Job, Now, Task, Worker};
 use crate::attachment::error::StartError;
 use crate::attachment::leasing::{give_back, lock_forsaken};
 use crate::attachment::settings::Settings;
@@ -89,6 +88,7 @@ struct Runner<'a> {
     root: &'a SysRoot,
     process: ProcessKey,
     settings: Settings,
+    state: State,
     line: Line,
     upgrade_wanted: bool,
     look_at: Option<Instant>,
@@ -132,6 +132,7 @@ impl<'a> Runner<'a> {
             process,
             upgrade_wanted: settings.policy.vm.channel.value == ChannelChoice::Auto,
             settings,
+            state: State::default(),
             pace: Pace::default(),
             last_look: Instant::now(),
             last_ask: None,
@@ -161,40 +162,13 @@ impl<'a> Runner<'a> {
         watch: &mut Watch,
         signals: &mut Signals,
     ) -> Result<Ended, StartError> {
-        let mut state = State::default();
-        let mut effects = Vec::new();
         self.give(first);
         loop {
-            for effect in std::mem::take(&mut effects) {
-                self.carry_out(effect);
-            }
             self.give_next();
             self.tell();
-            let event = match self.next_event(watch, signals).await {
-                Next::Event(event) => event,
-                Next::Done(ended) => {
-                    let worker::Ended { done, now, cost } = *ended;
-                    if matches!(done, Done::Passed(_) | Done::Learnt(_)) {
-                        let is_due = self.look_at.is_some() || self.due.contains(&Task::Pass);
-                        self.hearing.done(cost, is_due);
-                    }
-                    let before = match now {
-                        Some(now) => self.now.replace(now),
-                        None => self.now.clone(),
-                    };
-                    self.log_new_shortfalls(before.as_ref());
-                    match self.done(done)? {
-                        Went::On(events) => {
-                            effects
-                                .extend(events.into_iter().flat_map(|event| state.handle(event)));
-                            continue;
-                        }
-                        Went::Ended(ended) => return Ok(*ended),
-                    }
-                }
-                Next::Nothing => continue,
-            };
-            effects.extend(state.handle(event));
+            if let Some(ended) = self.wait(watch, signals).await? {
+                return Ok(ended);
+            }
         }
     }
 
@@ -231,8 +205,12 @@ impl<'a> Runner<'a> {
         notify::busy();
     }
 
-    /// Waits for something to happen.
-    async fn next_event(&mut self, watch: &mut Watch, signals: &mut Signals) -> Next {
+    /// Waits for something to happen, and acts on it. Returns how it ended, once it has.
+    async fn wait(
+        &mut self,
+        watch: &mut Watch,
+        signals: &mut Signals,
+    ) -> Result<Option<Ended>, StartError> {
         let Watch { exit, new_threads, leases, slow_timer } = watch;
         if let Some(every) = self.new_interval.take() {
             let every = if new_threads.is_none() { every.min(BLIND_INTERVAL) } else { every };
@@ -246,25 +224,25 @@ impl<'a> Runner<'a> {
                 if let Err(error) = ended {
                     tracing::warn!("the end of QEMU can no longer be watched: {error}");
                 }
-                Next::Event(Event::QemuEnded)
+                self.take(Event::QemuEnded);
             }
-            _ = signals.stop.next(), if self.ending.is_none() => Next::Event(Event::Stop),
+            _ = signals.stop.next(), if self.ending.is_none() => self.take(Event::Stop),
             _ = signals.reload.next(), if self.ending.is_none() => {
                 self.due.insert(Task::Reload);
-                Next::Nothing
             }
-            next = self.next_hint(new_threads, leases, slow_timer) => next,
+            ended = self.wait_for_hint(new_threads, leases, slow_timer) => return ended,
         }
+        Ok(None)
     }
 
     /// The same, for sources that may be busy all the time. They are polled without bias, so that a flood of QMP
     /// events or of new threads cannot starve the others.
-    async fn next_hint(
+    async fn wait_for_hint(
         &mut self,
         new_threads: &mut Option<Source<NewThreads>>,
         leases: &mut Option<Source<LeaseChanges>>,
         slow_timer: &mut Source<SlowTimer>,
-    ) -> Next {
+    ) -> Result<Option<Ended>, StartError> {
         let choice_due = self.choice_due();
         // A question under way goes on; it has limits of its own.
         let is_asked = !self.line.is_free();
@@ -272,14 +250,11 @@ impl<'a> Runner<'a> {
         let hears_line = self.ending.is_none() && (rest.is_none() || is_asked);
         // A pass that is about to come sees all threads. Until then what comes is one message to the kernel.
         let hears_new_threads = rest.is_none() && self.look_at.is_none();
-        let said = tokio::select! {
-            ended = self.worker.done() => return Next::Done(Box::new(ended)),
-            () = at(rest) => return Next::Nothing,
-            () = at(self.next_beat) => {
-                self.beat();
-                return Next::Nothing;
-            }
-            said = self.line.said(), if hears_line => said,
+        tokio::select! {
+            ended = self.worker.done() => return self.done(ended),
+            () = at(rest) => {}
+            () = at(self.next_beat) => self.beat(),
+            said = self.line.said(), if hears_line => self.hear(said).await,
             new_thread = next_of(new_threads, |source| source.next(NewThreads::next)), if hears_new_threads => {
                 self.hearing.heard();
                 if let Err(error) = new_thread {
@@ -289,7 +264,7 @@ impl<'a> Runner<'a> {
                         tracing::warn!("the slow timer stays as slow as it is: {error}");
                     }
                 }
-                return Next::Event(Event::Hint(Hint::NewThread));
+                self.take(Event::Hint(Hint::NewThread));
             }
             changed = next_of(leases, |source| source.next(LeaseChanges::next)) => {
                 if let Err(error) = changed {
@@ -299,27 +274,26 @@ impl<'a> Runner<'a> {
                 if self.for_neighbours.changed(Instant::now()) {
                     self.due.insert(Task::CheckHost);
                 }
-                return Next::Event(Event::Hint(Hint::Neighbour));
+                self.take(Event::Hint(Hint::Neighbour));
             }
             () = at(self.for_neighbours.due()) => {
                 self.for_neighbours.looked(Instant::now());
                 self.due.insert(Task::CheckHost);
-                return Next::Event(Event::Hint(Hint::Neighbour));
+                self.take(Event::Hint(Hint::Neighbour));
             }
             () = at(choice_due) => {
                 self.due.insert(Task::Choose);
-                return Next::Nothing;
             }
             () = at(self.look_at) => {
                 self.look_at = None;
                 if let Some(new_threads) = new_threads {
                     new_threads.drain();
                 }
-                return Next::Event(Event::PassDue);
+                self.take(Event::PassDue);
             }
             () = at(self.ask_at) => {
                 self.ask_at = None;
-                return Next::Event(Event::AskDue);
+                self.take(Event::AskDue);
             }
             ticked = slow_timer.next(|timer| timer.tick()) => {
                 if let Err(error) = ticked {
@@ -332,10 +306,17 @@ impl<'a> Runner<'a> {
                 if std::mem::take(&mut self.isolate_later) {
                     self.due.insert(Task::Isolate);
                 }
-                return Next::Event(Event::Hint(Hint::Timer));
+                self.take(Event::Hint(Hint::Timer));
             }
-        };
-        self.hear(said).await.map_or(Next::Nothing, Next::Event)
+        }
+        Ok(None)
+    }
+
+    /// Takes an event: `state` decides what follows from it.
+    fn take(&mut self, event: Event) {
+        for effect in self.state.handle(event) {
+            self.carry_out(effect);
+        }
     }
 
     /// Carries out one effect.
@@ -385,12 +366,4 @@ impl<'a> Runner<'a> {
         let due = self.now.as_ref().filter(|_| is_waiting)?.choice_due;
         due.filter(|_| !self.due.contains(&Task::Choose))
     }
-}
-
-/// What the loop has waited for.
-enum Next {
-    Event(Event),
-    Done(Box<worker::Ended>),
-    /// Nothing that concerns the state.
-    Nothing,
 }

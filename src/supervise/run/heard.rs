@@ -22,7 +22,7 @@ const HEARING_TIME: Duration = Duration::from_millis(4);
 
 impl Runner<'_> {
     /// Takes an event, and all that have come with it. The strongest of their hints counts.
-    async fn hear_events(&mut self, first: QmpEvent) -> Option<Event> {
+    async fn hear_events(&mut self, first: QmpEvent) {
         let started = Instant::now();
         let mut strongest = None;
         let mut event = first;
@@ -37,26 +37,26 @@ impl Runner<'_> {
             }
             match self.line.said_already().await {
                 Some(Happening::Event(next)) => event = next,
-                Some(Happening::FellBack(error)) => return Some(Self::fell_back(&error)),
+                Some(Happening::FellBack(error)) => return self.fell_back(&error),
                 None => break,
             }
         }
-        if strongest.is_some() {
+        if let Some(hint) = strongest {
             self.hearing.heard();
+            self.take(Event::Hint(hint));
         }
-        strongest.map(Event::Hint)
     }
 
-    fn fell_back(error: &QmpError) -> Event {
+    fn fell_back(&mut self, error: &QmpError) {
         tracing::debug!("lost the live channel: {error}");
-        Event::ChannelChanged(Liveness::Leases)
+        self.take(Event::ChannelChanged(Liveness::Leases));
     }
 
-    /// Turns what the line to QEMU reports into an event.
-    pub(super) async fn hear(&mut self, said: Said) -> Option<Event> {
+    /// Takes what the line to QEMU reports.
+    pub(super) async fn hear(&mut self, said: Said) {
         match said {
             Said::Happening(Happening::Event(event)) => self.hear_events(event).await,
-            Said::Happening(Happening::FellBack(error)) => Some(Self::fell_back(&error)),
+            Said::Happening(Happening::FellBack(error)) => self.fell_back(&error),
             Said::Done(LineDone::Upgraded(result)) => {
                 self.line.ask_if_waiting(self.root, self.process.pid);
                 self.upgraded(result)
@@ -65,11 +65,11 @@ impl Runner<'_> {
         }
     }
 
-    fn upgraded(&mut self, result: Result<Upgrade, QmpError>) -> Option<Event> {
+    fn upgraded(&mut self, result: Result<Upgrade, QmpError>) {
         match result {
             Ok(Upgrade::Live) => {
                 tracing::info!("QEMU is asked over {}", self.line.name());
-                return Some(Event::ChannelChanged(Liveness::Live));
+                self.take(Event::ChannelChanged(Liveness::Live));
             }
             Ok(Upgrade::NotNeeded) => {}
             Ok(Upgrade::Unsupported) => {
@@ -86,7 +86,6 @@ impl Runner<'_> {
             Err(error) if error.is_nobody_there() => tracing::debug!("{}", chain(&error)),
             Err(error) => tracing::warn!("QEMU is asked by leases: {}", chain(&error)),
         }
-        None
     }
 
     /// Takes an answer of QEMU's: the worker compares it with the process.
@@ -94,30 +93,29 @@ impl Runner<'_> {
         &mut self,
         before: Result<Vec<Tid>, TasksError>,
         roles: Result<Roles, QmpError>,
-    ) -> Option<Event> {
+    ) {
         let answer = before
             .map_err(|error| chain(&error))
             .and_then(|before| Ok((before, roles.map_err(|error| chain(&error))?)));
         match answer {
             Ok((before, roles)) => {
                 self.answer = Some(Job::Learn { before, roles: Box::new(roles) });
-                None
             }
-            Err(reason) => Some(self.not_answered(&reason)),
+            Err(reason) => self.not_answered(&reason),
         }
     }
 
-    fn not_answered(&mut self, reason: &str) -> Event {
+    fn not_answered(&mut self, reason: &str) {
         // The first may be QEMU on its way out, or a thread that ended just then.
         if self.pace.failed() == 2 {
             tracing::warn!("QEMU's answer is of no use, asking again: {reason}");
         } else {
             tracing::debug!("QEMU's answer is of no use, asking again: {reason}");
         }
-        Event::NotAnswered
+        self.take(Event::NotAnswered);
     }
 
-    pub(super) fn learnt(&mut self, learnt: Result<Learnt, TasksError>) -> Event {
+    pub(super) fn learnt(&mut self, learnt: Result<Learnt, TasksError>) {
         match learnt {
             Ok(learnt) => {
                 if learnt.joined.is_empty() && learnt.left.is_empty() {
@@ -129,7 +127,7 @@ impl Runner<'_> {
                     self.pace.lost_a_vcpu(Instant::now());
                 }
                 log_learnt(&learnt);
-                Event::Answered
+                self.take(Event::Answered);
             }
             Err(error) => self.not_answered(&chain(&error)),
         }

@@ -13,18 +13,20 @@ use crate::supervise::narrate::log_shortfalls;
 use crate::supervise::reload::Taken;
 use crate::supervise::sources::interval;
 use crate::supervise::state::{Ending, Event};
-use crate::supervise::worker::{Done, Now, Task};
-
-/// What follows from a job.
-pub(super) enum Went {
-    On(Vec<Event>),
-    Ended(Box<Ended>),
-}
+use crate::supervise::worker::{self, Done, Now, Task};
 
 impl Runner<'_> {
-    /// Takes what has become of a job.
-    pub(super) fn done(&mut self, done: Done) -> Result<Went, StartError> {
-        let mut events = Vec::new();
+    /// Takes what has become of a job. Returns how it ended, where that was the last.
+    pub(super) fn done(&mut self, ended: worker::Ended) -> Result<Option<Ended>, StartError> {
+        let worker::Ended { done, now, cost } = ended;
+        if matches!(done, Done::Passed(_) | Done::Learnt(_)) {
+            let is_due = self.look_at.is_some() || self.due.contains(&Task::Pass);
+            self.hearing.done(cost, is_due);
+        }
+        if let Some(now) = now {
+            let before = self.now.replace(now);
+            self.log_new_shortfalls(before.as_ref());
+        }
         match done {
             Done::Begun(report) => {
                 let report = report?;
@@ -33,7 +35,7 @@ impl Runner<'_> {
                 if self.upgrade_wanted {
                     self.line.upgrade();
                 }
-                events.push(Event::Passed(report.noticed));
+                self.take(Event::Passed(report.noticed));
             }
             Done::Isolated(report) => {
                 if let Ok(Some(report)) = &report {
@@ -57,21 +59,21 @@ impl Runner<'_> {
             Done::Passed(Ok(report)) => {
                 self.telling.pass_failed(report.plan_failed.as_ref().map(|error| chain(error)));
                 self.telling.pass(&report);
-                events.push(Event::Passed(report.noticed));
+                self.take(Event::Passed(report.noticed));
             }
             Done::Passed(Err(error)) => {
                 if !error.means_gone() {
                     self.telling.pass_failed(Some(chain(&error)));
                 }
             }
-            Done::Learnt(learnt) => events.push(self.learnt(learnt)),
+            Done::Learnt(learnt) => self.learnt(learnt),
             Done::Reloaded(taken) => self.reloaded(taken),
             Done::Finished(restored) => {
                 let why = self.ending.unwrap_or(Ending::Asked);
-                return Ok(Went::Ended(Box::new(Ended { why, restored: Some(restored?) })));
+                return Ok(Some(Ended { why, restored: Some(restored?) }));
             }
         }
-        Ok(Went::On(events))
+        Ok(None)
     }
 
     /// Takes what has become of a reload.
