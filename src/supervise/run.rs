@@ -19,7 +19,7 @@ use super::pace::{ForNeighbours, Pace};
 use super::signals::Signals;
 use super::sources::{BLIND_INTERVAL, Source, Watch, at, next_of};
 use super::starting::find;
-use super::state::{Effect, Ending, Event, Hint, State};
+use super::state::{Effect, Ending, Event, State};
 use super::telling::Telling;
 use super::worker::{Job, Now, Task, Worker};
 use crate::attachment::error::StartError;
@@ -264,7 +264,7 @@ impl<'a> Runner<'a> {
                         tracing::warn!("the slow timer stays as slow as it is: {error}");
                     }
                 }
-                self.take(Event::Hint(Hint::NewThread));
+                self.take(Event::Changed);
             }
             changed = next_of(leases, |source| source.next(LeaseChanges::next)) => {
                 if let Err(error) = changed {
@@ -274,12 +274,12 @@ impl<'a> Runner<'a> {
                 if self.for_neighbours.changed(Instant::now()) {
                     self.due.insert(Task::CheckHost);
                 }
-                self.take(Event::Hint(Hint::Neighbour));
+                self.take(Event::Changed);
             }
             () = at(self.for_neighbours.due()) => {
                 self.for_neighbours.looked(Instant::now());
                 self.due.insert(Task::CheckHost);
-                self.take(Event::Hint(Hint::Neighbour));
+                self.take(Event::Changed);
             }
             () = at(choice_due) => {
                 self.due.insert(Task::Choose);
@@ -306,7 +306,7 @@ impl<'a> Runner<'a> {
                 if std::mem::take(&mut self.isolate_later) {
                     self.due.insert(Task::Isolate);
                 }
-                self.take(Event::Hint(Hint::Timer));
+                self.take(Event::Ticked);
             }
         }
         Ok(None)

@@ -19,8 +19,13 @@ use crate::attachment::reports::Noticed;
 /// Something that happened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Event {
-    /// Something may have changed.
-    Hint(Hint),
+    /// Something may have changed: a thread was created, another VM came or went, or the guest was reset, stopped or
+    /// resumed, so that threads stay and their masks should.
+    Changed,
+    /// A device came or went: it may be a vCPU.
+    DeviceChanged,
+    /// The slow timer.
+    Ticked,
     /// The delay of a pass is over.
     PassDue,
     /// The delay of a question is over.
@@ -31,36 +36,14 @@ pub(crate) enum Event {
     Answered,
     /// QEMU has not answered, or it made no sense.
     NotAnswered,
-    /// A live channel is to be had, or is gone.
-    ChannelChanged(Liveness),
+    /// A live channel, which gives events, is to be had.
+    ChannelLive,
+    /// It is gone: there are leases only.
+    ChannelLost,
     /// The QEMU process has ended.
     QemuEnded,
     /// We are asked to stop.
     Stop,
-}
-
-/// What may have changed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Hint {
-    /// A thread was created.
-    NewThread,
-    /// The guest was reset, stopped, resumed: threads stay, masks should.
-    GuestState,
-    /// A device came or went: it may be a vCPU.
-    Device,
-    /// Another VM came or went.
-    Neighbour,
-    /// The slow timer.
-    Timer,
-}
-
-/// Whether a channel gives events.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Liveness {
-    /// It does.
-    Live,
-    /// Leases only.
-    Leases,
 }
 
 /// Something to do.
@@ -117,13 +100,9 @@ impl State {
             Event::QemuEnded => self.finish(Ending::QemuEnded),
             Event::Stop => self.finish(Ending::Asked),
             // The slow timer causes a pass at once: nothing will join it.
-            Event::Hint(Hint::Timer) => vec![Effect::Pass],
-            Event::Hint(Hint::Device) => {
-                let mut effects = self.pass_soon();
-                effects.extend(self.ask_soon());
-                effects
-            }
-            Event::Hint(Hint::NewThread | Hint::GuestState | Hint::Neighbour) => self.pass_soon(),
+            Event::Ticked => vec![Effect::Pass],
+            Event::DeviceChanged => [self.pass_soon(), self.ask_soon()].concat(),
+            Event::Changed => self.pass_soon(),
             Event::PassDue => {
                 self.pass_soon = false;
                 vec![Effect::Pass]
@@ -155,12 +134,8 @@ impl State {
                 effects
             }
             // Events were lost in between, so a pass follows; a lost channel is tried for again.
-            Event::ChannelChanged(Liveness::Live) => self.ask_soon(),
-            Event::ChannelChanged(Liveness::Leases) => {
-                let mut effects = self.pass_soon();
-                effects.push(Effect::Upgrade);
-                effects
-            }
+            Event::ChannelLive => self.ask_soon(),
+            Event::ChannelLost => [self.pass_soon(), vec![Effect::Upgrade]].concat(),
         }
     }
 
@@ -200,12 +175,12 @@ mod tests {
     #[test]
     fn a_flood_of_hints_is_one_look() {
         let mut state = State::default();
-        assert_eq!(state.handle(Event::Hint(Hint::NewThread)), [Effect::PassSoon]);
-        for hint in [Hint::NewThread, Hint::GuestState, Hint::Neighbour] {
-            assert_eq!(state.handle(Event::Hint(hint)), []);
+        assert_eq!(state.handle(Event::Changed), [Effect::PassSoon]);
+        for _ in 0..3 {
+            assert_eq!(state.handle(Event::Changed), []);
         }
         assert_eq!(state.handle(Event::PassDue), [Effect::Pass]);
-        assert_eq!(state.handle(Event::Hint(Hint::NewThread)), [Effect::PassSoon]);
+        assert_eq!(state.handle(Event::Changed), [Effect::PassSoon]);
     }
 
     #[test]
@@ -232,7 +207,7 @@ mod tests {
     #[test]
     fn a_question_without_an_answer_is_put_again() {
         let mut state = State::default();
-        state.handle(Event::Hint(Hint::Device));
+        state.handle(Event::DeviceChanged);
         state.handle(Event::AskDue);
         assert_eq!(state.handle(Event::NotAnswered), [Effect::AskSoon]);
     }
@@ -242,6 +217,6 @@ mod tests {
         let mut state = State::default();
         assert_eq!(state.handle(Event::QemuEnded), [Effect::Finish(Ending::QemuEnded)]);
         assert_eq!(state.handle(Event::Stop), []);
-        assert_eq!(state.handle(Event::Hint(Hint::NewThread)), []);
+        assert_eq!(state.handle(Event::Changed), []);
     }
 }

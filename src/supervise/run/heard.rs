@@ -12,7 +12,7 @@ use crate::ids::Tid;
 use crate::qmp::{Happening, QmpError, QmpEvent, Roles, Upgrade};
 use crate::supervise::line::{Done as LineDone, Said};
 use crate::supervise::narrate::log_learnt;
-use crate::supervise::state::{Event, Hint, Liveness};
+use crate::supervise::state::Event;
 use crate::supervise::worker::Job;
 use crate::threads::Role;
 
@@ -29,7 +29,7 @@ impl Runner<'_> {
         for _ in 0..EVENTS_AT_A_TIME {
             tracing::debug!("QEMU reports {}", event.name);
             let hint = hint_of(&event.name);
-            if hint == Some(Hint::Device) || strongest.is_none() {
+            if hint == Some(Event::DeviceChanged) || strongest.is_none() {
                 strongest = hint;
             }
             if started.elapsed() > HEARING_TIME {
@@ -43,13 +43,13 @@ impl Runner<'_> {
         }
         if let Some(hint) = strongest {
             self.hearing.heard();
-            self.take(Event::Hint(hint));
+            self.take(hint);
         }
     }
 
     fn fell_back(&mut self, error: &QmpError) {
         tracing::debug!("lost the live channel: {error}");
-        self.take(Event::ChannelChanged(Liveness::Leases));
+        self.take(Event::ChannelLost);
     }
 
     /// Takes what the line to QEMU reports.
@@ -69,7 +69,7 @@ impl Runner<'_> {
         match result {
             Ok(Upgrade::Live) => {
                 tracing::info!("QEMU is asked over {}", self.line.name());
-                self.take(Event::ChannelChanged(Liveness::Live));
+                self.take(Event::ChannelLive);
             }
             Ok(Upgrade::NotNeeded) => {}
             Ok(Upgrade::Unsupported) => {
@@ -135,10 +135,12 @@ impl Runner<'_> {
 }
 
 /// What an event of QEMU's may mean.
-fn hint_of(event: &str) -> Option<Hint> {
+fn hint_of(event: &str) -> Option<Event> {
     match event {
-        "RESET" | "STOP" | "RESUME" | "SUSPEND" | "WAKEUP" => Some(Hint::GuestState),
-        "ACPI_DEVICE_OST" | "DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR" => Some(Hint::Device),
+        "RESET" | "STOP" | "RESUME" | "SUSPEND" | "WAKEUP" => Some(Event::Changed),
+        "ACPI_DEVICE_OST" | "DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR" => {
+            Some(Event::DeviceChanged)
+        }
         _ => None,
     }
 }
@@ -150,14 +152,14 @@ mod tests {
     #[test]
     fn an_event_of_qemus_is_a_hint_where_threads_may_have_moved_or_come_or_gone() {
         for (event, hint) in [
-            ("RESET", Some(Hint::GuestState)),
-            ("STOP", Some(Hint::GuestState)),
-            ("RESUME", Some(Hint::GuestState)),
-            ("SUSPEND", Some(Hint::GuestState)),
-            ("WAKEUP", Some(Hint::GuestState)),
-            ("ACPI_DEVICE_OST", Some(Hint::Device)),
-            ("DEVICE_DELETED", Some(Hint::Device)),
-            ("DEVICE_UNPLUG_GUEST_ERROR", Some(Hint::Device)),
+            ("RESET", Some(Event::Changed)),
+            ("STOP", Some(Event::Changed)),
+            ("RESUME", Some(Event::Changed)),
+            ("SUSPEND", Some(Event::Changed)),
+            ("WAKEUP", Some(Event::Changed)),
+            ("ACPI_DEVICE_OST", Some(Event::DeviceChanged)),
+            ("DEVICE_DELETED", Some(Event::DeviceChanged)),
+            ("DEVICE_UNPLUG_GUEST_ERROR", Some(Event::DeviceChanged)),
             // The guest is off; that QEMU itself has ended is learnt from its pidfd.
             ("SHUTDOWN", None),
             ("POWERDOWN", None),
