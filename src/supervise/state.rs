@@ -107,20 +107,12 @@ impl State {
                 self.pass_soon = false;
                 vec![Effect::Pass]
             }
-            Event::Passed(found) => {
-                if found.unnamed || found.named_gone {
-                    self.ask_soon()
-                } else {
-                    Vec::new()
-                }
+            Event::Passed(found) if found.unnamed || found.named_gone => self.ask_soon(),
+            Event::AskDue if self.asking == Asking::Soon => {
+                self.asking = Asking::Asked { again: false };
+                vec![Effect::Ask]
             }
-            Event::AskDue => match self.asking {
-                Asking::Soon => {
-                    self.asking = Asking::Asked { again: false };
-                    vec![Effect::Ask]
-                }
-                Asking::Idle | Asking::Asked { .. } => Vec::new(),
-            },
+            Event::Passed(_) | Event::AskDue => Vec::new(),
             Event::Answered | Event::NotAnswered => {
                 let again = self.asking == Asking::Asked { again: true };
                 self.asking = Asking::Idle;
