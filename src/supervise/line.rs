@@ -7,7 +7,8 @@
 use std::future::{Future, pending};
 use std::pin::Pin;
 
-use crate::discover::tasks::{self, TasksError};
+use crate::discover::tasks;
+use crate::error::chain;
 use crate::ids::{Pid, Tid};
 use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
 use crate::sysroot::SysRoot;
@@ -37,7 +38,8 @@ pub(super) enum Played {
 
 /// What a job has come to.
 pub(super) enum Done {
-    Asked { before: Result<Vec<Tid>, TasksError>, roles: Result<Roles, QmpError> },
+    /// The threads that were listed before, and what QEMU said; or why that is of no use, in words.
+    Asked(Result<(Vec<Tid>, Roles), String>),
     Upgraded(Result<Upgrade, QmpError>),
 }
 
@@ -115,9 +117,9 @@ impl Line {
         let root = root.clone();
         self.ask_when_free = self.lend(|mut channel| {
             Box::pin(async move {
-                let before = tasks::list(&root, pid);
-                let roles = channel.roles().await;
-                (channel, Done::Asked { before, roles })
+                let before = tasks::list(&root, pid).map_err(|error| chain(&error));
+                let roles = channel.roles().await.map_err(|error| chain(&error));
+                (channel, Done::Asked(before.and_then(|before| Ok((before, roles?)))))
             })
         });
     }

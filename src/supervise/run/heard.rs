@@ -8,8 +8,7 @@ use super::Runner;
 use crate::attachment::reports::Learnt;
 use crate::discover::tasks::TasksError;
 use crate::error::chain;
-use crate::ids::Tid;
-use crate::qmp::{Happening, QmpError, QmpEvent, Roles, Upgrade};
+use crate::qmp::{Happening, QmpError, QmpEvent, Upgrade};
 use crate::supervise::line::{Done as LineDone, Said};
 use crate::supervise::narrate::log_learnt;
 use crate::supervise::state::Event;
@@ -61,7 +60,11 @@ impl Runner<'_> {
                 self.line.ask_if_waiting(self.root, self.process.pid);
                 self.upgraded(result)
             }
-            Said::Done(LineDone::Asked { before, roles }) => self.answered(before, roles),
+            // The worker compares it with the process.
+            Said::Done(LineDone::Asked(Ok((before, roles)))) => {
+                self.answer = Some(Job::Learn { before, roles: Box::new(roles) });
+            }
+            Said::Done(LineDone::Asked(Err(reason))) => self.not_answered(&reason),
         }
     }
 
@@ -85,23 +88,6 @@ impl Runner<'_> {
             // Most likely it has just ended; if not, the next question shows it.
             Err(error) if error.is_nobody_there() => tracing::debug!("{}", chain(&error)),
             Err(error) => tracing::warn!("QEMU is asked by leases: {}", chain(&error)),
-        }
-    }
-
-    /// Takes an answer of QEMU's: the worker compares it with the process.
-    fn answered(
-        &mut self,
-        before: Result<Vec<Tid>, TasksError>,
-        roles: Result<Roles, QmpError>,
-    ) {
-        let answer = before
-            .map_err(|error| chain(&error))
-            .and_then(|before| Ok((before, roles.map_err(|error| chain(&error))?)));
-        match answer {
-            Ok((before, roles)) => {
-                self.answer = Some(Job::Learn { before, roles: Box::new(roles) });
-            }
-            Err(reason) => self.not_answered(&reason),
         }
     }
 

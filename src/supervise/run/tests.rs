@@ -360,7 +360,7 @@ async fn qemu_is_asked_where_a_thread_has_no_name_and_ever_less_often_in_vain() 
             stage.ends(Done::Passed(Ok(something_unnamed())));
             assert_eq!(stage.asked.recv().await, Some(Played::Ask));
             asked.push(Instant::now());
-            let answer = LineDone::Asked { before: Ok(Vec::new()), roles: Ok(Roles::default()) };
+            let answer = LineDone::Asked(Ok((Vec::new(), Roles::default())));
             stage.said.send(Said::Done(answer)).expect("heard");
             stage.expect("learn").await;
         }
