@@ -17,11 +17,11 @@ use super::line::Line;
 use super::notify;
 use super::pace::{ForNeighbours, Pace};
 use super::signals::Signals;
-use super::sources::{BLIND_INTERVAL, Source, Watch, at, next_of};
+use super::sources::{Source, Watch, at, interval, next_of};
 use super::starting::find;
 use super::state::{Effect, Ending, Event, State};
 use super::telling::Telling;
-use super::worker::{Job, Now, Task, Worker};
+use super::worker::{Done, Job, Now, Task, Worker};
 use crate::attachment::error::StartError;
 use crate::attachment::leasing::{give_back, lock_forsaken};
 use crate::attachment::settings::Settings;
@@ -108,8 +108,6 @@ struct Runner<'a> {
     /// What others are excluded with could not be written down: it is tried again with the slow timer.
     isolate_later: bool,
     ending: Option<Ending>,
-    /// The slow timer is to tick this often.
-    new_interval: Option<Duration>,
     /// Whether everything was in place once.
     is_ready: bool,
     /// How the VM stands; `None` before it is attached.
@@ -147,7 +145,6 @@ impl<'a> Runner<'a> {
             hearing: Hearing::new(),
             isolate_later: false,
             ending: None,
-            new_interval: None,
             is_ready: false,
             now: None,
             for_neighbours: ForNeighbours::default(),
@@ -212,12 +209,6 @@ impl<'a> Runner<'a> {
         signals: &mut Signals,
     ) -> Result<Option<Ended>, StartError> {
         let Watch { exit, new_threads, leases, slow_timer } = watch;
-        if let Some(every) = self.new_interval.take() {
-            let every = if new_threads.is_none() { every.min(BLIND_INTERVAL) } else { every };
-            if let Err(error) = slow_timer.change(|timer| timer.set_interval(every)) {
-                tracing::warn!("the slow timer stays as it was: {error}");
-            }
-        }
         tokio::select! {
             biased;
             ended = exit.next(|exit| exit.wait()), if self.ending.is_none() => {
@@ -251,7 +242,17 @@ impl<'a> Runner<'a> {
         // A pass that is about to come sees all threads. Until then what comes is one message to the kernel.
         let hears_new_threads = rest.is_none() && self.look_at.is_none();
         tokio::select! {
-            ended = self.worker.done() => return self.done(ended),
+            ended = self.worker.done() => {
+                let has_new_policy = matches!(ended.done, Done::Reloaded(Ok(_)));
+                let ended = self.done(ended)?;
+                if has_new_policy {
+                    let every = interval(&self.settings, new_threads.is_some());
+                    if let Err(error) = slow_timer.set_interval(every) {
+                        tracing::warn!("the slow timer stays as it was: {error}");
+                    }
+                }
+                return Ok(ended);
+            }
             () = at(rest) => {}
             () = at(self.next_beat) => self.beat(),
             said = self.line.said(), if hears_line => self.hear(said).await,
@@ -260,7 +261,7 @@ impl<'a> Runner<'a> {
                 if let Err(error) = new_thread {
                     tracing::warn!("new threads can no longer be watched: {error}");
                     *new_threads = None;
-                    if let Err(error) = slow_timer.change(|timer| timer.at_least_every(BLIND_INTERVAL)) {
+                    if let Err(error) = slow_timer.set_interval(interval(&self.settings, false)) {
                         tracing::warn!("the slow timer stays as slow as it is: {error}");
                     }
                 }

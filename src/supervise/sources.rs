@@ -14,7 +14,7 @@ use crate::threads::ProcessKey;
 use crate::watch::{Exit, LeaseChanges, NewThreads, SlowTimer};
 
 /// Where new threads cannot be watched, the slow timer is all there is: it is made faster.
-pub(super) const BLIND_INTERVAL: Duration = Duration::from_secs(1);
+const BLIND_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What can wake the loop.
 pub(super) struct Watch {
@@ -60,14 +60,13 @@ impl<S> Source<S> {
             Source::Played(source) => played(source).await,
         }
     }
+}
 
-    /// Changes the kernel's; one that is played stays as it is.
-    pub(super) fn change(
-        &mut self,
-        change: impl FnOnce(&mut S) -> io::Result<()>,
-    ) -> io::Result<()> {
+impl Source<SlowTimer> {
+    /// Makes it tick this often from now on; one that is played stays as it is.
+    pub(super) fn set_interval(&self, interval: Duration) -> io::Result<()> {
         match self {
-            Source::Kernel(source) => change(source),
+            Source::Kernel(timer) => timer.set_interval(interval),
             #[cfg(test)]
             Source::Played(_) => Ok(()),
         }

@@ -4,7 +4,6 @@
 //! wheel: two more wake-ups for each turn, all day, for each VM.
 
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
 use rustix::time::{
@@ -18,7 +17,6 @@ use crate::sys::Readable;
 #[derive(Debug)]
 pub struct SlowTimer {
     timer: Readable,
-    interval: Duration,
 }
 
 impl SlowTimer {
@@ -30,26 +28,20 @@ impl SlowTimer {
     pub fn every(interval: Duration) -> io::Result<SlowTimer> {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
-        set(timer.as_fd(), interval)?;
-        Ok(SlowTimer { timer: Readable::new(timer)?, interval })
-    }
-
-    /// Makes it tick at least this often from now on.
-    ///
-    /// # Errors
-    /// Those of `timerfd_settime(2)`.
-    pub fn at_least_every(&mut self, interval: Duration) -> io::Result<()> {
-        self.interval = self.interval.min(interval);
-        set(self.timer.as_fd(), self.interval)
+        let timer = SlowTimer { timer: Readable::new(timer)? };
+        timer.set_interval(interval)?;
+        Ok(timer)
     }
 
     /// Makes it tick this often from now on.
     ///
     /// # Errors
     /// Those of `timerfd_settime(2)`.
-    pub fn set_interval(&mut self, interval: Duration) -> io::Result<()> {
-        self.interval = interval;
-        set(self.timer.as_fd(), interval)
+    pub fn set_interval(&self, interval: Duration) -> io::Result<()> {
+        let every = Timespec::try_from(interval).map_err(io::Error::other)?;
+        let times = Itimerspec { it_interval: every, it_value: every };
+        timerfd_settime(self.timer.as_fd(), TimerfdTimerFlags::empty(), &times)?;
+        Ok(())
     }
 
     /// The next tick. Cancel safe.
@@ -62,24 +54,14 @@ impl SlowTimer {
     }
 }
 
-fn set(timer: BorrowedFd<'_>, interval: Duration) -> io::Result<()> {
-    let every = Timespec {
-        tv_sec: i64::try_from(interval.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: interval.subsec_nanos().into(),
-    };
-    let times = Itimerspec { it_interval: every, it_value: every };
-    timerfd_settime(timer, TimerfdTimerFlags::empty(), &times)?;
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn it_ticks_again_and_again() {
-        let mut timer = SlowTimer::every(Duration::from_secs(3600)).expect("a timer");
-        timer.at_least_every(Duration::from_millis(1)).expect("faster");
+        let timer = SlowTimer::every(Duration::from_secs(3600)).expect("a timer");
+        timer.set_interval(Duration::from_millis(1)).expect("faster");
         for _ in 0..3 {
             timer.tick().await.expect("a tick");
         }

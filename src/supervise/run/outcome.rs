@@ -11,7 +11,6 @@ use crate::error::chain;
 use crate::marks::note_reload;
 use crate::supervise::narrate::log_shortfalls;
 use crate::supervise::reload::Taken;
-use crate::supervise::sources::interval;
 use crate::supervise::state::{Ending, Event};
 use crate::supervise::worker::{self, Done, Now, Task};
 
@@ -88,7 +87,6 @@ impl Runner<'_> {
                     );
                 }
                 self.settings.policy = *policy;
-                self.new_interval = Some(interval(&self.settings, true));
                 self.due.extend(FIRST);
                 (None, later)
             }

@@ -24,7 +24,7 @@ use crate::policy::Policy;
 use crate::qmp::{Happening, Limits, QmpEvent, Roles};
 use crate::supervise::line::{Done as LineDone, Played, Said};
 use crate::supervise::sources::{Played as PlayedSource, Source};
-use crate::supervise::worker::{Done, Ended as JobEnded};
+use crate::supervise::worker::Ended as JobEnded;
 use crate::threads::ProcessKey;
 
 /// Virtual time: what has not happened by then does not happen.
