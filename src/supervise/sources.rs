@@ -99,7 +99,7 @@ impl Watch {
                 );
             })
             .ok();
-        let leases = LeaseChanges::of(&settings.state, &settings.vm)
+        let leases = LeaseChanges::of(&settings.state, Some(&settings.vm))
             .inspect_err(|error| {
                 tracing::warn!("other VMs' comings and goings are not seen: {error}");
             })

@@ -191,7 +191,7 @@ impl Wait<'_> {
         patience: &mut Patience,
     ) -> Woken {
         let state = &self.settings.state;
-        let mut leases = LeaseChanges::of_all(state)
+        let mut leases = LeaseChanges::of(state, None)
             .inspect_err(|error| tracing::warn!("changes of other VMs are seen later: {error}"))
             .ok();
         // Not sooner, whatever changes.

@@ -14,45 +14,32 @@ use crate::sys::Readable;
 /// Between two tries to watch a folder that was removed.
 const BLIND_PAUSE: Duration = Duration::from_millis(500);
 
-fn mask() -> WatchMask {
-    WatchMask::MOVED_TO | WatchMask::DELETE
-}
+const MASK: WatchMask = WatchMask::MOVED_TO.union(WatchMask::DELETE);
 
 /// Tells when another VM's lease is written or removed.
 #[derive(Debug)]
 pub struct LeaseChanges {
     inotify: Inotify,
     readable: Readable,
-    /// The file that does not count; empty: every one does.
-    own: String,
+    /// The file that does not count.
+    own: Option<String>,
     folder: PathBuf,
     /// The folder was removed, and one of its name is not watched yet.
     is_blind: bool,
 }
 
 impl LeaseChanges {
-    /// Watches the folder for leases that are not `vm`'s. It must be called within a tokio runtime.
+    /// Watches the folder for leases that are not `own`'s. It must be called within a tokio runtime.
     ///
     /// # Errors
     /// Those of `inotify_add_watch(2)`.
-    pub fn of(state: &StateDir, vm: &VmName) -> io::Result<LeaseChanges> {
-        LeaseChanges::but(state, format!("{vm}.lease"))
-    }
-
-    /// Watches the folder for leases of all VMs. As [`LeaseChanges::of`].
-    ///
-    /// # Errors
-    /// As there.
-    pub fn of_all(state: &StateDir) -> io::Result<LeaseChanges> {
-        LeaseChanges::but(state, String::new())
-    }
-
-    fn but(state: &StateDir, own: String) -> io::Result<LeaseChanges> {
+    pub fn of(state: &StateDir, own: Option<&VmName>) -> io::Result<LeaseChanges> {
         let inotify = Inotify::init()?;
         // A lease is renamed into place, so a write is seen once and whole.
-        inotify.watches().add(state.path(), mask())?;
+        inotify.watches().add(state.path(), MASK)?;
         // A second descriptor of the same queue, to wait on while the first is read.
         let readable = Readable::new(inotify.as_fd().try_clone_to_owned()?)?;
+        let own = own.map(|vm| format!("{vm}.lease"));
         let folder = state.path().to_owned();
         Ok(LeaseChanges { inotify, readable, own, folder, is_blind: false })
     }
@@ -64,7 +51,7 @@ impl LeaseChanges {
     pub async fn next(&mut self) -> io::Result<()> {
         loop {
             while self.is_blind {
-                match self.inotify.watches().add(&self.folder, mask()) {
+                match self.inotify.watches().add(&self.folder, MASK) {
                     Ok(_) => self.is_blind = false,
                     Err(_) => tokio::time::sleep(BLIND_PAUSE).await,
                 }
@@ -78,7 +65,7 @@ impl LeaseChanges {
                     // An event without a name says that some were lost.
                     event.name.is_none_or(|name| {
                         let name = name.to_string_lossy();
-                        name.ends_with(".lease") && *name != **own
+                        name.ends_with(".lease") && own.as_deref() != Some(&*name)
                     })
                 }))
             });
