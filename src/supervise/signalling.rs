@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid as RustixPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::discover::is_alive;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
+use crate::watch::pidfd_of;
 
 /// Sends a signal to a process. Returns what shows its end; `None`: it has ended.
 ///
@@ -20,15 +20,7 @@ pub(super) fn send(
     process: ProcessKey,
     signal: Signal,
 ) -> io::Result<Option<OwnedFd>> {
-    let pid = RustixPid::from_raw(process.pid.0).ok_or(io::ErrorKind::InvalidInput)?;
-    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-        Err(rustix::io::Errno::SRCH) => return Ok(None),
-        opened => opened?,
-    };
-    // Only now: the descriptor is of the process that has the number, and that must be this one.
-    if !is_alive(root, process) {
-        return Ok(None);
-    }
+    let Some(pidfd) = pidfd_of(root, process)? else { return Ok(None) };
     match pidfd_send_signal(&pidfd, signal) {
         Err(rustix::io::Errno::SRCH) => Ok(None),
         sent => sent.map(|()| Some(pidfd)).map_err(io::Error::from),
@@ -40,9 +32,6 @@ pub(super) fn send(
 /// # Errors
 /// The kernel's answer.
 pub(super) fn ends_within(pidfd: &OwnedFd, limit: Duration) -> io::Result<bool> {
-    let limit = Timespec {
-        tv_sec: i64::try_from(limit.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: limit.subsec_nanos().into(),
-    };
+    let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
     Ok(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit))? > 0)
 }

@@ -4,10 +4,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::io::Errno;
 use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 
 use crate::discover::is_alive;
-use crate::ids::Pid;
 use crate::sys::Readable;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -24,11 +24,7 @@ impl Exit {
     /// # Errors
     /// `ESRCH` where the process is gone already, also where its number is another's by now.
     pub fn of(root: &SysRoot, process: ProcessKey) -> io::Result<Exit> {
-        let pidfd = open(process.pid)?;
-        // The number may have been given to another process before the descriptor was had.
-        if !is_alive(root, process) {
-            return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
-        }
+        let pidfd = pidfd_of(root, process)?.ok_or(Errno::SRCH)?;
         Ok(Exit { pidfd: Readable::new(pidfd)? })
     }
 
@@ -41,7 +37,16 @@ impl Exit {
     }
 }
 
-fn open(pid: Pid) -> io::Result<OwnedFd> {
-    let pid = RustixPid::from_raw(pid.0).ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(pidfd_open(pid, PidfdFlags::NONBLOCK)?)
+/// Opens the pidfd of a process; `None`: it has ended.
+///
+/// # Errors
+/// Those of `pidfd_open(2)`.
+pub(crate) fn pidfd_of(root: &SysRoot, process: ProcessKey) -> io::Result<Option<OwnedFd>> {
+    let pid = RustixPid::from_raw(process.pid.0).ok_or(io::ErrorKind::InvalidInput)?;
+    let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Err(Errno::SRCH) => return Ok(None),
+        opened => opened?,
+    };
+    // Only now: the descriptor is of the process that has the number, and that must be this one.
+    Ok(is_alive(root, process).then_some(pidfd))
 }
