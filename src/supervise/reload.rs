@@ -43,14 +43,8 @@ pub(super) fn reload(
     attachment: &mut Attachment<'_>,
     source: PolicySource<'_>,
 ) -> Result<Taken, String> {
-    let read = (source.read)().map_err(|error| chain(&error));
-    // A source that goes on with what was good the last time says so; then nothing is new.
-    let policy = read.and_then(|policy| match &policy.instead_of {
-        Some(why) => Err(why.clone()),
-        None => Ok(policy),
-    });
     let before = attachment.settings().policy.clone();
-    let taken = policy.and_then(|policy| {
+    let taken = source.read_again().and_then(|policy| {
         let adopted = attachment.adopt(policy.clone()).map_err(|error| chain(&error));
         adopted.map(|()| Taken { later: later(&before, &policy), policy: Box::new(policy) })
     });

@@ -311,9 +311,7 @@ impl Wait<'_> {
     /// Why it cannot be used, in words.
     fn read_policy(&mut self) -> Result<(), String> {
         self.files = marks_of(self.source.files);
-        let read = (self.source.read)().map_err(|error| chain(&error));
-        // A source that goes on with what was good the last time says why.
-        match read.and_then(|policy| policy.instead_of.clone().map_or(Ok(policy), Err)) {
+        match self.source.read_again() {
             Ok(policy) => {
                 self.settings.policy = policy;
                 Ok(())
