@@ -24,12 +24,13 @@ use super::sources::{at, next_of};
 use super::state::Ending;
 use crate::attachment::error::{Seen, StartError};
 use crate::attachment::leasing::{earlier_lease, neighbours};
+use crate::attachment::replan::this_process;
 use crate::attachment::settings::Settings;
 use crate::cpuset::CpuSet;
 use crate::discover;
 use crate::discover::{VmLocation, is_alive, read_topology};
 use crate::error::{Failure, Kind, chain};
-use crate::ids::{Pid, VmName};
+use crate::ids::VmName;
 use crate::knobs::affinity::limit::Limit;
 use crate::knobs::ground::{Ground, Host};
 use crate::leases::StateDir;
@@ -72,13 +73,10 @@ pub struct Patience {
     said: Option<String>,
 }
 
-/// A pause that is doubled `times` times.
+/// A pause that is doubled `times` times, and up to a fifth less or more, so that several VMs do not try at the same
+/// moment.
 fn pause([first, longest]: [Duration; 2], times: u32) -> Duration {
-    jittered(first.saturating_mul(1 << times.min(16)).min(longest))
-}
-
-/// Up to a fifth less or more, so that several VMs do not try at the same moment.
-fn jittered(pause: Duration) -> Duration {
+    let pause = first.saturating_mul(1 << times.min(16)).min(longest);
     let chance = RandomState::new().build_hasher().finish() % 401;
     pause.mul_f64(0.8 + 0.001 * f64::from(u32::try_from(chance).unwrap_or(0)))
 }
@@ -121,11 +119,9 @@ impl Refusal {
             }
             (None, VmLocation::Socket { .. }) => None,
         };
+        let Some(process) = process else { return Err(failure) };
         let reason = chain(&failure);
-        match process {
-            Some(process) => Ok(Refusal { seen, kind: failure.kind(), is_taken, process, reason }),
-            None => Err(failure),
-        }
+        Ok(Refusal { seen, kind: failure.kind(), is_taken, process, reason })
     }
 }
 
@@ -311,17 +307,11 @@ impl Wait<'_> {
     /// Why it cannot be used, in words.
     fn read_policy(&mut self) -> Result<(), String> {
         self.files = marks_of(self.source.files);
-        match self.source.read_again() {
-            Ok(policy) => {
-                self.settings.policy = policy;
-                Ok(())
-            }
-            Err(why) => {
-                let vm = &self.settings.vm;
-                tracing::warn!("VM {vm}: the policy before stays in force: {why}");
-                Err(why)
-            }
-        }
+        let vm = &self.settings.vm;
+        self.settings.policy = self.source.read_again().inspect_err(|why| {
+            tracing::warn!("VM {vm}: the policy before stays in force: {why}");
+        })?;
+        Ok(())
     }
 
     fn notice_files(&mut self) -> bool {
@@ -356,9 +346,7 @@ impl Wait<'_> {
             "VM {vm}: not attached: {reason}; waits for a change of other VMs, of its policy or of the online CPUs"
         );
         patience.said = Some(reason.clone());
-        let own = i32::try_from(std::process::id()).map(Pid);
-        let own = own.ok().and_then(|pid| discover::process_key(self.host.root, pid).ok());
-        let Some(supervisor) = own else { return };
+        let Some(supervisor) = this_process(self.host.root) else { return };
         let mark = Waiting::now(vm, &self.boot_id, self.refusal.process, supervisor, reason);
         if let Err(error) = write_mark(state, &mark) {
             tracing::debug!("`qmpin status` does not know that VM {vm} waits: {error}");
