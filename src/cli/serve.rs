@@ -10,7 +10,7 @@ use crate::knobs::ground::Host;
 use crate::marks::{Reloaded, remove_mark};
 use crate::policy::Policy;
 use crate::qmp::Limits;
-use crate::supervise::{Ended, Ending, Patience, PolicySource, Supervisor, Woken};
+use crate::supervise::{Ended, Ending, Patience, PolicySource, Supervisor};
 use crate::sysroot::SysRoot;
 
 pub(super) fn serve(
@@ -31,11 +31,11 @@ pub(super) fn serve(
             }
             Err(error) if is_service => {
                 match supervisor.wait(&mut settings, error, &mut patience)? {
-                    Woken::Again => {
+                    None => {
                         settings.limits = limits(&settings.policy);
                         continue;
                     }
-                    Woken::Ended(why) => {
+                    Some(why) => {
                         forget_reload(&settings);
                         (why, Answer::Done)
                     }

@@ -32,4 +32,4 @@ pub use run::Ended;
 pub use source::PolicySource;
 pub use state::Ending;
 pub use supervisor::Supervisor;
-pub use waiting::{Patience, Woken, end_waiting};
+pub use waiting::{Patience, end_waiting};

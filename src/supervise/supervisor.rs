@@ -8,7 +8,8 @@ use tokio::runtime::Runtime;
 
 use super::run::{Ended, run};
 use super::signals::Signals;
-use super::waiting::{Patience, Woken, wait};
+use super::state::Ending;
+use super::waiting::{Patience, wait};
 use super::worker::Worker;
 use crate::attachment::error::StartError;
 use crate::attachment::settings::Settings;
@@ -52,7 +53,8 @@ impl<'a> Supervisor<'a> {
         })
     }
 
-    /// Waits until it is worth trying again to attach a VM that could not be attached, or is no longer to be.
+    /// Waits until it is worth trying again to attach a VM that could not be attached. Returns why it is no longer to be
+    /// attached; `None`: it is worth trying again.
     ///
     /// # Errors
     /// Why it could not be attached, where no change of the host mends that.
@@ -61,7 +63,7 @@ impl<'a> Supervisor<'a> {
         settings: &mut Settings,
         error: StartError,
         patience: &mut Patience,
-    ) -> Result<Woken, Failure> {
+    ) -> Result<Option<Ending>, Failure> {
         let (host, source, signals) = (self.host, self.source, &mut self.signals);
         self.runtime.block_on(Box::pin(wait(host, settings, source, signals, error, patience)))
     }

@@ -52,15 +52,6 @@ const INTERVAL: [Duration; 2] = [Duration::from_secs(30), Duration::from_secs(60
 /// How long a process that only waits may take to end.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// Why waiting is over.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Woken {
-    /// It is worth trying again.
-    Again,
-    /// The VM has ended, or this process is to.
-    Ended(Ending),
-}
-
 /// What is remembered from one wait to the next, for one QEMU process.
 #[derive(Debug, Default)]
 pub struct Patience {
@@ -145,7 +136,7 @@ pub(super) async fn wait(
     signals: &mut Signals,
     error: StartError,
     patience: &mut Patience,
-) -> Result<Woken, Failure> {
+) -> Result<Option<Ending>, Failure> {
     let refusal = Refusal::of(host, settings, error)?;
     let process = refusal.process;
     if patience.process != Some(process) {
@@ -153,7 +144,7 @@ pub(super) async fn wait(
     }
     patience.tries = patience.tries.saturating_add(1);
     let exit = match Exit::of(host.root, process) {
-        Err(_) if !is_alive(host.root, process) => return Ok(Woken::Ended(Ending::QemuEnded)),
+        Err(_) if !is_alive(host.root, process) => return Ok(Some(Ending::QemuEnded)),
         exit => exit.map_err(|source| StartError::Watch { what: "the QEMU process", source })?,
     };
     let boot_id = discover::boot_id(host.root).map_err(StartError::BootId)?;
@@ -168,24 +159,25 @@ pub(super) async fn wait(
         settings,
     };
     wait.notice_host();
-    let woken = wait.until_changed(&exit, signals, patience).await;
+    let ended = wait.until_changed(&exit, signals, patience).await;
     let Settings { state, vm, .. } = &*wait.settings;
     if let Err(error) = remove_mark::<Waiting>(state, vm) {
         tracing::debug!("VM {vm}: the mark of its wait stays: {error}");
     }
-    if woken == Woken::Ended(Ending::Asked) {
+    if ended == Some(Ending::Asked) {
         notify::stopping();
     }
-    Ok(woken)
+    Ok(ended)
 }
 
 impl Wait<'_> {
+    /// Returns why waiting is over for good; `None`: it is worth trying again.
     async fn until_changed(
         &mut self,
         exit: &Exit,
         signals: &mut Signals,
         patience: &mut Patience,
-    ) -> Woken {
+    ) -> Option<Ending> {
         let state = &self.settings.state;
         let mut leases = LeaseChanges::of(state, None)
             .inspect_err(|error| tracing::warn!("changes of other VMs are seen later: {error}"))
@@ -210,9 +202,9 @@ impl Wait<'_> {
                     if let Err(error) = ended {
                         tracing::warn!("the end of QEMU can no longer be watched: {error}");
                     }
-                    return Woken::Ended(Ending::QemuEnded);
+                    return Some(Ending::QemuEnded);
                 }
-                _ = signals.stop.next() => return Woken::Ended(Ending::Asked),
+                _ = signals.stop.next() => return Some(Ending::Asked),
                 _ = signals.reload.next() => {
                     let refused = self.read_policy().err();
                     let (state, vm) = (&self.settings.state, &self.settings.vm);
@@ -253,7 +245,7 @@ impl Wait<'_> {
             {
                 cause = None;
                 if self.fits(found) {
-                    return Woken::Again;
+                    return None;
                 }
                 self.say(patience);
             }
