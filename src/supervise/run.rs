@@ -111,7 +111,7 @@ struct Runner<'a> {
     /// Whether everything was in place once.
     is_ready: bool,
     /// How the VM stands; `None` before it is attached.
-    now: Option<Now>,
+    now: Option<Box<Now>>,
     for_neighbours: ForNeighbours,
     telling: Telling,
 }

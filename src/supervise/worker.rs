@@ -6,7 +6,7 @@
 //!        ◀── Done, and how it stands ──
 //! ```
 
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::thread::Scope;
 use std::time::Duration;
@@ -91,16 +91,16 @@ pub(super) enum Done {
 }
 
 /// How the VM stands after a job.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Now {
     /// The plan in force.
-    pub(super) plan: Arc<Plan>,
+    pub(super) plan: Plan,
     /// What there is to say about it.
-    pub(super) findings: Arc<Vec<Finding>>,
+    pub(super) findings: Vec<Finding>,
     /// When the choice between a partition and a fallback is to be made again.
     pub(super) choice_due: Option<Instant>,
     /// Where its threads are.
-    pub(super) placed: Box<ThreadCpus>,
+    pub(super) placed: ThreadCpus,
     /// How many changes of other programs have been mended.
     pub(super) drift_total: u64,
 }
@@ -111,7 +111,7 @@ pub(super) struct Ended {
     /// What has become of it.
     pub(super) done: Done,
     /// How the VM stands; `None` where it is not attached.
-    pub(super) now: Option<Now>,
+    pub(super) now: Option<Box<Now>>,
     /// The CPU time that it took.
     pub(super) cost: Duration,
 }
@@ -195,7 +195,6 @@ fn work(
     report: &tokio_mpsc::UnboundedSender<Ended>,
 ) {
     let mut attached: Option<Attachment<'_>> = None;
-    let mut plan: Option<Arc<Plan>> = None;
     while let Ok(job) = todo.recv() {
         let before = thread_time();
         let done = match (job, &mut attached) {
@@ -216,13 +215,13 @@ fn work(
             (_, None) => continue,
         };
         let now = attached.as_ref().map(|attachment| {
-            let known = plan.take().filter(|known| **known == *attachment.plan());
-            let known = known.unwrap_or_else(|| Arc::new(attachment.plan().clone()));
-            plan = Some(Arc::clone(&known));
-            let choice_due = attachment.choice_due().map(Instant::from_std);
-            let placed = Box::new(attachment.placed());
-            let findings = Arc::new(attachment.findings());
-            Now { plan: known, findings, choice_due, placed, drift_total: attachment.drift_total() }
+            Box::new(Now {
+                plan: attachment.plan().clone(),
+                findings: attachment.findings(),
+                choice_due: attachment.choice_due().map(Instant::from_std),
+                placed: attachment.placed(),
+                drift_total: attachment.drift_total(),
+            })
         });
         let cost = thread_time().saturating_sub(before);
         if report.send(Ended { done, now, cost }).is_err() {

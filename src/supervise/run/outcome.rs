@@ -24,7 +24,7 @@ impl Runner<'_> {
         }
         if let Some(now) = now {
             let before = self.now.replace(now);
-            self.log_new_shortfalls(before.as_ref());
+            self.log_new_shortfalls(before.as_deref());
         }
         match done {
             Done::Begun(report) => {
@@ -101,7 +101,7 @@ impl Runner<'_> {
 
     /// Logs where the VM's threads are, and shortfalls of the plan, where a job has changed them.
     pub(super) fn log_new_shortfalls(&self, before: Option<&Now>) {
-        let Some(Now { plan, findings, placed, .. }) = &self.now else { return };
+        let Some(Now { plan, findings, placed, .. }) = self.now.as_deref() else { return };
         let headline = placed.in_words(plan);
         if before.is_none_or(|before| before.placed.in_words(&before.plan) != headline) {
             tracing::info!("VM {}: {headline}", plan.vm);
@@ -111,19 +111,19 @@ impl Runner<'_> {
 
     /// Tells systemd and `qmpin status` how it stands, where that has changed.
     pub(super) fn tell(&mut self) {
-        let Some(Now { drift_total, findings, .. }) = self.now.clone() else { return };
         // Before that, what there is to report changes with every step.
         if !self.is_ready {
             return;
         }
         let status = self.status();
+        let Some(Now { drift_total, findings, .. }) = self.now.as_deref() else { return };
         let Settings { state, vm, .. } = &self.settings;
-        self.telling.findings(&findings);
-        self.telling.tell(status, state, vm, self.line.kind(), drift_total);
+        self.telling.findings(findings);
+        self.telling.tell(status, state, vm, self.line.kind(), *drift_total);
     }
 
     pub(super) fn status(&self) -> String {
-        let Some(Now { plan, placed, drift_total, .. }) = &self.now else {
+        let Some(Now { plan, placed, drift_total, .. }) = self.now.as_deref() else {
             return format!("VM {}: attaching", self.settings.vm);
         };
         format!(
