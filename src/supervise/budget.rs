@@ -60,22 +60,19 @@ pub(super) struct Hearing {
 }
 
 impl Hearing {
-    /// Nothing heard yet.
-    pub(super) fn new() -> Hearing {
-        Hearing::at(Instant::now(), thread_time())
-    }
-
-    fn at(now: Instant, loop_time: Duration) -> Hearing {
+    /// Nothing heard yet. `loop_time` is the [`thread_time`] of the loop's thread.
+    pub(super) fn new(now: Instant, loop_time: Duration) -> Hearing {
         Hearing { budget: Budget::new(now), loop_time, is_heard: false, is_cause: false }
     }
 
     /// Accounts for what the loop's thread has done since the last time. Until when QEMU is not heard, but for
     /// the answer to a question under way.
-    pub(super) fn rest(&mut self, is_asked: bool) -> Option<Instant> {
-        self.rest_at(Instant::now(), thread_time(), is_asked)
-    }
-
-    fn rest_at(&mut self, now: Instant, loop_time: Duration, is_asked: bool) -> Option<Instant> {
+    pub(super) fn rest(
+        &mut self,
+        now: Instant,
+        loop_time: Duration,
+        is_asked: bool,
+    ) -> Option<Instant> {
         let used = loop_time.saturating_sub(std::mem::replace(&mut self.loop_time, loop_time));
         if self.is_heard || self.is_cause {
             self.budget.spend(now, used);
@@ -101,8 +98,7 @@ impl Hearing {
 
 /// The CPU time that this thread has used.
 pub(super) fn thread_time() -> Duration {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -128,11 +124,11 @@ mod tests {
     #[test]
     fn a_rest_ends_however_much_the_loop_costs_meanwhile() {
         let (mut now, mut loop_time) = (Instant::now(), Duration::ZERO);
-        let mut hearing = Hearing::at(now, loop_time);
-        assert_eq!(hearing.rest_at(now, loop_time, false), None);
+        let mut hearing = Hearing::new(now, loop_time);
+        assert_eq!(hearing.rest(now, loop_time, false), None);
         loop_time += 2 * CREDIT_MAX;
         let begun = now;
-        while let Some(rest) = hearing.rest_at(now, loop_time, false) {
+        while let Some(rest) = hearing.rest(now, loop_time, false) {
             // The loop wakes, does what others want, and uses more than the rest was meant to save.
             loop_time += Duration::from_millis(1);
             now = rest;

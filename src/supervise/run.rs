@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_stream::StreamExt as _;
 
-use super::budget::Hearing;
+use super::budget::{Hearing, thread_time};
 use super::line::Line;
 use super::notify;
 use super::pace::{ForNeighbours, Pace};
@@ -142,7 +142,7 @@ impl<'a> Runner<'a> {
             worker,
             answer: None,
             due: BTreeSet::new(),
-            hearing: Hearing::new(),
+            hearing: Hearing::new(Instant::now(), thread_time()),
             isolate_later: false,
             ending: None,
             is_ready: false,
@@ -237,7 +237,7 @@ impl<'a> Runner<'a> {
         let choice_due = self.choice_due();
         // A question under way goes on; it has limits of its own.
         let is_asked = !self.line.is_free();
-        let rest = self.hearing.rest(is_asked);
+        let rest = self.hearing.rest(Instant::now(), thread_time(), is_asked);
         let hears_line = self.ending.is_none() && (rest.is_none() || is_asked);
         // A pass that is about to come sees all threads. Until then what comes is one message to the kernel.
         let hears_new_threads = rest.is_none() && self.look_at.is_none();
