@@ -11,7 +11,7 @@ use crate::error::chain;
 use crate::marks::note_reload;
 use crate::supervise::narrate::log_shortfalls;
 use crate::supervise::reload::Taken;
-use crate::supervise::state::{Ending, Event};
+use crate::supervise::state::{Effect, Ending, Event};
 use crate::supervise::worker::{self, Done, Now, Task};
 
 impl Runner<'_> {
@@ -31,9 +31,7 @@ impl Runner<'_> {
                 let report = report?;
                 self.telling.pass(&report);
                 self.due.extend(FIRST);
-                if self.upgrade_wanted {
-                    self.line.upgrade();
-                }
+                self.carry_out(Effect::Upgrade);
                 self.take(Event::Passed(report.noticed));
             }
             Done::Isolated(report) => {
