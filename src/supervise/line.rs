@@ -72,10 +72,7 @@ impl Line {
             }
             State::Between => pending().await,
             #[cfg(test)]
-            State::Played(said, _) => match said.recv().await {
-                Some(said) => said,
-                None => pending().await,
-            },
+            State::Played(said, _) => super::sources::next_message(said).await,
         }
     }
 

@@ -4,6 +4,7 @@ use std::future::pending;
 use std::io;
 use std::time::Duration;
 
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::time::{Instant, sleep_until};
 
 use super::notify;
@@ -35,15 +36,7 @@ pub(super) enum Source<S> {
 
 /// Yields once for each message.
 #[cfg(test)]
-pub(super) type Played = tokio::sync::mpsc::UnboundedReceiver<()>;
-
-#[cfg(test)]
-async fn played(source: &mut Played) -> io::Result<()> {
-    match source.recv().await {
-        Some(()) => Ok(()),
-        None => pending().await,
-    }
-}
+pub(super) type Played = UnboundedReceiver<()>;
 
 impl<S> Source<S> {
     /// Waits for what this source has to report next. `next` asks the kernel's. Cancel safe where that is.
@@ -57,7 +50,10 @@ impl<S> Source<S> {
         match self {
             Source::Kernel(source) => next(source).await.map(drop),
             #[cfg(test)]
-            Source::Played(source) => played(source).await,
+            Source::Played(source) => {
+                next_message(source).await;
+                Ok(())
+            }
         }
     }
 }
@@ -140,6 +136,14 @@ where
 pub(super) async fn at(when: Option<Instant>) {
     match when {
         Some(when) => sleep_until(when).await,
+        None => pending().await,
+    }
+}
+
+/// Waits for the next message; for ever where the sender has ended.
+pub(super) async fn next_message<T>(messages: &mut UnboundedReceiver<T>) -> T {
+    match messages.recv().await {
+        Some(message) => message,
         None => pending().await,
     }
 }

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::budget::thread_time;
 use super::reload::{Taken, reload};
 use super::source::PolicySource;
+use super::sources::next_message;
 use crate::attachment::Attachment;
 use crate::attachment::around::Checked;
 use crate::attachment::error::{PassError, StartError};
@@ -176,14 +177,10 @@ impl Worker {
 
     /// Waits for the end of the job. Cancel safe.
     pub(super) async fn done(&mut self) -> Ended {
-        match self.done.recv().await {
-            Some(ended) => {
-                self.busy_since = None;
-                ended
-            }
-            // Its thread has ended, which it does only with the process.
-            None => std::future::pending().await,
-        }
+        // Its thread ends only with the process.
+        let ended = next_message(&mut self.done).await;
+        self.busy_since = None;
+        ended
     }
 }
 
