@@ -11,6 +11,9 @@ use crate::knobs::vm::VmReport;
 use crate::plan::Finding;
 use crate::threads::{ThreadKey, thread_in_words};
 
+/// So many threads are kept about which a line was logged: a VM's threads come and go for months.
+const LINES_MAX: usize = 10_000;
+
 /// Each that falls short and was not there before.
 pub(super) fn log_shortfalls(findings: &[Finding], before: &[Finding]) {
     let new = |finding: &&Finding| finding.falls_short() && !before.contains(finding);
@@ -38,6 +41,9 @@ pub(super) fn log_threads<V: Named>(
 ) where
     ThreadStep<V>: Step<Outcome = Outcome<V>>,
 {
+    if lines.len() > LINES_MAX {
+        lines.clear();
+    }
     for one in applied {
         let Applied { step, outcome } = one;
         let (who, from, to) = (step.who(), &step.from, &step.to);

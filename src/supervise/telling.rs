@@ -24,8 +24,6 @@ use crate::threads::ThreadKey;
 
 /// So many refusals are kept; there are a few for each interrupt at most.
 const REFUSED_MAX: usize = 1_000;
-/// So many threads are kept about which a line was logged: a VM's threads come and go for months.
-const LINES_MAX: usize = 10_000;
 
 /// What was reported already.
 #[derive(Default)]
@@ -59,12 +57,6 @@ pub(super) struct Telling {
 impl Telling {
     /// What a pass has changed.
     pub(super) fn pass(&mut self, report: &PassReport) {
-        if self.lines.len() > LINES_MAX {
-            self.lines.clear();
-        }
-        if self.priority_lines.len() > LINES_MAX {
-            self.priority_lines.clear();
-        }
         let VmReport { affinity, priority, .. } = &report.knobs;
         log_threads(&affinity.applied, &affinity.drifted, &mut self.lines);
         log_threads(&priority.applied, &priority.drifted, &mut self.priority_lines);
