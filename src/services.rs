@@ -6,13 +6,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use zbus::Connection;
-use zbus::zvariant::{OwnedObjectPath, OwnedValue};
+use zbus::zvariant::OwnedObjectPath;
 
 use crate::error::chain;
 use crate::ids::{Pid, VmName};
 use crate::sysroot::SysRoot;
 use crate::systemd::{
-    MANAGER, MANAGER_PATH, PROPERTIES, SystemdError, Units, ask, call, list_units, no_such_unit,
+    SystemdError, Units, ask, call, list_units, loaded, no_such_unit, property,
 };
 
 /// How long systemd may take for one answer. A command of a user waits for it.
@@ -80,16 +80,15 @@ pub fn has_systemd(root: &SysRoot) -> bool {
 pub fn service_of(pid: Pid) -> Result<Option<Service>, SystemdError> {
     let pid = u32::try_from(pid.0).unwrap_or(0);
     let what = format!("name the unit of process {pid}");
-    let found = ask(&what, CALL_LIMIT, async |bus| {
-        let path = match call(bus, MANAGER_PATH, MANAGER, "GetUnitByPID", &(pid,)).await {
+    ask(&what, CALL_LIMIT, async |bus| {
+        let path = match call(bus, "GetUnitByPID", &(pid,)).await {
             Err(zbus::Error::MethodError(name, ..)) if NO_UNIT.contains(&name.as_str()) => {
                 return Ok(None);
             }
             found => found?.body().deserialize::<OwnedObjectPath>()?,
         };
         service_at(bus, &path).await
-    })?;
-    Ok(found)
+    })
 }
 
 /// Returns the service of this name, whether it runs or not; `None`: systemd has not loaded it, so it does not run.
@@ -97,16 +96,7 @@ pub fn service_of(pid: Pid) -> Result<Option<Service>, SystemdError> {
 /// # Errors
 /// [`SystemdError`].
 pub fn service(name: &str) -> Result<Option<Service>, SystemdError> {
-    let what = format!("describe {name}");
-    let found = ask(&what, CALL_LIMIT, async |bus| {
-        let found = call(bus, MANAGER_PATH, MANAGER, "GetUnit", &(name,)).await?;
-        let path = found.body().deserialize::<OwnedObjectPath>()?;
-        service_at(bus, &path).await
-    });
-    match found.map_err(|error| no_such_unit(error, name)) {
-        Err(SystemdError::NoSuchUnit { .. }) => Ok(None),
-        found => found,
-    }
+    describe(name, service_at).map(Option::flatten)
 }
 
 /// Returns the VMs whose service runs, starts, or is about to be started again.
@@ -157,16 +147,10 @@ fn start_unseen(units: &dyn Units) -> Result<(), SystemdError> {
 /// # Errors
 /// [`SystemdError`].
 pub fn is_watched(vm: &VmName) -> Result<bool, SystemdError> {
-    let name = format!("qmpin@{vm}.path");
-    let state = ask(&format!("describe {name}"), CALL_LIMIT, async |bus| {
-        let found = call(bus, MANAGER_PATH, MANAGER, "GetUnit", &(&name,)).await?;
-        let path = found.body().deserialize::<OwnedObjectPath>()?;
-        get(bus, &path, UNIT, "ActiveState").await.and_then(|state| Ok(String::try_from(state)?))
-    });
-    match state.map_err(|error| no_such_unit(error, &name)) {
-        Err(SystemdError::NoSuchUnit { .. }) => Ok(false),
-        state => state.map(|state| state == "active"),
-    }
+    let state: Option<String> = describe(&format!("qmpin@{vm}.path"), async |bus, path| {
+        property(bus, path, UNIT, "ActiveState").await
+    })?;
+    Ok(state.is_some_and(|state| state == "active"))
 }
 
 /// Asks systemd to stop a service. It does not start the service again by itself then. Returns when the job is queued.
@@ -175,7 +159,7 @@ pub fn is_watched(vm: &VmName) -> Result<bool, SystemdError> {
 /// [`SystemdError`].
 pub fn stop(name: &str) -> Result<(), SystemdError> {
     ask(&format!("stop {name}"), CALL_LIMIT, async |bus| {
-        call(bus, MANAGER_PATH, MANAGER, "StopUnit", &(name, "replace")).await.map(drop)
+        call(bus, "StopUnit", &(name, "replace")).await.map(drop)
     })
 }
 
@@ -197,24 +181,29 @@ pub fn wait_stopped(name: &str) -> Result<bool, SystemdError> {
     }
 }
 
-async fn get(
-    bus: &Connection,
-    path: &OwnedObjectPath,
-    interface: &str,
+/// Asks about a unit; `None`: systemd has not loaded it.
+fn describe<T>(
     name: &str,
-) -> zbus::Result<OwnedValue> {
-    let answer = call(bus, path.as_str(), PROPERTIES, "Get", &(interface, name)).await;
-    answer?.body().deserialize()
+    job: impl AsyncFnOnce(&Connection, &OwnedObjectPath) -> zbus::Result<T>,
+) -> Result<Option<T>, SystemdError> {
+    let found = ask(&format!("describe {name}"), CALL_LIMIT, async |bus| {
+        let path = loaded(bus, name).await?;
+        job(bus, &path).await
+    });
+    match found.map_err(|error| no_such_unit(error, name)) {
+        Err(SystemdError::NoSuchUnit { .. }) => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 async fn service_at(bus: &Connection, path: &OwnedObjectPath) -> zbus::Result<Option<Service>> {
-    let name = String::try_from(get(bus, path, UNIT, "Id").await?)?;
+    let name: String = property(bus, path, UNIT, "Id").await?;
     if !name.ends_with(".service") {
         return Ok(None);
     }
-    let state = String::try_from(get(bus, path, UNIT, "ActiveState").await?)?;
-    let main = u32::try_from(get(bus, path, SERVICE, "MainPID").await?)?;
-    let restarts = u32::try_from(get(bus, path, SERVICE, "NRestarts").await?)?;
+    let state: String = property(bus, path, UNIT, "ActiveState").await?;
+    let main: u32 = property(bus, path, SERVICE, "MainPID").await?;
+    let restarts = property(bus, path, SERVICE, "NRestarts").await?;
     Ok(Some(Service {
         name,
         main: i32::try_from(main).ok().filter(|pid| *pid > 0).map(Pid),

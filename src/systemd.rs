@@ -20,9 +20,9 @@ const CALL_LIMIT: Duration = Duration::from_secs(20);
 const RELOAD_LIMIT: Duration = Duration::from_secs(90);
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
-pub(crate) const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
-pub(crate) const MANAGER: &str = "org.freedesktop.systemd1.Manager";
-pub(crate) const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 
 /// What systemd says of a unit with a cgroup.
@@ -125,16 +125,11 @@ impl Units for SystemBus {
         let what = format!("tell the state of {unit}");
         let interface = interface(unit)?;
         ask(&what, CALL_LIMIT, async |bus| {
-            let found = call(bus, MANAGER_PATH, MANAGER, "GetUnit", &(unit,)).await?;
-            let path: OwnedObjectPath = found.body().deserialize()?;
-            let get = async |name: &str| -> zbus::Result<OwnedValue> {
-                let answer = call(bus, path.as_str(), PROPERTIES, "Get", &(interface, name)).await;
-                answer?.body().deserialize()
-            };
-            let control_group = String::try_from(get("ControlGroup").await?)?;
-            let delegates = bool::try_from(get("Delegate").await?)?;
-            let controllers = Vec::<String>::try_from(get("DelegateControllers").await?)?;
-            let allowed = Vec::<u8>::try_from(get("AllowedCPUs").await?)?;
+            let path = &loaded(bus, unit).await?;
+            let control_group = property(bus, path, interface, "ControlGroup").await?;
+            let delegates = property(bus, path, interface, "Delegate").await?;
+            let controllers = property(bus, path, interface, "DelegateControllers").await?;
+            let allowed: Vec<u8> = property(bus, path, interface, "AllowedCPUs").await?;
             Ok(UnitState {
                 control_group,
                 delegated: if delegates { controllers } else { Vec::new() },
@@ -154,7 +149,7 @@ impl Units for SystemBus {
         ask(&what, CALL_LIMIT, async |bus| {
             // (name, runtime, properties): `man 5 org.freedesktop.systemd1`.
             let body = (unit, true, vec![("AllowedCPUs", Value::from(bytes.clone()))]);
-            call(bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &body).await.map(drop)
+            call(bus, "SetUnitProperties", &body).await.map(drop)
         })
         .map_err(|error| no_such_unit(error, unit))
     }
@@ -165,9 +160,9 @@ impl Units for SystemBus {
             // Setting any property does (`bus_slice_commit_properties`, `src/core/dbus-slice.c`); no
             // markers are set, and alone of all properties they are written to no file.
             let body = (slice, true, vec![("Markers", Value::from(Vec::<String>::new()))]);
-            call(bus, MANAGER_PATH, MANAGER, "SetUnitProperties", &body).await?;
+            call(bus, "SetUnitProperties", &body).await?;
             // The slices are queued, and the queue is empty before the next question is read.
-            call(bus, MANAGER_PATH, MANAGER, "GetUnit", &(slice,)).await.map(drop)
+            loaded(bus, slice).await.map(drop)
         })
         .map_err(|error| no_such_unit(error, slice))
     }
@@ -180,13 +175,13 @@ impl Units for SystemBus {
 
     fn start(&self, unit: &str) -> Result<(), SystemdError> {
         ask(&format!("start {unit}"), CALL_LIMIT, async |bus| {
-            call(bus, MANAGER_PATH, MANAGER, "StartUnit", &(unit, "replace")).await.map(drop)
+            call(bus, "StartUnit", &(unit, "replace")).await.map(drop)
         })
     }
 
     fn reload(&self) -> Result<(), SystemdError> {
         ask("reload its unit files", RELOAD_LIMIT, async |bus| {
-            call(bus, MANAGER_PATH, MANAGER, "Reload", &()).await.map(drop)
+            call(bus, "Reload", &()).await.map(drop)
         })
     }
 }
@@ -202,22 +197,37 @@ pub(crate) async fn list_units(
     pattern: &str,
 ) -> zbus::Result<Vec<String>> {
     let body = (states, vec![pattern]);
-    let found = call(bus, MANAGER_PATH, MANAGER, "ListUnitsByPatterns", &body).await?;
+    let found = call(bus, "ListUnitsByPatterns", &body).await?;
     let units: Vec<ListedUnit> = found.body().deserialize()?;
     Ok(units.into_iter().map(|unit| unit.0).collect())
 }
 
-pub(crate) async fn call<B>(
-    bus: &Connection,
-    path: &str,
-    interface: &str,
-    method: &str,
-    body: &B,
-) -> zbus::Result<Message>
+/// Calls a method of the manager.
+pub(crate) async fn call<B>(bus: &Connection, method: &str, body: &B) -> zbus::Result<Message>
 where
     B: serde::Serialize + zbus::zvariant::DynamicType,
 {
-    bus.call_method(Some(SYSTEMD), path, Some(interface), method, body).await
+    bus.call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), method, body).await
+}
+
+/// Returns the object of a unit that is loaded.
+pub(crate) async fn loaded(bus: &Connection, unit: &str) -> zbus::Result<OwnedObjectPath> {
+    call(bus, "GetUnit", &(unit,)).await?.body().deserialize()
+}
+
+/// Returns a property of a unit.
+pub(crate) async fn property<T>(
+    bus: &Connection,
+    unit: &OwnedObjectPath,
+    interface: &str,
+    name: &str,
+) -> zbus::Result<T>
+where
+    T: TryFrom<OwnedValue, Error = zbus::zvariant::Error>,
+{
+    let (path, body) = (unit.as_str(), (interface, name));
+    let answer = bus.call_method(Some(SYSTEMD), path, Some(PROPERTIES), "Get", &body).await?;
+    Ok(T::try_from(answer.body().deserialize::<OwnedValue>()?)?)
 }
 
 /// The interface that has a unit's cgroup properties.

@@ -10,7 +10,7 @@ use tokio_stream::StreamExt as _;
 use zbus::{Message, MessageStream};
 
 use super::*;
-use crate::systemd::{MANAGER, MANAGER_PATH, SYSTEMD, call};
+use crate::systemd::{MANAGER, SYSTEMD, call};
 
 const BUS: &str = "org.freedesktop.DBus";
 const BUS_PATH: &str = "/org/freedesktop/DBus";
@@ -129,7 +129,7 @@ fn beside_systemd(daemon: &Daemon, seen: &Seen, test: impl FnOnce()) {
 /// Calls a method of the systemd above; its answer is the method's name.
 fn ask(bus: &Bus, method: &str, limit: Duration) -> Result<String, SystemdError> {
     bus.ask(method, limit, async |connection| {
-        let answer = call(connection, MANAGER_PATH, MANAGER, method, &()).await?;
+        let answer = call(connection, method, &()).await?;
         answer.body().deserialize()
     })
 }
