@@ -107,7 +107,6 @@ struct Runner<'a> {
     hearing: Hearing,
     /// What others are excluded with could not be written down: it is tried again with the slow timer.
     isolate_later: bool,
-    ending: Option<Ending>,
     /// Whether everything was in place once.
     is_ready: bool,
     /// How the VM stands; `None` before it is attached.
@@ -144,7 +143,6 @@ impl<'a> Runner<'a> {
             due: BTreeSet::new(),
             hearing: Hearing::new(Instant::now(), thread_time()),
             isolate_later: false,
-            ending: None,
             is_ready: false,
             now: None,
             for_neighbours: ForNeighbours::default(),
@@ -180,7 +178,7 @@ impl<'a> Runner<'a> {
             return;
         }
         self.next_beat = None;
-        let job = match self.ending {
+        let job = match self.state.ending {
             Some(_) => Some(Job::Finish),
             None => self.answer.take().or_else(|| self.due.pop_first().map(Job::Do)),
         };
@@ -211,14 +209,14 @@ impl<'a> Runner<'a> {
         let Watch { exit, new_threads, leases, slow_timer } = watch;
         tokio::select! {
             biased;
-            ended = exit.next(|exit| exit.wait()), if self.ending.is_none() => {
+            ended = exit.next(|exit| exit.wait()), if self.state.ending.is_none() => {
                 if let Err(error) = ended {
                     tracing::warn!("the end of QEMU can no longer be watched: {error}");
                 }
                 self.take(Event::QemuEnded);
             }
-            _ = signals.stop.next(), if self.ending.is_none() => self.take(Event::Stop),
-            _ = signals.reload.next(), if self.ending.is_none() => {
+            _ = signals.stop.next(), if self.state.ending.is_none() => self.take(Event::Stop),
+            _ = signals.reload.next(), if self.state.ending.is_none() => {
                 self.due.insert(Task::Reload);
             }
             ended = self.wait_for_hint(new_threads, leases, slow_timer) => return ended,
@@ -238,7 +236,7 @@ impl<'a> Runner<'a> {
         // A question under way goes on; it has limits of its own.
         let is_asked = !self.line.is_free();
         let rest = self.hearing.rest(Instant::now(), thread_time(), is_asked);
-        let hears_line = self.ending.is_none() && (rest.is_none() || is_asked);
+        let hears_line = self.state.ending.is_none() && (rest.is_none() || is_asked);
         // A pass that is about to come sees all threads. Until then what comes is one message to the kernel.
         let hears_new_threads = rest.is_none() && self.look_at.is_none();
         tokio::select! {
@@ -356,14 +354,13 @@ impl<'a> Runner<'a> {
                         tracing::info!("stopping: restoring everything");
                     }
                 }
-                self.ending = Some(ending);
             }
         }
     }
 
     /// When the choice between a partition and a fallback is to be made again; `None` also while it is being made.
     fn choice_due(&self) -> Option<Instant> {
-        let is_waiting = self.is_ready && self.worker.is_idle() && self.ending.is_none();
+        let is_waiting = self.is_ready && self.worker.is_idle() && self.state.ending.is_none();
         let due = self.now.as_ref().filter(|_| is_waiting)?.choice_due;
         due.filter(|_| !self.due.contains(&Task::Choose))
     }

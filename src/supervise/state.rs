@@ -87,13 +87,14 @@ enum Asking {
 pub(crate) struct State {
     pass_soon: bool,
     asking: Asking,
-    finished: bool,
+    /// Why it ends, once it does.
+    pub(crate) ending: Option<Ending>,
 }
 
 impl State {
     /// Takes one event.
     pub(crate) fn handle(&mut self, event: Event) -> Vec<Effect> {
-        if self.finished {
+        if self.ending.is_some() {
             return Vec::new();
         }
         match event {
@@ -132,7 +133,7 @@ impl State {
     }
 
     fn finish(&mut self, ending: Ending) -> Vec<Effect> {
-        self.finished = true;
+        self.ending = Some(ending);
         vec![Effect::Finish(ending)]
     }
 

@@ -66,7 +66,7 @@ impl Runner<'_> {
             Done::Learnt(learnt) => self.learnt(learnt),
             Done::Reloaded(taken) => self.reloaded(taken),
             Done::Finished(restored) => {
-                let why = self.ending.unwrap_or(Ending::Asked);
+                let why = self.state.ending.unwrap_or(Ending::Asked);
                 return Ok(Some(Ended { why, restored: Some(restored?) }));
             }
         }
