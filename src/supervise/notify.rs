@@ -36,9 +36,10 @@ pub(super) fn stopping() {
     say(&[NotifyState::Stopping, NotifyState::Status("restoring the host")]);
 }
 
-/// How often systemd wants to hear from us at least, halved as the manual advises.
-pub(super) fn watchdog_interval() -> Option<Duration> {
-    sd_notify::watchdog_enabled().map(|limit| limit / 2)
+/// An interval, or the one in which systemd wants to hear from us at least where that is shorter, halved as the manual
+/// advises.
+pub(super) fn within_watchdog(every: Duration) -> Duration {
+    sd_notify::watchdog_enabled().map_or(every, |limit| every.min(limit / 2))
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ pub(super) fn interval(settings: &Settings, sees_new_threads: bool) -> Duration 
     if !sees_new_threads {
         every = every.min(BLIND_INTERVAL);
     }
-    notify::watchdog_interval().map_or(every, |watchdog| every.min(watchdog))
+    notify::within_watchdog(every)
 }
 
 pub(super) async fn next_of<'a, W, T, F>(

@@ -189,8 +189,7 @@ impl Wait<'_> {
             Instant::now() + pause(INTERVAL, times)
         };
         let mut due = next(patience);
-        let every = notify::watchdog_interval();
-        let mut looks = interval(every.map_or(LOOK_INTERVAL, |limit| limit.min(LOOK_INTERVAL)));
+        let mut looks = interval(notify::within_watchdog(LOOK_INTERVAL));
         let mut leases_at: Option<Instant> = None;
         let mut cause: Option<Cause> = None;
         self.say(patience);
