@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How long systemd is asked to wait for the next sign of life while something is under way.
-const BUSY: Duration = Duration::from_secs(30);
+/// How long systemd is asked to wait for the next sign of life while something is under way, in microseconds.
+const BUSY_US: u32 = 30_000_000;
 
 use sd_notify::NotifyState;
 
@@ -21,9 +21,7 @@ pub(super) fn alive(status: &str) {
 
 /// Alive, and busy with something that may take longer than systemd waits by default.
 pub(super) fn busy() {
-    let extend =
-        NotifyState::ExtendTimeoutUsec(u32::try_from(BUSY.as_micros()).unwrap_or(u32::MAX));
-    say(&[NotifyState::Watchdog, extend]);
+    say(&[NotifyState::Watchdog, NotifyState::ExtendTimeoutUsec(BUSY_US)]);
 }
 
 /// How it stands, between two signs of life.
