@@ -48,21 +48,16 @@ impl Runner<'_> {
             Done::Host(Ok(Checked::Busy)) => self.for_neighbours.again(Instant::now()),
             Done::Host(Err(error)) => self.telling.host(Err(error)),
             Done::Prioritised(Ok(report)) => self.telling.pass(&report),
+            Done::Prioritised(Err(error)) | Done::Passed(Err(error)) if error.means_gone() => {}
             Done::Prioritised(Err(error)) => {
-                if !error.means_gone() {
-                    tracing::warn!("the vCPUs have no priority yet: {}", chain(&error));
-                }
+                tracing::warn!("the vCPUs have no priority yet: {}", chain(&error));
             }
             Done::Passed(Ok(report)) => {
                 self.telling.pass_failed(report.plan_failed.as_ref().map(|error| chain(error)));
                 self.telling.pass(&report);
                 self.take(Event::Passed(report.noticed));
             }
-            Done::Passed(Err(error)) => {
-                if !error.means_gone() {
-                    self.telling.pass_failed(Some(chain(&error)));
-                }
-            }
+            Done::Passed(Err(error)) => self.telling.pass_failed(Some(chain(&error))),
             Done::Learnt(learnt) => self.learnt(learnt),
             Done::Reloaded(taken) => self.reloaded(taken),
             Done::Finished(restored) => {
