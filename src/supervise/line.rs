@@ -13,7 +13,7 @@ use crate::ids::{Pid, Tid};
 use crate::qmp::{Channel, ChannelKind, Happening, QmpError, Roles, Upgrade};
 use crate::sysroot::SysRoot;
 
-type Job = Pin<Box<dyn Future<Output = (Channel, Done)>>>;
+type Job = Pin<Box<dyn Future<Output = (Channel, Said)>>>;
 
 enum State {
     Free(Box<Channel>),
@@ -36,17 +36,12 @@ pub(super) enum Played {
     Upgrade,
 }
 
-/// What a job has come to.
-pub(super) enum Done {
-    /// The threads that were listed before, and what QEMU said; or why that is of no use, in words.
-    Asked(Result<(Vec<Tid>, Roles), String>),
-    Upgraded(Result<Upgrade, QmpError>),
-}
-
 /// What the line to QEMU reports.
 pub(super) enum Said {
     Happening(Happening),
-    Done(Done),
+    /// The threads that were listed before QEMU was asked, and what it said; or why that is of no use, in words.
+    Asked(Result<(Vec<Tid>, Roles), String>),
+    Upgraded(Result<Upgrade, QmpError>),
 }
 
 /// The line to QEMU.
@@ -66,9 +61,9 @@ impl Line {
         match &mut self.state {
             State::Free(channel) => Said::Happening(channel.next_event().await),
             State::Lent { job, .. } => {
-                let (channel, done) = job.await;
+                let (channel, said) = job.await;
                 self.state = State::Free(Box::new(channel));
-                Said::Done(done)
+                said
             }
             State::Between => pending().await,
             #[cfg(test)]
@@ -116,7 +111,7 @@ impl Line {
             Box::pin(async move {
                 let before = tasks::list(&root, pid).map_err(|error| chain(&error));
                 let roles = channel.roles().await.map_err(|error| chain(&error));
-                (channel, Done::Asked(before.and_then(|before| Ok((before, roles?)))))
+                (channel, Said::Asked(before.and_then(|before| Ok((before, roles?)))))
             })
         });
     }
@@ -138,7 +133,7 @@ impl Line {
         self.lend(|mut channel| {
             Box::pin(async move {
                 let result = channel.upgrade().await;
-                (channel, Done::Upgraded(result))
+                (channel, Said::Upgraded(result))
             })
         });
     }

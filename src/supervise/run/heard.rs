@@ -9,7 +9,7 @@ use crate::attachment::reports::Learnt;
 use crate::discover::tasks::TasksError;
 use crate::error::chain;
 use crate::qmp::{Happening, QmpError, QmpEvent, Upgrade};
-use crate::supervise::line::{Done as LineDone, Said};
+use crate::supervise::line::Said;
 use crate::supervise::narrate::log_learnt;
 use crate::supervise::state::Event;
 use crate::supervise::worker::Job;
@@ -56,15 +56,15 @@ impl Runner<'_> {
         match said {
             Said::Happening(Happening::Event(event)) => self.hear_events(event).await,
             Said::Happening(Happening::FellBack(error)) => self.fell_back(&error),
-            Said::Done(LineDone::Upgraded(result)) => {
+            Said::Upgraded(result) => {
                 self.line.ask_if_waiting(self.root, self.process.pid);
                 self.upgraded(result)
             }
             // The worker compares it with the process.
-            Said::Done(LineDone::Asked(Ok((before, roles)))) => {
+            Said::Asked(Ok((before, roles))) => {
                 self.answer = Some(Job::Learn { before, roles: Box::new(roles) });
             }
-            Said::Done(LineDone::Asked(Err(reason))) => self.not_answered(&reason),
+            Said::Asked(Err(reason)) => self.not_answered(&reason),
         }
     }
 

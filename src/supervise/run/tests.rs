@@ -22,7 +22,7 @@ use crate::knobs::affinity::restore::RestoreReport;
 use crate::leases::{StateDir, SupervisorLock};
 use crate::policy::Policy;
 use crate::qmp::{Happening, Limits, QmpEvent, Roles};
-use crate::supervise::line::{Done as LineDone, Played, Said};
+use crate::supervise::line::{Played, Said};
 use crate::supervise::sources::{Played as PlayedSource, Source};
 use crate::supervise::worker::Ended as JobEnded;
 use crate::threads::ProcessKey;
@@ -360,8 +360,8 @@ async fn qemu_is_asked_where_a_thread_has_no_name_and_ever_less_often_in_vain() 
             stage.ends(Done::Passed(Ok(something_unnamed())));
             assert_eq!(stage.asked.recv().await, Some(Played::Ask));
             asked.push(Instant::now());
-            let answer = LineDone::Asked(Ok((Vec::new(), Roles::default())));
-            stage.said.send(Said::Done(answer)).expect("heard");
+            let answer = Said::Asked(Ok((Vec::new(), Roles::default())));
+            stage.said.send(answer).expect("heard");
             stage.expect("learn").await;
         }
         let gaps: Vec<Duration> = asked.windows(2).map(|pair| pair[1] - pair[0]).collect();

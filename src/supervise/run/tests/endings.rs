@@ -65,8 +65,8 @@ async fn answer_of_qemu_is_dropped_once_it_is_to_end() {
         stage.event("DEVICE_DELETED");
         assert_eq!(stage.job().await, "pass");
         assert_eq!(stage.asked.recv().await, Some(Played::Ask));
-        let answer = LineDone::Asked(Ok((Vec::new(), Roles::default())));
-        stage.said.send(Said::Done(answer)).expect("heard");
+        let answer = Said::Asked(Ok((Vec::new(), Roles::default())));
+        stage.said.send(answer).expect("heard");
         stage.no_job().await;
         stage.stop.send(()).expect("heard");
         stage.no_job().await;
