@@ -12,7 +12,7 @@ use crate::error::chain;
 use crate::ids::{Pid, VmName};
 use crate::sysroot::SysRoot;
 use crate::systemd::{
-    SystemdError, Units, ask, call, list_units, loaded, no_such_unit, property,
+    SYSTEM, SystemdError, Units, call, list_units, loaded, no_such_unit, property,
 };
 
 /// How long systemd may take for one answer. A command of a user waits for it.
@@ -80,7 +80,7 @@ pub fn has_systemd(root: &SysRoot) -> bool {
 pub fn service_of(pid: Pid) -> Result<Option<Service>, SystemdError> {
     let pid = u32::try_from(pid.0).unwrap_or(0);
     let what = format!("name the unit of process {pid}");
-    ask(&what, CALL_LIMIT, async |bus| {
+    SYSTEM.ask(&what, CALL_LIMIT, async |bus| {
         let path = match call(bus, "GetUnitByPID", &(pid,)).await {
             Err(zbus::Error::MethodError(name, ..)) if NO_UNIT.contains(&name.as_str()) => {
                 return Ok(None);
@@ -105,7 +105,7 @@ pub fn service(name: &str) -> Result<Option<Service>, SystemdError> {
 /// [`SystemdError`].
 pub fn vms_with_a_service() -> Result<Vec<VmName>, SystemdError> {
     let busy = ["active", "reloading", "activating", "deactivating"];
-    let names = ask("list the services of VMs", CALL_LIMIT, async |bus| {
+    let names = SYSTEM.ask("list the services of VMs", CALL_LIMIT, async |bus| {
         list_units(bus, &busy, SERVICES).await
     })?;
     Ok(names.iter().filter_map(|name| vm_of(name)).collect())
@@ -158,7 +158,7 @@ pub fn is_watched(vm: &VmName) -> Result<bool, SystemdError> {
 /// # Errors
 /// [`SystemdError`].
 pub fn stop(name: &str) -> Result<(), SystemdError> {
-    ask(&format!("stop {name}"), CALL_LIMIT, async |bus| {
+    SYSTEM.ask(&format!("stop {name}"), CALL_LIMIT, async |bus| {
         call(bus, "StopUnit", &(name, "replace")).await.map(drop)
     })
 }
@@ -186,7 +186,7 @@ fn describe<T>(
     name: &str,
     job: impl AsyncFnOnce(&Connection, &OwnedObjectPath) -> zbus::Result<T>,
 ) -> Result<Option<T>, SystemdError> {
-    let found = ask(&format!("describe {name}"), CALL_LIMIT, async |bus| {
+    let found = SYSTEM.ask(&format!("describe {name}"), CALL_LIMIT, async |bus| {
         let path = loaded(bus, name).await?;
         job(bus, &path).await
     });

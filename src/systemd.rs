@@ -6,6 +6,8 @@ mod bus;
 #[cfg(test)]
 pub(crate) mod fake;
 
+pub(crate) use bus::SYSTEM;
+
 use std::time::Duration;
 
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
@@ -124,19 +126,20 @@ impl Units for SystemBus {
     fn state(&self, unit: &str) -> Result<UnitState, SystemdError> {
         let what = format!("tell the state of {unit}");
         let interface = interface(unit)?;
-        ask(&what, CALL_LIMIT, async |bus| {
-            let path = &loaded(bus, unit).await?;
-            let control_group = property(bus, path, interface, "ControlGroup").await?;
-            let delegates = property(bus, path, interface, "Delegate").await?;
-            let controllers = property(bus, path, interface, "DelegateControllers").await?;
-            let allowed: Vec<u8> = property(bus, path, interface, "AllowedCPUs").await?;
-            Ok(UnitState {
-                control_group,
-                delegated: if delegates { controllers } else { Vec::new() },
-                allowed_cpus: from_bytes(&allowed),
+        SYSTEM
+            .ask(&what, CALL_LIMIT, async |bus| {
+                let path = &loaded(bus, unit).await?;
+                let control_group = property(bus, path, interface, "ControlGroup").await?;
+                let delegates = property(bus, path, interface, "Delegate").await?;
+                let controllers = property(bus, path, interface, "DelegateControllers").await?;
+                let allowed: Vec<u8> = property(bus, path, interface, "AllowedCPUs").await?;
+                Ok(UnitState {
+                    control_group,
+                    delegated: if delegates { controllers } else { Vec::new() },
+                    allowed_cpus: from_bytes(&allowed),
+                })
             })
-        })
-        .map_err(|error| no_such_unit(error, unit))
+            .map_err(|error| no_such_unit(error, unit))
     }
 
     fn set_allowed_cpus(&self, unit: &str, cpus: &CpuSet) -> Result<(), SystemdError> {
@@ -146,41 +149,43 @@ impl Units for SystemBus {
             format!("set AllowedCPUs={cpus} of {unit}")
         };
         let bytes = to_bytes(cpus);
-        ask(&what, CALL_LIMIT, async |bus| {
-            // (name, runtime, properties): `man 5 org.freedesktop.systemd1`.
-            let body = (unit, true, vec![("AllowedCPUs", Value::from(bytes.clone()))]);
-            call(bus, "SetUnitProperties", &body).await.map(drop)
-        })
-        .map_err(|error| no_such_unit(error, unit))
+        SYSTEM
+            .ask(&what, CALL_LIMIT, async |bus| {
+                // (name, runtime, properties): `man 5 org.freedesktop.systemd1`.
+                let body = (unit, true, vec![("AllowedCPUs", Value::from(bytes.clone()))]);
+                call(bus, "SetUnitProperties", &body).await.map(drop)
+            })
+            .map_err(|error| no_such_unit(error, unit))
     }
 
     fn realize(&self, slice: &str) -> Result<(), SystemdError> {
         let what = format!("update the controllers of {slice}");
-        ask(&what, CALL_LIMIT, async |bus| {
-            // Setting any property does (`bus_slice_commit_properties`, `src/core/dbus-slice.c`); no
-            // markers are set, and alone of all properties they are written to no file.
-            let body = (slice, true, vec![("Markers", Value::from(Vec::<String>::new()))]);
-            call(bus, "SetUnitProperties", &body).await?;
-            // The slices are queued, and the queue is empty before the next question is read.
-            loaded(bus, slice).await.map(drop)
-        })
-        .map_err(|error| no_such_unit(error, slice))
+        SYSTEM
+            .ask(&what, CALL_LIMIT, async |bus| {
+                // Setting any property does (`bus_slice_commit_properties`, `src/core/dbus-slice.c`); no
+                // markers are set, and alone of all properties they are written to no file.
+                let body = (slice, true, vec![("Markers", Value::from(Vec::<String>::new()))]);
+                call(bus, "SetUnitProperties", &body).await?;
+                // The slices are queued, and the queue is empty before the next question is read.
+                loaded(bus, slice).await.map(drop)
+            })
+            .map_err(|error| no_such_unit(error, slice))
     }
 
     fn listed(&self, state: &str, pattern: &str) -> Result<Vec<String>, SystemdError> {
-        ask(&format!("list {pattern}"), CALL_LIMIT, async |bus| {
+        SYSTEM.ask(&format!("list {pattern}"), CALL_LIMIT, async |bus| {
             list_units(bus, &[state], pattern).await
         })
     }
 
     fn start(&self, unit: &str) -> Result<(), SystemdError> {
-        ask(&format!("start {unit}"), CALL_LIMIT, async |bus| {
+        SYSTEM.ask(&format!("start {unit}"), CALL_LIMIT, async |bus| {
             call(bus, "StartUnit", &(unit, "replace")).await.map(drop)
         })
     }
 
     fn reload(&self) -> Result<(), SystemdError> {
-        ask("reload its unit files", RELOAD_LIMIT, async |bus| {
+        SYSTEM.ask("reload its unit files", RELOAD_LIMIT, async |bus| {
             call(bus, "Reload", &()).await.map(drop)
         })
     }
@@ -247,15 +252,6 @@ pub(crate) fn no_such_unit(error: SystemdError, unit: &str) -> SystemdError {
         }
         error => error,
     }
-}
-
-/// Asks over the system bus, and waits for the answer.
-pub(crate) fn ask<T>(
-    what: &str,
-    limit: Duration,
-    job: impl for<'a> AsyncFnOnce(&'a Connection) -> zbus::Result<T>,
-) -> Result<T, SystemdError> {
-    bus::SYSTEM.ask(what, limit, job)
 }
 
 /// A CPU is a bit; the first byte has CPUs 0 to 7, the lowest bit CPU 0.
