@@ -84,9 +84,7 @@ impl NewThreads {
             }
         }
     }
-}
 
-impl NewThreads {
     /// Drops what has come so far: a pass that begins after this sees these threads.
     pub fn drain(&self) {
         let mut message = [0_u8; 256];
@@ -106,11 +104,8 @@ fn new_thread(message: &[u8], process: Pid) -> Option<Tid> {
         Some(u32::from_ne_bytes(bytes.try_into().ok()?))
     };
     let of_process = number(CHILD_TGID_AT)? == u32::try_from(process.0).ok()?;
-    if number(WHAT_AT)? == PROC_EVENT_FORK && of_process {
-        number(CHILD_PID_AT).and_then(|tid| i32::try_from(tid).ok()).map(Tid)
-    } else {
-        None
-    }
+    let tid = i32::try_from(number(CHILD_PID_AT)?).ok()?;
+    (number(WHAT_AT)? == PROC_EVENT_FORK && of_process).then_some(Tid(tid))
 }
 
 /// Subscribes: `struct nlmsghdr`, `struct cn_msg`, `enum proc_cn_mcast_op`, in the host's byte order.
