@@ -14,7 +14,7 @@
 
 use std::future::{Future, pending};
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
@@ -31,7 +31,7 @@ pub(crate) struct Bus {
     /// Where it is; `None`: the system bus.
     address: Option<String>,
     /// The runtime of the thread, once there is one.
-    runtime: OnceLock<Handle>,
+    runtime: std::sync::Mutex<Option<Handle>>,
     connection: Mutex<Option<Connection>>,
 }
 
@@ -40,7 +40,8 @@ pub(crate) static SYSTEM: Bus = Bus::new();
 
 impl Bus {
     const fn new() -> Bus {
-        Bus { address: None, runtime: OnceLock::new(), connection: Mutex::const_new(None) }
+        let runtime = std::sync::Mutex::new(None);
+        Bus { address: None, runtime, connection: Mutex::const_new(None) }
     }
 
     /// Asks something, and waits for the answer. It may be called from any thread, also from one that runs a runtime.
@@ -89,27 +90,18 @@ impl Bus {
     }
 
     /// The runtime of the thread, which is started where there is none yet.
-    fn runtime(&self) -> Result<&Handle, SystemdError> {
-        if let Some(known) = self.runtime.get() {
-            return Ok(known);
+    fn runtime(&self) -> Result<Handle, SystemdError> {
+        let mut known = self.runtime.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = &*known {
+            return Ok(known.clone());
         }
         let runtime = crate::runtime::build().map_err(SystemdError::Thread)?;
         let handle = runtime.handle().clone();
-        let (start, started) = std::sync::mpsc::channel();
-        let run = move || {
-            // Another thread may have been first: then this one is not needed.
-            if started.recv().is_ok() {
-                runtime.block_on(pending::<()>());
-            }
-        };
         thread::Builder::new()
             .name("qmpin-bus".to_owned())
-            .spawn(run)
+            .spawn(move || runtime.block_on(pending::<()>()))
             .map_err(SystemdError::Thread)?;
-        Ok(self.runtime.get_or_init(|| {
-            let _ = start.send(());
-            handle
-        }))
+        Ok(known.insert(handle).clone())
     }
 }
 

@@ -196,7 +196,7 @@ fn call_does_not_use_a_connection_that_the_bus_has_just_closed() {
     // The thread is kept from its socket until the call has begun.
     let (sender, is_kept) = mpsc::channel();
     let has_ended = Arc::new(AtomicBool::new(false));
-    let runtime = bus.runtime().expect("a runtime").clone();
+    let runtime = bus.runtime().expect("a runtime");
     bus.runtime().expect("a runtime").spawn({
         let has_ended = Arc::clone(&has_ended);
         async move {
