@@ -64,11 +64,8 @@ impl Bus {
                 source: Box::new(source),
             })
         };
-        wait_for(async {
-            tokio::time::timeout(limit, answer)
-                .await
-                .unwrap_or_else(|_| Err(SystemdError::Late { what: what.to_owned(), limit }))
-        })
+        wait_for(tokio::time::timeout(limit, answer))
+            .unwrap_or_else(|_| Err(SystemdError::Late { what: what.to_owned(), limit }))
     }
 
     /// Returns the connection, or a new one where there is none or the bus has closed it.
