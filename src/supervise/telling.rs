@@ -66,15 +66,6 @@ impl Telling {
         self.refused_now = refused;
     }
 
-    /// What there is to say about the plan in force.
-    pub(super) fn findings(&mut self, findings: &[Finding]) {
-        let short = || findings.iter().filter(|finding| finding.falls_short());
-        if !short().eq(&self.findings) {
-            self.findings = short().cloned().collect();
-            self.is_stale = true;
-        }
-    }
-
     /// Why a pass was incomplete. A full /run stays full for a while: once is enough.
     pub(super) fn pass_failed(&mut self, error: Option<String>) {
         if error != self.pass_failed
@@ -134,7 +125,7 @@ impl Telling {
         self.status = status;
     }
 
-    /// How it stands, where that has changed.
+    /// How it stands, and what there is to say about the plan in force, where that has changed.
     pub(super) fn tell(
         &mut self,
         status: String,
@@ -142,7 +133,13 @@ impl Telling {
         vm: &VmName,
         channel: ChannelKind,
         drift_total: u64,
+        findings: &[Finding],
     ) {
+        let short = || findings.iter().filter(|finding| finding.falls_short());
+        if !short().eq(&self.findings) {
+            self.findings = short().cloned().collect();
+            self.is_stale = true;
+        }
         if status != self.status {
             notify::status(&status);
             self.status = status;
@@ -189,7 +186,7 @@ mod tests {
         let (state, vm) = (StateDir::at(dir.path()), "100".parse().expect("a name"));
         let mut telling = Telling::default();
         let said = |telling: &mut Telling| {
-            telling.tell(String::new(), &state, &vm, ChannelKind::Lease, 0);
+            telling.tell(String::new(), &state, &vm, ChannelKind::Lease, 0, &[]);
             read_standing(&state, &vm).expect("written").refused
         };
         let partition = vec![Refused::new("qemu.slice", "a partition", "busy")];

@@ -111,8 +111,7 @@ impl Runner<'_> {
         let status = self.status();
         let Some(Now { drift_total, findings, .. }) = self.now.as_deref() else { return };
         let Settings { state, vm, .. } = &self.settings;
-        self.telling.findings(findings);
-        self.telling.tell(status, state, vm, self.line.kind(), *drift_total);
+        self.telling.tell(status, state, vm, self.line.kind(), *drift_total, findings);
     }
 
     pub(super) fn status(&self) -> String {
