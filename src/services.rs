@@ -170,9 +170,8 @@ pub fn stop(name: &str) -> Result<(), SystemdError> {
 pub fn wait_stopped(name: &str) -> Result<bool, SystemdError> {
     let deadline = Instant::now() + STOP_LIMIT;
     loop {
-        match service(name)? {
-            Some(Service { activity: Activity::Busy, .. }) => {}
-            _ => return Ok(true),
+        if !matches!(service(name)?, Some(Service { activity: Activity::Busy, .. })) {
+            return Ok(true);
         }
         if Instant::now() > deadline {
             return Ok(false);

@@ -60,7 +60,7 @@ pub(super) async fn run(
     worker: Worker,
     signals: &mut Signals,
 ) -> Result<Ended, StartError> {
-    let found = tokio::select! {
+    let (found, channel) = tokio::select! {
         biased;
         found = find(host, &settings) => found?,
         // It waits for QEMU alone. This process has written nothing, but an earlier one that was killed may have.
@@ -76,7 +76,6 @@ pub(super) async fn run(
             return Ok(Ended { why: Ending::Asked, restored });
         }
     };
-    let (found, channel) = found;
     let process = found.process();
     let mut watch = Watch::of(host, &settings, process)?;
     let (heart, line) = (found.heart(), Line::new(channel));

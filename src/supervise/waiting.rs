@@ -306,10 +306,7 @@ impl Wait<'_> {
     }
 
     fn notice_files(&mut self) -> bool {
-        if marks_of(self.source.files) == self.files {
-            return false;
-        }
-        self.read_policy().is_ok()
+        marks_of(self.source.files) != self.files && self.read_policy().is_ok()
     }
 
     /// Notices other online CPUs, and other CPUs that the VM's cgroup allows.

@@ -21,10 +21,9 @@ const HEARING_TIME: Duration = Duration::from_millis(4);
 
 impl Runner<'_> {
     /// Takes an event, and all that have come with it. The strongest of their hints counts.
-    async fn hear_events(&mut self, first: QmpEvent) {
+    async fn hear_events(&mut self, mut event: QmpEvent) {
         let started = Instant::now();
         let mut strongest = None;
-        let mut event = first;
         for _ in 0..EVENTS_AT_A_TIME {
             tracing::debug!("QEMU reports {}", event.name);
             let hint = hint_of(&event.name);
