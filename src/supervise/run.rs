@@ -336,11 +336,8 @@ impl<'a> Runner<'a> {
                 self.last_ask = Some(now);
                 self.line.ask(self.root, self.process.pid);
             }
-            Effect::Upgrade => {
-                if self.upgrade_wanted {
-                    self.line.upgrade();
-                }
-            }
+            Effect::Upgrade if self.upgrade_wanted => self.line.upgrade(),
+            Effect::Upgrade => {}
             Effect::Finish(ending) => {
                 match ending {
                     // Not yet the end of this process: it may go on with a VM that is started anew.
