@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::iter;
 
 use crate::shown;
 
@@ -47,23 +48,15 @@ impl Kind {
 #[derive(Debug)]
 pub struct Failure {
     kind: Kind,
-    message: String,
+    error: Box<dyn StdError + Send + Sync>,
     hints: Vec<String>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Failure {
-    /// A failure with a sentence and no cause below it.
+    /// A failure whose sentence and causes are those of `error`; a text is a sentence without causes.
     #[must_use]
-    pub fn new(kind: Kind, message: impl Into<String>) -> Failure {
-        Failure { kind, message: message.into(), hints: Vec::new(), source: None }
-    }
-
-    /// A failure whose sentence and causes are those of `error`.
-    #[must_use]
-    pub fn from_error(kind: Kind, error: impl StdError + Send + Sync + 'static) -> Failure {
-        let source = error.source().map(|source| Chained::boxed(source));
-        Failure { kind, message: error.to_string(), hints: Vec::new(), source }
+    pub fn new(kind: Kind, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Failure {
+        Failure { kind, error: error.into(), hints: Vec::new() }
     }
 
     /// Adds the next move for the user; where there are several, each is a line.
@@ -83,11 +76,9 @@ impl Failure {
     /// characters are escaped.
     #[must_use]
     pub fn report(&self) -> String {
-        let mut text = format!("error: {}", shown::line(&self.message));
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(&format!("\ncaused by: {}", shown::line(&error.to_string())));
-            cause = error.source();
+        let mut text = format!("error: {}", shown::line(&self.to_string()));
+        for cause in causes(self) {
+            text.push_str(&format!("\ncaused by: {}", shown::line(&cause.to_string())));
         }
         for hint in &self.hints {
             text.push_str(&format!("\nhint: {}", shown::line(hint)));
@@ -98,51 +89,25 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
+        self.error.fmt(f)
     }
 }
 
 impl StdError for Failure {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+        self.error.source()
     }
 }
 
 /// An error and its causes in one line, for a log.
 #[must_use]
 pub fn chain(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
+    causes(error).fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
-/// An owned copy of a borrowed chain of causes, as texts.
-#[derive(Debug)]
-struct Chained {
-    text: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
-}
-
-impl Chained {
-    fn boxed(error: &dyn StdError) -> Box<dyn StdError + Send + Sync> {
-        Box::new(Chained { text: error.to_string(), source: error.source().map(Chained::boxed) })
-    }
-}
-
-impl fmt::Display for Chained {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl StdError for Chained {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
-    }
+/// The causes of an error, the nearest first.
+fn causes<'a>(error: &'a dyn StdError) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    iter::successors(error.source(), |&cause| cause.source())
 }
 
 #[cfg(test)]
@@ -156,7 +121,7 @@ mod tests {
     #[test]
     fn the_chain_is_printed_once_with_the_hint_last() {
         let failure =
-            Failure::from_error(Kind::Qmp, Outer(std::io::Error::other("inner"))).hint("try again");
+            Failure::new(Kind::Qmp, Outer(std::io::Error::other("inner"))).hint("try again");
         assert_eq!(failure.report(), "error: outer\ncaused by: inner\nhint: try again");
         assert_eq!(failure.kind().exit_code(), 5);
     }

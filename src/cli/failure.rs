@@ -35,7 +35,7 @@ impl From<VmError> for Failure {
         };
         if let VmError::Held(held) = &error {
             let hints = own_socket_hints(&held.own, &held.location);
-            let failure = Failure::from_error(kind, error);
+            let failure = Failure::new(kind, error);
             return hints.into_iter().fold(failure, Failure::hint);
         }
         let hint = match &error {
@@ -57,7 +57,7 @@ impl From<VmError> for Failure {
             _ if kind == Kind::Permission => Some("run it as root".to_owned()),
             _ => None,
         };
-        with_hint(Failure::from_error(kind, error), hint)
+        with_hint(Failure::new(kind, error), hint)
     }
 }
 
@@ -99,7 +99,7 @@ fn in_xml(text: &str) -> String {
 impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Failure {
         match error {
-            PlanError::Policy { .. } => Failure::from_error(Kind::Usage, error),
+            PlanError::Policy { .. } => Failure::new(Kind::Usage, error),
             PlanError::Infeasible { ref nearest, .. } => {
                 let hint = nearest.as_ref().map(|nearest| {
                     let pins: Vec<String> = nearest
@@ -114,7 +114,7 @@ impl From<PlanError> for Failure {
                         pins.join(" ")
                     )
                 });
-                with_hint(Failure::from_error(Kind::No, error), hint)
+                with_hint(Failure::new(Kind::No, error), hint)
             }
         }
     }
@@ -140,7 +140,7 @@ impl From<StateError> for Failure {
             StateError::Io { .. } if kind == Kind::Permission => Some("run it as root".to_owned()),
             StateError::Io { .. } => None,
         };
-        with_hint(Failure::from_error(kind, error), hint)
+        with_hint(Failure::new(kind, error), hint)
     }
 }
 
@@ -161,13 +161,13 @@ impl From<JournalError> for Failure {
             }
             _ => None,
         };
-        with_hint(Failure::from_error(kind, error), hint)
+        with_hint(Failure::new(kind, error), hint)
     }
 }
 
 impl From<DiscoverError> for Failure {
     fn from(error: DiscoverError) -> Failure {
-        Failure::from_error(Kind::No, error)
+        Failure::new(Kind::No, error)
     }
 }
 
@@ -186,58 +186,58 @@ impl From<StartError> for Failure {
         match error {
             StartError::AlreadyAttached { ref vm, .. } => {
                 let hint = format!("`qmpin detach {vm}` ends it and restores everything");
-                Failure::from_error(Kind::No, error).hint(hint)
+                Failure::new(Kind::No, error).hint(hint)
             }
             StartError::NotEnded { .. } => {
                 let hint = "its journal stays: try again when it has ended";
-                Failure::from_error(Kind::No, error).hint(hint)
+                Failure::new(Kind::No, error).hint(hint)
             }
             StartError::NameTaken { ref vm, .. } => {
                 let hint = format!(
                     "`qmpin detach {vm}` restores everything of that process; or attach this one under \
                      another name"
                 );
-                Failure::from_error(Kind::No, error).hint(hint)
+                Failure::new(Kind::No, error).hint(hint)
             }
             StartError::OtherName { ref other, .. } => {
                 let hint = format!("`qmpin detach {other}` first, or use that name");
-                Failure::from_error(Kind::No, error).hint(hint)
+                Failure::new(Kind::No, error).hint(hint)
             }
             StartError::LeftOver { ref vm, .. } => {
                 let hint = format!("nothing was forgotten: `qmpin detach {vm}` tries again");
-                Failure::from_error(Kind::No, error).hint(hint)
+                Failure::new(Kind::No, error).hint(hint)
             }
-            StartError::NotUndone { .. } => Failure::from_error(Kind::Partial, error)
+            StartError::NotUndone { .. } => Failure::new(Kind::Partial, error)
                 .hint("nothing was forgotten: `qmpin detach` tries again"),
             StartError::UnknownUndo { ref unknown, .. } => {
                 let hint = format!("or remove {} if that is not needed", unknown.path.display());
-                Failure::from_error(Kind::Partial, error).hint(hint)
+                Failure::new(Kind::Partial, error).hint(hint)
             }
             StartError::Vm(error) => error.into(),
             StartError::Discover(error) => error.into(),
-            StartError::BootId(error) => Failure::from_error(Kind::No, error),
+            StartError::BootId(error) => Failure::new(Kind::No, error),
             StartError::Plan(error) | StartError::NoRoom { reason: error, .. } => error.into(),
             StartError::State(error) => error.into(),
             StartError::Journal(error) => error.into(),
             StartError::NotPermitted { .. } => {
-                Failure::from_error(Kind::Permission, error).hint("run it as root")
+                Failure::new(Kind::Permission, error).hint("run it as root")
             }
             StartError::Look(_) => {
-                Failure::from_error(Kind::Partial, error).hint("`qmpin detach` restores everything")
+                Failure::new(Kind::Partial, error).hint("`qmpin detach` restores everything")
             }
             StartError::Restore(RestoreError::Journal(error)) => error.into(),
             StartError::Host(error) => error.into(),
             StartError::Restore(RestoreError::Look(ref read)) => {
                 let kind = permission_or(&read.source, Kind::Partial);
-                Failure::from_error(kind, error).hint("nothing was forgotten: try again")
+                Failure::new(kind, error).hint("nothing was forgotten: try again")
             }
             StartError::Watch { ref source, .. } => {
                 if is_shortage(source) {
                     let hint = "raise the limits of this process: `ulimit -n`, `ulimit -u`";
-                    return Failure::from_error(Kind::No, error).hint(hint);
+                    return Failure::new(Kind::No, error).hint(hint);
                 }
                 let kind = permission_or(source, Kind::NoVm);
-                Failure::from_error(kind, error)
+                Failure::new(kind, error)
             }
         }
     }

@@ -51,7 +51,7 @@ impl HostFindings {
         let file = |path: &String| partition_file(root, &CgroupTree::of(root), path, drop_in);
         Ok(HostFindings {
             partition: lease.partition.as_ref().map(file),
-            occupants: occupants.map_err(|error| Failure::from_error(Kind::No, error))?,
+            occupants: occupants.map_err(|error| Failure::new(Kind::No, error))?,
             differences: differences(
                 root,
                 &live_leases(root, state, boot_id),

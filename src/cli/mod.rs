@@ -84,7 +84,7 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// A failure with exit code 1.
 fn boot_id(root: &SysRoot) -> Result<String, Failure> {
-    discover::boot_id(root).map_err(|error| Failure::from_error(Kind::No, error))
+    discover::boot_id(root).map_err(|error| Failure::new(Kind::No, error))
 }
 
 /// Prints help or the version with exit code 0, or what is wrong with the command line with 2. Its words may be

@@ -65,7 +65,7 @@ pub(super) fn document(document: &str) -> Result<(), Failure> {
 /// As [`text`].
 pub(super) fn json(document: &impl Serialize) -> Result<(), Failure> {
     let mut line =
-        serde_json::to_string(document).map_err(|error| Failure::from_error(Kind::Bug, error))?;
+        serde_json::to_string(document).map_err(|error| Failure::new(Kind::Bug, error))?;
     line.push('\n');
     written(io::stdout().write_all(shown::json(&line).as_bytes()))
 }

@@ -28,7 +28,7 @@ pub(super) fn run(global: &Global, args: &ReloadArgs) -> Result<Answer, Failure>
         return Err(Failure::new(Kind::No, message).hint(hint));
     }
     let asked = request_reload(&root, &state, vm, supervisor);
-    match asked.map_err(|error| Failure::from_error(Kind::Permission, error))? {
+    match asked.map_err(|error| Failure::new(Kind::Permission, error))? {
         Answered::Done(mark) => {
             if let Some(why) = mark.refused {
                 let message = format!("VM {vm}: the policy before stays in force: {why}");

@@ -23,7 +23,7 @@ fn known(topology: Topology) -> Topology {
 fn without_the_online_list_there_is_an_error_that_names_it() {
     let error = |spoilt: Spoilt| {
         let error = read_at(spoilt.dir.path()).expect_err("no topology");
-        qmpin::error::Failure::from_error(qmpin::error::Kind::No, error).report()
+        qmpin::error::Failure::new(qmpin::error::Kind::No, error).report()
     };
     let gone = error(Spoilt::of(&hosts::two_cpus()).remove("system/cpu/online"));
     assert!(gone.contains("cpu/online") && gone.contains("No such file"), "{gone}");

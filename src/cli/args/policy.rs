@@ -117,5 +117,5 @@ pub(in crate::cli) fn policy_failure(error: PolicyFileError) -> Failure {
         }
         _ => "nothing was changed",
     };
-    Failure::from_error(kind, error).hint(hint)
+    Failure::new(kind, error).hint(hint)
 }
