@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-pub(super) use policy::{PolicyArgs, host_policy, policy_failure};
+pub(super) use policy::{PolicyArgs, host_policy};
 
 use crate::discover::{PolicyDirs, ProxmoxConfig, VmLocation, proxmox_config, proxmox_config_path};
 use crate::error::{Failure, Kind};

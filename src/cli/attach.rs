@@ -18,13 +18,7 @@ use crate::systemd::SystemBus;
 
 pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
-    let policy = || {
-        if args.last_good {
-            args.policy.policy_or_last_good(global, &root, &args.vm)
-        } else {
-            args.policy.policy(global, &root, &args.vm)
-        }
-    };
+    let policy = || args.policy.policy(global, &root, &args.vm, args.last_good);
     let in_force = policy()?;
     let settings = Settings {
         vm: args.vm.vm.clone(),

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::args::{
-    ConfigCheckArgs, ConfigCommand, ConfigShowArgs, Global, Place, PolicyOfVmArgs, policy_failure,
-};
+use super::args::{ConfigCheckArgs, ConfigCommand, ConfigShowArgs, Global, Place, PolicyOfVmArgs};
 use super::{Answer, output};
 use crate::error::{Failure, chain};
 use crate::policy::FileKind;
@@ -20,7 +18,7 @@ pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<Answer, Fa
 
 fn show(global: &Global, args: &ConfigShowArgs) -> Result<Answer, Failure> {
     let PolicyOfVmArgs { vm, policy, root } = &args.of;
-    let policy = policy.policy(global, &root.root()?, vm)?;
+    let policy = policy.policy(global, &root.root()?, vm, false)?;
     if args.json {
         output::json(&ConfigDocument::of(&vm.vm, &policy))?;
     } else {
@@ -34,7 +32,7 @@ fn check(global: &Global, args: &ConfigCheckArgs) -> Result<Answer, Failure> {
     let dirs = global.policy_dirs(&args.root.root()?, Place::Proxmox);
     let (vms, nobodys) = match &args.vm {
         Some(vm) => (vec![vm.clone()], Vec::new()),
-        None => dirs.all().map_err(policy_failure)?,
+        None => dirs.all()?,
     };
     // The host's file is a part of every VM's policy.
     let whose = std::iter::once(None).chain(vms.iter().map(Some));

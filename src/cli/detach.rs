@@ -9,7 +9,7 @@ use crate::attachment::end::{Supervised, end_supervisor};
 use crate::attachment::leasing::{give_back, lock_forsaken};
 use crate::attachment::restored::{host_lines, restore_lines};
 use crate::cgroups::CgroupTree;
-use crate::discover::unlinked_holder;
+use crate::discover::{boot_id, unlinked_holder};
 use crate::error::{Failure, chain};
 use crate::ids::VmName;
 use crate::knobs::affinity::restore::Nothing;
@@ -28,12 +28,12 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     let cgroups = CgroupTree::of(&root);
     let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let state = global.state(&root);
-    let boot_id = super::boot_id(&root)?;
+    let boot_id = boot_id(&root)?;
     let whom = if args.dead { Whom::Forsaken } else { Whom::Any };
     let mut keeper = Keeper::new(global, &root, &state, &boot_id);
     let mut vms = match &args.vm {
         Some(vm) => vec![vm.clone()],
-        None => state.vms().map_err(Failure::from)?,
+        None => state.vms()?,
     };
     if args.all {
         vms.extend(keeper.vms());
@@ -59,7 +59,7 @@ pub(super) fn run(global: &Global, args: &DetachArgs) -> Result<Answer, Failure>
     }
     if !is_anybody_treated && state.path().exists() {
         // A qmpin that was killed between its lease's end and the host's.
-        let report = settle_host(host, &state, &boot_id).map_err(Failure::from)?;
+        let report = settle_host(host, &state, &boot_id)?;
         let unknown =
             report.unknown.iter().map(ToString::to_string).chain(report.held_back.clone());
         for line in host_lines(&report.applied).into_iter().chain(unknown) {

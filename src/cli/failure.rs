@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::attachment::error::StartError;
-use crate::discover::{DiscoverError, ProcessError, VmError, VmLocation};
+use crate::discover::{DiscoverError, PolicyFileError, ProcessError, VmError, VmLocation};
 use crate::error::{Failure, Kind};
 use crate::journal::JournalError;
 use crate::knobs::affinity::restore::RestoreError;
@@ -12,6 +12,7 @@ use crate::leases::StateError;
 use crate::plan::PlanError;
 use crate::qmp::QmpError;
 use crate::runtime::is_shortage;
+use crate::sysroot::ReadError;
 
 fn permission_or(error: &std::io::Error, otherwise: Kind) -> Kind {
     match error.kind() {
@@ -33,31 +34,27 @@ impl From<VmError> for Failure {
                 Kind::Qmp
             }
         };
-        if let VmError::Held(held) = &error {
-            let hints = own_socket_hints(&held.own, &held.location);
-            let failure = Failure::new(kind, error);
-            return hints.into_iter().fold(failure, Failure::hint);
-        }
-        let hint = match &error {
+        let hints = match &error {
+            VmError::Held(held) => own_socket_hints(&held.own, &held.location),
             VmError::Process(ProcessError::NoPidFile { vm, .. }) => {
                 let start = if vm.is_vmid() { "start it; " } else { "" };
-                Some(format!(
+                vec![format!(
                     "{start}a VM that is not Proxmox's is named with its QMP socket: --qmp PATH"
-                ))
+                )]
             }
-            VmError::Qmp(QmpError::Connect { .. }) if kind == Kind::NoVm => Some(
+            VmError::Qmp(QmpError::Connect { .. }) if kind == Kind::NoVm => vec![
                 "--qmp names the socket on QEMU's command line: -qmp unix:PATH,server=on,wait=off"
                     .to_owned(),
-            ),
-            VmError::Qmp(QmpError::DuplicateTid { .. }) => Some(
+            ],
+            VmError::Qmp(QmpError::DuplicateTid { .. }) => vec![
                 "QEMU runs several vCPUs on one thread (-accel tcg,thread=single): there is \
                  nothing to pin apart"
                     .to_owned(),
-            ),
-            _ if kind == Kind::Permission => Some("run it as root".to_owned()),
-            _ => None,
+            ],
+            _ if kind == Kind::Permission => vec!["run it as root".to_owned()],
+            _ => Vec::new(),
         };
-        with_hint(Failure::new(kind, error), hint)
+        with_hints(kind, hints, error)
     }
 }
 
@@ -98,25 +95,33 @@ fn in_xml(text: &str) -> String {
 
 impl From<PlanError> for Failure {
     fn from(error: PlanError) -> Failure {
-        match error {
-            PlanError::Policy { .. } => Failure::new(Kind::Usage, error),
-            PlanError::Infeasible { ref nearest, .. } => {
-                let hint = nearest.as_ref().map(|nearest| {
-                    let pins: Vec<String> = nearest
-                        .plan
-                        .vcpus
-                        .iter()
-                        .map(|planned| format!("{}→{}", planned.vcpu, planned.cpus))
-                        .collect();
-                    format!(
-                        "the nearest that would do: {} (vCPU→CPU {})",
-                        nearest.takes,
-                        pins.join(" ")
-                    )
-                });
-                with_hint(Failure::new(Kind::No, error), hint)
+        let (kind, nearest) = match &error {
+            PlanError::Policy { .. } => (Kind::Usage, None),
+            PlanError::Infeasible { nearest, .. } => (Kind::No, nearest.as_ref()),
+        };
+        let hint = nearest.map(|nearest| {
+            let vcpus = nearest.plan.vcpus.iter();
+            let pins: Vec<String> =
+                vcpus.map(|planned| format!("{}→{}", planned.vcpu, planned.cpus)).collect();
+            format!("the nearest that would do: {} (vCPU→CPU {})", nearest.takes, pins.join(" "))
+        });
+        with_hints(kind, hint, error)
+    }
+}
+
+impl From<PolicyFileError> for Failure {
+    fn from(error: PolicyFileError) -> Failure {
+        let kind = match &error {
+            PolicyFileError::Read { source, .. } => permission_or(source, Kind::Usage),
+            _ => Kind::Usage,
+        };
+        let hint = match &error {
+            PolicyFileError::NoCluster { .. } => {
+                "nothing was changed; `systemctl status pve-cluster` tells more"
             }
-        }
+            _ => "nothing was changed",
+        };
+        Failure::new(kind, error).hint(hint)
     }
 }
 
@@ -140,7 +145,7 @@ impl From<StateError> for Failure {
             StateError::Io { .. } if kind == Kind::Permission => Some("run it as root".to_owned()),
             StateError::Io { .. } => None,
         };
-        with_hint(Failure::new(kind, error), hint)
+        with_hints(kind, hint, error)
     }
 }
 
@@ -161,7 +166,13 @@ impl From<JournalError> for Failure {
             }
             _ => None,
         };
-        with_hint(Failure::new(kind, error), hint)
+        with_hints(kind, hint, error)
+    }
+}
+
+impl From<ReadError> for Failure {
+    fn from(error: ReadError) -> Failure {
+        Failure::new(Kind::No, error)
     }
 }
 
@@ -183,69 +194,66 @@ impl From<HostError> for Failure {
 
 impl From<StartError> for Failure {
     fn from(error: StartError) -> Failure {
-        match error {
+        let (kind, hint) = match error {
+            StartError::Vm(error) => return error.into(),
+            StartError::Discover(error) => return error.into(),
+            StartError::BootId(error) => return error.into(),
+            StartError::Plan(error) | StartError::NoRoom { reason: error, .. } => {
+                return error.into();
+            }
+            StartError::State(error) => return error.into(),
+            StartError::Journal(error) | StartError::Restore(RestoreError::Journal(error)) => {
+                return error.into();
+            }
+            StartError::Host(error) => return error.into(),
             StartError::AlreadyAttached { ref vm, .. } => {
-                let hint = format!("`qmpin detach {vm}` ends it and restores everything");
-                Failure::new(Kind::No, error).hint(hint)
+                (Kind::No, format!("`qmpin detach {vm}` ends it and restores everything"))
             }
             StartError::NotEnded { .. } => {
-                let hint = "its journal stays: try again when it has ended";
-                Failure::new(Kind::No, error).hint(hint)
+                (Kind::No, "its journal stays: try again when it has ended".to_owned())
             }
             StartError::NameTaken { ref vm, .. } => {
                 let hint = format!(
                     "`qmpin detach {vm}` restores everything of that process; or attach this one under \
                      another name"
                 );
-                Failure::new(Kind::No, error).hint(hint)
+                (Kind::No, hint)
             }
             StartError::OtherName { ref other, .. } => {
-                let hint = format!("`qmpin detach {other}` first, or use that name");
-                Failure::new(Kind::No, error).hint(hint)
+                (Kind::No, format!("`qmpin detach {other}` first, or use that name"))
             }
             StartError::LeftOver { ref vm, .. } => {
-                let hint = format!("nothing was forgotten: `qmpin detach {vm}` tries again");
-                Failure::new(Kind::No, error).hint(hint)
+                (Kind::No, format!("nothing was forgotten: `qmpin detach {vm}` tries again"))
             }
-            StartError::NotUndone { .. } => Failure::new(Kind::Partial, error)
-                .hint("nothing was forgotten: `qmpin detach` tries again"),
+            StartError::NotUndone { .. } => {
+                (Kind::Partial, "nothing was forgotten: `qmpin detach` tries again".to_owned())
+            }
             StartError::UnknownUndo { ref unknown, .. } => {
-                let hint = format!("or remove {} if that is not needed", unknown.path.display());
-                Failure::new(Kind::Partial, error).hint(hint)
+                let path = unknown.path.display();
+                (Kind::Partial, format!("or remove {path} if that is not needed"))
             }
-            StartError::Vm(error) => error.into(),
-            StartError::Discover(error) => error.into(),
-            StartError::BootId(error) => Failure::new(Kind::No, error),
-            StartError::Plan(error) | StartError::NoRoom { reason: error, .. } => error.into(),
-            StartError::State(error) => error.into(),
-            StartError::Journal(error) => error.into(),
-            StartError::NotPermitted { .. } => {
-                Failure::new(Kind::Permission, error).hint("run it as root")
-            }
-            StartError::Look(_) => {
-                Failure::new(Kind::Partial, error).hint("`qmpin detach` restores everything")
-            }
-            StartError::Restore(RestoreError::Journal(error)) => error.into(),
-            StartError::Host(error) => error.into(),
+            StartError::NotPermitted { .. } => (Kind::Permission, "run it as root".to_owned()),
+            StartError::Look(_) => (Kind::Partial, "`qmpin detach` restores everything".to_owned()),
             StartError::Restore(RestoreError::Look(ref read)) => {
                 let kind = permission_or(&read.source, Kind::Partial);
-                Failure::new(kind, error).hint("nothing was forgotten: try again")
+                (kind, "nothing was forgotten: try again".to_owned())
+            }
+            StartError::Watch { ref source, .. } if is_shortage(source) => {
+                let hint = "raise the limits of this process: `ulimit -n`, `ulimit -u`";
+                (Kind::No, hint.to_owned())
             }
             StartError::Watch { ref source, .. } => {
-                if is_shortage(source) {
-                    let hint = "raise the limits of this process: `ulimit -n`, `ulimit -u`";
-                    return Failure::new(Kind::No, error).hint(hint);
-                }
-                let kind = permission_or(source, Kind::NoVm);
-                Failure::new(kind, error)
+                return Failure::new(permission_or(source, Kind::NoVm), error);
             }
-        }
+        };
+        Failure::new(kind, error).hint(hint)
     }
 }
 
-fn with_hint(failure: Failure, hint: Option<String>) -> Failure {
-    match hint {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    }
+fn with_hints(
+    kind: Kind,
+    hints: impl IntoIterator<Item = String>,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Failure {
+    hints.into_iter().fold(Failure::new(kind, error), Failure::hint)
 }

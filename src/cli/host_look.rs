@@ -7,7 +7,7 @@ use crate::cgroups::CgroupTree;
 use crate::check::verify::{Check, HostFacts, Unmet, UnmetCause, VfioSeat, host_checks};
 use crate::discover::cgroup::{PartitionFile, partition_file};
 use crate::discover::{Occupant, live_leases, occupants};
-use crate::error::{Failure, Kind};
+use crate::error::Failure;
 use crate::journal::Memory;
 use crate::knobs::ground::Host;
 use crate::knobs::host::Wants;
@@ -51,7 +51,7 @@ impl HostFindings {
         let file = |path: &String| partition_file(root, &CgroupTree::of(root), path, drop_in);
         Ok(HostFindings {
             partition: lease.partition.as_ref().map(file),
-            occupants: occupants.map_err(|error| Failure::new(Kind::No, error))?,
+            occupants: occupants?,
             differences: differences(
                 root,
                 &live_leases(root, state, boot_id),

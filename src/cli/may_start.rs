@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::args::{Global, MayStartArgs};
 use super::{Answer, output};
-use crate::discover::{ProcessError, is_alive, proxmox_process};
+use crate::discover::{ProcessError, boot_id, is_alive, proxmox_process};
 use crate::error::{Failure, chain};
 use crate::ids::{Pid, VmName};
 use crate::marks::{Detached, read_mark, remove_mark, sweep_marks};
@@ -31,7 +31,7 @@ pub(super) fn run(global: &Global, args: &MayStartArgs) -> Result<Answer, Failur
     if is_timed && !is_idle(vm) {
         return Ok(Answer::No);
     }
-    let boot_id = super::boot_id(&root)?;
+    let boot_id = boot_id(&root)?;
     sweep_marks(&state, &boot_id, &|process| is_alive(&root, process));
     let qemu = match running(&root, global, vm) {
         Ok(qemu) => qemu,

@@ -36,9 +36,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use crate::discover;
 use crate::error::{Failure, Kind};
-use crate::sysroot::SysRoot;
 use args::{Command, Qmpin};
 
 /// What a command that did not fail has to say.
@@ -77,14 +75,6 @@ pub fn main() -> ExitCode {
         }
     };
     ExitCode::from(code)
-}
-
-/// The boot that leases and journals are valid in.
-///
-/// # Errors
-/// A failure with exit code 1.
-fn boot_id(root: &SysRoot) -> Result<String, Failure> {
-    discover::boot_id(root).map_err(|error| Failure::new(Kind::No, error))
 }
 
 /// Prints help or the version with exit code 0, or what is wrong with the command line with 2. Its words may be

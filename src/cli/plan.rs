@@ -42,7 +42,7 @@ pub(super) enum Shape {
 pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
     let PolicyOfVmArgs { vm, policy, root } = &args.of;
     let root = root.root()?;
-    let policy = policy.policy(global, &root, vm)?;
+    let policy = policy.policy(global, &root, vm, false)?;
     let settings = Settings {
         vm: vm.vm.clone(),
         location: vm.ask.location(global),
@@ -65,7 +65,7 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let Settings { vm, location, state, limits, .. } = settings;
     let look = Look { vm, location, limits, state };
     let (view, topology) = look.at_it(|| Ok(read_topology(root)?))?;
-    let boot_id = super::boot_id(&live)?;
+    let boot_id = discover::boot_id(&live)?;
     let guest = discover::guest(&view.roles);
     // An attached VM stays where it is, where it may.
     let lease = state.lease(vm).ok().flatten();

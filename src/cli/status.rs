@@ -3,7 +3,7 @@
 use super::args::{Global, StatusArgs};
 use super::host_look::HostFindings;
 use super::{Answer, output};
-use crate::discover::{all_leases, doubts, is_alive, lives};
+use crate::discover::{all_leases, boot_id, doubts, is_alive, lives};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
 use crate::journal;
@@ -19,7 +19,7 @@ use crate::sysroot::SysRoot;
 pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure> {
     let root = args.root.root()?;
     let state = global.state(&root);
-    let boot_id = super::boot_id(&root)?;
+    let boot_id = boot_id(&root)?;
     let mut leases = all_leases(&state);
     let left = if leases.is_empty() { left_behind(&root, &state, &boot_id) } else { String::new() };
     let (mut detached, mut waiting) = marks(&root, &state, &boot_id, &leases);

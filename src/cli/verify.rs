@@ -5,7 +5,7 @@ use super::host_look::HostFindings;
 use super::look::Look;
 use super::{Answer, output};
 use crate::check::verify::{VmFacts, vm_checks};
-use crate::discover::{read_topology, tasks};
+use crate::discover::{boot_id, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal;
 use crate::knobs::core_scheduling::plan::beside;
@@ -25,8 +25,8 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let (location, limits) = (ask.location(global), ask.limits_bounded(bound));
     let look = Look { vm, location: &location, limits: &limits, state: &state };
     let (view, topology) = look.at_it(|| Ok(read_topology(&root)?))?;
-    let boot_id = super::boot_id(&root)?;
-    let lease = state.lease(vm).map_err(Failure::from)?;
+    let boot_id = boot_id(&root)?;
+    let lease = state.lease(vm)?;
     let Some(lease) = lease.filter(|lease| lease.qemu == view.process && lease.boot_id == boot_id)
     else {
         let failure = Failure::new(Kind::No, format!("VM {vm} is not attached"));

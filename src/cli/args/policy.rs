@@ -3,8 +3,8 @@
 use clap::Args;
 
 use super::{Global, Place, VmArgs};
-use crate::discover::{Loaded, PolicyFileError};
-use crate::error::{Failure, Kind, chain};
+use crate::discover::Loaded;
+use crate::error::{Failure, chain};
 use crate::policy::{
     ChannelChoice, CpuChoice, Fragment, Level, Origin, Overflow, Policy, Sharing, Sourced,
 };
@@ -54,7 +54,8 @@ impl PolicyArgs {
         }
     }
 
-    /// The merged policy of files and flags.
+    /// The merged policy of files and flags. With `last_good` it is that of files that were good the last time,
+    /// where those of now are not.
     ///
     /// # Errors
     /// A failure of usage with file, line and reason.
@@ -63,32 +64,18 @@ impl PolicyArgs {
         global: &Global,
         root: &SysRoot,
         vm: &VmArgs,
-    ) -> Result<Policy, Failure> {
-        let loaded = global.policy_dirs(root, vm.ask.place()).load(Some(&vm.vm));
-        Ok(vm.bounded(self.over(loaded.map_err(policy_failure)?), root))
-    }
-
-    /// As [`policy`](PolicyArgs::policy), but of what was good the last time where the files are not.
-    ///
-    /// # Errors
-    /// As there, where nothing is remembered.
-    pub(in crate::cli) fn policy_or_last_good(
-        &self,
-        global: &Global,
-        root: &SysRoot,
-        vm: &VmArgs,
+        last_good: bool,
     ) -> Result<Policy, Failure> {
         let dirs = global.policy_dirs(root, vm.ask.place());
-        let Loaded { fragments, instead_of } =
-            dirs.load_or_last_good(&vm.vm).map_err(policy_failure)?;
-        let mut policy = self.over(fragments);
+        let Loaded { mut fragments, instead_of } = if last_good {
+            dirs.load_or_last_good(&vm.vm)?
+        } else {
+            Loaded { fragments: dirs.load(Some(&vm.vm))?, instead_of: None }
+        };
+        fragments.push(self.fragment());
+        let mut policy = Policy::merge(fragments);
         policy.instead_of = instead_of.map(|error| chain(&error));
         Ok(vm.bounded(policy, root))
-    }
-
-    fn over(&self, mut fragments: Vec<Fragment>) -> Policy {
-        fragments.push(self.fragment());
-        Policy::merge(fragments)
     }
 }
 
@@ -97,25 +84,5 @@ impl PolicyArgs {
 /// # Errors
 /// A failure of usage with file, line and reason.
 pub(in crate::cli) fn host_policy(global: &Global, root: &SysRoot) -> Result<Policy, Failure> {
-    let fragments = global.policy_dirs(root, Place::Elsewhere).load(None);
-    fragments.map(Policy::merge).map_err(policy_failure)
-}
-
-/// Why a policy cannot be used, as the end of a command.
-pub(in crate::cli) fn policy_failure(error: PolicyFileError) -> Failure {
-    let kind = match &error {
-        PolicyFileError::Read { source, .. }
-            if source.kind() == std::io::ErrorKind::PermissionDenied =>
-        {
-            Kind::Permission
-        }
-        _ => Kind::Usage,
-    };
-    let hint = match &error {
-        PolicyFileError::NoCluster { .. } => {
-            "nothing was changed; `systemctl status pve-cluster` tells more"
-        }
-        _ => "nothing was changed",
-    };
-    Failure::new(kind, error).hint(hint)
+    Ok(Policy::merge(global.policy_dirs(root, Place::Elsewhere).load(None)?))
 }
