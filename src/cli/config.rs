@@ -19,11 +19,8 @@ pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<Answer, Fa
 fn show(global: &Global, args: &ConfigShowArgs) -> Result<Answer, Failure> {
     let PolicyOfVmArgs { vm, policy, root } = &args.of;
     let policy = policy.policy(global, &root.root()?, vm, false)?;
-    if args.json {
-        output::json(&ConfigDocument::of(&vm.vm, &policy))?;
-    } else {
-        output::text(&config_text(&policy))?;
-    }
+    let document = ConfigDocument::of(&vm.vm, &policy);
+    output::answer(args.json, &document, |_| config_text(&policy))?;
     Ok(Answer::Done)
 }
 
@@ -46,10 +43,6 @@ fn check(global: &Global, args: &ConfigCheckArgs) -> Result<Answer, Failure> {
         (path, Some(reason))
     });
     let document = ConfigCheckDocument::of(nobodys.chain(checked));
-    if args.json {
-        output::json(&document)?;
-    } else {
-        output::text(&document.to_text())?;
-    }
+    output::answer(args.json, &document, ConfigCheckDocument::to_text)?;
     Ok(if document.is_good() { Answer::Done } else { Answer::No })
 }

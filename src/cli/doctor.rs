@@ -38,11 +38,7 @@ pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure>
         VmFacts { vm, guest, asked: *asked, config }
     });
     let document = DoctorDocument::new(args.vm.as_ref(), advise(&host, facts.as_ref()));
-    if args.json {
-        output::json(&document)?;
-    } else {
-        output::text(&document.to_text())?;
-    }
+    output::answer(args.json, &document, DoctorDocument::to_text)?;
     Ok(if document.is_fine() { Answer::Done } else { Answer::No })
 }
 

@@ -70,6 +70,18 @@ pub(super) fn json(document: &impl Serialize) -> Result<(), Failure> {
     written(io::stdout().write_all(shown::json(&line).as_bytes()))
 }
 
+/// Prints an answer on standard output: the document as JSON where that is wanted, else the text that is made of it.
+///
+/// # Errors
+/// As [`text()`].
+pub(super) fn answer<T: Serialize>(
+    is_json: bool,
+    document: &T,
+    to_text: impl FnOnce(&T) -> String,
+) -> Result<(), Failure> {
+    if is_json { json(document) } else { text(&to_text(document)) }
+}
+
 /// Prints a message on standard error, hidden characters escaped, lists cut where a line is too long.
 pub(super) fn error(text: &str) {
     let text = shown::block(text);

@@ -72,11 +72,7 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
     let document = StatusDocument::new(leases.into_iter().map(status))
         .with_marks(detached, waiting)
         .with_doubts(doubts);
-    if args.json {
-        output::json(&document)?;
-    } else {
-        output::text(&(document.to_text() + &left))?;
-    }
+    output::answer(args.json, &document, |document| document.to_text() + &left)?;
     Ok(answer)
 }
 

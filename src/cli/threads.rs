@@ -24,10 +24,6 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     let mut threads = tasks::observe(process, view.scan, &view.identified).threads;
     threads.extend(kernel_threads(&root, &Kernel, process.pid, KthreadScan::Children));
     let document = ThreadsDocument::new(vm, process.pid, kind, &view.roles, threads);
-    if args.json {
-        output::json(&document)?;
-    } else {
-        output::text(&document.to_text())?;
-    }
+    output::answer(args.json, &document, ThreadsDocument::to_text)?;
     Ok(Answer::Done)
 }

@@ -51,10 +51,6 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     checks.extend(look.checks(&lease));
     let findings = read_standing(&state, vm).map(|standing| standing.findings).unwrap_or_default();
     let document = VerifyDocument::new(vm, checks, findings);
-    if args.json {
-        output::json(&document)?;
-    } else {
-        output::text(&document.to_text())?;
-    }
+    output::answer(args.json, &document, VerifyDocument::to_text)?;
     Ok(if document.holds() { Answer::Done } else { Answer::No })
 }
