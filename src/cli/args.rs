@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub(super) use policy::{PolicyArgs, host_policy};
 
+use crate::attachment::settings::{Follow, Settings};
 use crate::discover::{PolicyDirs, ProxmoxConfig, VmLocation, proxmox_config, proxmox_config_path};
 use crate::error::{Failure, Kind};
 use crate::ids::VmName;
@@ -211,6 +212,24 @@ impl Global {
 }
 
 impl VmArgs {
+    /// What to attach, and how.
+    pub(super) fn settings(
+        &self,
+        global: &Global,
+        root: &SysRoot,
+        policy: Policy,
+        follow: Follow,
+    ) -> Settings {
+        Settings {
+            vm: self.vm.clone(),
+            location: self.ask.location(global),
+            state: global.state(root),
+            limits: self.ask.limits(policy.vm.max_vcpus.value),
+            policy,
+            follow,
+        }
+    }
+
     /// The policy, with the number of vCPUs that Proxmox's configuration has where no policy file has one.
     fn bounded(&self, mut policy: Policy, root: &SysRoot) -> Policy {
         if policy.vm.max_vcpus.value.is_none() && self.ask.place() == Place::Proxmox {
@@ -229,20 +248,13 @@ impl VmArgs {
 }
 
 impl AskArgs {
-    /// What QEMU is granted under this policy.
-    pub(super) fn limits_under(&self, policy: &Policy) -> Limits {
-        self.limits_bounded(policy.vm.max_vcpus.value)
-    }
-
-    /// What QEMU is granted where the VM has at most so many vCPUs.
-    pub(super) fn limits_bounded(&self, max_vcpus: Option<u32>) -> Limits {
-        let max = max_vcpus.and_then(|max| usize::try_from(max).ok());
-        Limits { vcpus_named_max: max, ..self.limits() }
-    }
-
-    /// What QEMU is granted.
-    pub(super) fn limits(&self) -> Limits {
-        Limits { wait_turn_max: Duration::from_secs(self.wait_s), ..Limits::default() }
+    /// What QEMU is granted, where the VM has at most so many vCPUs.
+    pub(super) fn limits(&self, max_vcpus: Option<u32>) -> Limits {
+        Limits {
+            vcpus_named_max: max_vcpus.and_then(|max| usize::try_from(max).ok()),
+            wait_turn_max: Duration::from_secs(self.wait_s),
+            ..Limits::default()
+        }
     }
 
     pub(super) fn place(&self) -> Place {

@@ -11,6 +11,7 @@ use crate::knobs::execute::Applied;
 use crate::knobs::ground::Host;
 use crate::knobs::vm::VmReport;
 use crate::marks::{Detached, remove_mark, sweep_marks};
+use crate::policy::Policy;
 use crate::sched::Kernel;
 use crate::supervise::{PolicySource, attach_once};
 use crate::sysroot::SysRoot;
@@ -19,15 +20,8 @@ use crate::systemd::SystemBus;
 pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
     let policy = || args.policy.policy(global, &root, &args.vm, args.last_good);
-    let in_force = policy()?;
-    let settings = Settings {
-        vm: args.vm.vm.clone(),
-        location: args.vm.ask.location(global),
-        state: global.state(&root),
-        limits: args.vm.ask.limits_under(&in_force),
-        policy: in_force,
-        follow: if args.once { Follow::Once } else { Follow::Stay },
-    };
+    let follow = if args.once { Follow::Once } else { Follow::Stay };
+    let settings = args.vm.settings(global, &root, policy()?, follow);
     if args.dry_run {
         return plan::show(&root, &settings, plan::Shape::Text(crate::render::Explain::Shortfalls));
     }
@@ -65,7 +59,7 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     let files = global.policy_dirs(&root, args.vm.ask.place()).files(Some(&settings.vm));
     let files: Vec<_> = files.into_iter().map(|(path, _)| path).collect();
     let source = PolicySource { files: &files, read: &policy };
-    let limits = |policy: &_| args.vm.ask.limits_under(policy);
+    let limits = |policy: &Policy| args.vm.ask.limits(policy.vm.max_vcpus.value);
     serve::serve(host, source, settings, args.service, &limits)
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::args::{DoctorArgs, Global};
-use super::look::Look;
+use super::look::look;
 use super::{Answer, output};
 use crate::cgroups::CgroupTree;
 use crate::check::doctor::{Asked, HostFacts, VmFacts, advise};
@@ -24,7 +24,7 @@ pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure>
     let root = args.root.root()?;
     let topology = read_topology(&root)?;
     let cgroups = CgroupTree::of(&root);
-    let vm = args.vm.as_ref().map(|vm| look(global, args, vm, &root)).transpose()?;
+    let vm = args.vm.as_ref().map(|vm| of_vm(global, args, vm, &root)).transpose()?;
     let partition = match &vm {
         Some((view, ..)) => cgroup::partition_site(&root, &cgroups, view.process.pid).map(|_| ()),
         None => cgroup::can_partition(&root, &cgroups),
@@ -42,16 +42,15 @@ pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure>
     Ok(if document.is_fine() { Answer::Done } else { Answer::No })
 }
 
-fn look(
+fn of_vm(
     global: &Global,
     args: &DoctorArgs,
     vm: &VmName,
     root: &SysRoot,
 ) -> Result<(VmView, Guest, Option<Asked>), Failure> {
-    let (location, limits) = (args.ask.location(global), args.ask.limits());
+    let (location, limits) = (args.ask.location(global), args.ask.limits(None));
     let state = global.state(root);
-    let look = Look { vm, location: &location, limits: &limits, state: &state };
-    let (view, ()) = look.at_it(|| Ok(()))?;
+    let (view, ()) = look(vm, &location, &limits, &state, || Ok(()))?;
     let guest = guest(&view.roles);
     let has_own_socket = || channel_paths(vm, &location).own.exists();
     let asked = match location {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::args::{Global, PlanArgs, PolicyOfVmArgs};
-use super::look::Look;
+use super::look::look;
 use super::{Answer, output};
 use crate::attachment::settings::{Follow, Settings};
 use crate::cgroups::CgroupTree;
@@ -43,14 +43,7 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
     let PolicyOfVmArgs { vm, policy, root } = &args.of;
     let root = root.root()?;
     let policy = policy.policy(global, &root, vm, false)?;
-    let settings = Settings {
-        vm: vm.vm.clone(),
-        location: vm.ask.location(global),
-        state: global.state(&root),
-        limits: vm.ask.limits_under(&policy),
-        policy,
-        follow: Follow::Once,
-    };
+    let settings = vm.settings(global, &root, policy, Follow::Once);
     let shape = match (args.json, args.explain) {
         (true, _) => Shape::Json,
         (false, true) => Shape::Text(Explain::All),
@@ -63,8 +56,7 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
 pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<Answer, Failure> {
     let live = SysRoot::live();
     let Settings { vm, location, state, limits, .. } = settings;
-    let look = Look { vm, location, limits, state };
-    let (view, topology) = look.at_it(|| Ok(read_topology(root)?))?;
+    let (view, topology) = look(vm, location, limits, state, || Ok(read_topology(root)?))?;
     let boot_id = discover::boot_id(&live)?;
     let guest = discover::guest(&view.roles);
     // An attached VM stays where it is, where it may.

@@ -1,7 +1,7 @@
 //! `qmpin threads`.
 
 use super::args::{Global, ThreadsArgs};
-use super::look::Look;
+use super::look::look;
 use super::{Answer, output};
 use crate::discover::tasks;
 use crate::error::Failure;
@@ -15,10 +15,8 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     args.root.root()?;
     let root = SysRoot::live();
     let (vm, ask) = (&args.vm.vm, &args.vm.ask);
-    let (location, limits) = (ask.location(global), ask.limits());
-    let state = global.state(&root);
-    let look = Look { vm, location: &location, limits: &limits, state: &state };
-    let (view, ()) = look.at_it(|| Ok(()))?;
+    let (location, limits) = (ask.location(global), ask.limits(None));
+    let (view, ()) = look(vm, &location, &limits, &global.state(&root), || Ok(()))?;
     let kind = view.channel.kind();
     let process = view.process;
     let mut threads = tasks::observe(process, view.scan, &view.identified).threads;

@@ -2,7 +2,7 @@
 
 use super::args::{Global, VerifyArgs};
 use super::host_look::HostFindings;
-use super::look::Look;
+use super::look::look;
 use super::{Answer, output};
 use crate::check::verify::{VmFacts, vm_checks};
 use crate::discover::{boot_id, read_topology, tasks};
@@ -22,9 +22,8 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     let (vm, ask, state) = (&args.vm.vm, &args.vm.ask, global.state(&root));
     // Of another QEMU it bounds nothing: that is found out below.
     let bound = state.lease(vm).ok().flatten().and_then(|lease| lease.max_vcpus);
-    let (location, limits) = (ask.location(global), ask.limits_bounded(bound));
-    let look = Look { vm, location: &location, limits: &limits, state: &state };
-    let (view, topology) = look.at_it(|| Ok(read_topology(&root)?))?;
+    let (location, limits) = (ask.location(global), ask.limits(bound));
+    let (view, topology) = look(vm, &location, &limits, &state, || Ok(read_topology(&root)?))?;
     let boot_id = boot_id(&root)?;
     let lease = state.lease(vm)?;
     let Some(lease) = lease.filter(|lease| lease.qemu == view.process && lease.boot_id == boot_id)
