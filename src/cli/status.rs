@@ -1,8 +1,9 @@
 //! `qmpin status`: which VMs are attached, what they have, and what is not as it should be.
 
 use super::args::{Global, StatusArgs};
-use super::host_look::HostFindings;
+use super::host_look::host_facts;
 use super::{Answer, output};
+use crate::check::verify::host_checks;
 use crate::discover::{all_leases, boot_id, doubts, is_alive, lives};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
@@ -54,10 +55,10 @@ pub(super) fn run(global: &Global, args: &StatusArgs) -> Result<Answer, Failure>
         if vm_state != VmState::Dead {
             let lease = &status.lease;
             let memory = journal::memory(&state.journal_path(&lease.vm));
-            match HostFindings::at(&root, &state, &boot_id, lease, &memory, &mut silent) {
-                Ok(look) => {
-                    status.checks = look.checks(lease);
-                    status.partition = look.partition;
+            match host_facts(&root, &state, &boot_id, lease, &memory, &mut silent) {
+                Ok(facts) => {
+                    status.checks = host_checks(&facts);
+                    status.partition = facts.partition;
                 }
                 // What the leases say is worth telling by itself.
                 Err(failure) => {

@@ -1,10 +1,10 @@
 //! `qmpin verify`: does all hold? By the kernel's own files and QEMU's own answer.
 
 use super::args::{Global, VerifyArgs};
-use super::host_look::HostFindings;
+use super::host_look::host_facts;
 use super::look::look;
 use super::{Answer, output};
-use crate::check::verify::{VmFacts, vm_checks};
+use crate::check::verify::{VmFacts, host_checks, vm_checks};
 use crate::discover::{boot_id, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal;
@@ -46,8 +46,8 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
         beside: beside(&topology, &lease.exclusive),
         memory: &memory,
     });
-    let look = HostFindings::at(&root, &state, &boot_id, &lease, &memory, &mut Silent::new())?;
-    checks.extend(look.checks(&lease));
+    let facts = host_facts(&root, &state, &boot_id, &lease, &memory, &mut Silent::new())?;
+    checks.extend(host_checks(&facts));
     let findings = read_standing(&state, vm).map(|standing| standing.findings).unwrap_or_default();
     let document = VerifyDocument::new(vm, checks, findings);
     output::answer(args.json, &document, VerifyDocument::to_text)?;

@@ -16,7 +16,7 @@ use crate::wording::cpus_in_words;
 
 pub(crate) fn partition(facts: &HostFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
-    let Some(PartitionFile { group, state, cpus, lost_drop_in }) = facts.partition else {
+    let Some(PartitionFile { group, state, cpus, lost_drop_in }) = &facts.partition else {
         return fallback_below(facts);
     };
     if let Some(path) = lost_drop_in {
@@ -139,7 +139,7 @@ pub(crate) fn as_it_should() -> String {
 /// Where the interrupts of the VM's devices are: `0000:0a:00.0 on CPUs 4-5 (40, 41)`.
 pub(crate) fn seats(facts: &HostFacts<'_>) -> String {
     let mut seats: BTreeMap<(&str, String), Vec<String>> = BTreeMap::new();
-    for VfioSeat { place, device, on } in facts.vfio {
+    for VfioSeat { place, device, on } in &facts.vfio {
         let numbers = seats.entry((device, cpus_in_words(on))).or_default();
         numbers.extend(place.irq().map(|number| number.to_string()));
     }

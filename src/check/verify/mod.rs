@@ -121,17 +121,17 @@ pub struct HostFacts<'a> {
     /// What the VM was given.
     pub lease: &'a Lease,
     /// The group of the vCPUs; `None`: the VM has no partition.
-    pub partition: Option<&'a PartitionFile>,
+    pub partition: Option<PartitionFile>,
     /// Others that may run on the VM's CPUs.
-    pub occupants: &'a [Occupant],
+    pub occupants: Vec<Occupant>,
     /// What else is not as it should be.
-    pub unmet: &'a [Unmet],
+    pub unmet: Vec<Unmet>,
     /// Interrupts of the VM's own devices.
-    pub vfio: &'a [VfioSeat],
+    pub vfio: Vec<VfioSeat>,
     /// Every irqbalance that runs.
-    pub irqbalances: &'a [Irqbalance],
+    pub irqbalances: Vec<Irqbalance>,
     /// Interrupts by number, with how often they have fired on the VM's CPUs.
-    pub interrupts: &'a BTreeMap<u32, Interrupt>,
+    pub interrupts: BTreeMap<u32, Interrupt>,
 }
 
 impl HostFacts<'_> {
@@ -275,15 +275,14 @@ mod tests {
 
     /// No other thread is there to see.
     fn no_process(lease: &Lease) -> HostFacts<'_> {
-        static INTERRUPTS: BTreeMap<u32, Interrupt> = BTreeMap::new();
         HostFacts {
             lease,
             partition: None,
-            occupants: &[],
-            unmet: &[],
-            vfio: &[],
-            irqbalances: &[],
-            interrupts: &INTERRUPTS,
+            occupants: Vec::new(),
+            unmet: Vec::new(),
+            vfio: Vec::new(),
+            irqbalances: Vec::new(),
+            interrupts: BTreeMap::new(),
         }
     }
 
@@ -299,8 +298,8 @@ mod tests {
         level: Level,
     ) -> BTreeMap<&'static str, CheckVerdict> {
         let lease = lease(level);
-        let partition = isolated("isolated", "4-5");
-        let partition = Some(&partition);
+        let partition = Some(isolated("isolated", "4-5"));
+        let (occupants, unmet) = (occupants.to_vec(), unmet.to_vec());
         let of_vm = vm_checks(&VmFacts { threads, ..no_threads(&lease) });
         let of_host = HostFacts { partition, occupants, unmet, ..no_process(&lease) };
         let all = of_vm.into_iter().chain(host_checks(&of_host));
@@ -362,8 +361,8 @@ mod tests {
             cause,
         };
         let kthreads = |occupants: &[Occupant], cause| {
-            let unmet = [unmet(cause)];
-            let checks = host_checks(&HostFacts { occupants, unmet: &unmet, ..no_process(&lease) });
+            let (occupants, unmet) = (occupants.to_vec(), vec![unmet(cause)]);
+            let checks = host_checks(&HostFacts { occupants, unmet, ..no_process(&lease) });
             let checks = checks.into_iter().filter(|check| check.check == "kthreads");
             checks.map(|check| (check.verdict, check.reason)).collect::<Vec<_>>()
         };
@@ -438,9 +437,9 @@ mod tests {
         };
         let seats = [seat(40, "4-5"), seat(41, "4-5")];
         let check = |unmet: &[Unmet], banned: Result<CpuSet, String>| {
-            let irqbalances = [Irqbalance { process, banned }];
-            let irqbalances = &irqbalances;
-            let facts = HostFacts { unmet, vfio: &seats, irqbalances, ..no_process(&lease) };
+            let irqbalances = vec![Irqbalance { process, banned }];
+            let (unmet, vfio) = (unmet.to_vec(), seats.to_vec());
+            let facts = HostFacts { unmet, vfio, irqbalances, ..no_process(&lease) };
             let checks = host_checks(&facts).into_iter().map(|check| (check.check, check));
             let mut checks: BTreeMap<_, Check> = checks.collect();
             ["irqs", "irqbalance", "vfio-irqs"].map(|name| {
@@ -473,12 +472,12 @@ mod tests {
     #[test]
     fn a_partition_is_there_in_force_and_of_these_cpus() {
         let lease = lease(Level::Exclusive);
-        let verdict = |file: Option<&PartitionFile>| {
-            host::partition(&HostFacts { partition: file, ..no_process(&lease) }).verdict
+        let verdict = |partition: Option<PartitionFile>| {
+            host::partition(&HostFacts { partition, ..no_process(&lease) }).verdict
         };
         assert_eq!(verdict(None), CheckVerdict::Refused);
-        assert_eq!(verdict(Some(&isolated("isolated", "4-5"))), CheckVerdict::Holds);
-        assert_eq!(verdict(Some(&isolated("isolated invalid (…)", "4-5"))), CheckVerdict::Broken);
-        assert_eq!(verdict(Some(&isolated("isolated", "4"))), CheckVerdict::Broken);
+        assert_eq!(verdict(Some(isolated("isolated", "4-5"))), CheckVerdict::Holds);
+        assert_eq!(verdict(Some(isolated("isolated invalid (…)", "4-5"))), CheckVerdict::Broken);
+        assert_eq!(verdict(Some(isolated("isolated", "4"))), CheckVerdict::Broken);
     }
 }
