@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::check::verify::{
-    Check, CheckVerdict, HostFacts, Unmet, UnmetCause, VfioSeat, broken, holds, some, some_of,
+    Check, HostFacts, Unmet, UnmetCause, VfioSeat, broken, holds, judged, refused, some, some_of,
 };
 use crate::discover::cgroup::PartitionFile;
 use crate::discover::{Occupant, OccupantKind};
@@ -36,28 +36,23 @@ pub(crate) fn partition(facts: &HostFacts<'_>) -> Check {
 fn fallback_below(facts: &HostFacts<'_>) -> Check {
     let Some(cgroup) = &facts.lease.slices else {
         let reason = "the VM has none; `qmpin plan --explain` says why".to_owned();
-        return Check { check: "partition", verdict: CheckVerdict::Refused, reason };
+        return refused("partition", reason);
     };
     let is_limit = |unmet: &&Unmet| unmet.place.limited_cgroup().is_some();
-    let limits = facts.unmet.iter().filter(is_limit);
-    let wrong: Vec<String> = limits
-        .map(|unmet| format!("{} is {} and not {}", unmet.place, unmet.found, unmet.wanted))
-        .collect();
-    if !wrong.is_empty() {
-        return broken("partition", some(&wrong));
+    let mut limits = facts.unmet.iter().filter(is_limit).peekable();
+    if limits.peek().is_some() {
+        let wrong =
+            limits.map(|one| format!("{} is {} and not {}", one.place, one.found, one.wanted));
+        return broken("partition", some(wrong));
     }
     let reason =
         format!("the VM has none; systemd keeps the units beside {cgroup} off by AllowedCPUs=");
-    Check { check: "partition", verdict: CheckVerdict::Refused, reason }
+    refused("partition", reason)
 }
 
 pub(crate) fn processes(facts: &HostFacts<'_>) -> Check {
-    let there: Vec<&Occupant> =
-        facts.occupants.iter().filter(|one| one.kind == OccupantKind::User).collect();
-    if there.is_empty() {
-        return no_process("processes", "process", facts);
-    }
-    broken("processes", named(&there))
+    let there = facts.occupants.iter().filter(|one| one.kind == OccupantKind::User);
+    judged("processes", there.map(named), nothing_there("process", facts))
 }
 
 /// Those that the kernel would not move are listed separately.
@@ -69,41 +64,35 @@ pub(crate) fn kthreads(facts: &HostFacts<'_>) -> Vec<Check> {
         })
     };
     let there = facts.occupants.iter().filter(|one| one.kind == OccupantKind::Movable);
-    let (refused, there): (Vec<&Occupant>, Vec<&Occupant>) = there.partition(is_refused);
+    let (stay, there): (Vec<&Occupant>, Vec<&Occupant>) = there.partition(is_refused);
     let mut checks = Vec::new();
     if !there.is_empty() {
-        checks.push(broken("kthreads", named(&there)));
+        checks.push(broken("kthreads", some(there.into_iter().map(named))));
     }
-    if !refused.is_empty() {
-        let reason = format!("the kernel would not move {}", named(&refused));
-        checks.push(Check { check: "kthreads", verdict: CheckVerdict::Refused, reason });
+    if !stay.is_empty() {
+        let reason = format!("the kernel would not move {}", some(stay.into_iter().map(named)));
+        checks.push(refused("kthreads", reason));
     }
     if checks.is_empty() {
-        checks.push(no_process("kthreads", "movable kernel thread", facts));
+        checks.push(holds("kthreads", nothing_there("movable kernel thread", facts)));
     }
     checks
 }
 
-fn no_process(check: &'static str, what: &str, facts: &HostFacts<'_>) -> Check {
-    holds(check, format!("no {what} on {}", cpus_in_words(&facts.lease.exclusive)))
+fn nothing_there(what: &str, facts: &HostFacts<'_>) -> String {
+    format!("no {what} on {}", cpus_in_words(&facts.lease.exclusive))
 }
 
-fn named(there: &[&Occupant]) -> String {
-    let name =
-        |one: &&Occupant| format!("{} ({}) on {}", shown::line(&one.comm), one.tid, one.allowed);
-    some(&there.iter().map(name).collect::<Vec<_>>())
+fn named(one: &Occupant) -> String {
+    format!("{} ({}) on {}", shown::line(&one.comm), one.tid, one.allowed)
 }
 
 /// What the kernel binds to each CPU.
 pub(crate) fn bound(facts: &HostFacts<'_>) -> Option<Check> {
     let bound = facts.occupants.iter().filter(|one| one.kind == OccupantKind::Bound);
     let names = kernel_threads::by_name(bound.map(|one| one.comm.as_str()));
-    let refused = CheckVerdict::Refused;
-    (!names.is_empty()).then(|| Check {
-        check: "bound-kthreads",
-        verdict: refused,
-        reason: kernel_threads::bound_in_words(names.iter()),
-    })
+    let reason = || kernel_threads::bound_in_words(names.iter());
+    (!names.is_empty()).then(|| refused("bound-kthreads", reason()))
 }
 
 pub(crate) fn is_irqbalance(place: &Place) -> bool {
@@ -122,18 +111,12 @@ pub(crate) fn irqbalance(facts: &HostFacts<'_>) -> Vec<Check> {
         }
         Ok(_) => None,
     });
-    let cannot: Vec<String> = cannot.collect();
-    if !cannot.is_empty() {
-        let (check, verdict) = ("irqbalance", CheckVerdict::Refused);
-        return vec![Check { check, verdict, reason: some(&cannot) }];
+    let mut cannot = cannot.peekable();
+    if cannot.peek().is_some() {
+        return vec![refused("irqbalance", some(cannot))];
     }
-    places(facts, &unmet, "irqbalance", || {
-        format!("it keeps interrupts off {}", cpus_in_words(&facts.lease.exclusive))
-    })
-}
-
-pub(crate) fn as_it_should() -> String {
-    "as it should be".to_owned()
+    let why = format!("it keeps interrupts off {}", cpus_in_words(&facts.lease.exclusive));
+    places(facts, unmet.into_iter(), "irqbalance", why)
 }
 
 /// Where the interrupts of the VM's devices are: `0000:0a:00.0 on CPUs 4-5 (40, 41)`.
@@ -144,19 +127,20 @@ pub(crate) fn seats(facts: &HostFacts<'_>) -> String {
         numbers.extend(place.irq().map(|number| number.to_string()));
     }
     let seat = |((device, on), numbers): ((&str, String), Vec<String>)| {
-        format!("{device} on {on} ({})", some_of(&numbers, ", "))
+        format!("{device} on {on} ({})", some_of(numbers.into_iter(), ", "))
     };
-    let seats: Vec<String> = seats.into_iter().map(seat).collect();
-    format!("vfio_irqs = \"{}\": {}", facts.lease.vfio_irqs.name(), some(&seats))
+    let seats = some(seats.into_iter().map(seat));
+    format!("vfio_irqs = \"{}\": {seats}", facts.lease.vfio_irqs.name())
 }
 
-pub(crate) fn places(
+/// Whether nothing is left to be done about these places; `why` is the reason where that is so.
+pub(crate) fn places<'a>(
     facts: &HostFacts<'_>,
-    unmet: &[&Unmet],
+    unmet: impl Iterator<Item = &'a Unmet>,
     check: &'static str,
-    all_is_well: impl Fn() -> String,
+    why: String,
 ) -> Vec<Check> {
-    let in_words = |unmet: &&Unmet| {
+    let in_words = |unmet: &Unmet| {
         let irq = unmet.place.irq().and_then(|number| facts.interrupts.get(&number));
         let irq = irq.map_or(String::new(), |irq| {
             let devices = if irq.devices.is_empty() { "no device" } else { irq.devices.as_str() };
@@ -169,30 +153,30 @@ pub(crate) fn places(
         format!("{} is {} and not {}{irq}{later}", unmet.place, unmet.found, unmet.wanted)
     };
     let mut checks = Vec::new();
-    let (changed, refused): (Vec<&Unmet>, Vec<&Unmet>) =
-        unmet.iter().copied().partition(|unmet| unmet.cause == UnmetCause::Changed);
+    let (changed, others): (Vec<&Unmet>, Vec<&Unmet>) =
+        unmet.partition(|unmet| unmet.cause == UnmetCause::Changed);
     // Interrupts that are refused are many, and each is named.
     let number = |unmet: &&Unmet| unmet.place.irq().filter(|_| unmet.cause == UnmetCause::Refused);
-    let (kept, refused): (Vec<&Unmet>, Vec<&Unmet>) =
-        refused.into_iter().partition(|unmet| number(unmet).is_some());
+    let (kept, others): (Vec<&Unmet>, Vec<&Unmet>) =
+        others.into_iter().partition(|unmet| number(unmet).is_some());
     let nothing = Interrupt::default();
     let kept: BTreeMap<u32, &Interrupt> = kept
         .iter()
         .filter_map(number)
         .map(|number| (number, facts.interrupts.get(&number).unwrap_or(&nothing)))
         .collect();
-    for (of, verdict) in [(changed, CheckVerdict::Broken), (refused, CheckVerdict::Refused)] {
-        let list: Vec<String> = of.iter().map(in_words).collect();
-        if !list.is_empty() {
-            checks.push(Check { check, verdict, reason: some(&list) });
-        }
+    if !changed.is_empty() {
+        checks.push(broken(check, some(changed.into_iter().map(in_words))));
+    }
+    if !others.is_empty() {
+        checks.push(refused(check, some(others.into_iter().map(in_words))));
     }
     if !kept.is_empty() {
         let reason = kept_in_words(kept.iter().map(|(number, irq)| (number, *irq)));
-        checks.push(Check { check, verdict: CheckVerdict::Refused, reason });
+        checks.push(refused(check, reason));
     }
-    if unmet.is_empty() {
-        checks.push(holds(check, all_is_well()));
+    if checks.is_empty() {
+        checks.push(holds(check, why));
     }
     checks
 }

@@ -175,12 +175,7 @@ pub fn host_checks(facts: &HostFacts<'_>) -> Vec<Check> {
                 facts.is_of_own_device(&unmet.place) || host::is_irqbalance(&unmet.place)
             };
             let of_knob = facts.unmet.iter().filter(|unmet| unmet.knob == knob && !is_apart(unmet));
-            checks.extend(host::places(
-                facts,
-                &of_knob.collect::<Vec<_>>(),
-                check,
-                host::as_it_should,
-            ));
+            checks.extend(host::places(facts, of_knob, check, "as it should be".to_owned()));
         }
     }
     if asked(Knob::Irqs) && !facts.irqbalances.is_empty() {
@@ -188,9 +183,7 @@ pub fn host_checks(facts: &HostFacts<'_>) -> Vec<Check> {
     }
     if asked(Knob::Irqs) && !facts.vfio.is_empty() {
         let own = facts.unmet.iter().filter(|unmet| facts.is_of_own_device(&unmet.place));
-        checks.extend(host::places(facts, &own.collect::<Vec<_>>(), "vfio-irqs", || {
-            host::seats(facts)
-        }));
+        checks.extend(host::places(facts, own, "vfio-irqs", host::seats(facts)));
     }
     checks
 }
@@ -203,12 +196,23 @@ fn broken(check: &'static str, reason: String) -> Check {
     Check { check, verdict: CheckVerdict::Broken, reason }
 }
 
+fn refused(check: &'static str, reason: String) -> Check {
+    Check { check, verdict: CheckVerdict::Refused, reason }
+}
+
+/// Holds, for the reason `why`, where nothing is wrong.
+fn judged(check: &'static str, wrong: impl Iterator<Item = String>, why: String) -> Check {
+    let mut wrong = wrong.peekable();
+    if wrong.peek().is_none() { holds(check, why) } else { broken(check, some(wrong)) }
+}
+
 /// The first few, and how many more there are.
-fn some(list: &[String]) -> String {
+fn some(list: impl Iterator<Item = String>) -> String {
     some_of(list, "; ")
 }
 
-fn some_of(list: &[String], separator: &str) -> String {
+fn some_of(list: impl Iterator<Item = String>, separator: &str) -> String {
+    let list: Vec<String> = list.collect();
     let shown = list[..list.len().min(NAMED)].join(separator);
     match list.len().saturating_sub(NAMED) {
         0 => shown,

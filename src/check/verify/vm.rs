@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::check::verify::{Check, CheckVerdict, VmFacts, broken, holds, some};
+use crate::check::verify::{Check, VmFacts, broken, holds, judged, refused};
 use crate::cpuset::CpuSet;
 use crate::scheduling::Cookie;
 use crate::threads::{Role, Thread};
@@ -27,24 +27,17 @@ pub(crate) fn vcpus(facts: &VmFacts<'_>) -> Check {
     if number == 0 {
         return broken("vcpus", "QEMU names no vCPU".to_owned());
     }
-    if wrong.is_empty() {
-        let vcpus = counted(number, "vCPU");
-        return holds("vcpus", format!("{vcpus}, each alone on one of {}", cpus_in_words(own)));
-    }
-    broken("vcpus", some(&wrong))
+    let vcpus = counted(number, "vCPU");
+    let why = format!("{vcpus}, each alone on one of {}", cpus_in_words(own));
+    judged("vcpus", wrong.into_iter(), why)
 }
 
 pub(crate) fn helpers(facts: &VmFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
     let is_helper = |thread: &&Thread| !matches!(thread.role, Role::Vcpu(_));
     let there = facts.threads.iter().filter(is_helper).filter(|one| one.allowed.intersects(own));
-    let wrong: Vec<String> = there
-        .map(|one| format!("{} {} on {}", one.role.name(), one.key.tid, one.allowed))
-        .collect();
-    if wrong.is_empty() {
-        return holds("helpers", format!("no other thread of the VM on {}", cpus_in_words(own)));
-    }
-    broken("helpers", some(&wrong))
+    let wrong = there.map(|one| format!("{} {} on {}", one.role.name(), one.key.tid, one.allowed));
+    judged("helpers", wrong, format!("no other thread of the VM on {}", cpus_in_words(own)))
 }
 
 pub(crate) fn sched(facts: &VmFacts<'_>) -> Option<Check> {
@@ -74,15 +67,13 @@ pub(crate) fn sched(facts: &VmFacts<'_>) -> Option<Check> {
             _ => {}
         }
     }
-    Some(if number == 0 {
-        broken("sched", format!("no vCPU has a CPU to itself and {wanted}"))
-    } else if wrong.is_empty() {
-        let are = if number == 1 { "is" } else { "are" };
-        let vcpus = counted(number, "vCPU");
-        holds("sched", format!("{vcpus} {are} {wanted}, and no other thread of the VM"))
-    } else {
-        broken("sched", some(&wrong))
-    })
+    if number == 0 {
+        return Some(broken("sched", format!("no vCPU has a CPU to itself and {wanted}")));
+    }
+    let are = if number == 1 { "is" } else { "are" };
+    let vcpus = counted(number, "vCPU");
+    let why = format!("{vcpus} {are} {wanted}, and no other thread of the VM");
+    Some(judged("sched", wrong.into_iter(), why))
 }
 
 pub(crate) fn core_scheduling(facts: &VmFacts<'_>) -> Check {
@@ -90,7 +81,7 @@ pub(crate) fn core_scheduling(facts: &VmFacts<'_>) -> Check {
     if facts.memory.cookie().is_empty() {
         let reason =
             format!("others on {beside} are not kept apart; `qmpin plan --explain` says why");
-        return Check { check: "core-scheduling", verdict: CheckVerdict::Refused, reason };
+        return refused("core-scheduling", reason);
     }
     let ours = |cookie: &Option<Cookie>| {
         cookie.is_some_and(|cookie| facts.memory.cookie().is_ours(cookie))
