@@ -8,11 +8,10 @@ use super::{Answer, output};
 use crate::cgroups::CgroupTree;
 use crate::check::doctor::{Asked, HostFacts, VmFacts, advise};
 use crate::discover::{
-    VmLocation, VmView, cgroup, channel_paths, guest, proxmox_config, read_topology, rt_throttling,
+    VmLocation, cgroup, channel_paths, guest, proxmox_config, read_topology, rt_throttling,
 };
 use crate::error::Failure;
-use crate::guest::Guest;
-use crate::ids::VmName;
+use crate::ids::{Pid, VmName};
 use crate::knobs::host::irqbalance::read::irqbalances;
 use crate::leases::StateDir;
 use crate::qmp::ChannelKind;
@@ -25,40 +24,37 @@ pub(super) fn run(global: &Global, args: &DoctorArgs) -> Result<Answer, Failure>
     let topology = read_topology(&root)?;
     let cgroups = CgroupTree::of(&root);
     let vm = args.vm.as_ref().map(|vm| of_vm(global, args, vm, &root)).transpose()?;
-    let partition = match &vm {
-        Some((view, ..)) => cgroup::partition_site(&root, &cgroups, view.process.pid).map(|_| ()),
+    let (qemu, vm) = vm.unzip();
+    let partition = match qemu {
+        Some(pid) => cgroup::partition_site(&root, &cgroups, pid).map(|_| ()),
         None => cgroup::can_partition(&root, &cgroups),
     };
     let irqbalances = irqbalances(&root, &BTreeMap::new());
     let throttling = rt_throttling(&root);
     let host = HostFacts { topology: &topology, partition, irqbalances: &irqbalances, throttling };
-    let facts = args.vm.as_ref().zip(vm.as_ref());
-    let facts = facts.map(|(vm, (_, guest, asked))| {
-        let config = asked.is_some().then(|| proxmox_config(&root, vm));
-        VmFacts { vm, guest, asked: *asked, config }
-    });
-    let document = DoctorDocument::new(args.vm.as_ref(), advise(&host, facts.as_ref()));
+    let document = DoctorDocument::new(args.vm.as_ref(), advise(&host, vm.as_ref()));
     output::answer(args.json, &document, DoctorDocument::to_text)?;
     Ok(if document.is_fine() { Answer::Done } else { Answer::No })
 }
 
-fn of_vm(
+/// What is known of the VM, with its process.
+fn of_vm<'a>(
     global: &Global,
     args: &DoctorArgs,
-    vm: &VmName,
+    vm: &'a VmName,
     root: &SysRoot,
-) -> Result<(VmView, Guest, Option<Asked>), Failure> {
+) -> Result<(Pid, VmFacts<'a>), Failure> {
     let (location, limits) = (args.ask.location(global), args.ask.limits(None));
     let state = global.state(root);
     let (view, ()) = look(vm, &location, &limits, &state, || Ok(()))?;
-    let guest = guest(&view.roles);
     let has_own_socket = || channel_paths(vm, &location).own.exists();
     let asked = match location {
         VmLocation::Proxmox { .. } if has_own_socket() => Some(Asked::Alone),
         VmLocation::Proxmox { .. } => Some(asked_by_supervisor(&state, vm)),
         VmLocation::Socket { .. } => None,
     };
-    Ok((view, guest, asked))
+    let config = asked.map(|_| proxmox_config(root, vm));
+    Ok((view.process.pid, VmFacts { vm, guest: guest(&view.roles), asked, config }))
 }
 
 /// How its supervisor queries QEMU; a VM without one would be visited.

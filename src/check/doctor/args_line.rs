@@ -29,14 +29,14 @@ struct Word<'a> {
 ///
 /// # Errors
 /// Why the line cannot be split.
-pub(crate) fn merged(before: &str, options: &[QemuOption]) -> Result<String, &'static str> {
+pub(crate) fn merged(before: &str, options: &[&QemuOption]) -> Result<String, &'static str> {
     let words = split(before)?;
     let mut kept: Vec<&str> = Vec::new();
     let mut has = vec![false; options.len()];
     let mut at = 0;
     while let Some(word) = words.get(at) {
         let value = words.get(at + 1);
-        let same = |option: &QemuOption| {
+        let same = |option: &&QemuOption| {
             // QEMU takes two dashes for one.
             word.read.strip_prefix("--").map_or(word.read == option.name, |name| {
                 option.name.strip_prefix('-') == Some(name)
@@ -45,7 +45,7 @@ pub(crate) fn merged(before: &str, options: &[QemuOption]) -> Result<String, &'s
         let found = options.iter().position(same);
         let is_it = |option: &QemuOption| value.is_some_and(|value| value.read == option.value);
         match found {
-            Some(option) if !has[option] && is_it(&options[option]) => has[option] = true,
+            Some(option) if !has[option] && is_it(options[option]) => has[option] = true,
             Some(option) if options[option].when_there == WhenThere::Replace => {
                 at += 2;
                 continue;
@@ -119,6 +119,7 @@ mod tests {
     fn what_is_there_is_kept_letter_for_letter() {
         let added = "-smp 8,sockets=1,cores=4,threads=2,maxcpus=8 \
                      -qmp unix:/run/qemu-server/100.qmpin,server=on,wait=off";
+        let [smp, qmp] = options();
         for (before, kept) in [
             ("", ""),
             ("-cpu host,+topoext", "-cpu host,+topoext "),
@@ -134,7 +135,7 @@ mod tests {
             ("-k de '--smp' \"2\"", "-k de "),
             ("-qmp unix:/x,server=on", "-qmp unix:/x,server=on "),
         ] {
-            assert_eq!(merged(before, &options()), Ok(format!("{kept}{added}")), "{before}");
+            assert_eq!(merged(before, &[&smp, &qmp]), Ok(format!("{kept}{added}")), "{before}");
         }
     }
 
@@ -142,17 +143,18 @@ mod tests {
     fn an_option_that_is_there_is_not_added_again() {
         let [smp, qmp] = options();
         let line = format!("-k de -qmp {} -smp {}", qmp.value, smp.value);
-        assert_eq!(merged(&line, &options()), Ok(line.clone()));
+        assert_eq!(merged(&line, &[&smp, &qmp]), Ok(line.clone()));
         let quoted = format!("-qmp '{}'", qmp.value);
-        assert_eq!(merged(&quoted, &options()), Ok(format!("{quoted} -smp {}", smp.value)));
+        assert_eq!(merged(&quoted, &[&smp, &qmp]), Ok(format!("{quoted} -smp {}", smp.value)));
         let twice = format!("-smp {} -smp 2", smp.value);
-        assert_eq!(merged(&twice, std::slice::from_ref(&smp)), Ok(format!("-smp {}", smp.value)));
+        assert_eq!(merged(&twice, &[&smp]), Ok(format!("-smp {}", smp.value)));
     }
 
     #[test]
     fn a_line_that_no_shell_would_split_is_left_alone() {
+        let [smp, qmp] = options();
         for line in ["-k 'de", "-k \"de", "-k de\\"] {
-            assert!(merged(line, &options()).is_err(), "{line}");
+            assert!(merged(line, &[&smp, &qmp]).is_err(), "{line}");
         }
         assert_eq!(merged("", &[]), Ok(String::new()));
     }

@@ -78,7 +78,7 @@ pub struct VmFacts<'a> {
     /// Which.
     pub vm: &'a VmName,
     /// What it has.
-    pub guest: &'a Guest,
+    pub guest: Guest,
     /// How it is asked; `None`: it is not Proxmox's, and no other program needs its socket.
     pub asked: Option<Asked>,
     /// Its configuration, or why that cannot be read; `None`: it is not Proxmox's.
@@ -92,29 +92,30 @@ pub fn advise(host: &HostFacts<'_>, vm: Option<&VmFacts<'_>>) -> Vec<Advice> {
     if let Some(vm) = vm {
         let (cores, smp) = guest_cores(host, vm);
         let (channel, socket) = vm.asked.map(|asked| channel(vm, asked)).unzip();
-        let options: Vec<QemuOption> = [smp, socket.flatten()].into_iter().flatten().collect();
-        let cores = with_options(vm, cores, &options);
-        advice.push(cores);
+        let socket = socket.flatten();
+        let options: Vec<&QemuOption> = smp.iter().chain(&socket).collect();
+        advice.push(with_options(vm, cores, smp.as_ref(), &options));
         advice.extend(vm.config.iter().flat_map(|read| config(host, vm.vm, read)));
-        advice.extend(channel.map(|channel| with_options(vm, channel, &options)));
+        advice.extend(channel.map(|it| with_options(vm, it, socket.as_ref(), &options)));
     }
     advice
 }
 
-/// Where options of QEMU's would fix it: a line that has them all, and all that is there already.
-fn with_options(vm: &VmFacts<'_>, mut advice: Advice, options: &[QemuOption]) -> Advice {
-    let is_for_it = |option: &QemuOption| option.name == option_of(advice.check);
-    if !options.iter().any(is_for_it) {
-        return advice;
-    }
+/// Where an option of QEMU's would fix it: a line that has all options, and all that is there already.
+fn with_options(
+    vm: &VmFacts<'_>,
+    mut advice: Advice,
+    own: Option<&QemuOption>,
+    all: &[&QemuOption],
+) -> Advice {
+    let Some(own) = own else { return advice };
     let Some(config) = &vm.config else {
-        let option = options.iter().find(|option| is_for_it(option));
-        advice.mend = option.map(|option| format!("{} {}", option.name, option.value));
+        advice.mend = Some(format!("{} {}", own.name, own.value));
         return advice;
     };
     let path = format!("/etc/pve/qemu-server/{}.conf", vm.vm);
     let before = config.as_ref().ok().and_then(|config| config.args.as_deref()).unwrap_or_default();
-    match args_line::merged(before, options) {
+    match args_line::merged(before, all) {
         Ok(line) if line == before => {
             advice
                 .reason
@@ -135,15 +136,6 @@ fn with_options(vm: &VmFacts<'_>, mut advice: Advice, options: &[QemuOption]) ->
         }
     }
     advice
-}
-
-/// The option that mends what a check finds.
-fn option_of(check: &str) -> &'static str {
-    match check {
-        "guest-cores" => "-smp",
-        "channel" => "-qmp",
-        _ => "",
-    }
 }
 
 fn fine(check: &'static str, reason: impl Into<String>) -> Advice {
@@ -277,18 +269,14 @@ fn affinity(host: &HostFacts<'_>, vm: &VmName, config: &ProxmoxConfig, cpus: &st
 
 fn channel(vm: &VmFacts<'_>, asked: Asked) -> (Advice, Option<QemuOption>) {
     let name = vm.vm;
-    let reason = match asked {
-        Asked::Alone => {
-            return (
-                fine("channel", "QEMU is queried over a socket that no other client needs"),
-                None,
-            );
-        }
-        Asked::Visits => format!(
-            "QEMU is asked by visits of {name}.qmp, a few ms each, which Proxmox needs, too (from QEMU 11.1 on there is \
-             another way, once it is attached)"
-        ),
-    };
+    if asked == Asked::Alone {
+        let reason = "QEMU is queried over a socket that no other client needs";
+        return (fine("channel", reason), None);
+    }
+    let reason = format!(
+        "QEMU is asked by visits of {name}.qmp, a few ms each, which Proxmox needs, too (from QEMU 11.1 on there is \
+         another way, once it is attached)"
+    );
     let value = format!("unix:/run/qemu-server/{name}.qmpin,server=on,wait=off");
     let socket = QemuOption { name: "-qmp", value, when_there: WhenThere::Add };
     (costs("channel", reason, None), Some(socket))
@@ -339,7 +327,7 @@ mod tests {
     ) -> Vec<Advice> {
         let topology = machine(host_threads);
         let vm = &"100".parse().expect("a name");
-        advise(&host_of(&topology), Some(&VmFacts { vm, guest, asked, config }))
+        advise(&host_of(&topology), Some(&VmFacts { vm, guest: guest.clone(), asked, config }))
     }
 
     fn found<'a>(advice: &'a [Advice], check: &str) -> &'a Advice {
