@@ -8,10 +8,9 @@ use std::time::Duration;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::mistakes::Mistake;
 use super::{
     CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Knob, Level, Origin, Overflow,
-    ParseCpuChoiceError, Sharing, Sourced, VcpuSched, VfioIrqs,
+    ParseCpuChoiceError, Sharing, Sourced, VcpuSched, VfioIrqs, mistakes,
 };
 use crate::cpuset::CpuSet;
 
@@ -117,7 +116,7 @@ impl Source<'_> {
         let before = self.text.get(..span.start).unwrap_or_default();
         let before = before.rsplit('\n').next().unwrap_or_default();
         let value = self.text.get(span).unwrap_or_default();
-        Mistake { said, before, value }.in_words()
+        mistakes::in_words(said, before, value)
     }
 
     fn error(&self, at: usize, reason: impl Into<String>) -> PolicyError {

@@ -1,40 +1,28 @@
 //! Mistakes in a policy file, in words: which key, which value, what it may be, and what was probably meant.
 
-/// A policy file that was not understood, as the TOML parser says it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Mistake<'a> {
-    /// The parser's own words.
-    pub(super) said: &'a str,
-    /// The line that it is on, as far as the value.
-    pub(super) before: &'a str,
-    /// The value, where it is one.
-    pub(super) value: &'a str,
-}
-
-impl Mistake<'_> {
-    /// Returns the sentence for people.
-    pub(super) fn in_words(self) -> String {
-        let said = self.said.replace('\n', " ");
-        let names = quoted(&said);
-        if said.starts_with("unknown field")
-            && let Some((field, known)) = names.split_first()
-        {
-            let meant = near(field, known).map(|meant| format!("; did you mean `{meant}`?"));
-            let keys = || format!("; the keys here are {}", known.join(", "));
-            return format!("`{field}` is no key of a policy{}", meant.unwrap_or_else(keys));
+/// The sentence for people, of what the TOML parser `said` about a `value`, where it is one. `before` is the line
+/// that it is on, as far as the value.
+pub(super) fn in_words(said: &str, before: &str, value: &str) -> String {
+    let said = said.replace('\n', " ");
+    let names = quoted(&said);
+    if said.starts_with("unknown field")
+        && let Some((field, known)) = names.split_first()
+    {
+        let meant = near(field, known).map(|meant| format!("; did you mean `{meant}`?"));
+        let keys = || format!("; the keys here are {}", known.join(", "));
+        return format!("`{field}` is no key of a policy{}", meant.unwrap_or_else(keys));
+    }
+    let key = before.trim_end().strip_suffix('=').unwrap_or(before).trim();
+    let is_of_value = ["invalid type", "invalid value", "unknown variant"];
+    let may_be = may_be(key.rsplit('.').next().unwrap_or(key));
+    match may_be {
+        Some(may_be) if is_of_value.iter().any(|begin| said.starts_with(begin)) => {
+            let known = names.get(1..).unwrap_or_default();
+            let bare = value.trim_matches(['"', '\'']);
+            let meant = near(bare, known).map(|meant| format!("; did you mean \"{meant}\"?"));
+            format!("{key} = {value}: must be {may_be}{}", meant.unwrap_or_default())
         }
-        let key = self.before.trim_end().strip_suffix('=').unwrap_or(self.before).trim();
-        let is_of_value = ["invalid type", "invalid value", "unknown variant"];
-        let may_be = may_be(key.rsplit('.').next().unwrap_or(key));
-        match may_be {
-            Some(may_be) if is_of_value.iter().any(|begin| said.starts_with(begin)) => {
-                let known = names.get(1..).unwrap_or_default();
-                let bare = self.value.trim_matches(['"', '\'']);
-                let meant = near(bare, known).map(|meant| format!("; did you mean \"{meant}\"?"));
-                format!("{key} = {}: must be {may_be}{}", self.value, meant.unwrap_or_default())
-            }
-            _ => said,
-        }
+        _ => said,
     }
 }
 
