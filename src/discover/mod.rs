@@ -35,7 +35,7 @@ pub use host::{
 pub use namespaces::in_our_numbers;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use peer::prove_peer;
-pub use policy::{Loaded, PolicyDirs, PolicyFileError};
+pub use policy::{PolicyDirs, PolicyFileError};
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use proxmox_config::{ProxmoxConfig, proxmox_config, proxmox_config_path};
 pub use topology::read_topology;

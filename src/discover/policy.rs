@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::chain;
 use crate::ids::VmName;
-use crate::policy::{FileKind, Fragment, PolicyError};
+use crate::policy::{FileKind, Policy, PolicyError};
 use crate::state_file::{create_folder, read_config, read_state};
 
 /// The longest policy file read. A policy is a page of text; a larger file is a mistake.
@@ -71,44 +72,35 @@ struct Copy {
     files: Vec<PolicyText>,
 }
 
-/// The policy files' say, and what stands against it.
-#[derive(Debug)]
-pub struct Loaded {
-    /// What they say, the weakest first.
-    pub fragments: Vec<Fragment>,
-    /// Why it is what they said the last time.
-    pub instead_of: Option<PolicyFileError>,
-}
-
 impl PolicyDirs {
-    /// The fragments of the files, the host's first.
+    /// The policy of the files, over the defaults.
     ///
     /// # Errors
     /// [`PolicyFileError`], with file, line and reason.
-    pub fn load(&self, vm: Option<&VmName>) -> Result<Vec<Fragment>, PolicyFileError> {
+    pub fn load(&self, vm: Option<&VmName>) -> Result<Policy, PolicyFileError> {
         Ok(self.parse(vm, &self.read(vm)?)?)
     }
 
     /// As [`load`](PolicyDirs::load), and remembers what is good. Where it is not, what was good the last
-    /// time is taken.
+    /// time is taken, with the reason.
     ///
     /// # Errors
     /// [`PolicyFileError`] where nothing is remembered.
-    pub fn load_or_last_good(&self, vm: &VmName) -> Result<Loaded, PolicyFileError> {
+    pub fn load_or_last_good(&self, vm: &VmName) -> Result<Policy, PolicyFileError> {
         let parse = |texts: &[PolicyText]| self.parse(Some(vm), texts);
         let read = self.read(Some(vm));
         let good = read.and_then(|texts| Ok((parse(&texts)?, texts)));
         match good {
-            Ok((fragments, files)) => {
+            Ok((policy, files)) => {
                 // Without it, the next bad file is refused.
                 if let Err(error) = self.remember(vm, files) {
                     let path = self.copy_path(vm);
                     tracing::warn!("{} could not be written: {error}", path.display());
                 }
-                Ok(Loaded { fragments, instead_of: None })
+                Ok(policy)
             }
             Err(error) => match self.remembered(vm).map(|texts| parse(&texts)) {
-                Some(Ok(fragments)) => Ok(Loaded { fragments, instead_of: Some(error) }),
+                Some(Ok(policy)) => Ok(Policy { instead_of: Some(chain(&error)), ..policy }),
                 _ => Err(error),
             },
         }
@@ -133,7 +125,7 @@ impl PolicyDirs {
     /// What is wrong with it.
     pub fn check(&self, path: &Path, kind: FileKind) -> Result<(), PolicyFileError> {
         if let Some(text) = self.read_file(path, kind)? {
-            Fragment::parse(&text, path, kind)?;
+            Policy::default().with_file(&text, path, kind)?;
         }
         Ok(())
     }
@@ -203,15 +195,13 @@ impl PolicyDirs {
         if first.is_none() { Err(PolicyFileError::NoCluster { path }) } else { Ok(()) }
     }
 
-    fn parse(
-        &self,
-        vm: Option<&VmName>,
-        texts: &[PolicyText],
-    ) -> Result<Vec<Fragment>, PolicyError> {
+    fn parse(&self, vm: Option<&VmName>, texts: &[PolicyText]) -> Result<Policy, PolicyError> {
         let of = |path: &Path| texts.iter().find(|text| text.path == path);
         let files = self.files(vm).into_iter();
-        let found = files.filter_map(|(path, kind)| Some((of(&path)?, kind)));
-        found.map(|(text, kind)| Fragment::parse(&text.text, &text.path, kind)).collect()
+        let mut found = files.filter_map(|(path, kind)| Some((of(&path)?, kind)));
+        found.try_fold(Policy::default(), |policy, (text, kind)| {
+            policy.with_file(&text.text, &text.path, kind)
+        })
     }
 
     fn copy_path(&self, vm: &VmName) -> PathBuf {
@@ -236,7 +226,7 @@ impl PolicyDirs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Level, Policy};
+    use crate::policy::Level;
 
     struct World {
         dir: tempfile::TempDir,
@@ -268,9 +258,8 @@ mod tests {
         }
 
         fn level(&self) -> Result<(Level, Option<String>), String> {
-            let loaded = self.dirs().load_or_last_good(&vm()).map_err(|error| error.to_string())?;
-            let level = Policy::merge(loaded.fragments).vm.isolation.value;
-            Ok((level, loaded.instead_of.map(|error| error.to_string())))
+            let policy = self.dirs().load_or_last_good(&vm()).map_err(|error| error.to_string())?;
+            Ok((policy.vm.isolation.value, policy.instead_of))
         }
     }
 

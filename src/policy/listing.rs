@@ -1,7 +1,5 @@
 //! A merged policy as a list: every key, its value as a policy file has it, and where it is from.
 
-use std::time::Duration;
-
 use serde::Serialize;
 use serde_json::Value;
 
@@ -49,11 +47,15 @@ impl Policy {
             entry(Table::Vm, "vcpus", &vm.vcpus),
             entry(Table::Vm, "iothreads", &vm.iothreads),
             entry(Table::Vm, "emulator", &vm.emulator),
-            entry(Table::Vm, "share", &vm.share.map(|share| *share == Sharing::Wrap)),
+            entry(Table::Vm, "share", &vm.share.clone().map(|share| share == Sharing::Wrap)),
             entry(Table::Vm, "overflow", &vm.overflow),
             entry(Table::Vm, "max_vcpus", &vm.max_vcpus),
             entry(Table::Vm, "channel", &vm.channel),
-            entry(Table::Vm, "check_interval_s", &vm.check_interval.map(Duration::as_secs)),
+            entry(
+                Table::Vm,
+                "check_interval_s",
+                &vm.check_interval.clone().map(|interval| interval.as_secs()),
+            ),
             entry(Table::Vm, "sched", &vm.sched),
             entry(Table::Vm, "vfio_irqs", &vm.vfio_irqs),
         ];
@@ -79,15 +81,15 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::policy::{FileKind, Fragment};
+    use crate::policy::FileKind;
 
     #[test]
     fn what_is_listed_is_a_policy_file_that_says_the_same() {
         let text = "isolation = \"strict\"\nvcpus = \"6-11\"\nshare = true\nsched = \"fifo:2\"\nnoise = false\n\
                     cache = \"ordinary\"\ncheck_interval_s = 7\n[host]\nshared = \"1-2\"\n";
         let parse = |text: &str| {
-            let parsed = Fragment::parse(text, Path::new("x.toml"), FileKind::Host);
-            Policy::merge([parsed.expect("good")])
+            let parsed = Policy::default().with_file(text, Path::new("x.toml"), FileKind::Host);
+            parsed.expect("good")
         };
         let policy = parse(text);
         let mut again = String::new();
@@ -109,8 +111,9 @@ mod tests {
 
     #[test]
     fn a_knob_says_whether_the_level_or_a_line_has_decided() {
-        let fragment = Fragment::parse("\nirqs = false\n", Path::new("x.toml"), FileKind::Vm);
-        let entries = Policy::merge([fragment.expect("good")]).entries();
+        let path = Path::new("x.toml");
+        let policy = Policy::default().with_file("\nirqs = false\n", path, FileKind::Vm);
+        let entries = policy.expect("good").entries();
         let found = |key: &str| entries.iter().find(|entry| entry.key == key).expect("listed");
         assert_eq!(found("irqs").value, Value::Bool(false));
         assert_eq!(found("irqs").origin.to_string(), "x.toml:2");

@@ -2,15 +2,15 @@
 //! word: no I/O here, `discover::policy` reads the files.
 //!
 //! ```text
-//!   defaults
-//!   /etc/qmpin/qmpin.toml          Fragment ─┐
-//!   /etc/pve/qmpin/<vmid>.toml     Fragment ─┤
-//!   /etc/qmpin/<vmid>.toml         Fragment ─┼─ merge ── Policy ── listing.rs: what it says, and where
-//!   flags                          Fragment ─┘
+//!   defaults                     ─┐
+//!   /etc/qmpin/qmpin.toml        ─┤
+//!   /etc/pve/qmpin/<vmid>.toml   ─┼─ laid one over the other ── Policy ── listing.rs: what it says, and where
+//!   /etc/qmpin/<vmid>.toml       ─┤
+//!   flags                        ─┘
 //! ```
 
 mod cpus;
-mod fragment;
+mod file;
 mod isolation;
 mod listing;
 mod mistakes;
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use cpus::{CpuChoice, CpuOrder, ParseCpuChoiceError};
-pub use fragment::{FileKind, Fragment, PolicyError};
+pub use file::{FileKind, PolicyError};
 pub use isolation::{Knob, Level};
 pub use listing::{Entry, Table};
 pub use values::{
@@ -78,9 +78,16 @@ impl<T> Sourced<T> {
         Sourced { value, origin: Origin::Default }
     }
 
+    /// Takes the value of a stronger source, where that is not silent.
+    pub fn lay(&mut self, stronger: Option<Sourced<T>>) {
+        if let Some(stronger) = stronger {
+            *self = stronger;
+        }
+    }
+
     /// The same in other terms.
-    fn map<U>(&self, terms: impl Fn(&T) -> U) -> Sourced<U> {
-        Sourced { value: terms(&self.value), origin: self.origin.clone() }
+    fn map<U>(self, terms: impl FnOnce(T) -> U) -> Sourced<U> {
+        Sourced { value: terms(self.value), origin: self.origin }
     }
 }
 
@@ -174,38 +181,5 @@ impl Default for Policy {
                 check_interval: Sourced::default(Duration::from_secs(CHECK_INTERVAL_S_DEFAULT)),
             },
         }
-    }
-}
-
-impl Policy {
-    /// Lays fragments over the defaults; a later fragment wins over an earlier one, key by key.
-    #[must_use]
-    pub fn merge(fragments: impl IntoIterator<Item = Fragment>) -> Policy {
-        let mut policy = Policy::default();
-        for fragment in fragments {
-            lay(&mut policy.host.reserved, fragment.reserved);
-            lay(&mut policy.host.shared, fragment.shared);
-            lay(&mut policy.vm.vcpus, fragment.vcpus);
-            lay(&mut policy.vm.iothreads, fragment.iothreads);
-            lay(&mut policy.vm.emulator, fragment.emulator);
-            lay(&mut policy.vm.cores, fragment.cores);
-            lay(&mut policy.vm.cache, fragment.cache);
-            lay(&mut policy.vm.share, fragment.share);
-            lay(&mut policy.vm.overflow, fragment.overflow);
-            lay(&mut policy.vm.max_vcpus, fragment.max_vcpus);
-            lay(&mut policy.vm.channel, fragment.channel);
-            lay(&mut policy.vm.check_interval, fragment.check_interval);
-            lay(&mut policy.vm.isolation, fragment.isolation);
-            lay(&mut policy.vm.sched, fragment.sched);
-            policy.vm.knobs.extend(fragment.knobs);
-            lay(&mut policy.vm.vfio_irqs, fragment.vfio_irqs);
-        }
-        policy
-    }
-}
-
-fn lay<T>(slot: &mut Sourced<T>, value: Option<Sourced<T>>) {
-    if let Some(value) = value {
-        *slot = value;
     }
 }

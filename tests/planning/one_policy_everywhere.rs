@@ -7,7 +7,7 @@ use std::path::Path;
 
 use qmpin::cpuset::CpuSet;
 use qmpin::plan::{Plan, PlanError, PlannedVcpu, Request, Stay, plan};
-use qmpin::policy::{FileKind, Fragment, Policy};
+use qmpin::policy::{FileKind, Policy};
 use qmpin::topology::{CoreKind, Llc, Topology};
 
 use crate::support::{captured, guests, hosts};
@@ -28,12 +28,12 @@ fn planned(topology: &Topology, vcpus: u32) -> Result<Plan, PlanError> {
 /// Of a guest with so many threads in each of its cores.
 fn planned_with(topology: &Topology, vcpus: u32, threads: u32) -> Result<Plan, PlanError> {
     let path = Path::new("/etc/pve/qmpin/100.toml");
-    let fragment = Fragment::parse(FILE, path, FileKind::Cluster).expect("a good policy");
+    let policy = Policy::default().with_file(FILE, path, FileKind::Cluster);
     plan(&Request {
         vm: &"100".parse().expect("a name"),
         topology,
         guest: &guests::guest(vcpus, threads, 0, &[]),
-        policy: &Policy::merge([fragment]),
+        policy: &policy.expect("a good policy"),
         neighbours: &[],
         allowed: None,
         held: &BTreeMap::new(),

@@ -8,7 +8,7 @@ use std::path::Path;
 use qmpin::cpuset::CpuSet;
 use qmpin::guest::Allowed;
 use qmpin::plan::{Plan, PlanError, Request, Stay, Verdict, plan};
-use qmpin::policy::{FileKind, Fragment, Policy};
+use qmpin::policy::{FileKind, Policy};
 
 use crate::support::{guests, hosts};
 
@@ -21,13 +21,13 @@ fn cpus(list: &str) -> CpuSet {
 /// A guest with so many vCPUs, two to a core, on a host whose siblings are 12 apart.
 fn planned(vcpus: u32, policy: &str, allowed: &str) -> Result<Plan, PlanError> {
     let path = Path::new("/etc/qmpin/100.toml");
-    let fragment = Fragment::parse(policy, path, FileKind::Vm).expect("a good policy");
+    let policy = Policy::default().with_file(policy, path, FileKind::Vm).expect("a good policy");
     let allowed = Allowed { cpus: cpus(allowed), why: WHY.to_owned() };
     plan(&Request {
         vm: &"100".parse().expect("a name"),
         topology: &hosts::ryzen_5900x().topology(),
         guest: &guests::guest(vcpus, 2, 0, &[]),
-        policy: &Policy::merge([fragment]),
+        policy: &policy,
         neighbours: &[],
         allowed: Some(&allowed),
         held: &BTreeMap::new(),

@@ -14,7 +14,7 @@ use qmpin::cpuset::CpuSet;
 use qmpin::guest::Guest;
 use qmpin::ids::{CpuId, VcpuIndex};
 use qmpin::plan::{Finding, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
-use qmpin::policy::{FileKind, Fragment, Policy, PolicyError};
+use qmpin::policy::{FileKind, Policy, PolicyError};
 use qmpin::topology::Topology;
 
 use crate::support::{guests, hosts};
@@ -76,10 +76,12 @@ fn one() -> u32 {
 }
 
 fn policy(case: &Case) -> Result<Policy, PolicyError> {
-    let host =
-        Fragment::parse(&case.host_policy, Path::new("/etc/qmpin/qmpin.toml"), FileKind::Host)?;
-    let vm = Fragment::parse(&case.vm_policy, Path::new("/etc/qmpin/100.toml"), FileKind::Vm)?;
-    Ok(Policy::merge([host, vm]))
+    let host = Path::new("/etc/qmpin/qmpin.toml");
+    Policy::default().with_file(&case.host_policy, host, FileKind::Host)?.with_file(
+        &case.vm_policy,
+        Path::new("/etc/qmpin/100.toml"),
+        FileKind::Vm,
+    )
 }
 
 fn guest(shape: &GuestShape) -> Guest {

@@ -3,11 +3,8 @@
 use clap::Args;
 
 use super::{Global, Place, VmArgs};
-use crate::discover::Loaded;
-use crate::error::{Failure, chain};
-use crate::policy::{
-    ChannelChoice, CpuChoice, Fragment, Level, Origin, Overflow, Policy, Sharing, Sourced,
-};
+use crate::error::Failure;
+use crate::policy::{ChannelChoice, CpuChoice, Level, Origin, Overflow, Policy, Sharing, Sourced};
 use crate::sysroot::SysRoot;
 
 /// Policy by hand; stronger than any file.
@@ -38,20 +35,20 @@ pub(in crate::cli) struct PolicyArgs {
 }
 
 impl PolicyArgs {
-    fn fragment(&self) -> Fragment {
+    /// Lays the flags over the policy of the files.
+    fn over(&self, mut policy: Policy) -> Policy {
         fn flag<T>(value: Option<T>, flag: &'static str) -> Option<Sourced<T>> {
             value.map(|value| Sourced { value, origin: Origin::Flag { flag } })
         }
-        Fragment {
-            vcpus: flag(self.vcpus.clone(), "--vcpus"),
-            iothreads: flag(self.iothreads.clone(), "--iothreads"),
-            emulator: flag(self.emulator.clone(), "--emulator"),
-            share: flag(self.share.then_some(Sharing::Wrap), "--share"),
-            overflow: flag(self.overflow, "--overflow"),
-            channel: flag(self.channel, "--channel"),
-            isolation: flag(self.isolation, "--isolation"),
-            ..Fragment::default()
-        }
+        let vm = &mut policy.vm;
+        vm.vcpus.lay(flag(self.vcpus.clone(), "--vcpus"));
+        vm.iothreads.lay(flag(self.iothreads.clone(), "--iothreads"));
+        vm.emulator.lay(flag(self.emulator.clone(), "--emulator"));
+        vm.share.lay(flag(self.share.then_some(Sharing::Wrap), "--share"));
+        vm.overflow.lay(flag(self.overflow, "--overflow"));
+        vm.channel.lay(flag(self.channel, "--channel"));
+        vm.isolation.lay(flag(self.isolation, "--isolation"));
+        policy
     }
 
     /// The merged policy of files and flags. With `last_good` it is that of files that were good the last time,
@@ -67,15 +64,9 @@ impl PolicyArgs {
         last_good: bool,
     ) -> Result<Policy, Failure> {
         let dirs = global.policy_dirs(root, vm.ask.place());
-        let Loaded { mut fragments, instead_of } = if last_good {
-            dirs.load_or_last_good(&vm.vm)?
-        } else {
-            Loaded { fragments: dirs.load(Some(&vm.vm))?, instead_of: None }
-        };
-        fragments.push(self.fragment());
-        let mut policy = Policy::merge(fragments);
-        policy.instead_of = instead_of.map(|error| chain(&error));
-        Ok(vm.bounded(policy, root))
+        let policy =
+            if last_good { dirs.load_or_last_good(&vm.vm)? } else { dirs.load(Some(&vm.vm))? };
+        Ok(vm.bounded(self.over(policy), root))
     }
 }
 
@@ -84,5 +75,5 @@ impl PolicyArgs {
 /// # Errors
 /// A failure of usage with file, line and reason.
 pub(in crate::cli) fn host_policy(global: &Global, root: &SysRoot) -> Result<Policy, Failure> {
-    Ok(Policy::merge(global.policy_dirs(root, Place::Elsewhere).load(None)?))
+    Ok(global.policy_dirs(root, Place::Elsewhere).load(None)?)
 }

@@ -1,6 +1,5 @@
-//! One policy file (or the flags) as written: every key optional, every value with its line.
+//! One policy file as written: every key optional, every value with its line.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,9 +9,8 @@ use toml::Spanned;
 
 use super::{
     CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Knob, Level, Origin, Overflow,
-    ParseCpuChoiceError, Sharing, Sourced, VcpuSched, VfioIrqs, mistakes,
+    ParseCpuChoiceError, Policy, Sharing, Sourced, VcpuSched, VfioIrqs, mistakes,
 };
-use crate::cpuset::CpuSet;
 
 /// The longest check interval taken, in seconds.
 const CHECK_INTERVAL_S_MAX: u64 = 3600;
@@ -43,28 +41,7 @@ pub struct PolicyError {
     pub reason: String,
 }
 
-/// What one source says; `None` where it is silent.
-#[derive(Clone, Default, PartialEq, Eq, Debug)]
-#[allow(missing_docs)] // the fields are those of `HostPolicy` and `VmPolicy`
-pub struct Fragment {
-    pub reserved: Option<Sourced<CpuChoice>>,
-    pub shared: Option<Sourced<Option<CpuSet>>>,
-    pub vcpus: Option<Sourced<CpuChoice>>,
-    pub iothreads: Option<Sourced<CpuChoice>>,
-    pub emulator: Option<Sourced<CpuChoice>>,
-    pub cores: Option<Sourced<CoreNeed>>,
-    pub cache: Option<Sourced<CacheNeed>>,
-    pub share: Option<Sourced<Sharing>>,
-    pub overflow: Option<Sourced<Overflow>>,
-    pub max_vcpus: Option<Sourced<Option<u32>>>,
-    pub channel: Option<Sourced<ChannelChoice>>,
-    pub check_interval: Option<Sourced<Duration>>,
-    pub isolation: Option<Sourced<Level>>,
-    pub sched: Option<Sourced<VcpuSched>>,
-    pub knobs: BTreeMap<Knob, Sourced<bool>>,
-    pub vfio_irqs: Option<Sourced<VfioIrqs>>,
-}
-
+/// What the file says; `None` where it is silent.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFile {
@@ -127,10 +104,10 @@ impl Source<'_> {
         Origin::File { path: self.path.to_owned(), line: self.line(at) }
     }
 
-    fn keep<T, U>(&self, value: Option<Spanned<T>>, make: impl Fn(T) -> U) -> Option<Sourced<U>> {
+    fn keep<T>(&self, value: Option<Spanned<T>>) -> Option<Sourced<T>> {
         value.map(|value| {
             let origin = self.origin(value.span().start);
-            Sourced { value: make(value.into_inner()), origin }
+            Sourced { value: value.into_inner(), origin }
         })
     }
 
@@ -155,33 +132,36 @@ impl Source<'_> {
     }
 }
 
-impl Fragment {
-    /// Reads the text of a policy file.
+impl Policy {
+    /// Lays the text of a policy file over what was read before, key by key.
     ///
     /// # Errors
     /// [`PolicyError`] with the line and the reason: not TOML, an unknown key, a value of the wrong
     /// kind, a bad cpulist, `[host]` in a VM's file, CPU numbers in a cluster's.
-    pub fn parse(text: &str, path: &Path, kind: FileKind) -> Result<Fragment, PolicyError> {
+    pub fn with_file(
+        mut self,
+        text: &str,
+        path: &Path,
+        kind: FileKind,
+    ) -> Result<Policy, PolicyError> {
         let source = Source { path, text, kind };
         let raw: RawFile = toml::from_str(text).map_err(|error| {
             let span = error.span().unwrap_or(0..0);
             source.error(span.start, source.mistake(error.message(), span))
         })?;
-        let mut fragment = Fragment {
-            vcpus: source.choice("vcpus", raw.vcpus, CpuChoice::parse_vcpus)?,
-            iothreads: source.choice("iothreads", raw.iothreads, CpuChoice::parse_set)?,
-            emulator: source.choice("emulator", raw.emulator, CpuChoice::parse_set)?,
-            cores: source.keep(raw.cores, |value| value),
-            cache: source.keep(raw.cache, |value| value),
-            share: source
-                .keep(raw.share, |share| if share { Sharing::Wrap } else { Sharing::Refuse }),
-            overflow: source.keep(raw.overflow, |value| value),
-            channel: source.keep(raw.channel, |value| value),
-            isolation: source.keep(raw.isolation, |value| value),
-            vfio_irqs: source.keep(raw.vfio_irqs, |value| value),
-            sched: source.keep(raw.sched, |value| value),
-            ..Fragment::default()
-        };
+        let vm = &mut self.vm;
+        vm.vcpus.lay(source.choice("vcpus", raw.vcpus, CpuChoice::parse_vcpus)?);
+        vm.iothreads.lay(source.choice("iothreads", raw.iothreads, CpuChoice::parse_set)?);
+        vm.emulator.lay(source.choice("emulator", raw.emulator, CpuChoice::parse_set)?);
+        vm.cores.lay(source.keep(raw.cores));
+        vm.cache.lay(source.keep(raw.cache));
+        let sharing = |share| if share { Sharing::Wrap } else { Sharing::Refuse };
+        vm.share.lay(source.keep(raw.share).map(|share| share.map(sharing)));
+        vm.overflow.lay(source.keep(raw.overflow));
+        vm.channel.lay(source.keep(raw.channel));
+        vm.isolation.lay(source.keep(raw.isolation));
+        vm.vfio_irqs.lay(source.keep(raw.vfio_irqs));
+        vm.sched.lay(source.keep(raw.sched));
         for (knob, value) in [
             (Knob::Partition, raw.partition),
             (Knob::Irqs, raw.irqs),
@@ -192,33 +172,34 @@ impl Fragment {
             (Knob::CoreScheduling, raw.core_scheduling),
             (Knob::Reonline, raw.reonline),
         ] {
-            let value = source.keep(value, |value| value);
-            fragment.knobs.extend(value.map(|value| (knob, value)));
+            vm.knobs.extend(source.keep(value).map(|value| (knob, value)));
         }
-        if let Some(seconds) = raw.check_interval_s {
-            if !(1..=CHECK_INTERVAL_S_MAX).contains(seconds.get_ref()) {
-                let reason = format!(
-                    "check_interval_s = {}: must be 1 to {CHECK_INTERVAL_S_MAX} seconds",
-                    seconds.get_ref()
-                );
-                return Err(source.error(seconds.span().start, reason));
-            }
-            fragment.check_interval = source.keep(Some(seconds), Duration::from_secs);
+        if let Some(seconds) = &raw.check_interval_s
+            && !(1..=CHECK_INTERVAL_S_MAX).contains(seconds.get_ref())
+        {
+            let reason = format!(
+                "check_interval_s = {}: must be 1 to {CHECK_INTERVAL_S_MAX} seconds",
+                seconds.get_ref()
+            );
+            return Err(source.error(seconds.span().start, reason));
         }
-        if let Some(max) = raw.max_vcpus {
-            if !(1..=MAX_VCPUS_MAX).contains(max.get_ref()) {
-                let reason = format!("max_vcpus = {}: must be 1 to {MAX_VCPUS_MAX}", max.get_ref());
-                return Err(source.error(max.span().start, reason));
-            }
-            fragment.max_vcpus = source.keep(Some(max), Some);
+        let seconds = source.keep(raw.check_interval_s);
+        vm.check_interval.lay(seconds.map(|seconds| seconds.map(Duration::from_secs)));
+        if let Some(max) = &raw.max_vcpus
+            && !(1..=MAX_VCPUS_MAX).contains(max.get_ref())
+        {
+            let reason = format!("max_vcpus = {}: must be 1 to {MAX_VCPUS_MAX}", max.get_ref());
+            return Err(source.error(max.span().start, reason));
         }
-        let Some(host) = raw.host else { return Ok(fragment) };
+        vm.max_vcpus.lay(source.keep(raw.max_vcpus).map(|max| max.map(Some)));
+        let Some(host) = raw.host else { return Ok(self) };
         if kind != FileKind::Host {
             let reason = "[host] belongs in qmpin.toml: it holds for every VM";
             return Err(source.error(host.span().start, reason));
         }
         let host = host.into_inner();
-        fragment.reserved = source.choice("reserved", host.reserved, CpuChoice::parse_set)?;
+        let reserved = source.choice("reserved", host.reserved, CpuChoice::parse_set)?;
+        self.host.reserved.lay(reserved);
         let at = host.shared.as_ref().map_or(0, |shared| shared.span().start);
         let shared = source.choice("shared", host.shared, CpuChoice::parse_set)?;
         if shared.as_ref().is_some_and(|shared| shared.value == CpuChoice::Auto) {
@@ -226,20 +207,17 @@ impl Fragment {
                 "shared = \"auto\": name CPUs, or leave the line out: there are none by default";
             return Err(source.error(at, reason));
         }
-        let set =
-            |Sourced { value, origin }: Sourced<CpuChoice>| Sourced { value: value.cpus(), origin };
-        fragment.shared = shared.map(set);
-        Ok(fragment)
+        self.host.shared.lay(shared.map(|shared| shared.map(|cpus| cpus.cpus())));
+        Ok(self)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Policy;
 
-    fn parse(text: &str, kind: FileKind) -> Result<Fragment, PolicyError> {
-        Fragment::parse(text, Path::new("/etc/qmpin/x.toml"), kind)
+    fn parse(text: &str, kind: FileKind) -> Result<Policy, PolicyError> {
+        Policy::default().with_file(text, Path::new("/etc/qmpin/x.toml"), kind)
     }
 
     #[test]
@@ -285,7 +263,7 @@ mod tests {
 
     #[test]
     fn a_knob_of_its_own_wins_over_the_level() {
-        let of = |text| Policy::merge([parse(text, FileKind::Vm).expect("good")]).vm.wanted_knobs();
+        let of = |text| parse(text, FileKind::Vm).expect("good").vm.wanted_knobs();
         assert_eq!(of(""), Level::Exclusive.knobs());
         assert_eq!(of("isolation = \"pinned\"\nirqs = true\n"), [Knob::Irqs].into());
         let strict = of("isolation = \"strict\"\npower = false\n");
@@ -305,7 +283,7 @@ mod tests {
     #[test]
     fn a_cluster_names_needs_and_no_cpu_numbers() {
         let needs = "cores = \"performance\"\ncache = \"large\"\nvcpus = \"auto\"\n";
-        let policy = Policy::merge([parse(needs, FileKind::Cluster).expect("good")]);
+        let policy = parse(needs, FileKind::Cluster).expect("good");
         assert_eq!(policy.vm.cores.value, CoreNeed::Performance);
         assert_eq!(policy.vm.cache.value, CacheNeed::Large);
         for key in ["vcpus", "iothreads", "emulator"] {
@@ -318,14 +296,15 @@ mod tests {
     }
 
     #[test]
-    fn a_later_fragment_wins_key_by_key_and_values_know_their_line() {
+    fn a_later_file_wins_key_by_key_and_values_know_their_line() {
         let host = parse(
             "share = true\noverflow = \"refuse\"\nvfio_irqs = \"vcpus\"\n[host]\nreserved = \"0-1\"\n",
             FileKind::Host,
         )
         .expect("good");
         let vm = "\nshare = false\nvcpus = \"auto\"\nvfio_irqs = \"leave\"\n";
-        let policy = Policy::merge([host, parse(vm, FileKind::Vm).expect("good")]);
+        let path = Path::new("/etc/qmpin/x.toml");
+        let policy = host.with_file(vm, path, FileKind::Vm).expect("good");
         assert_eq!(policy.vm.share.value, Sharing::Refuse);
         assert!(policy.vm.share.origin.to_string().ends_with("x.toml:2"));
         assert_eq!(policy.vm.overflow.value, Overflow::Refuse);
