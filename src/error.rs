@@ -9,38 +9,31 @@ use std::iter;
 
 use crate::shown;
 
-/// Why a command did not do what was asked; each has its exit code.
+/// Why a command did not do what was asked; each is its exit code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum Kind {
     /// The answer is no: drift, an infeasible plan, a VM that another process has attached.
-    No,
+    No = 1,
     /// The command line or a policy file is wrong.
-    Usage,
+    Usage = 2,
     /// There is no such VM, or it does not run.
-    NoVm,
+    NoVm = 3,
     /// The kernel does not permit it.
-    Permission,
+    Permission = 4,
     /// QEMU could not be asked, or did not answer as it must.
-    Qmp,
+    Qmp = 5,
     /// Some of it was done; the report says what was not.
-    Partial,
+    Partial = 6,
     /// A bug in qmpin.
-    Bug,
+    Bug = 70,
 }
 
 impl Kind {
     /// The exit code that scripts and systemd units see.
     #[must_use]
     pub fn exit_code(self) -> u8 {
-        match self {
-            Kind::No => 1,
-            Kind::Usage => 2,
-            Kind::NoVm => 3,
-            Kind::Permission => 4,
-            Kind::Qmp => 5,
-            Kind::Partial => 6,
-            Kind::Bug => 70,
-        }
+        self as u8
     }
 }
 
