@@ -1,7 +1,6 @@
 //! The values a policy key can take. Enums, so that a call site reads as a sentence.
 
 use std::fmt;
-use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -144,26 +143,17 @@ impl VcpuSched {
     }
 }
 
-impl FromStr for VcpuSched {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<VcpuSched, String> {
-        let priority = match text {
-            "other" => return Ok(VcpuSched::Other),
-            text => text.strip_prefix("fifo:").and_then(|priority| priority.parse().ok()),
-        };
-        match priority {
-            Some(priority @ 1..=99) => Ok(VcpuSched::Fifo(RtPriority(priority))),
-            _ => Err(format!("sched = \"{text}\": must be other, or fifo:1 to fifo:99")),
-        }
-    }
-}
-
 impl TryFrom<String> for VcpuSched {
     type Error = String;
 
     fn try_from(text: String) -> Result<VcpuSched, String> {
-        text.parse()
+        if text == "other" {
+            return Ok(VcpuSched::Other);
+        }
+        match text.strip_prefix("fifo:").and_then(|priority| priority.parse().ok()) {
+            Some(priority @ 1..=99) => Ok(VcpuSched::Fifo(RtPriority(priority))),
+            _ => Err(format!("sched = \"{text}\": must be other, or fifo:1 to fifo:99")),
+        }
     }
 }
 
@@ -188,15 +178,16 @@ mod tests {
 
     #[test]
     fn a_priority_is_1_to_99_or_none() {
+        let parse = |text: &str| VcpuSched::try_from(text.to_owned());
         for good in ["other", "fifo:1", "fifo:99"] {
-            assert_eq!(good.parse::<VcpuSched>().map(String::from), Ok(good.to_owned()));
+            assert_eq!(parse(good).map(String::from), Ok(good.to_owned()));
         }
         for bad in
             ["", "fifo", "fifo:", "fifo:0", "fifo:100", "fifo:-1", "rr:1", "Other", "fifo: 1"]
         {
-            assert!(bad.parse::<VcpuSched>().is_err(), "{bad}");
+            assert!(parse(bad).is_err(), "{bad}");
         }
-        let fifo = "fifo:2".parse::<VcpuSched>().ok().and_then(VcpuSched::wanted);
+        let fifo = parse("fifo:2").ok().and_then(VcpuSched::wanted);
         assert_eq!(fifo.map(|wanted| wanted.to_string()), Some("fifo:2".to_owned()));
         assert_eq!(VcpuSched::default().wanted(), None);
     }

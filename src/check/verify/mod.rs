@@ -382,7 +382,7 @@ mod tests {
     #[test]
     fn only_vcpus_have_the_priority() {
         let mut lease = lease(Level::Pinned);
-        lease.sched = "fifo:1".parse().expect("a policy");
+        lease.sched = "fifo:1".to_owned().try_into().expect("a policy");
         let (fifo, other) = (lease.sched.wanted().expect("a priority"), Scheduling::OTHER);
         let key = |tid| ThreadKey { tid: Tid(tid), start: StartTicks(1) };
         let intent = PriorityIntent { thread: key(1), from: other, to: fifo };

@@ -105,7 +105,7 @@ mod tests {
     }
 
     fn fifo() -> Scheduling {
-        "fifo:1".parse::<VcpuSched>().ok().and_then(VcpuSched::wanted).expect("a policy")
+        VcpuSched::try_from("fifo:1".to_owned()).ok().and_then(VcpuSched::wanted).expect("a policy")
     }
 
     fn memory(main: Scheduling) -> SchedMemory {

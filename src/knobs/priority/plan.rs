@@ -134,7 +134,7 @@ mod tests {
     }
 
     fn sched() -> VcpuSched {
-        "fifo:1".parse().expect("a policy")
+        VcpuSched::try_from("fifo:1".to_owned()).expect("a policy")
     }
 
     fn fifo() -> Scheduling {
