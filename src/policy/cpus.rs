@@ -6,6 +6,7 @@ use serde::{Serialize, Serializer};
 
 use crate::cpuset::{CpuSet, ParseCpuListError};
 use crate::ids::CpuId;
+use crate::wording::cpus_in_words;
 
 /// CPUs by hand, or the planner's choice.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -20,10 +21,7 @@ pub enum CpuChoice {
 
 /// CPUs in an order of the administrator's, each once.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CpuOrder {
-    order: Vec<CpuId>,
-    set: CpuSet,
-}
+pub struct CpuOrder(Vec<CpuId>);
 
 /// Why a value is no choice of CPUs.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,10 +41,6 @@ pub enum ParseCpuChoiceError {
         /// Which: `CPU 3`, `CPUs 3,5`.
         again: String,
     },
-}
-
-fn in_words(cpus: &CpuSet) -> String {
-    format!("{} {cpus}", if cpus.len() == 1 { "CPU" } else { "CPUs" })
 }
 
 impl CpuChoice {
@@ -87,9 +81,11 @@ impl CpuChoice {
         }
         match order {
             order if order.is_empty() => Err(ParseCpuChoiceError::Empty),
-            _ if !again.is_empty() => Err(ParseCpuChoiceError::Twice { again: in_words(&again) }),
+            _ if !again.is_empty() => {
+                Err(ParseCpuChoiceError::Twice { again: cpus_in_words(&again) })
+            }
             order if order.is_sorted() => Ok(CpuChoice::Cpus(set)),
-            order => Ok(CpuChoice::InOrder(CpuOrder { order, set })),
+            order => Ok(CpuChoice::InOrder(CpuOrder(order))),
         }
     }
 
@@ -99,7 +95,7 @@ impl CpuChoice {
         match self {
             CpuChoice::Auto => None,
             CpuChoice::Cpus(cpus) => Some(*cpus),
-            CpuChoice::InOrder(order) => Some(order.set),
+            CpuChoice::InOrder(order) => Some(order.0.iter().copied().collect()),
         }
     }
 }
@@ -108,7 +104,7 @@ impl CpuOrder {
     /// Returns the CPUs as they were written.
     #[must_use]
     pub fn as_slice(&self) -> &[CpuId] {
-        &self.order
+        &self.0
     }
 }
 
@@ -131,7 +127,7 @@ impl fmt::Display for CpuChoice {
 /// A cpulist with the same order: ascending runs as `A-B`.
 impl fmt::Display for CpuOrder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let runs = self.order.chunk_by(|a, b| a.index() + 1 == b.index());
+        let runs = self.0.chunk_by(|a, b| a.index() + 1 == b.index());
         for (at, run) in runs.enumerate() {
             let comma = if at == 0 { "" } else { "," };
             match run {
