@@ -11,7 +11,7 @@ use super::args::Global;
 use crate::discover::{is_alive, proxmox_process};
 use crate::error::{Failure, Kind, chain};
 use crate::ids::VmName;
-use crate::leases::StateDir;
+use crate::leases::{Lease, StateDir};
 use crate::marks::{Detached, Waiting, read_mark, sweep_marks, write_mark};
 use crate::services::{self, Service, has_systemd, service_name};
 use crate::sysroot::SysRoot;
@@ -32,12 +32,11 @@ pub(super) struct Keeper<'a> {
 enum Found {
     /// This service looks after it.
     Service(Service),
-    /// No service does, but one is started when the VM is.
+    /// No service that can be stopped does. One may attach it again: it is started when the VM is, or has the VM's
+    /// supervisor and systemd does not answer.
     Watched,
     /// No service has to do with it.
     No,
-    /// systemd does not answer, and the VM's supervisor is in a service.
-    Unknown,
 }
 
 impl<'a> Keeper<'a> {
@@ -59,7 +58,7 @@ impl<'a> Keeper<'a> {
     pub(super) fn keep_detached(&mut self, vm: &VmName) -> Result<Option<String>, Failure> {
         match self.find(vm) {
             Found::No => Ok(None),
-            Found::Watched | Found::Unknown => self.mark(vm).map(|()| None),
+            Found::Watched => self.mark(vm).map(|()| None),
             Found::Service(service) => {
                 // First, so that no start that systemd makes meanwhile goes by without it.
                 self.mark(vm)?;
@@ -116,36 +115,36 @@ impl<'a> Keeper<'a> {
         let cgroup = self.root.read_lossy(&format!("proc/{}/cgroup", holder.pid));
         let is_service = |line: &str| line.trim_end().ends_with(".service");
         match cgroup {
-            Ok(text) if text.lines().any(is_service) => Found::Unknown,
+            Ok(text) if text.lines().any(is_service) => Found::Watched,
             _ => Found::No,
         }
     }
 
     /// The process that follows the VM, or waits to.
     fn holder(&self, vm: &VmName) -> Option<ProcessKey> {
-        let leased = || {
-            let lease = self.state.lease(vm).ok()??;
-            lease.supervisor.filter(|_| lease.boot_id == self.boot_id)
-        };
-        let waiting = || {
-            let waiting: Waiting = read_mark(self.state, vm)?;
-            Some(waiting.supervisor).filter(|_| waiting.boot_id == self.boot_id)
-        };
-        let alive = |process: &ProcessKey| is_alive(self.root, *process);
-        let signed = self.state.supervisor(vm).filter(alive);
-        signed.or_else(|| leased().filter(alive)).or_else(|| waiting().filter(alive))
+        let leased = self.lease(vm).and_then(|lease| lease.supervisor);
+        let waiting = self.waiting(vm).map(|mark| mark.supervisor);
+        let mut all = self.state.supervisor(vm).into_iter().chain(leased).chain(waiting);
+        all.find(|process| is_alive(self.root, *process))
     }
 
     /// The QEMU process that is detached.
     fn qemu(&self, vm: &VmName) -> Option<ProcessKey> {
-        let lease = self.state.lease(vm).ok().flatten();
-        let leased = lease.filter(|lease| lease.boot_id == self.boot_id).map(|lease| lease.qemu);
-        let waiting = || {
-            let waiting: Option<Waiting> = read_mark(self.state, vm);
-            waiting.filter(|mark| mark.boot_id == self.boot_id).map(|mark| mark.qemu)
-        };
+        let leased = self.lease(vm).map(|lease| lease.qemu);
+        let waiting = || self.waiting(vm).map(|mark| mark.qemu);
         let found = || proxmox_process(self.root, &self.global.proxmox_dir, vm).ok();
         leased.or_else(waiting).or_else(found).filter(|qemu| is_alive(self.root, *qemu))
+    }
+
+    /// The VM's lease, where it is of this boot.
+    fn lease(&self, vm: &VmName) -> Option<Lease> {
+        let lease = self.state.lease(vm).ok().flatten();
+        lease.filter(|lease| lease.boot_id == self.boot_id)
+    }
+
+    /// What the VM's service waits for, where it has waited since this boot.
+    fn waiting(&self, vm: &VmName) -> Option<Waiting> {
+        read_mark(self.state, vm).filter(|mark: &Waiting| mark.boot_id == self.boot_id)
     }
 
     fn mark(&self, vm: &VmName) -> Result<(), Failure> {
