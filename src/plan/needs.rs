@@ -7,6 +7,8 @@
 //! | `performance` | `large` | those alone |
 //! | `efficiency` | `ordinary` | the others alone: those are left to other VMs |
 
+use std::fmt::Display;
+
 use super::machine::Group;
 use super::report::Finding;
 use crate::cpuset::CpuSet;
@@ -44,11 +46,11 @@ pub(super) fn findings(groups: &[Group<'_>], vm: &VmPolicy, used: &CpuSet) -> Ve
     };
     let mut findings = Vec::new();
     if vm.cores.value != CoreNeed::Any {
-        let wish = in_words("cores", vm.cores.value.name(), &vm.cores);
+        let wish = in_words("cores", &vm.cores);
         findings.push(finding("cores-need", wish, meets.kinds_differ, &|group| meets.cores(group)));
     }
     if vm.cache.value != CacheNeed::Any {
-        let wish = in_words("cache", vm.cache.value.name(), &vm.cache);
+        let wish = in_words("cache", &vm.cache);
         findings
             .push(finding("cache-need", wish, meets.caches_differ, &|group| meets.cache(group)));
     }
@@ -63,16 +65,16 @@ pub(super) fn in_force(groups: &[Group<'_>], vm: &VmPolicy) -> Vec<String> {
     }
     let mut words = Vec::new();
     if groups.iter().any(|group| !needs.cores(group)) {
-        words.push(in_words("cores", vm.cores.value.name(), &vm.cores));
+        words.push(in_words("cores", &vm.cores));
     }
     if groups.iter().any(|group| !needs.cache(group)) {
-        words.push(in_words("cache", vm.cache.value.name(), &vm.cache));
+        words.push(in_words("cache", &vm.cache));
     }
     words
 }
 
-fn in_words<T>(key: &str, name: &str, from: &Sourced<T>) -> String {
-    format!("{key} = \"{name}\" ({})", from.origin)
+fn in_words<T: Display>(key: &str, from: &Sourced<T>) -> String {
+    format!("{key} = \"{}\" ({})", from.value, from.origin)
 }
 
 struct Needs {

@@ -51,27 +51,17 @@ pub enum CacheNeed {
     Ordinary,
 }
 
-impl CoreNeed {
-    /// As it is written in a policy file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            CoreNeed::Any => "any",
-            CoreNeed::Performance => "performance",
-            CoreNeed::Efficiency => "efficiency",
-        }
+/// As it is written in a policy file.
+impl fmt::Display for CoreNeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
-impl CacheNeed {
-    /// As it is written in a policy file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            CacheNeed::Any => "any",
-            CacheNeed::Large => "large",
-            CacheNeed::Ordinary => "ordinary",
-        }
+/// As it is written in a policy file.
+impl fmt::Display for CacheNeed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 
@@ -88,15 +78,10 @@ pub enum VfioIrqs {
     Leave,
 }
 
-impl VfioIrqs {
-    /// As it is written in a policy file.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            VfioIrqs::Iothreads => "iothreads",
-            VfioIrqs::Vcpus => "vcpus",
-            VfioIrqs::Leave => "leave",
-        }
+/// As it is written in a policy file.
+impl fmt::Display for VfioIrqs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
     }
 }
 

@@ -130,7 +130,7 @@ pub(crate) fn seats(facts: &HostFacts<'_>) -> String {
         format!("{device} on {on} ({})", some_of(numbers.into_iter(), ", "))
     };
     let seats = some(seats.into_iter().map(seat));
-    format!("vfio_irqs = \"{}\": {seats}", facts.lease.vfio_irqs.name())
+    format!("vfio_irqs = \"{}\": {seats}", facts.lease.vfio_irqs)
 }
 
 /// Whether nothing is left to be done about these places; `why` is the reason where that is so.
