@@ -12,7 +12,6 @@
 //! No other user can create or rename files in a folder that passed the check.
 
 use std::ffi::OsStr;
-use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::mem::MaybeUninit;
@@ -31,9 +30,10 @@ use rustix::process::geteuid;
 const NAMES_BYTES: usize = 4 << 10;
 
 /// Why a file or folder is not used although it can be opened.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Distrust {
     /// It is something else than a regular file (or, where one was expected, a folder).
+    #[error("it is {found}, not {expected}")]
     Kind {
         /// `a FIFO`.
         found: &'static str,
@@ -41,16 +41,19 @@ pub enum Distrust {
         expected: &'static str,
     },
     /// It belongs to another user.
+    #[error("it belongs to user {uid}, not to root: check it, then `chown root` it")]
     Owner {
         /// That user's number.
         uid: u32,
     },
     /// Other users can write it.
+    #[error("other users can write it (mode {mode:04o}): check it, then `chmod go-w` it")]
     Writable {
         /// Its permission bits.
         mode: u32,
     },
-    /// One of the above applies to the folder that holds it.
+    /// One of the above applies to the folder that holds it. (Not a source: it is in the message.)
+    #[error("directory {}: {why}", path.display())]
     Folder {
         /// The folder.
         path: PathBuf,
@@ -58,26 +61,6 @@ pub enum Distrust {
         why: Box<Distrust>,
     },
 }
-
-impl fmt::Display for Distrust {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Distrust::Kind { found, expected } => write!(f, "it is {found}, not {expected}"),
-            Distrust::Owner { uid } => {
-                write!(f, "it belongs to user {uid}, not to root: check it, then `chown root` it")
-            }
-            Distrust::Writable { mode } => {
-                write!(
-                    f,
-                    "other users can write it (mode {mode:04o}): check it, then `chmod go-w` it"
-                )
-            }
-            Distrust::Folder { path, why } => write!(f, "directory {}: {why}", path.display()),
-        }
-    }
-}
-
-impl std::error::Error for Distrust {}
 
 impl From<Distrust> for io::Error {
     fn from(distrust: Distrust) -> io::Error {
