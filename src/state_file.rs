@@ -68,12 +68,6 @@ impl From<Distrust> for io::Error {
     }
 }
 
-/// Whether this error says that something else than a trusted regular file is there.
-#[must_use]
-pub fn is_distrust(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<Distrust>())
-}
-
 /// What to do where the folder itself is named by a symbolic link. Links to files are never followed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FolderLink {
@@ -85,10 +79,7 @@ pub enum FolderLink {
 
 /// A folder that only root and the user who runs qmpin can change, held open.
 #[derive(Debug)]
-pub struct Folder {
-    fd: OwnedFd,
-    path: PathBuf,
-}
+pub struct Folder(OwnedFd);
 
 impl Folder {
     /// Opens a folder and checks its owner and mode.
@@ -118,13 +109,7 @@ impl Folder {
             Err(errno) => return Err(errno.into()),
         };
         check_owner(&fstat(&fd)?).map_err(distrusted)?;
-        Ok(Folder { fd, path: path.to_owned() })
-    }
-
-    /// Its path.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
+        Ok(Folder(fd))
     }
 
     /// Returns the text of a file of at most `bytes_max` bytes.
@@ -200,7 +185,7 @@ impl Folder {
             let mut file = self.create_new(new, mode)?;
             file.write_all(bytes)?;
             file.sync_data()?;
-            Ok(renameat(&self.fd, new, &self.fd, name)?)
+            Ok(renameat(&self.0, new, &self.0, name)?)
         };
         write().inspect_err(|_| {
             let _ = self.remove(new);
@@ -212,7 +197,7 @@ impl Folder {
     /// # Errors
     /// The kernel's answer.
     pub fn rename(&self, from: &OsStr, to: &OsStr) -> io::Result<()> {
-        Ok(renameat(&self.fd, from, &self.fd, to)?)
+        Ok(renameat(&self.0, from, &self.0, to)?)
     }
 
     /// Removes a name. Whether it was there.
@@ -220,7 +205,7 @@ impl Folder {
     /// # Errors
     /// The kernel's answer.
     pub fn remove(&self, name: &OsStr) -> io::Result<bool> {
-        match unlinkat(&self.fd, name, AtFlags::empty()) {
+        match unlinkat(&self.0, name, AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(errno.into()),
@@ -232,7 +217,7 @@ impl Folder {
     /// # Errors
     /// The kernel's answer.
     pub fn sync(&self) -> io::Result<()> {
-        Ok(fsync(&self.fd)?)
+        Ok(fsync(&self.0)?)
     }
 
     /// Returns the names in it, sorted. Those that are not UTF-8 are left out.
@@ -240,7 +225,7 @@ impl Folder {
     /// # Errors
     /// The kernel's answer.
     pub fn names(&self) -> io::Result<Vec<String>> {
-        let fd = openat(&self.fd, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+        let fd = openat(&self.0, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
         let mut room = [MaybeUninit::uninit(); NAMES_BYTES];
         let mut entries = RawDir::new(fd, &mut room);
         let mut names = Vec::new();
@@ -261,7 +246,7 @@ impl Folder {
         self.check_kind(name)?;
         // Without O_NONBLOCK, opening a FIFO would wait for its other end.
         let flags = access | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = File::from(openat(&self.fd, name, flags, mode)?);
+        let file = File::from(openat(&self.0, name, flags, mode)?);
         let stat = fstat(&file)?;
         must_be_regular(&stat)?;
         check_owner(&stat)?;
@@ -273,7 +258,7 @@ impl Folder {
         if name.as_bytes().contains(&b'/') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a name with a slash"));
         }
-        match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(stat) => Ok(must_be_regular(&stat).map(Some)?),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno.into()),
