@@ -229,9 +229,7 @@ impl StateDir {
         let path = self.lease_path(&lease.vm);
         let fail = self.error("write", path.clone());
         let text = reading::text(lease).map_err(|error| fail(error.into()))?;
-        let name = format!("{}.lease", lease.vm);
-        let written = self.folder().and_then(|folder| folder.replace(name.as_ref(), &text, 0o644));
-        written.map_err(fail)
+        state_file::write_state(&path, &text).map_err(fail)
     }
 
     /// Forgets a VM: its lease and journal. The journal goes first, so that a crash in between leaves

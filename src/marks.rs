@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::VmName;
 use crate::leases::StateDir;
-use crate::state_file::{Folder, FolderLink, folder_of, read_state};
+use crate::state_file::{Folder, FolderLink, folder_of, read_state, write_state};
 use crate::threads::ProcessKey;
 
 /// The schema of [`Detached`].
@@ -211,10 +211,7 @@ pub fn read_mark<M: Mark>(state: &StateDir, vm: &VmName) -> Option<M> {
 /// # Errors
 /// The kernel's answer: the folder is not there, full, or another user's.
 pub fn write_mark<M: Mark>(state: &StateDir, mark: &M) -> io::Result<()> {
-    let text = serde_json::to_vec(mark)?;
-    let path = path(state, mark.vm(), M::SUFFIX);
-    let (folder, name) = folder_of(&path, FolderLink::Refuse)?;
-    folder.replace(name, &text, 0o644)
+    write_state(&path(state, mark.vm(), M::SUFFIX), &serde_json::to_vec(mark)?)
 }
 
 /// Notes for `qmpin reload` that a policy was read again, and the result. That it cannot be written is logged.

@@ -11,7 +11,7 @@ use crate::ids::VmName;
 use crate::leases::StateDir;
 use crate::plan::Finding;
 use crate::qmp::ChannelKind;
-use crate::state_file::{FolderLink, folder_of, read_state};
+use crate::state_file::{read_state, write_state};
 
 /// The schema of the file.
 pub const STANDING_SCHEMA: &str = "qmpin.standing/1";
@@ -70,10 +70,7 @@ fn parse(text: &str) -> Option<Standing> {
 /// # Errors
 /// What the kernel said: the state folder is full or gone.
 pub fn write_standing(state: &StateDir, vm: &VmName, standing: &Standing) -> io::Result<()> {
-    let text = serde_json::to_vec(standing)?;
-    let path = path(state, vm);
-    let (folder, name) = folder_of(&path, FolderLink::Refuse)?;
-    folder.replace(name, &text, 0o644)
+    write_state(&path(state, vm), &serde_json::to_vec(standing)?)
 }
 
 #[cfg(test)]

@@ -161,31 +161,31 @@ impl Folder {
         self.open_file(name, flags, Mode::from_raw_mode(mode))
     }
 
-    /// Replaces a file, or creates it: whole, or not at all. It is written as `NAME.new`, made durable, and renamed;
+    /// Replaces a file that all may read, or creates it: whole, or not at all. It is written as `NAME.new`, made durable, and renamed;
     /// a regular file of that name, left by a process that was killed, is removed first.
     ///
     /// # Errors
     /// The kernel's answer, or [`Distrust`] where `name` or `NAME.new` is no regular file; then nothing was changed.
-    pub fn replace(&self, name: &OsStr, bytes: &[u8], mode: u32) -> io::Result<()> {
+    pub fn replace(&self, name: &OsStr, bytes: &[u8]) -> io::Result<()> {
         let mut new = name.to_owned();
         new.push(".new");
-        self.replace_by(name, &new, bytes, mode)
+        self.replace_by(name, &new, bytes)
     }
 
     /// As [`replace`](Folder::replace), with another name for the file while it is not whole.
     ///
     /// # Errors
     /// As [`replace`](Folder::replace).
-    pub fn replace_by(&self, name: &OsStr, new: &OsStr, bytes: &[u8], mode: u32) -> io::Result<()> {
+    pub fn replace_by(&self, name: &OsStr, new: &OsStr, bytes: &[u8]) -> io::Result<()> {
         self.check_kind(name)?;
-        if self.check_kind(new)?.is_some() {
+        if self.check_kind(new)? {
             self.remove(new)?;
         }
         let write = || -> io::Result<()> {
-            let mut file = self.create_new(new, mode)?;
+            let mut file = self.create_new(new, 0o644)?;
             file.write_all(bytes)?;
             file.sync_data()?;
-            Ok(renameat(&self.0, new, &self.0, name)?)
+            self.rename(new, name)
         };
         write().inspect_err(|_| {
             let _ = self.remove(new);
@@ -253,14 +253,14 @@ impl Folder {
         Ok(file)
     }
 
-    /// Whether there is a regular file of this name; `None`: there is nothing.
-    fn check_kind(&self, name: &OsStr) -> io::Result<Option<()>> {
+    /// Whether there is a file of this name. One that is not regular is an error.
+    fn check_kind(&self, name: &OsStr) -> io::Result<bool> {
         if name.as_bytes().contains(&b'/') {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a name with a slash"));
         }
         match statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(must_be_regular(&stat).map(Some)?),
-            Err(Errno::NOENT) => Ok(None),
+            Ok(stat) => Ok(must_be_regular(&stat).map(|()| true)?),
+            Err(Errno::NOENT) => Ok(false),
             Err(errno) => Err(errno.into()),
         }
     }
@@ -315,6 +315,15 @@ pub fn folder_of(path: &Path, link: FolderLink) -> io::Result<(Folder, &OsStr)> 
 pub fn read_state(path: &Path, bytes_max: u64) -> io::Result<String> {
     let (folder, name) = folder_of(path, FolderLink::Refuse)?;
     folder.read(name, bytes_max)
+}
+
+/// Replaces a state file, or creates it: whole, or not at all. Its folder is not a symbolic link.
+///
+/// # Errors
+/// As [`Folder::open`] and [`Folder::replace`].
+pub fn write_state(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let (folder, name) = folder_of(path, FolderLink::Refuse)?;
+    folder.replace(name, bytes)
 }
 
 /// Opens a state file to read it. Its folder is not a symbolic link.

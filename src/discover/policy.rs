@@ -219,7 +219,7 @@ impl PolicyDirs {
             return Ok(());
         }
         let copy = serde_json::to_vec(&Copy { schema: SCHEMA.to_owned(), files })?;
-        create_folder(&self.copies)?.replace(format!("{vm}.policy").as_ref(), &copy, 0o644)
+        create_folder(&self.copies)?.replace(format!("{vm}.policy").as_ref(), &copy)
     }
 }
 

@@ -31,7 +31,7 @@ impl World {
             say(folder.append(name).map(|_| ())),
             say(folder.open_or_create(name).map(|_| ())),
             say(folder.create_new(name, 0o600).map(|_| ())),
-            say(folder.replace(name, b"new", 0o644)),
+            say(folder.replace(name, b"new")),
         ]
     }
 }
@@ -134,7 +134,7 @@ fn a_replaced_file_is_whole_and_leaves_nothing_beside_it() {
     let name = OsStr::new("f");
     fs::write(world.path("state/deep/er/f.new"), "half").expect("left by a killed process");
     for text in ["first", "second"] {
-        folder.replace(name, text.as_bytes(), 0o644).expect("replaced");
+        folder.replace(name, text.as_bytes()).expect("replaced");
         assert_eq!(folder.read(name, 100).expect("read"), text);
     }
     assert_eq!(folder.names().expect("listed"), ["f"]);
@@ -150,7 +150,7 @@ fn a_link_in_the_place_of_the_new_file_is_not_followed() {
     fs::write(world.path("target"), "theirs").expect("written");
     symlink(world.path("target"), world.path("state/f.new")).expect("a link");
     let folder = world.folder().expect("a folder");
-    let error = folder.replace(OsStr::new("f"), b"ours", 0o644).expect_err("a link");
+    let error = folder.replace(OsStr::new("f"), b"ours").expect_err("a link");
     assert!(is_distrust(&error), "{error}");
     assert_eq!(fs::read_to_string(world.path("target")).expect("there"), "theirs");
 }

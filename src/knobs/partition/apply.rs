@@ -179,7 +179,7 @@ fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
     // Whole, or not at all: systemd may read it at any time.
     let new = root.path(&drop_in_new(relative)).map_err(|error| error.source)?;
     let (folder, name) = folder_of(&path, FolderLink::Refuse)?;
-    folder.replace_by(name, new.file_name().unwrap_or(name), text.as_bytes(), 0o644)
+    folder.replace_by(name, new.file_name().unwrap_or(name), text.as_bytes())
 }
 
 /// What steps of a partition are carried out with.
