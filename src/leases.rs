@@ -19,7 +19,6 @@ mod reading;
 mod supervisor_lock;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -119,10 +118,15 @@ impl StateDir {
         state_file::Folder::open(&self.path, FolderLink::Refuse)
     }
 
+    /// Where a file of a VM is.
+    pub(crate) fn vm_path(&self, vm: &VmName, suffix: &str) -> PathBuf {
+        self.path.join(format!("{vm}.{suffix}"))
+    }
+
     /// Where a VM's journal is.
     #[must_use]
     pub fn journal_path(&self, vm: &VmName) -> PathBuf {
-        self.path.join(format!("{vm}.journal"))
+        self.vm_path(vm, "journal")
     }
 
     /// Where the host's journal is. No VM can have that name.
@@ -134,7 +138,7 @@ impl StateDir {
     /// Where a VM's lease is.
     #[must_use]
     pub fn lease_path(&self, vm: &VmName) -> PathBuf {
-        self.path.join(format!("{vm}.lease"))
+        self.vm_path(vm, "lease")
     }
 
     /// A VM's lease, if it has one. A file that has not changed is not read again.
@@ -238,10 +242,8 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`]; a file that is not there is no error.
     pub fn forget(&self, vm: &VmName) -> Result<(), StateError> {
-        let leftovers = ["lease.new", "standing.new", "standing"];
-        let leftovers = leftovers.map(|suffix| self.path.join(format!("{vm}.{suffix}")));
-        let in_order = [self.journal_path(vm)].into_iter().chain(leftovers);
-        in_order.chain([self.lease_path(vm)]).try_for_each(|path| self.remove(path))
+        let in_order = ["journal", "lease.new", "standing.new", "standing", "lease"];
+        in_order.into_iter().try_for_each(|suffix| self.remove(&self.vm_path(vm, suffix)))
     }
 
     /// Removes a VM's lease alone: what is to be restored is still known.
@@ -249,16 +251,11 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`]; a file that is not there is no error.
     pub fn drop_lease(&self, vm: &VmName) -> Result<(), StateError> {
-        self.remove(self.lease_path(vm))
+        self.remove(&self.lease_path(vm))
     }
 
-    fn remove(&self, path: PathBuf) -> Result<(), StateError> {
-        let removed = match self.folder() {
-            Ok(folder) => folder.remove(path.file_name().unwrap_or(OsStr::new(""))).map(|_| ()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error),
-        };
-        removed.map_err(self.error("remove", path))
+    fn remove(&self, path: &Path) -> Result<(), StateError> {
+        state_file::remove_state(path).map(drop).map_err(self.error("remove", path.to_owned()))
     }
 
     #[allow(clippy::unused_self)] // reads as a method at its uses

@@ -10,7 +10,6 @@
 //! has ended does no harm; [`sweep_marks`] removes it.
 
 use std::io;
-use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::de::DeserializeOwned;
@@ -18,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::VmName;
 use crate::leases::StateDir;
-use crate::state_file::{Folder, FolderLink, folder_of, read_state, write_state};
+use crate::state_file::{Folder, FolderLink, read_state, remove_state, write_state};
 use crate::threads::ProcessKey;
 
 /// The schema of [`Detached`].
@@ -194,14 +193,10 @@ impl Mark for Waiting {
     }
 }
 
-fn path(state: &StateDir, vm: &VmName, suffix: &str) -> PathBuf {
-    state.path().join(format!("{vm}.{suffix}"))
-}
-
 /// Returns the mark of a VM; `None`: there is none that can be understood.
 #[must_use]
 pub fn read_mark<M: Mark>(state: &StateDir, vm: &VmName) -> Option<M> {
-    let text = read_state(&path(state, vm, M::SUFFIX), BYTES_MAX).ok()?;
+    let text = read_state(&state.vm_path(vm, M::SUFFIX), BYTES_MAX).ok()?;
     let mark: M = serde_json::from_str(&text).ok()?;
     (mark.schema() == M::SCHEMA && mark.vm() == vm).then_some(mark)
 }
@@ -211,7 +206,7 @@ pub fn read_mark<M: Mark>(state: &StateDir, vm: &VmName) -> Option<M> {
 /// # Errors
 /// The kernel's answer: the folder is not there, full, or another user's.
 pub fn write_mark<M: Mark>(state: &StateDir, mark: &M) -> io::Result<()> {
-    write_state(&path(state, mark.vm(), M::SUFFIX), &serde_json::to_vec(mark)?)
+    write_state(&state.vm_path(mark.vm(), M::SUFFIX), &serde_json::to_vec(mark)?)
 }
 
 /// Notes for `qmpin reload` that a policy was read again, and the result. That it cannot be written is logged.
@@ -243,17 +238,10 @@ pub fn note_reload(
 /// # Errors
 /// The kernel's answer; a mark that is not there is no error.
 pub fn remove_mark<M: Mark>(state: &StateDir, vm: &VmName) -> io::Result<()> {
-    let path = path(state, vm, M::SUFFIX);
-    match folder_of(&path, FolderLink::Refuse) {
-        Ok((folder, name)) => {
-            if folder.remove(name)? {
-                state.tidy();
-            }
-            Ok(())
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+    if remove_state(&state.vm_path(vm, M::SUFFIX))? {
+        state.tidy();
     }
+    Ok(())
 }
 
 /// Returns every mark of one kind, in order of the VMs' names.
@@ -276,7 +264,7 @@ fn sweep<M: Mark>(state: &StateDir, boot_id: &str, lives: &dyn Fn(ProcessKey) ->
             of_boot == boot_id && lives(qemu)
         });
         if !holds && let Err(error) = remove_mark::<M>(state, &vm) {
-            let path = path(state, &vm, M::SUFFIX);
+            let path = state.vm_path(&vm, M::SUFFIX);
             tracing::debug!("{} could not be removed: {error}", path.display());
         }
     }

@@ -2,7 +2,6 @@
 //! says. Written for `qmpin status`; nothing depends on it.
 
 use std::io;
-use std::path::PathBuf;
 
 use serde::Serialize;
 use serde_json::Value;
@@ -18,6 +17,8 @@ pub const STANDING_SCHEMA: &str = "qmpin.standing/1";
 
 /// The beginning of the schema of every version.
 const FAMILY: &str = "qmpin.standing/";
+
+const SUFFIX: &str = "standing";
 
 /// The longest one that is read.
 const BYTES_MAX: u64 = 1 << 20;
@@ -37,14 +38,10 @@ pub struct Standing {
     pub findings: Vec<Finding>,
 }
 
-fn path(state: &StateDir, vm: &VmName) -> PathBuf {
-    state.path().join(format!("{vm}.standing"))
-}
-
 /// What the supervisor of a VM has reported last; `None`: nothing that can be read.
 #[must_use]
 pub fn read_standing(state: &StateDir, vm: &VmName) -> Option<Standing> {
-    let text = read_state(&path(state, vm), BYTES_MAX).ok()?;
+    let text = read_state(&state.vm_path(vm, SUFFIX), BYTES_MAX).ok()?;
     parse(&text)
 }
 
@@ -70,7 +67,7 @@ fn parse(text: &str) -> Option<Standing> {
 /// # Errors
 /// What the kernel said: the state folder is full or gone.
 pub fn write_standing(state: &StateDir, vm: &VmName, standing: &Standing) -> io::Result<()> {
-    write_state(&path(state, vm), &serde_json::to_vec(standing)?)
+    write_state(&state.vm_path(vm, SUFFIX), &serde_json::to_vec(standing)?)
 }
 
 #[cfg(test)]

@@ -326,6 +326,18 @@ pub fn write_state(path: &Path, bytes: &[u8]) -> io::Result<()> {
     folder.replace(name, bytes)
 }
 
+/// Removes a state file. Whether it was there; where there is no folder it was not.
+///
+/// # Errors
+/// As [`Folder::open`] and [`Folder::remove`].
+pub fn remove_state(path: &Path) -> io::Result<bool> {
+    match folder_of(path, FolderLink::Refuse) {
+        Ok((folder, name)) => folder.remove(name),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Opens a state file to read it. Its folder is not a symbolic link.
 ///
 /// # Errors

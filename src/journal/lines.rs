@@ -209,13 +209,8 @@ pub(crate) fn remove_replacement(path: &Path) {
 /// Removes a file that says nothing yet. Where that fails it is in the way only of the process that replaces the
 /// journal again, which then reports it.
 fn remove_incomplete(path: &Path) {
-    let removed =
-        folder_of(path, FolderLink::Refuse).and_then(|(folder, name)| folder.remove(name));
-    match removed {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::debug!("{}: cannot be removed: {error}", path.display());
-        }
-        _ => {}
+    if let Err(error) = state_file::remove_state(path) {
+        tracing::debug!("{}: cannot be removed: {error}", path.display());
     }
 }
 

@@ -42,7 +42,7 @@ pub enum Claim {
 
 impl StateDir {
     fn lock_path(&self, vm: &VmName) -> PathBuf {
-        self.path.join(format!("{vm}.lock"))
+        self.vm_path(vm, "lock")
     }
 
     /// Becomes the VM's supervisor. `None`: another process is.
