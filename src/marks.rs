@@ -20,24 +20,13 @@ use crate::leases::StateDir;
 use crate::state_file::{Folder, FolderLink, read_state, remove_state, write_state};
 use crate::threads::ProcessKey;
 
-/// The schema of [`Detached`].
-pub const DETACHED_SCHEMA: &str = "qmpin.detached/1";
-/// The schema of [`Reloaded`].
-pub const RELOADED_SCHEMA: &str = "qmpin.reloaded/1";
-/// The schema of [`Waiting`].
-pub const WAITING_SCHEMA: &str = "qmpin.waiting/1";
-
-const DETACHED: &str = "detached";
-const RELOADED: &str = "reloaded";
-const WAITING: &str = "waiting";
-
 /// The longest mark that is read.
 const BYTES_MAX: u64 = 64 << 10;
 
 /// A VM that was detached by hand.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Detached {
-    /// [`DETACHED_SCHEMA`].
+    /// [`Mark::SCHEMA`].
     pub schema: String,
     /// Which VM.
     pub vm: VmName,
@@ -52,7 +41,7 @@ pub struct Detached {
 /// A VM whose service waits until it can be attached.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Waiting {
-    /// [`WAITING_SCHEMA`].
+    /// [`Mark::SCHEMA`].
     pub schema: String,
     /// Which VM.
     pub vm: VmName,
@@ -71,7 +60,7 @@ pub struct Waiting {
 /// How often the supervisor of a VM has read its policy again, and with which result.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Reloaded {
-    /// [`RELOADED_SCHEMA`].
+    /// [`Mark::SCHEMA`].
     pub schema: String,
     /// Which VM.
     pub vm: VmName,
@@ -92,7 +81,7 @@ impl Detached {
     #[must_use]
     pub fn now(vm: &VmName, boot_id: &str, qemu: ProcessKey) -> Detached {
         Detached {
-            schema: DETACHED_SCHEMA.to_owned(),
+            schema: Detached::SCHEMA.to_owned(),
             vm: vm.clone(),
             boot_id: boot_id.to_owned(),
             qemu,
@@ -112,7 +101,7 @@ impl Waiting {
         reason: &str,
     ) -> Waiting {
         Waiting {
-            schema: WAITING_SCHEMA.to_owned(),
+            schema: Waiting::SCHEMA.to_owned(),
             vm: vm.clone(),
             boot_id: boot_id.to_owned(),
             qemu,
@@ -123,7 +112,8 @@ impl Waiting {
     }
 }
 
-fn unix_now_s() -> u64 {
+/// Now, in seconds of the Unix epoch.
+pub(crate) fn unix_now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
@@ -134,62 +124,42 @@ pub trait Mark: Serialize + DeserializeOwned {
     /// Its schema.
     const SCHEMA: &'static str;
 
-    /// The schema that this one names.
-    fn schema(&self) -> &str;
-    /// Which VM it is about.
-    fn vm(&self) -> &VmName;
-    /// The boot and the QEMU process it is about.
-    fn about(&self) -> (&str, ProcessKey);
+    /// What it says of itself.
+    fn about(&self) -> About<'_>;
+}
+
+/// What every mark says of itself.
+pub struct About<'a> {
+    schema: &'a str,
+    vm: &'a VmName,
+    boot_id: &'a str,
+    qemu: ProcessKey,
 }
 
 impl Mark for Detached {
-    const SUFFIX: &'static str = DETACHED;
-    const SCHEMA: &'static str = DETACHED_SCHEMA;
+    const SUFFIX: &'static str = "detached";
+    const SCHEMA: &'static str = "qmpin.detached/1";
 
-    fn schema(&self) -> &str {
-        &self.schema
-    }
-
-    fn vm(&self) -> &VmName {
-        &self.vm
-    }
-
-    fn about(&self) -> (&str, ProcessKey) {
-        (&self.boot_id, self.qemu)
+    fn about(&self) -> About<'_> {
+        About { schema: &self.schema, vm: &self.vm, boot_id: &self.boot_id, qemu: self.qemu }
     }
 }
 
 impl Mark for Reloaded {
-    const SUFFIX: &'static str = RELOADED;
-    const SCHEMA: &'static str = RELOADED_SCHEMA;
+    const SUFFIX: &'static str = "reloaded";
+    const SCHEMA: &'static str = "qmpin.reloaded/1";
 
-    fn schema(&self) -> &str {
-        &self.schema
-    }
-
-    fn vm(&self) -> &VmName {
-        &self.vm
-    }
-
-    fn about(&self) -> (&str, ProcessKey) {
-        (&self.boot_id, self.qemu)
+    fn about(&self) -> About<'_> {
+        About { schema: &self.schema, vm: &self.vm, boot_id: &self.boot_id, qemu: self.qemu }
     }
 }
 
 impl Mark for Waiting {
-    const SUFFIX: &'static str = WAITING;
-    const SCHEMA: &'static str = WAITING_SCHEMA;
+    const SUFFIX: &'static str = "waiting";
+    const SCHEMA: &'static str = "qmpin.waiting/1";
 
-    fn schema(&self) -> &str {
-        &self.schema
-    }
-
-    fn vm(&self) -> &VmName {
-        &self.vm
-    }
-
-    fn about(&self) -> (&str, ProcessKey) {
-        (&self.boot_id, self.qemu)
+    fn about(&self) -> About<'_> {
+        About { schema: &self.schema, vm: &self.vm, boot_id: &self.boot_id, qemu: self.qemu }
     }
 }
 
@@ -198,7 +168,8 @@ impl Mark for Waiting {
 pub fn read_mark<M: Mark>(state: &StateDir, vm: &VmName) -> Option<M> {
     let text = read_state(&state.vm_path(vm, M::SUFFIX), BYTES_MAX).ok()?;
     let mark: M = serde_json::from_str(&text).ok()?;
-    (mark.schema() == M::SCHEMA && mark.vm() == vm).then_some(mark)
+    let about = mark.about();
+    (about.schema == M::SCHEMA && about.vm == vm).then_some(mark)
 }
 
 /// Writes a mark, whole or not at all.
@@ -206,7 +177,7 @@ pub fn read_mark<M: Mark>(state: &StateDir, vm: &VmName) -> Option<M> {
 /// # Errors
 /// The kernel's answer: the folder is not there, full, or another user's.
 pub fn write_mark<M: Mark>(state: &StateDir, mark: &M) -> io::Result<()> {
-    write_state(&state.vm_path(mark.vm(), M::SUFFIX), &serde_json::to_vec(mark)?)
+    write_state(&state.vm_path(mark.about().vm, M::SUFFIX), &serde_json::to_vec(mark)?)
 }
 
 /// Notes for `qmpin reload` that a policy was read again, and the result. That it cannot be written is logged.
@@ -220,7 +191,7 @@ pub fn note_reload(
 ) {
     let before: Option<Reloaded> = read_mark(state, vm);
     let mark = Reloaded {
-        schema: RELOADED_SCHEMA.to_owned(),
+        schema: Reloaded::SCHEMA.to_owned(),
         vm: vm.clone(),
         boot_id: boot_id.to_owned(),
         qemu,
@@ -260,8 +231,8 @@ pub fn sweep_marks(state: &StateDir, boot_id: &str, lives: &dyn Fn(ProcessKey) -
 fn sweep<M: Mark>(state: &StateDir, boot_id: &str, lives: &dyn Fn(ProcessKey) -> bool) {
     for vm in names::<M>(state) {
         let holds = read_mark::<M>(state, &vm).is_some_and(|mark| {
-            let (of_boot, qemu) = mark.about();
-            of_boot == boot_id && lives(qemu)
+            let about = mark.about();
+            about.boot_id == boot_id && lives(about.qemu)
         });
         if !holds && let Err(error) = remove_mark::<M>(state, &vm) {
             let path = state.vm_path(&vm, M::SUFFIX);
@@ -290,7 +261,7 @@ mod tests {
 
     fn detached(vm: &str, boot_id: &str, pid: i32) -> Detached {
         Detached {
-            schema: DETACHED_SCHEMA.to_owned(),
+            schema: Detached::SCHEMA.to_owned(),
             vm: vm.parse().expect("a name"),
             boot_id: boot_id.to_owned(),
             qemu: ProcessKey { pid: Pid(pid), start: StartTicks(7) },
