@@ -59,6 +59,7 @@ use crate::knobs::reonline::cycle::{Brought, ReonlineReport, bring_back};
 use crate::knobs::turn::{Snapshot, Turn};
 use crate::knobs::vm::VmKnobs;
 use crate::leases::{Claim, FileState, Kept, SupervisorLock};
+use crate::marks::unix_now_s;
 use crate::plan::{Finding, Lasts, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
 use crate::sysroot::SysRoot;
@@ -441,9 +442,4 @@ fn may_be_named(key: ThreadKey, threads: &[Thread]) -> bool {
     threads
         .binary_search_by_key(&key.tid, |thread| thread.key.tid)
         .is_ok_and(|at| threads[at].role == Role::Emulator)
-}
-
-fn unix_now_s() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.map_or(0, |now| now.as_secs())
 }
