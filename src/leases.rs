@@ -18,7 +18,7 @@ mod lease;
 mod reading;
 mod supervisor_lock;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -111,11 +111,7 @@ impl StateDir {
     /// [`StateError::Io`]; also where other users can change it.
     pub fn create(&self) -> Result<(), StateError> {
         let made = state_file::create_folder(&self.path).map(|_| ());
-        made.map_err(self.error("create", self.path.clone()))
-    }
-
-    fn folder(&self) -> io::Result<state_file::Folder> {
-        state_file::Folder::open(&self.path, FolderLink::Refuse)
+        made.map_err(io_error("create", &self.path))
     }
 
     /// Where a file of a VM is.
@@ -168,7 +164,7 @@ impl StateDir {
         let text = match state_file::read_state(&path, BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.error("read", path)(error)),
+            Err(error) => return Err(io_error("read", &path)(error)),
         };
         reading::parse(&text, vm).map(Some).map_err(|reason| StateError::NotALease { path, reason })
     }
@@ -200,29 +196,35 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`]; a folder that is not there has none.
     pub fn vms(&self) -> Result<Vec<VmName>, StateError> {
-        let fail = self.error("list", self.path.clone());
-        let names = match self.folder().and_then(|folder| folder.names()) {
+        self.vms_with(&[
+            "lease",
+            "journal",
+            "lock",
+            "lease.new",
+            "standing",
+            "standing.new",
+            "waiting",
+        ])
+    }
+
+    /// Every VM that has a file with one of these suffixes, in order of name.
+    ///
+    /// # Errors
+    /// As [`StateDir::vms`].
+    pub(crate) fn vms_with(&self, suffixes: &[&str]) -> Result<Vec<VmName>, StateError> {
+        let folder = state_file::Folder::open(&self.path, FolderLink::Refuse);
+        let names = match folder.and_then(|folder| folder.names()) {
             Ok(names) => names,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(fail(error)),
+            Err(error) => return Err(io_error("list", &self.path)(error)),
         };
-        let mut vms = Vec::new();
-        for name in names {
-            let suffixes = [
-                ".lease",
-                ".journal",
-                ".lock",
-                ".lease.new",
-                ".standing",
-                ".standing.new",
-                ".waiting",
-            ];
-            let stem = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix));
-            vms.extend(stem.and_then(|stem| stem.parse::<VmName>().ok()));
-        }
-        vms.sort_unstable();
-        vms.dedup();
-        Ok(vms)
+        let vm_of = |name: &String| {
+            suffixes
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix)?.strip_suffix('.')?.parse().ok())
+        };
+        let vms: BTreeSet<VmName> = names.iter().filter_map(vm_of).collect();
+        Ok(vms.into_iter().collect())
     }
 
     /// Writes a VM's lease: whole, or not at all.
@@ -231,7 +233,7 @@ impl StateDir {
     /// [`StateError::Io`].
     pub fn write_lease(&self, lease: &Lease) -> Result<(), StateError> {
         let path = self.lease_path(&lease.vm);
-        let fail = self.error("write", path.clone());
+        let fail = io_error("write", &path);
         let text = reading::text(lease).map_err(|error| fail(error.into()))?;
         state_file::write_state(&path, &text).map_err(fail)
     }
@@ -255,17 +257,15 @@ impl StateDir {
     }
 
     fn remove(&self, path: &Path) -> Result<(), StateError> {
-        state_file::remove_state(path).map(drop).map_err(self.error("remove", path.to_owned()))
+        state_file::remove_state(path).map(drop).map_err(io_error("remove", path))
     }
+}
 
-    #[allow(clippy::unused_self)] // reads as a method at its uses
-    pub(crate) fn error(
-        &self,
-        action: &'static str,
-        path: PathBuf,
-    ) -> impl Fn(io::Error) -> StateError {
-        move |source| StateError::Io { action, path: path.clone(), source }
-    }
+pub(crate) fn io_error(
+    action: &'static str,
+    path: &Path,
+) -> impl Fn(io::Error) -> StateError + Copy {
+    move |source| StateError::Io { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]

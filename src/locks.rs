@@ -33,7 +33,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::ids::Pid;
-use crate::leases::{StateDir, StateError};
+use crate::leases::{StateDir, StateError, io_error};
 use crate::state_file::{self, FolderLink};
 
 /// How long a lock is waited for while one process holds it, which is for milliseconds, or a few hundred on a busy host …
@@ -194,7 +194,7 @@ impl StateDir {
             }
             Ok(None)
         });
-        locked.map_err(self.error("lock", path.clone()))
+        locked.map_err(io_error("lock", &path))
     }
 
     /// The lock of qmpin 0.1.0, where there is a lease of it.
@@ -210,7 +210,7 @@ impl StateDir {
         let open = || File::open(self.path());
         let locked =
             wait(Patience::of(OLDER_WAIT_LIMIT), || None::<SystemTime>, || try_lock(open()?));
-        let lock = match locked.map_err(self.error("lock", self.path().to_owned()))? {
+        let lock = match locked.map_err(io_error("lock", self.path()))? {
             Ok(lock) => lock,
             Err(waited) => {
                 tracing::warn!("{}", busy(self.path(), waited));

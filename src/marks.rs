@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::VmName;
 use crate::leases::StateDir;
-use crate::state_file::{Folder, FolderLink, read_state, remove_state, write_state};
+use crate::state_file::{read_state, remove_state, write_state};
 use crate::threads::ProcessKey;
 
 /// The longest mark that is read.
@@ -243,13 +243,7 @@ fn sweep<M: Mark>(state: &StateDir, boot_id: &str, lives: &dyn Fn(ProcessKey) ->
 
 /// The VMs that have a file of this kind, also one that cannot be understood.
 fn names<M: Mark>(state: &StateDir) -> Vec<VmName> {
-    let folder = Folder::open(state.path(), FolderLink::Refuse);
-    let names = folder.and_then(|folder| folder.names()).unwrap_or_default();
-    let suffix = format!(".{}", M::SUFFIX);
-    let stems = names.iter().filter_map(|name| name.strip_suffix(&suffix)?.parse().ok());
-    let mut vms: Vec<VmName> = stems.collect();
-    vms.sort_unstable();
-    vms
+    state.vms_with(&[M::SUFFIX]).unwrap_or_default()
 }
 
 #[cfg(test)]

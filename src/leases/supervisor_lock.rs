@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{BYTES_MAX, StateDir, StateError};
+use super::{BYTES_MAX, StateDir, StateError, io_error};
 use crate::ids::VmName;
 use crate::state_file::{self, FolderLink};
 use crate::threads::ProcessKey;
@@ -51,19 +51,19 @@ impl StateDir {
     /// [`StateError::Io`].
     pub fn lock_supervisor(&self, vm: &VmName) -> Result<Option<SupervisorLock>, StateError> {
         let path = self.lock_path(vm);
-        let fail = self.error("lock", path.clone());
+        let fail = io_error("lock", &path);
         loop {
-            let (folder, name) = state_file::folder_of(&path, FolderLink::Refuse).map_err(&fail)?;
-            let file = folder.open_or_create(name).map_err(&fail)?;
+            let (folder, name) = state_file::folder_of(&path, FolderLink::Refuse).map_err(fail)?;
+            let file = folder.open_or_create(name).map_err(fail)?;
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(lock) => {
                     // The last holder removes the file, so what we locked may have no name any
                     // more, and another may lock a new file of that name. Then try again.
-                    let ours = lock.metadata().map_err(&fail)?;
+                    let ours = lock.metadata().map_err(fail)?;
                     let named = fs::metadata(&path);
                     if named.is_ok_and(|named| named.ino() == ours.ino()) {
                         // The process that had it before was killed.
-                        lock.set_len(0).map_err(&fail)?;
+                        lock.set_len(0).map_err(fail)?;
                         let state = self.clone();
                         let heart = Arc::new(Mutex::new(lock.try_clone().ok()));
                         let claim = None;
@@ -135,16 +135,14 @@ impl SupervisorLock {
         if self.has_name() {
             return Ok(());
         }
-        let state = self.state.clone();
-        let fail = state.error("lock", self.path.clone());
-        let (folder, name) =
-            state_file::folder_of(&self.path, FolderLink::Refuse).map_err(&fail)?;
-        let file = folder.open_or_create(name).map_err(&fail)?;
+        let fail = io_error("lock", &self.path);
+        let (folder, name) = state_file::folder_of(&self.path, FolderLink::Refuse).map_err(fail)?;
+        let file = folder.open_or_create(name).map_err(fail)?;
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => {
                 let heart = lock.try_clone().ok();
                 *self.heart.lock().unwrap_or_else(PoisonError::into_inner) = heart;
-                lock.set_len(0).map_err(&fail)?;
+                lock.set_len(0).map_err(fail)?;
                 self.lock = Some(lock);
                 if let Some(process) = process {
                     self.sign(process);
