@@ -28,7 +28,7 @@ use std::time::Duration;
 
 pub use lease::{Kept, Lease, SCHEMA, this_version};
 pub use reading::Salvaged;
-pub use supervisor_lock::{Claim, Heart, Pulse, SupervisorLock};
+pub use supervisor_lock::{Heart, Pulse, SupervisorLock};
 
 use crate::ids::{Pid, VmName};
 use crate::locks::OlderLock;

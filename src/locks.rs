@@ -182,17 +182,13 @@ impl StateDir {
         let path = self.path().join(name);
         let taken_at = || fs::symlink_metadata(&path).and_then(|file| file.modified()).ok();
         let locked = wait(patience, taken_at, || {
-            let file = state_file::folder_of(&path, FolderLink::Refuse)
-                .and_then(|(folder, name)| folder.open_or_create(name))?;
-            let ours = file.metadata()?;
-            let Some(lock) = try_lock(file)? else { return Ok(None) };
+            let Some(lock) = try_lock(open(&path)?)? else { return Ok(None) };
             // The last of all VMs removes the file, so the one that is locked may have no name any more.
-            let named = fs::symlink_metadata(&path);
-            if named.is_ok_and(|named| named.ino() == ours.ino()) {
-                lock.set_modified(SystemTime::now())?;
-                return Ok(Some(lock));
+            if !state_file::has_name(&lock, &path)? {
+                return Ok(None);
             }
-            Ok(None)
+            lock.set_modified(SystemTime::now())?;
+            Ok(Some(lock))
         });
         locked.map_err(io_error("lock", &path))
     }
@@ -207,9 +203,8 @@ impl StateDir {
         if !self.vms()?.into_iter().any(is_older) {
             return Ok(None);
         }
-        let open = || File::open(self.path());
-        let locked =
-            wait(Patience::of(OLDER_WAIT_LIMIT), || None::<SystemTime>, || try_lock(open()?));
+        let attempt = || try_lock(File::open(self.path())?);
+        let locked = wait(Patience::of(OLDER_WAIT_LIMIT), || None::<SystemTime>, attempt);
         let lock = match locked.map_err(io_error("lock", self.path()))? {
             Ok(lock) => lock,
             Err(waited) => {
@@ -279,7 +274,14 @@ fn wait<T, S: PartialEq>(
     }
 }
 
-fn try_lock(file: File) -> io::Result<Option<Flock<File>>> {
+/// Opens the file of a lock, or makes it.
+pub(crate) fn open(path: &Path) -> io::Result<File> {
+    let (folder, name) = state_file::folder_of(path, FolderLink::Refuse)?;
+    folder.open_or_create(name)
+}
+
+/// Locks a file; `None`: another process holds the lock.
+pub(crate) fn try_lock(file: File) -> io::Result<Option<Flock<File>>> {
     match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => Ok(Some(lock)),
         Err((_, Errno::EWOULDBLOCK)) => Ok(None),

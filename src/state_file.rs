@@ -17,6 +17,7 @@ use std::io::{self, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -355,6 +356,16 @@ pub fn open_state(path: &Path) -> io::Result<File> {
 pub fn read_config(path: &Path, bytes_max: u64) -> io::Result<String> {
     let (folder, name) = folder_of(path, FolderLink::Follow)?;
     folder.read(name, bytes_max)
+}
+
+/// Whether this name still leads to the file that is open: another process may have removed or replaced it.
+///
+/// # Errors
+/// The kernel's answer about the open file.
+pub fn has_name(file: &File, path: &Path) -> io::Result<bool> {
+    let own = file.metadata()?;
+    let named = fs::symlink_metadata(path);
+    Ok(named.is_ok_and(|named| (named.dev(), named.ino()) == (own.dev(), own.ino())))
 }
 
 /// Creates a folder for its owner to write and all to read, with those above it, and opens it.

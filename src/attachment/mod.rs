@@ -58,7 +58,7 @@ use crate::knobs::partition::keep::{Partition, take_back};
 use crate::knobs::reonline::cycle::{Brought, ReonlineReport, bring_back};
 use crate::knobs::turn::{Snapshot, Turn};
 use crate::knobs::vm::VmKnobs;
-use crate::leases::{Claim, FileState, Kept, SupervisorLock};
+use crate::leases::{FileState, Kept, SupervisorLock};
 use crate::marks::unix_now_s;
 use crate::plan::{Finding, Lasts, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
@@ -183,8 +183,8 @@ impl<'a> Attachment<'a> {
         // Another supervisor of this process has claimed it, also where the files of the VM were removed meanwhile. One of
         // qmpin 0.1.0 claims nothing, and is known by what it has pinned.
         let folder = host.root.path(&format!("proc/{}", process.pid)).ok();
-        let claim = folder.and_then(|folder| lock.claim(&folder).ok());
-        if (claim != Some(Claim::Mine) || scan.is_confined(&topology.online()))
+        let is_claimed = folder.is_some_and(|folder| lock.claim(&folder).unwrap_or(false));
+        if (!is_claimed || scan.is_confined(&topology.online()))
             && let Some(supervisor) = discover::unlinked_holder(&settings.state, &settings.vm)
         {
             let (vm, pid) = (settings.vm, Some(supervisor.pid));

@@ -7,17 +7,17 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 
 use super::{BYTES_MAX, StateDir, StateError, io_error};
 use crate::ids::VmName;
-use crate::state_file::{self, FolderLink};
+use crate::locks;
+use crate::state_file;
 use crate::threads::ProcessKey;
 
 /// Held by a VM's supervisor. Dropping it removes the lock file and releases the lock.
@@ -29,15 +29,6 @@ pub struct SupervisorLock {
     heart: Arc<Mutex<Option<File>>>,
     /// A lock on the folder of the QEMU process in /proc.
     claim: Option<Flock<File>>,
-}
-
-/// What has come of a claim of a process.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Claim {
-    /// No other supervisor has claimed it.
-    Mine,
-    /// Another process has a lock on it, which may be anyone's.
-    Taken,
 }
 
 impl StateDir {
@@ -53,27 +44,19 @@ impl StateDir {
         let path = self.lock_path(vm);
         let fail = io_error("lock", &path);
         loop {
-            let (folder, name) = state_file::folder_of(&path, FolderLink::Refuse).map_err(fail)?;
-            let file = folder.open_or_create(name).map_err(fail)?;
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => {
-                    // The last holder removes the file, so what we locked may have no name any
-                    // more, and another may lock a new file of that name. Then try again.
-                    let ours = lock.metadata().map_err(fail)?;
-                    let named = fs::metadata(&path);
-                    if named.is_ok_and(|named| named.ino() == ours.ino()) {
-                        // The process that had it before was killed.
-                        lock.set_len(0).map_err(fail)?;
-                        let state = self.clone();
-                        let heart = Arc::new(Mutex::new(lock.try_clone().ok()));
-                        let claim = None;
-                        let lock = Some(lock);
-                        return Ok(Some(SupervisorLock { state, path, lock, heart, claim }));
-                    }
-                }
-                Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(None),
-                Err((_, errno)) => return Err(fail(errno.into())),
+            let lock = locks::open(&path).and_then(locks::try_lock).map_err(fail)?;
+            let Some(lock) = lock else { return Ok(None) };
+            // The last holder removes the file, so what we locked may have no name any
+            // more, and another may lock a new file of that name. Then try again.
+            if !state_file::has_name(&lock, &path).map_err(fail)? {
+                continue;
             }
+            // The process that had it before was killed.
+            lock.set_len(0).map_err(fail)?;
+            let state = self.clone();
+            let heart = Arc::new(Mutex::new(lock.try_clone().ok()));
+            let (lock, claim) = (Some(lock), None);
+            return Ok(Some(SupervisorLock { state, path, lock, heart, claim }));
         }
     }
 
@@ -100,29 +83,20 @@ impl SupervisorLock {
     }
 
     /// Claims the QEMU process by a lock on its folder in /proc. Unlike the lock file that folder cannot be removed, so two
-    /// supervisors of one process find out about each other in any case. Any user can lock it, so that it is taken says
-    /// that one has to look, and no more.
+    /// supervisors of one process find out about each other in any case. Returns whether the lock was free. Any user can
+    /// lock it, so that it is not says that one has to look, and no more.
     ///
     /// # Errors
     /// The kernel's answer.
-    pub fn claim(&mut self, folder: &Path) -> io::Result<Claim> {
-        match Flock::lock(File::open(folder)?, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => {
-                self.claim = Some(lock);
-                Ok(Claim::Mine)
-            }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(Claim::Taken),
-            Err((_, errno)) => Err(errno.into()),
-        }
+    pub fn claim(&mut self, folder: &Path) -> io::Result<bool> {
+        self.claim = locks::try_lock(File::open(folder)?)?;
+        Ok(self.claim.is_some())
     }
 
     /// Whether the file that is locked still has its name.
     fn has_name(&self) -> bool {
-        let own = self.lock.as_ref().and_then(|lock| lock.metadata().ok());
-        match (own, fs::symlink_metadata(&self.path)) {
-            (Some(own), Ok(named)) => (own.dev(), own.ino()) == (named.dev(), named.ino()),
-            _ => false,
-        }
+        let lock = self.lock.as_ref();
+        lock.is_some_and(|lock| state_file::has_name(lock, &self.path).unwrap_or(false))
     }
 
     /// Locks a new file where the one that is locked was removed, so that others find this supervisor again.
@@ -136,23 +110,17 @@ impl SupervisorLock {
             return Ok(());
         }
         let fail = io_error("lock", &self.path);
-        let (folder, name) = state_file::folder_of(&self.path, FolderLink::Refuse).map_err(fail)?;
-        let file = folder.open_or_create(name).map_err(fail)?;
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => {
-                let heart = lock.try_clone().ok();
-                *self.heart.lock().unwrap_or_else(PoisonError::into_inner) = heart;
-                lock.set_len(0).map_err(fail)?;
-                self.lock = Some(lock);
-                if let Some(process) = process {
-                    self.sign(process);
-                }
-                tracing::warn!("{} was removed: it is locked again", self.path.display());
-                Ok(())
-            }
-            Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(()),
-            Err((_, errno)) => Err(fail(errno.into())),
+        let lock = locks::open(&self.path).and_then(locks::try_lock).map_err(fail)?;
+        let Some(lock) = lock else { return Ok(()) };
+        let heart = lock.try_clone().ok();
+        *self.heart.lock().unwrap_or_else(PoisonError::into_inner) = heart;
+        lock.set_len(0).map_err(fail)?;
+        self.lock = Some(lock);
+        if let Some(process) = process {
+            self.sign(process);
         }
+        tracing::warn!("{} was removed: it is locked again", self.path.display());
+        Ok(())
     }
 
     /// Writes which process holds it, so that the process can be stopped. Nothing depends on it before there is a
