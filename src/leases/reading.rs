@@ -7,12 +7,11 @@
 //!   cut off somewhere        unreadable; what is before the cut is read by [`salvage`]
 //! ```
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Deserializer;
-use serde::de::{DeserializeOwned, DeserializeSeed, MapAccess, Visitor};
+use serde::de::{DeserializeOwned, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{Kept, Lease, SCHEMA};
@@ -95,13 +94,12 @@ pub(super) fn text(lease: &Lease) -> Result<Vec<u8>, serde_json::Error> {
 /// Takes from the text of a lease, whole or cut off, what is known.
 #[must_use]
 pub(super) fn salvage(text: &str) -> Salvaged {
-    let found = RefCell::new(Map::new());
+    let mut members = Map::new();
     // That the text is cut off is an error when it is reached; what came before it is there.
     let mut whole = serde_json::Deserializer::from_str(text);
-    if Members(&found).deserialize(&mut whole).is_err() {
+    if whole.deserialize_map(Members(&mut members)).is_err() {
         tracing::trace!("a lease is cut off");
     }
-    let mut members = found.into_inner();
     Salvaged {
         boot_id: required(&mut members, "boot_id").ok(),
         qemu: required(&mut members, "qemu").ok(),
@@ -135,15 +133,7 @@ fn knobs(names: Vec<Value>) -> (BTreeSet<Knob>, BTreeSet<String>) {
 }
 
 /// Collects the members of an object up to the first that cannot be read.
-struct Members<'a>(&'a RefCell<Map<String, Value>>);
-
-impl<'de> DeserializeSeed<'de> for Members<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_map(self)
-    }
-}
+struct Members<'a>(&'a mut Map<String, Value>);
 
 impl<'de> Visitor<'de> for Members<'_> {
     type Value = ();
@@ -154,7 +144,7 @@ impl<'de> Visitor<'de> for Members<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         while let Some((name, value)) = map.next_entry::<String, Value>()? {
-            self.0.borrow_mut().insert(name, value);
+            self.0.insert(name, value);
         }
         Ok(())
     }
