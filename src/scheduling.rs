@@ -6,60 +6,48 @@ use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 
-/// A scheduling policy (`include/uapi/linux/sched.h`).
+/// A scheduling policy, with the kernel's number (`include/uapi/linux/sched.h`).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[repr(i32)]
 pub enum Class {
     /// `SCHED_OTHER`: of every thread that was given no other.
-    Other,
+    Other = 0,
     /// `SCHED_FIFO`: runs until it sleeps, or something of a higher priority wants to.
-    Fifo,
+    Fifo = 1,
     /// `SCHED_RR`: as that, but takes turns with its equals.
-    Rr,
+    Rr = 2,
     /// `SCHED_BATCH`.
-    Batch,
+    Batch = 3,
     /// `SCHED_IDLE`.
-    Idle,
+    Idle = 5,
     /// `SCHED_DEADLINE`: with a budget that is not known here.
-    Deadline,
+    Deadline = 6,
     /// `SCHED_EXT`: by a loaded program (Linux 6.12).
-    Ext,
+    Ext = 7,
 }
 
 impl Class {
-    /// All of them, with the kernel's numbers.
-    const ALL: [(Class, i32); 7] = [
-        (Class::Other, 0),
-        (Class::Fifo, 1),
-        (Class::Rr, 2),
-        (Class::Batch, 3),
-        (Class::Idle, 5),
-        (Class::Deadline, 6),
-        (Class::Ext, 7),
+    const ALL: [Class; 7] = [
+        Class::Other,
+        Class::Fifo,
+        Class::Rr,
+        Class::Batch,
+        Class::Idle,
+        Class::Deadline,
+        Class::Ext,
     ];
 
     /// The one with this number; `None`: a later kernel's.
     #[must_use]
     pub fn from_number(number: i32) -> Option<Class> {
-        Class::ALL.into_iter().find(|(_, known)| *known == number).map(|(class, _)| class)
+        Class::ALL.into_iter().find(|class| class.number() == number)
     }
 
     /// The kernel's number.
     #[must_use]
     pub fn number(self) -> i32 {
-        Class::ALL.into_iter().find(|(class, _)| *class == self).map_or(0, |(_, number)| number)
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Class::Other => "other",
-            Class::Fifo => "fifo",
-            Class::Rr => "rr",
-            Class::Batch => "batch",
-            Class::Idle => "idle",
-            Class::Deadline => "deadline",
-            Class::Ext => "ext",
-        }
+        self as i32
     }
 }
 
@@ -99,7 +87,8 @@ impl Scheduling {
 
 impl fmt::Display for Scheduling {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.class.name())?;
+        // serde's name of a variant is the policy's name everywhere.
+        self.class.serialize(&mut *f)?;
         if self.priority > 0 { write!(f, ":{}", self.priority) } else { Ok(()) }
     }
 }
@@ -145,11 +134,20 @@ mod tests {
 
     #[test]
     fn a_policy_has_one_number_and_one_name() {
-        for (class, number) in Class::ALL {
+        for (class, number, name) in [
+            (Class::Other, 0, "other"),
+            (Class::Fifo, 1, "fifo"),
+            (Class::Rr, 2, "rr"),
+            (Class::Batch, 3, "batch"),
+            (Class::Idle, 5, "idle"),
+            (Class::Deadline, 6, "deadline"),
+            (Class::Ext, 7, "ext"),
+        ] {
             assert_eq!(Class::from_number(number), Some(class));
             assert_eq!(class.number(), number);
             let word = serde_json::to_string(&class).expect("a word");
-            assert_eq!(word, format!("\"{}\"", class.name()));
+            assert_eq!(word, format!("\"{name}\""));
+            assert_eq!(Scheduling { class, ..Scheduling::OTHER }.to_string(), name);
         }
         // 4 was reserved and never used.
         assert_eq!(Class::from_number(4), None);
