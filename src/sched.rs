@@ -105,7 +105,7 @@ impl Sched for Kernel {
     }
 
     fn scheduling(&self, tid: Tid) -> io::Result<Scheduling> {
-        let (found, priority) = sys::scheduler(some(tid)?)?;
+        let (found, priority) = sys::scheduler(some(tid)?.as_raw_pid())?;
         // The flag comes with the number (`kernel/sched/syscalls.c: sys_sched_getscheduler`).
         let number = found & !SCHED_RESET_ON_FORK;
         let unknown = || io::Error::new(io::ErrorKind::InvalidData, format!("policy {number}"));
@@ -121,21 +121,21 @@ impl Sched for Kernel {
             OnFork::Inherit => 0,
             OnFork::Reset => SCHED_RESET_ON_FORK,
         };
-        sys::set_scheduler(some(tid)?, to.class.number() | flag, to.priority.into())
+        sys::set_scheduler(some(tid)?.as_raw_pid(), to.class.number() | flag, to.priority.into())
     }
 
     fn cookie(&self, tid: Tid) -> io::Result<Option<Cookie>> {
-        let cookie = core_scheduling_cookie(pid(some(tid)?)?, CoreSchedulingScope::Thread)?;
+        let cookie = core_scheduling_cookie(some(tid)?, CoreSchedulingScope::Thread)?;
         Ok(NonZeroU64::new(cookie).map(Cookie))
     }
 
     fn make_cookie(&self, process: Pid) -> io::Result<()> {
-        let group = pid(some(process.main_thread())?)?;
+        let group = some(process.main_thread())?;
         Ok(create_core_scheduling_cookie(group, CoreSchedulingScope::ThreadGroup)?)
     }
 
     fn clear_cookie(&self, tid: Tid) -> io::Result<()> {
-        let to = pid(some(tid)?)?;
+        let to = some(tid)?;
         let own = || core_scheduling_cookie(gettid(), CoreSchedulingScope::Thread);
         let give = || push_core_scheduling_cookie(to, CoreSchedulingScope::Thread);
         if own()? == 0 {
@@ -144,7 +144,7 @@ impl Sched for Kernel {
         // The process that started us has given us one. To be without, a thread for that alone takes after the
         // parent of all kernel threads, which has none.
         let without = || -> io::Result<()> {
-            pull_core_scheduling_cookie(pid(KTHREADD)?, CoreSchedulingScope::Thread)?;
+            pull_core_scheduling_cookie(some(KTHREADD)?, CoreSchedulingScope::Thread)?;
             if own()? != 0 {
                 return Err(io::Error::other(
                     "qmpin has a cookie of its own and cannot put it down",
@@ -158,26 +158,19 @@ impl Sched for Kernel {
 }
 
 /// The parent of all kernel threads (`kernel/kthread.c`).
-const KTHREADD: i32 = 2;
-
-fn pid(number: i32) -> io::Result<RustixPid> {
-    RustixPid::from_raw(number).ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ESRCH))
-}
+const KTHREADD: Tid = Tid(2);
 
 /// 0 would be the calling thread.
-fn some(tid: Tid) -> io::Result<i32> {
-    if tid.0 <= 0 {
-        return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
-    }
-    Ok(tid.0)
+fn some(tid: Tid) -> io::Result<RustixPid> {
+    raw(tid)?.ok_or_else(|| io::Error::from_raw_os_error(nix::libc::ESRCH))
 }
 
 /// `None` is the calling thread, as 0 is for the kernel.
-fn raw(tid: Tid) -> io::Result<Option<rustix::process::Pid>> {
+fn raw(tid: Tid) -> io::Result<Option<RustixPid>> {
     if tid.0 < 0 {
         return Err(io::Error::from_raw_os_error(nix::libc::ESRCH));
     }
-    Ok(rustix::process::Pid::from_raw(tid.0))
+    Ok(RustixPid::from_raw(tid.0))
 }
 
 #[cfg(test)]
