@@ -10,13 +10,10 @@ use crate::ids::VmName;
 use crate::leases::StateDir;
 use crate::plan::Finding;
 use crate::qmp::ChannelKind;
-use crate::state_file::{read_state, write_state};
+use crate::state_file::{read_state, version_of, write_state};
 
 /// The schema of the file.
 pub const STANDING_SCHEMA: &str = "qmpin.standing/1";
-
-/// The beginning of the schema of every version.
-const FAMILY: &str = "qmpin.standing/";
 
 const SUFFIX: &str = "standing";
 
@@ -48,8 +45,7 @@ pub fn read_standing(state: &StateDir, vm: &VmName) -> Option<Standing> {
 /// Reads what this version or a later one has written. A member that is not understood is as if it were not there.
 fn parse(text: &str) -> Option<Standing> {
     let value: Value = serde_json::from_str(text).ok()?;
-    let version = value.get("schema")?.as_str()?.strip_prefix(FAMILY)?;
-    version.parse::<u32>().ok().filter(|version| *version > 0)?;
+    version_of(value.get("schema")?.as_str()?, STANDING_SCHEMA)?;
     let channel = value.get("channel").cloned().and_then(|name| serde_json::from_value(name).ok());
     let refused = value.get("refused").cloned();
     let findings = value.get("findings").and_then(Value::as_array).into_iter().flatten().cloned();

@@ -368,6 +368,13 @@ pub fn has_name(file: &File, path: &Path) -> io::Result<bool> {
     Ok(named.is_ok_and(|named| (named.dev(), named.ino()) == (own.dev(), own.ino())))
 }
 
+/// Returns the version of a schema, such as 2 of `qmpin.lease/2`; `None`: it is no later version of `first`, which is that
+/// of version 1.
+pub(crate) fn version_of(schema: &str, first: &str) -> Option<u32> {
+    let version = schema.strip_prefix(first.strip_suffix('1')?)?.parse().ok()?;
+    (version >= 1).then_some(version)
+}
+
 /// Creates a folder for its owner to write and all to read, with those above it, and opens it.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::JournalError;
 use super::unknown::{UnknownKind, UnknownLine};
-use crate::state_file::{self, FolderLink, folder_of};
+use crate::state_file::{self, FolderLink, folder_of, version_of};
 
 /// The longest journal that is read.
 const READ_BYTES_MAX: u64 = 64 << 20;
@@ -28,13 +28,6 @@ pub(crate) struct Lines {
     bytes_max: u64,
     /// Whether bytes of a failed append may be behind `end`.
     is_torn: bool,
-}
-
-/// The beginning of a schema's name, such as `qmpin.journal/`, and the version that is written.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Schema {
-    pub(crate) family: &'static str,
-    pub(crate) version: u32,
 }
 
 /// What was read besides the records.
@@ -225,7 +218,7 @@ fn unknown_text(lines: &[UnknownLine]) -> Vec<u8> {
 /// [`JournalError`] where the file cannot be read or its first line is no such header.
 pub(crate) fn read<H: DeserializeOwned, R: DeserializeOwned>(
     path: &Path,
-    schema: Schema,
+    schema: &str,
     mut take: impl FnMut(R),
 ) -> Result<Read<H>, JournalError> {
     let fail = io_error("read", path);
@@ -248,7 +241,7 @@ pub(crate) fn read<H: DeserializeOwned, R: DeserializeOwned>(
     }
     let (header, version) = header(&line, schema).map_err(not_a_journal)?;
     let mut read = Read { header, records_len: 0, unknown: Vec::new(), whole: length };
-    if version > schema.version {
+    if version > 1 {
         read.unknown.push(UnknownLine { number: 1, kind: UnknownKind::Newer, text: line.clone() });
     }
     for number in 2.. {
@@ -309,25 +302,17 @@ fn covers(known: &Value, said: &Value) -> bool {
 }
 
 /// The header, and the version of its schema.
-fn header<H: DeserializeOwned>(line: &[u8], schema: Schema) -> Result<(H, u32), String> {
+fn header<H: DeserializeOwned>(line: &[u8], schema: &str) -> Result<(H, u32), String> {
     let value: Value = serde_json::from_slice(line).map_err(|error| error.to_string())?;
     let found = value.get("schema").and_then(Value::as_str).unwrap_or("missing");
-    let version = schema.version_of(found).ok_or_else(|| format!("its schema is {found}"))?;
+    let version = version_of(found, schema).ok_or_else(|| format!("its schema is {found}"))?;
     let header = serde_json::from_value(value).map_err(|error| error.to_string())?;
     Ok((header, version))
 }
 
-impl Schema {
-    /// The version of a schema of this family.
-    pub(crate) fn version_of(self, schema: &str) -> Option<u32> {
-        let version = schema.strip_prefix(self.family)?.parse().ok()?;
-        (version >= self.version).then_some(version)
-    }
-}
-
 /// Whether this may be the beginning of a header, and no more.
-fn is_torn_header(text: &[u8], schema: Schema) -> bool {
-    let start = format!("{{\"schema\":\"{}{}\"", schema.family, schema.version);
+fn is_torn_header(text: &[u8], schema: &str) -> bool {
+    let start = format!("{{\"schema\":\"{schema}\"");
     start.as_bytes().starts_with(text) || text.starts_with(start.as_bytes())
 }
 

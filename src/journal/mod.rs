@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 
 use crate::knobs::core_scheduling::journal::CookieRecord;
 use crate::knobs::priority::journal::PriorityIntent;
-use lines::{Lines, Schema};
+use lines::Lines;
 pub use memory::Memory;
 use serde::{Deserialize, Serialize};
 pub use unknown::{UnknownKind, UnknownLine, UnknownLines};
@@ -43,8 +43,6 @@ use crate::threads::{ProcessKey, ThreadKey};
 
 /// The schema of the first line.
 pub const SCHEMA: &str = "qmpin.journal/1";
-
-const FAMILY: Schema = Schema { family: "qmpin.journal/", version: 1 };
 
 /// A file is written anew where it has this many times the records that are needed ...
 const RECORDS_PER_LIVE_MAX: usize = 4;
@@ -348,7 +346,7 @@ pub fn memory(path: &Path) -> Memory {
 
 fn read_lines(path: &Path) -> Result<(lines::Read<Header>, Memory), JournalError> {
     let mut memory = Memory::default();
-    let read = lines::read::<Header, Record>(path, FAMILY, |record| memory.add(&record))?;
+    let read = lines::read::<Header, Record>(path, SCHEMA, |record| memory.add(&record))?;
     memory.set_unknown(UnknownLines::of(path, &read.unknown));
     Ok((read, memory))
 }

@@ -18,10 +18,8 @@ use super::{Kept, Lease, SCHEMA};
 use crate::cpuset::CpuSet;
 use crate::ids::VmName;
 use crate::policy::Knob;
+use crate::state_file::version_of;
 use crate::threads::ProcessKey;
-
-/// The beginning of the schema of every version.
-const FAMILY: &str = "qmpin.lease/";
 
 /// What is known of a lease that cannot be read.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -42,8 +40,7 @@ pub(super) fn parse(text: &str, vm: &VmName) -> Result<Lease, String> {
     let mut members: Map<String, Value> =
         serde_json::from_str(text).map_err(|error| error.to_string())?;
     let schema = members.get("schema").and_then(Value::as_str).unwrap_or("missing");
-    let version = schema.strip_prefix(FAMILY).and_then(|version| version.parse::<u32>().ok());
-    if version.is_none_or(|version| version == 0) {
+    if version_of(schema, SCHEMA).is_none() {
         return Err(format!("its schema is {schema}"));
     }
     let found: VmName = required(&mut members, "vm")?;

@@ -18,7 +18,7 @@ use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
-use crate::journal::lines::{Lines, Schema, io_error};
+use crate::journal::lines::{Lines, io_error};
 use crate::journal::{JournalError, UnknownLines, lines};
 use crate::knobs::execute::Undo;
 use crate::knobs::host::memory::{HostMemory, HostRecord};
@@ -31,8 +31,6 @@ const DEAD_LINES_MAX: usize = 1_000;
 /// The schema of the host's journal.
 pub const HOST_SCHEMA: &str = "qmpin.host-journal/1";
 
-const FAMILY: Schema = Schema { family: "qmpin.host-journal/", version: 1 };
-
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Header {
     schema: String,
@@ -41,7 +39,7 @@ struct Header {
 
 fn read(path: &Path) -> Result<(lines::Read<Header>, HostMemory), JournalError> {
     let mut memory = HostMemory::default();
-    let read = lines::read::<Header, HostRecord>(path, FAMILY, |record| memory.add(&record))?;
+    let read = lines::read::<Header, HostRecord>(path, HOST_SCHEMA, |record| memory.add(&record))?;
     memory.unknown = UnknownLines::of(path, &read.unknown);
     Ok((read, memory))
 }
