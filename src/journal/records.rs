@@ -1,13 +1,12 @@
 //! The way back from what is remembered to the fewest records that come to it: what a journal holds that is
 //! written anew.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Baseline, Intent, Memory, Record};
 use crate::cpuset::CpuSet;
 use crate::ids::{StartTicks, Tid};
 use crate::knobs::priority::journal::{PriorityIntent, SchedMemory};
-use crate::mask::Mask;
 use crate::scheduling::Scheduling;
 use crate::threads::ThreadKey;
 
@@ -44,30 +43,39 @@ impl Memory {
     /// inherited it.
     pub(super) fn forget_threads(&mut self, lives: impl Fn(ThreadKey) -> bool) {
         self.before.retain(|key, _| lives(*key));
-        let mut kept: HashSet<Mask> = HashSet::new();
-        let ended: Vec<ThreadKey> = self
-            .written
-            .iter()
-            .filter(|(key, written)| {
-                let is_needed = lives(**key);
-                if is_needed {
-                    kept.extend(written.ours.iter().cloned());
-                }
-                !is_needed
-            })
-            .map(|(key, _)| *key)
-            .collect();
-        for key in ended {
-            let is_needed = self.written.get_mut(&key).is_some_and(|written| {
-                written.ours.retain(|mask| kept.insert(mask.clone()));
-                !written.ours.is_empty()
-            });
-            if !is_needed {
-                self.written.remove(&key);
-            }
-        }
+        forget_written(&mut self.written, |written| &mut written.ours, &lives);
         self.scheduling.forget_threads(lives);
     }
+}
+
+/// Forgets the threads that have ended. A value that qmpin wrote (`ours`) is kept with one of them where no record that
+/// stays has it.
+fn forget_written<W, T: Clone + PartialEq>(
+    written: &mut BTreeMap<ThreadKey, W>,
+    ours: impl Fn(&mut W) -> &mut Vec<T>,
+    lives: impl Fn(ThreadKey) -> bool,
+) {
+    let living: BTreeSet<ThreadKey> = written.keys().copied().filter(|key| lives(*key)).collect();
+    let mut kept: Vec<T> = Vec::new();
+    let mut is_new = |one: &T| {
+        let is_new = !kept.contains(one);
+        if is_new {
+            kept.push(one.clone());
+        }
+        is_new
+    };
+    for (_, record) in written.iter_mut().filter(|(key, _)| living.contains(key)) {
+        for one in ours(record) {
+            is_new(one);
+        }
+    }
+    written.retain(|key, record| {
+        living.contains(key) || {
+            let ours = ours(record);
+            ours.retain(|one| is_new(one));
+            !ours.is_empty()
+        }
+    });
 }
 
 impl SchedMemory {
@@ -84,24 +92,7 @@ impl SchedMemory {
     /// As [`Memory::forget_threads`]. At least one of the threads that were changed is kept, even if all have
     /// ended, because a thread that one of them made may have its priority.
     fn forget_threads(&mut self, lives: impl Fn(ThreadKey) -> bool) {
-        let mut kept = Vec::new();
-        for (key, ours) in &self.written {
-            if lives(*key) {
-                kept.extend(ours.iter().copied());
-            }
-        }
-        self.written.retain(|key, ours| {
-            lives(*key) || {
-                ours.retain(|ours| {
-                    let is_new = !kept.contains(ours);
-                    if is_new {
-                        kept.push(*ours);
-                    }
-                    is_new
-                });
-                !ours.is_empty()
-            }
-        });
+        forget_written(&mut self.written, |ours| ours, &lives);
         let written = &self.written;
         // What had a priority of its own may have passed it on.
         self.before.retain(|key, seen| {
