@@ -114,10 +114,8 @@ impl Lines {
 
     /// Whether the file still has its name.
     pub(crate) fn has_name(&self) -> bool {
-        match (self.file.metadata(), fs::symlink_metadata(&self.path)) {
-            (_, Err(error)) => error.kind() != io::ErrorKind::NotFound,
-            _ => true,
-        }
+        let named = fs::symlink_metadata(&self.path);
+        !named.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// Adds lines, all or none, and returns once they are durable.
