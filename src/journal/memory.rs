@@ -24,7 +24,7 @@ pub struct Memory {
     pub(super) slices: Option<CpuSet>,
     pub(super) scheduling: SchedMemory,
     cookie: CookieMemory,
-    unknown: Option<UnknownLines>,
+    pub(super) unknown: Option<UnknownLines>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,10 +127,6 @@ impl Memory {
         self.unknown.as_ref()
     }
 
-    pub(super) fn set_unknown(&mut self, unknown: Option<UnknownLines>) {
-        self.unknown = unknown;
-    }
-
     /// All masks that qmpin has written.
     pub fn masks(&self) -> impl Iterator<Item = CpuSet> + '_ {
         self.ours.iter().map(|mask| **mask)
@@ -165,12 +161,7 @@ impl Memory {
     /// as its mask is known to be one that qmpin wrote.
     #[must_use]
     pub fn covers(&self, intent: &Intent) -> bool {
-        if self.knows(intent.thread) {
-            let written = self.written.get(&intent.thread);
-            written.is_some_and(|written| written.ours.iter().any(|ours| **ours == intent.to))
-        } else {
-            self.ours.contains(&intent.to)
-        }
+        self.is_ours(intent.thread, |ours| *ours == intent.to)
     }
 
     /// The mask the thread had before, or would have had without qmpin: one created later inherits the

@@ -347,7 +347,7 @@ pub fn memory(path: &Path) -> Memory {
 fn read_lines(path: &Path) -> Result<(lines::Read<Header>, Memory), JournalError> {
     let mut memory = Memory::default();
     let read = lines::read::<Header, Record>(path, SCHEMA, |record| memory.add(&record))?;
-    memory.set_unknown(UnknownLines::of(path, &read.unknown));
+    memory.unknown = UnknownLines::of(path, &read.unknown);
     Ok((read, memory))
 }
 
