@@ -10,10 +10,10 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid as RustixPid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::Signal;
 
 use crate::attachment::error::StartError;
+use crate::attachment::signalling::{ends_within, send};
 use crate::discover::{boot_id, is_alive, unlinked_holder};
 use crate::ids::VmName;
 use crate::knobs::ground::Host;
@@ -164,25 +164,8 @@ fn end(
     signal: Signal,
     mut is_worth_it: impl FnMut() -> bool,
 ) -> io::Result<()> {
-    let pid = RustixPid::from_raw(process.pid.0).ok_or(io::ErrorKind::InvalidInput)?;
-    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        opened => opened?,
-    };
-    // The number may be another's by now; the descriptor then is, too.
-    if !is_alive(host.root, process) {
-        return Ok(());
-    }
-    match pidfd_send_signal(&pidfd, signal) {
-        Err(rustix::io::Errno::SRCH) => return Ok(()),
-        sent => sent?,
-    }
-    let pause = Timespec { tv_sec: 0, tv_nsec: i64::from(PAUSE.subsec_nanos()) };
-    while poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&pause))? == 0 {
-        if !is_worth_it() {
-            break;
-        }
-    }
+    let Some(pidfd) = send(host.root, process, signal)? else { return Ok(()) };
+    while !ends_within(&pidfd, PAUSE)? && is_worth_it() {}
     Ok(())
 }
 

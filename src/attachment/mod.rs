@@ -20,6 +20,7 @@ pub mod replan;
 pub mod reports;
 pub mod restored;
 pub mod settings;
+pub(crate) mod signalling;
 
 use std::cell::Cell;
 

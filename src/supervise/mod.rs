@@ -15,7 +15,6 @@ mod once;
 mod pace;
 mod reload;
 mod run;
-mod signalling;
 mod signals;
 mod source;
 mod sources;

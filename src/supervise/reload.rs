@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::signalling::{ends_within, send};
 use super::source::PolicySource;
 use crate::attachment::Attachment;
+use crate::attachment::signalling::{ends_within, send};
 use crate::error::chain;
 use crate::ids::VmName;
 use crate::leases::StateDir;

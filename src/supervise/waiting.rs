@@ -17,7 +17,6 @@ use tokio::time::{Instant, interval, sleep_until};
 use tokio_stream::StreamExt as _;
 
 use super::notify;
-use super::signalling::{ends_within, send};
 use super::signals::Signals;
 use super::source::PolicySource;
 use super::sources::{at, next_of};
@@ -26,6 +25,7 @@ use crate::attachment::error::{Seen, StartError};
 use crate::attachment::leasing::{earlier_lease, neighbours};
 use crate::attachment::replan::this_process;
 use crate::attachment::settings::Settings;
+use crate::attachment::signalling::{ends_within, send};
 use crate::cpuset::CpuSet;
 use crate::discover;
 use crate::discover::{VmLocation, is_alive, read_topology};

@@ -15,7 +15,7 @@ use crate::watch::pidfd_of;
 ///
 /// # Errors
 /// The kernel's answer.
-pub(super) fn send(
+pub(crate) fn send(
     root: &SysRoot,
     process: ProcessKey,
     signal: Signal,
@@ -31,7 +31,7 @@ pub(super) fn send(
 ///
 /// # Errors
 /// The kernel's answer.
-pub(super) fn ends_within(pidfd: &OwnedFd, limit: Duration) -> io::Result<bool> {
+pub(crate) fn ends_within(pidfd: &OwnedFd, limit: Duration) -> io::Result<bool> {
     let limit = Timespec::try_from(limit).map_err(io::Error::other)?;
     Ok(poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit))? > 0)
 }
