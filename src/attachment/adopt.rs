@@ -23,10 +23,8 @@ impl Attachment<'_> {
         let held =
             if same_places(&settings.policy, &policy) { self.plan.held() } else { BTreeMap::new() };
         settings.policy = policy;
-        let beside =
-            neighbours(self.known.host, &settings.state, &settings.vm, &self.known.boot_id);
-        let (guest, allowed) = (&self.guest, self.knobs.affinity.limit.allowed());
-        let plan = settings.plan(&self.topology, guest, &beside, allowed, &held, Stay::Always)?;
+        let beside = neighbours(self.known.ground());
+        let plan = self.plan_beside(&settings, &beside, &held, Stay::Always)?;
         let old = (
             std::mem::replace(&mut self.known.settings, settings),
             std::mem::replace(&mut self.plan, plan),

@@ -2,7 +2,6 @@
 //! state folder.
 
 use crate::attachment::error::StartError;
-use crate::attachment::settings::Settings;
 use crate::cpuset::CpuSet;
 use crate::discover;
 use crate::error::chain;
@@ -11,71 +10,53 @@ use crate::journal::{Header, Journal, JournalError, Memory};
 use crate::knobs::affinity::restore::{RestoreError, RestoreReport, restore};
 use crate::knobs::ground::{Ground, Host};
 use crate::knobs::host::keep::HostKnobs;
-use crate::knobs::partition::keep as partition;
+use crate::knobs::partition::keep::take_back::{free_cpus, hand_back_of, remembered, take_back};
 use crate::knobs::partition::restore::PartitionRestore;
 use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
 use crate::plan::Neighbour;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
-/// What an earlier qmpin has left under this name.
-pub(crate) enum Earlier {
-    /// Nothing that is of use to anybody.
-    None,
-    /// A journal of this very process, to go on with.
-    Same(Journal),
-    /// One of a process that is gone: what is not the process's own is restored with
-    /// [`take_over_from_dead`].
-    Dead(ProcessKey, Journal),
-}
-
-/// Reads what there is. It waits for nothing, because QEMU's socket may be held meanwhile.
-pub(crate) fn earlier(
-    host: Host<'_>,
-    settings: &Settings,
-    boot_id: &str,
-    process: ProcessKey,
-) -> Result<Earlier, StartError> {
-    let path = settings.state.journal_path(&settings.vm);
+/// Opens the journal that an earlier qmpin has left of this very process, to go on with it. That of a process that is
+/// gone is restored and forgotten, which may wait for systemd.
+pub(crate) fn earlier_journal(ground: Ground<'_>) -> Result<Option<Journal>, StartError> {
+    let Ground { host, state, vm, boot_id, process } = ground;
+    let path = state.journal_path(vm);
     if !path.exists() {
-        return Ok(Earlier::None);
+        return Ok(None);
     }
     let (journal, header) = match Journal::resume(&path) {
         Err(JournalError::NeverBegun { .. }) => {
-            settings.state.forget(&settings.vm)?;
-            return Ok(Earlier::None);
+            state.forget(vm)?;
+            return Ok(None);
         }
         resumed => resumed?,
     };
     if header.boot_id != boot_id {
         drop(journal);
-        settings.state.forget(&settings.vm)?;
-        return Ok(Earlier::None);
+        state.forget(vm)?;
+        return Ok(None);
     }
     if header.process == process {
-        return Ok(Earlier::Same(journal));
+        return Ok(Some(journal));
     }
     match discover::lives(host.root, header.process) {
-        Ok(false) => Ok(Earlier::Dead(header.process, journal)),
+        Ok(false) => {
+            take_over_from_dead(Ground { process: header.process, ..ground }, journal)?;
+            Ok(None)
+        }
         lives => {
-            let (vm, pid) = (settings.vm.clone(), header.process.pid);
+            let (vm, pid) = (vm.clone(), header.process.pid);
             Err(StartError::NameTaken { vm, pid, source: lives.err() })
         }
     }
 }
 
-/// Takes back what a QEMU that is gone had above its unit, and forgets it once that is done. It may wait for
-/// systemd.
-pub(crate) fn take_over_from_dead(
-    host: Host<'_>,
-    settings: &Settings,
-    boot_id: &str,
-    process: ProcessKey,
-    journal: Journal,
-) -> Result<(), StartError> {
-    let (state, vm) = (&settings.state, &settings.vm);
-    let ground = Ground { host, state, vm, boot_id, process };
-    let mut refused = partition::take_back(ground, journal.memory()).refused;
+/// Takes back what a QEMU that is gone, that of `ground`, had above its unit, and forgets it once that is done. It may wait
+/// for systemd.
+fn take_over_from_dead(ground: Ground<'_>, journal: Journal) -> Result<(), StartError> {
+    let Ground { state, vm, .. } = ground;
+    let mut refused = take_back(ground, journal.memory()).refused;
     if let Some(unknown) = journal.memory().unknown() {
         return Err(StartError::UnknownUndo { vm: vm.clone(), unknown: unknown.clone() });
     }
@@ -86,31 +67,24 @@ pub(crate) fn take_over_from_dead(
         return Err(StartError::LeftOver { vm: vm.clone(), refused: last });
     }
     drop(journal);
-    Ok(settings.state.forget(&settings.vm)?)
+    Ok(state.forget(vm)?)
 }
 
-pub(crate) fn new_journal(
-    settings: &Settings,
-    boot_id: &str,
-    process: ProcessKey,
-) -> Result<Journal, JournalError> {
+pub(crate) fn new_journal(ground: Ground<'_>) -> Result<Journal, JournalError> {
     let header = Header {
         schema: crate::journal::SCHEMA.to_owned(),
-        vm: settings.vm.clone(),
-        boot_id: boot_id.to_owned(),
-        process,
+        vm: ground.vm.clone(),
+        boot_id: ground.boot_id.to_owned(),
+        process: ground.process,
     };
-    Journal::create(&settings.state.journal_path(&settings.vm), &header)
+    Journal::create(&ground.state.journal_path(ground.vm), &header)
 }
 
 /// The earlier lease of this very process. Its pins are held, so that a restarted qmpin changes nothing; and what a newer
 /// qmpin wrote to it is kept, because an older one that goes on with it must not take that away from others.
-pub(crate) fn earlier_lease(
-    settings: &Settings,
-    boot_id: &str,
-    process: ProcessKey,
-) -> Option<Lease> {
-    match settings.state.lease(&settings.vm) {
+pub(crate) fn earlier_lease(ground: Ground<'_>) -> Option<Lease> {
+    let Ground { state, vm, boot_id, process, .. } = ground;
+    match state.lease(vm) {
         Ok(lease) => lease.filter(|lease| lease.boot_id == boot_id && lease.qemu == process),
         Err(error) => {
             tracing::warn!("the earlier lease is of no use and is written anew: {}", chain(&error));
@@ -119,9 +93,17 @@ pub(crate) fn earlier_lease(
     }
 }
 
+/// The other name that the process is attached under. Two names would each take the other's masks for its own.
+pub(crate) fn other_name(ground: Ground<'_>) -> Option<VmName> {
+    let Ground { host, state, vm, boot_id, process } = ground;
+    let mut leases = discover::live_leases(host.root, state, boot_id).into_iter();
+    leases.find(|lease| lease.qemu == process && lease.vm != *vm).map(|lease| lease.vm)
+}
+
 /// The other VMs that hold CPUs.
 #[must_use]
-pub fn neighbours(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Vec<Neighbour> {
+pub fn neighbours(ground: Ground<'_>) -> Vec<Neighbour> {
+    let Ground { host, state, vm, boot_id, .. } = ground;
     let (leases, doubts) = discover::live_leases_and_doubts(host.root, host.sched, state, boot_id);
     let leases = leases.into_iter().map(|lease| Neighbour {
         vm: lease.vm,
@@ -147,25 +129,25 @@ pub(crate) struct Swept {
 
 /// Frees the CPUs of dead VMs. A VM with a living supervisor is left to that. The rest of the work, which may
 /// take long, is for [`forget_swept`].
-pub(crate) fn sweep(host: Host<'_>, settings: &Settings, boot_id: &str) -> Vec<Swept> {
-    let vms = settings.state.vms().unwrap_or_default().into_iter();
-    vms.filter(|vm| *vm != settings.vm)
-        .filter_map(|vm| sweep_vm(host, &settings.state, &vm, boot_id))
-        .collect()
+pub(crate) fn sweep(ground: Ground<'_>) -> Vec<Swept> {
+    let Ground { host, state, boot_id, .. } = ground;
+    let others = state.vms().unwrap_or_default().into_iter().filter(|vm| vm != ground.vm);
+    others.filter_map(|vm| sweep_vm(host, state, &vm, boot_id)).collect()
+}
+
+/// Whether the QEMU of a lease has ended. Not to be learnt is not dead.
+fn is_dead(root: &SysRoot, lease: &Lease, boot_id: &str) -> bool {
+    lease.boot_id != boot_id || discover::lives(root, lease.qemu).is_ok_and(|lives| !lives)
 }
 
 fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Option<Swept> {
-    let is_dead = || match state.lease(vm) {
-        Ok(Some(lease)) => {
-            // Not to be learnt is not dead.
-            lease.boot_id != boot_id
-                || discover::lives(host.root, lease.qemu).is_ok_and(|lives| !lives)
-        }
+    let is_to_sweep = || match state.lease(vm) {
+        Ok(Some(lease)) => is_dead(host.root, &lease, boot_id),
         Ok(None) => false,
         // One that may live is named when the neighbours are read.
         Err(error) => discover::is_of_dead(host.root, host.sched, state, vm, &error, boot_id),
     };
-    if !is_dead() {
+    if !is_to_sweep() {
         return None;
     }
     let lock = match state.lock_supervisor(vm) {
@@ -179,14 +161,14 @@ fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Opt
         }
     };
     // Another process may have swept it, and the VM may have been started and attached since.
-    if !is_dead() {
+    if !is_to_sweep() {
         return None;
     }
-    let left = match crate::knobs::partition::keep::take_back::remembered(state, vm, boot_id) {
+    let left = match remembered(state, vm, boot_id) {
         Ok(None) => None,
         Ok(Some((process, memory))) => {
             let ground = Ground { host, state, vm, boot_id, process };
-            let restored = crate::knobs::partition::keep::take_back::free_cpus(ground, &memory);
+            let restored = free_cpus(ground, &memory);
             Some((process, memory, restored))
         }
         Err(error) => {
@@ -203,8 +185,7 @@ pub(crate) fn forget_swept(host: Host<'_>, state: &StateDir, boot_id: &str, swep
     for Swept { vm, left, _lock } in swept {
         let refused = left.and_then(|(process, memory, restored)| {
             let ground = Ground { host, state, vm: &vm, boot_id, process };
-            let restored =
-                crate::knobs::partition::keep::take_back::hand_back_of(ground, &memory, restored);
+            let restored = hand_back_of(ground, &memory, restored);
             let refused = restored.refused.first().map(ToString::to_string);
             refused.or_else(|| memory.unknown().map(ToString::to_string))
         });
@@ -237,11 +218,7 @@ pub fn lock_forsaken(
 ) -> Result<Option<SupervisorLock>, StateError> {
     let Some(lock) = state.lock_supervisor(vm)? else { return Ok(None) };
     let is_forsaken = match state.lease(vm) {
-        Ok(Some(lease)) => {
-            lease.supervisor.is_some()
-                || lease.boot_id != boot_id
-                || discover::lives(root, lease.qemu).is_ok_and(|lives| !lives)
-        }
+        Ok(Some(lease)) => lease.supervisor.is_some() || is_dead(root, &lease, boot_id),
         // A journal without a lease: a qmpin was killed in between.
         Ok(None) | Err(_) => true,
     };
@@ -261,14 +238,13 @@ pub fn give_back(
 ) -> Result<RestoreReport, StartError> {
     let mut knobs = HostKnobs::default();
     let others = knobs.memory(state, boot_id);
-    let (partition, memory) =
-        match crate::knobs::partition::keep::take_back::remembered(state, vm, boot_id)? {
-            Some((process, memory)) => {
-                let ground = Ground { host, state, vm, boot_id, process };
-                (partition::take_back(ground, &memory), memory)
-            }
-            None => (PartitionRestore::default(), Memory::default()),
-        };
+    let (partition, memory) = match remembered(state, vm, boot_id)? {
+        Some((process, memory)) => {
+            let ground = Ground { host, state, vm, boot_id, process };
+            (take_back(ground, &memory), memory)
+        }
+        None => (PartitionRestore::default(), Memory::default()),
+    };
     let again = || restore(host.root, host.sched, boot_id, &state.journal_path(vm), &others);
     let going = Going { host, state, vm, boot_id, memory: &memory };
     let mut report = let_go(going, &mut knobs, partition, &again)?;

@@ -29,11 +29,10 @@ use known::Known;
 use crate::attachment::error::{PassError, Seen, StartError};
 pub(crate) use crate::attachment::found::Found;
 use crate::attachment::leasing::{
-    Earlier, Going, Swept, earlier, earlier_lease, forget_swept, let_go, neighbours, new_journal,
-    sweep, take_over_from_dead,
+    Going, Swept, earlier_journal, earlier_lease, forget_swept, let_go, neighbours, new_journal,
+    other_name, sweep,
 };
 use crate::attachment::outside::Outside;
-use crate::attachment::replan::other_name;
 use crate::attachment::reports::{Learnt, Noticed, PassReport};
 use crate::attachment::restored::restore_lines;
 use crate::attachment::settings::Settings;
@@ -52,7 +51,7 @@ use crate::knobs::affinity::restore::{RestoreReport, restore_process};
 use crate::knobs::affinity::thread_cpus::ThreadCpus;
 use crate::knobs::bench::Bench;
 use crate::knobs::findings::{Facts, findings};
-use crate::knobs::ground::{Ground, Host};
+use crate::knobs::ground::Host;
 use crate::knobs::host::keep::HostKnobs;
 use crate::knobs::host::report::HostReport;
 use crate::knobs::partition::keep::{Partition, take_back};
@@ -162,54 +161,48 @@ impl<'a> Attachment<'a> {
     /// Plans, begins the journal, and writes the lease. Everything that can refuse has refused by then.
     fn lease(host: Host<'a>, settings: Settings, found: Found) -> Result<Leased<'a>, StartError> {
         let Found { process, roles, identified, scan, boot_id, mut lock, mut topology } = found;
+        let known = Known { host, settings, boot_id, process };
+        let (ground, settings) = (known.ground(), &known.settings);
+        let Settings { state, vm, .. } = settings;
         let guest = discover::guest(&roles);
         // Before anything is planned: the VM may have had these CPUs.
-        match bring_back(host, &settings.state, &boot_id) {
+        match bring_back(host, state, ground.boot_id) {
             Ok(Brought::Nothing) => {}
             Ok(Brought::Some) => topology = read_topology(host.root)?,
             Err(error) => tracing::warn!("CPUs that were left offline: {}", chain(&error)),
         }
-        let resumed = match earlier(host, &settings, &boot_id, process)? {
-            Earlier::None => None,
-            Earlier::Same(journal) => Some(journal),
-            Earlier::Dead(process, journal) => {
-                take_over_from_dead(host, &settings, &boot_id, process, journal)?;
-                None
-            }
-        };
+        let resumed = earlier_journal(ground)?;
         // It is asked again under the lock; most are refused here, before anything is written.
-        if let Some(other) = other_name(host.root, &settings, &boot_id, process) {
-            return Err(StartError::OtherName { vm: settings.vm, process, other });
+        if let Some(other) = other_name(ground) {
+            return Err(StartError::OtherName { vm: vm.clone(), process, other });
         }
         // Another supervisor of this process has claimed it, also where the files of the VM were removed meanwhile. One of
         // qmpin 0.1.0 claims nothing, and is known by what it has pinned.
         let folder = host.root.path(&format!("proc/{}", process.pid)).ok();
         let is_claimed = folder.is_some_and(|folder| lock.claim(&folder).unwrap_or(false));
         if (!is_claimed || scan.is_confined(&topology.online()))
-            && let Some(supervisor) = discover::unlinked_holder(&settings.state, &settings.vm)
+            && let Some(supervisor) = discover::unlinked_holder(state, vm)
         {
-            let (vm, pid) = (settings.vm, Some(supervisor.pid));
+            let (vm, pid) = (vm.clone(), Some(supervisor.pid));
             return Err(StartError::AlreadyAttached { vm, pid });
         }
-        let (held, kept) = earlier_lease(&settings, &boot_id, process)
+        let (held, kept) = earlier_lease(ground)
             .map(|lease| (lease.vcpus.into_iter().collect(), lease.kept))
             .unwrap_or_default();
-        let swept = sweep(host, &settings, &boot_id);
+        let swept = sweep(ground);
         let is_new = resumed.is_none();
-        let host_lock = settings.state.lock_host()?;
+        let host_lock = state.lock_host()?;
         // Without the leases' lock: a VM that does not fit is refused before there is a journal.
-        let beside = neighbours(host, &settings.state, &settings.vm, &boot_id);
-        let Settings { state, vm, .. } = &settings;
-        let limit =
-            Limit::of(Ground { host, state, vm, boot_id: &boot_id, process }, &topology.online());
+        let beside = neighbours(ground);
+        let limit = Limit::of(ground, &topology.online());
         let plan = settings.plan(&topology, &guest, &beside, limit.allowed(), &held, Stay::Always);
         let plan = plan.map_err(|reason| no_room(process, &roles, &guest, reason))?;
         let journal = match resumed {
             Some(journal) => journal,
-            None => new_journal(&settings, &boot_id, process)?,
+            None => new_journal(ground)?,
         };
         let mut attachment = Attachment {
-            known: Known { host, settings, boot_id, process },
+            known,
             online: topology.online(),
             topology,
             guest,

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use crate::attachment::Attachment;
 use crate::attachment::error::PassError;
-use crate::attachment::leasing::neighbours;
+use crate::attachment::leasing::{neighbours, other_name};
 use crate::attachment::settings::{Follow, Settings};
-use crate::attachment::{Attachment, Known};
 use crate::cpuset::CpuSet;
 use crate::discover::{self, DiscoverError, read_topology};
-use crate::ids::{CpuId, Pid, VcpuIndex, VmName};
+use crate::ids::{CpuId, Pid, VcpuIndex};
 use crate::leases::{Lease, StateError};
 use crate::locks::HostLock;
-use crate::plan::{Plan, Stay};
+use crate::plan::{Neighbour, Plan, PlanError, Stay};
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
@@ -42,17 +42,27 @@ impl Attachment<'_> {
     /// Another VM that comes or goes takes CPUs or leaves some. It is looked for at every pass, since a message about
     /// it may come later than what it does.
     pub(crate) fn notice_neighbours(&mut self) {
-        let Known { settings, boot_id, .. } = &self.known;
-        if neighbours(self.known.host, &settings.state, &settings.vm, boot_id) != self.beside {
+        if neighbours(self.known.ground()) != self.beside {
             self.stale.get_or_insert(Stay::Always);
         }
     }
 
     /// The CPUs that are other VMs' alone.
     fn others_cpus(&self) -> CpuSet {
-        let Known { settings, boot_id, .. } = &self.known;
-        let others = neighbours(self.known.host, &settings.state, &settings.vm, boot_id);
+        let others = neighbours(self.known.ground());
         others.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
+    }
+
+    /// Plans beside these VMs, in the CPUs that the VM's cgroup has for it.
+    pub(crate) fn plan_beside(
+        &self,
+        settings: &Settings,
+        beside: &[Neighbour],
+        held: &BTreeMap<VcpuIndex, CpuId>,
+        stay: Stay,
+    ) -> Result<Plan, PlanError> {
+        let allowed = self.knobs.affinity.limit.allowed();
+        settings.plan(&self.topology, &self.guest, beside, allowed, held, stay)
     }
 
     pub(crate) fn replan(&mut self, stay: Stay) -> Result<(), PassError> {
@@ -61,10 +71,8 @@ impl Attachment<'_> {
         // Stale until there is a new one; but not tried in every pass: the next change will.
         self.stale = None;
         self.knobs.affinity.limit.read(self.known.ground(), &self.online);
-        let Known { settings, boot_id, .. } = &self.known;
-        self.beside = neighbours(self.known.host, &settings.state, &settings.vm, boot_id);
-        let (allowed, beside) = (self.knobs.affinity.limit.allowed(), &self.beside);
-        let plan = settings.plan(&self.topology, &self.guest, beside, allowed, &held, stay)?;
+        self.beside = neighbours(self.known.ground());
+        let plan = self.plan_beside(&self.known.settings, &self.beside, &held, stay)?;
         if plan != self.plan {
             let old = std::mem::replace(&mut self.plan, plan);
             // A lease that says the same would wake all other VMs for nothing.
@@ -91,18 +99,14 @@ impl Attachment<'_> {
         lock: &HostLock,
         held: &BTreeMap<VcpuIndex, CpuId>,
     ) -> Result<(), PassError> {
-        let Known { settings, boot_id, .. } = &self.known;
-        let _lock = settings.state.lock_leases_below(lock)?;
-        if let Some(other) = other_name(self.known.host.root, settings, boot_id, self.known.process)
-        {
+        let _lock = self.known.settings.state.lock_leases_below(lock)?;
+        if let Some(other) = other_name(self.known.ground()) {
             return Err(PassError::OtherName { process: self.known.process, other });
         }
-        let now = neighbours(self.known.host, &settings.state, &settings.vm, boot_id);
+        let now = neighbours(self.known.ground());
         if now != self.beside {
             self.knobs.affinity.limit.read(self.known.ground(), &self.online);
-            let allowed = self.knobs.affinity.limit.allowed();
-            let stay = Stay::Always;
-            self.plan = settings.plan(&self.topology, &self.guest, &now, allowed, held, stay)?;
+            self.plan = self.plan_beside(&self.known.settings, &now, held, Stay::Always)?;
             self.beside = now;
         }
         Ok(self.write_lease()?)
@@ -137,17 +141,6 @@ impl Attachment<'_> {
         self.leased.set(state.lease_state(vm));
         Ok(())
     }
-}
-
-/// The other name that the process is attached under. Two names would each take the other's masks for its own.
-pub(crate) fn other_name(
-    root: &SysRoot,
-    settings: &Settings,
-    boot_id: &str,
-    process: ProcessKey,
-) -> Option<VmName> {
-    let mut leases = discover::live_leases(root, &settings.state, boot_id).into_iter();
-    leases.find(|lease| lease.qemu == process && lease.vm != settings.vm).map(|lease| lease.vm)
 }
 
 /// What others see of a plan.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::args::{Global, PlanArgs, PolicyOfVmArgs};
 use super::look::look;
 use super::{Answer, output};
+use crate::attachment::leasing::neighbours;
 use crate::attachment::settings::{Follow, Settings};
 use crate::cgroups::CgroupTree;
 use crate::discover::{read_topology, tasks};
@@ -13,7 +14,7 @@ use crate::knobs::abilities::Abilities;
 use crate::knobs::affinity::diff::diff;
 use crate::knobs::affinity::limit::vm_limit;
 use crate::knobs::findings::{Facts, findings};
-use crate::knobs::ground::Host;
+use crate::knobs::ground::{Ground, Host};
 use crate::knobs::host::Wants;
 use crate::knobs::host::irqbalance::read::Silent;
 use crate::knobs::host::journal::HostJournal;
@@ -70,7 +71,8 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let online = topology.online();
     let limit = root.is_live().then(|| vm_limit(host, state, vm, &boot_id, view.process, &online));
     let limit = limit.flatten();
-    let beside = crate::attachment::leasing::neighbours(host, state, vm, &boot_id);
+    let ground = Ground { host, state, vm, boot_id: &boot_id, process: view.process };
+    let beside = neighbours(ground);
     let planned = settings.plan(&topology, &guest, &beside, limit.as_ref(), &held, Stay::Always);
     let mut plan = match planned {
         Ok(plan) => plan,

@@ -267,11 +267,13 @@ impl Wait<'_> {
         if !seen.vcpus.iter().all(|tid| has(*tid)) {
             return true;
         }
-        let (state, vm) = (&self.settings.state, &self.settings.vm);
+        let Settings { state, vm, .. } = &*self.settings;
+        let (host, boot_id, process) = (self.host, &*self.boot_id, self.refusal.process);
+        let ground = Ground { host, state, vm, boot_id, process };
         // What cannot be read now is for the next pass.
         let Ok(topology) = read_topology(self.host.root) else { return false };
-        let beside = neighbours(self.host, state, vm, &self.boot_id);
-        let held = earlier_lease(self.settings, &self.boot_id, seen.process)
+        let beside = neighbours(ground);
+        let held = earlier_lease(ground)
             .map(|lease| lease.vcpus.into_iter().collect())
             .unwrap_or_default();
         let allowed = self.limit.allowed();
