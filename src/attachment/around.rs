@@ -6,10 +6,8 @@
 
 use std::time::Instant;
 
-use crate::attachment::aside::step_aside;
 use crate::attachment::error::{PassError, StartError};
 use crate::attachment::reports::PassReport;
-use crate::attachment::settings::Follow;
 use crate::attachment::{Attachment, Known};
 use crate::discover;
 use crate::discover::tasks::Scan;
@@ -159,14 +157,6 @@ impl Attachment<'_> {
     pub fn keep_host(&mut self) -> Result<HostReport, StartError> {
         self.step_aside();
         self.reconcile_host()
-    }
-
-    /// Takes this process off the CPUs of all VMs: each supervisor does that for itself.
-    fn step_aside(&mut self) {
-        let Known { host, settings, boot_id, .. } = &self.known;
-        if settings.follow == Follow::Stay {
-            step_aside(*host, &settings.state, boot_id, self.online, &mut self.own_cpus);
-        }
     }
 
     fn reconcile_host(&mut self) -> Result<HostReport, StartError> {
