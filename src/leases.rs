@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-pub use lease::{Kept, Lease, SCHEMA, this_version};
+pub use lease::{Kept, Lease, SCHEMA};
 pub use reading::Salvaged;
 pub use supervisor_lock::{Heart, Pulse, SupervisorLock};
 

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::attachment::Attachment;
 use crate::attachment::error::PassError;
 use crate::attachment::leasing::{neighbours, other_name};
 use crate::attachment::settings::{Follow, Settings};
+use crate::attachment::{Attachment, Known};
 use crate::cpuset::CpuSet;
 use crate::discover::{self, DiscoverError, read_topology};
 use crate::ids::{CpuId, Pid, VcpuIndex};
@@ -117,26 +117,24 @@ impl Attachment<'_> {
             Follow::Stay => this_process(self.known.host.root),
             Follow::Once => None,
         };
-        let Settings { state, vm, .. } = &self.known.settings;
+        let Known { settings: Settings { state, vm, policy, .. }, boot_id, process, .. } =
+            &self.known;
+        let policy = &policy.vm;
         state.write_lease(&Lease {
-            schema: crate::leases::SCHEMA.to_owned(),
-            vm: self.known.settings.vm.clone(),
-            boot_id: self.known.boot_id.clone(),
-            qemu: self.known.process,
             supervisor,
             since_unix_s: self.since_unix_s,
             exclusive: self.plan.exclusive,
             emulator: self.plan.emulator,
             iothreads: self.plan.iothread_cpus,
             vcpus: self.plan.held().into_iter().collect(),
-            knobs: self.known.settings.policy.vm.wanted_knobs(),
+            knobs: policy.wanted_knobs(),
             partition: self.knobs.partition.cgroup(),
             slices: self.knobs.partition.slices(),
-            vfio_irqs: self.known.settings.policy.vm.vfio_irqs.value,
-            sched: self.known.settings.policy.vm.sched.value,
-            max_vcpus: self.known.settings.policy.vm.max_vcpus.value,
-            writer: crate::leases::this_version(),
+            vfio_irqs: policy.vfio_irqs.value,
+            sched: policy.sched.value,
+            max_vcpus: policy.max_vcpus.value,
             kept: self.kept.clone(),
+            ..Lease::new(vm.clone(), boot_id.clone(), *process)
         })?;
         self.leased.set(state.lease_state(vm));
         Ok(())

@@ -80,16 +80,10 @@ impl Lease {
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
             max_vcpus: None,
-            writer: this_version(),
+            writer: Some(env!("CARGO_PKG_VERSION").to_owned()),
             kept: Kept::default(),
         }
     }
-}
-
-/// The version that [`Lease::writer`] has in leases of this qmpin.
-#[must_use]
-pub fn this_version() -> Option<String> {
-    Some(env!("CARGO_PKG_VERSION").to_owned())
 }
 
 /// What this version does not know of a lease.
