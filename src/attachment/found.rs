@@ -26,11 +26,6 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The QEMU process.
-    pub(crate) fn process(&self) -> ProcessKey {
-        self.process
-    }
-
     /// Returns what shows other processes that this supervisor makes progress.
     pub(crate) fn heart(&self) -> Heart {
         self.lock.heart()

@@ -76,7 +76,7 @@ pub(super) async fn run(
             return Ok(Ended { why: Ending::Asked, restored });
         }
     };
-    let process = found.process();
+    let process = found.process;
     let mut watch = Watch::of(host, &settings, process)?;
     let (heart, line) = (found.heart(), Line::new(channel));
     let runner = Runner::new(host.root, settings, process, line, heart, worker);
