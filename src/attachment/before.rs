@@ -9,7 +9,6 @@ use crate::attachment::error::PassError;
 use crate::attachment::originals::Originals;
 use crate::cpuset::CpuSet;
 use crate::discover::{live_leases, online_cpus, tasks};
-use crate::error::chain;
 use crate::journal::Record;
 use crate::locks::HostLock;
 use crate::policy::Knob;
@@ -21,8 +20,7 @@ impl Attachment<'_> {
     /// # Errors
     /// [`PassError`].
     pub(crate) fn take_down(&mut self, lock: &HostLock) -> Result<(), PassError> {
-        let Attachment { known, outside, journal, .. } = self;
-        outside.take_over(known, journal, lock)?;
+        self.take_over_outside(lock)?;
         if self.cpus_may_go_offline() {
             self.online = online_cpus(self.known.host.root)?;
             let observed = tasks::observe(self.known.process, self.scan()?, &self.identified);
@@ -52,14 +50,5 @@ impl Attachment<'_> {
             Originals::of(self.known.host.root, self.known.process, threads, self.online)
                 .record(all, threads),
         )
-    }
-
-    /// Finds kernel threads that work for the VM.
-    pub(crate) fn find_outside(&mut self) {
-        let Attachment { known, outside, journal, .. } = self;
-        let lock = known.settings.state.lock_host().map_err(PassError::from);
-        if let Err(error) = lock.and_then(|lock| outside.find(known, journal, &lock)) {
-            tracing::warn!("kernel threads of the VM are left where they are: {}", chain(&error));
-        }
     }
 }

@@ -32,7 +32,6 @@ use crate::attachment::leasing::{
     Going, Swept, earlier_journal, earlier_lease, forget_swept, let_go, neighbours, new_journal,
     other_name, sweep,
 };
-use crate::attachment::outside::Outside;
 use crate::attachment::reports::{Learnt, Noticed, PassReport};
 use crate::attachment::restored::restore_lines;
 use crate::attachment::settings::Settings;
@@ -73,7 +72,8 @@ pub struct Attachment<'a> {
     online: CpuSet,
     guest: Guest,
     identified: Identified,
-    outside: Outside,
+    /// Kernel threads of the VM outside its process, as they were when they were found.
+    outside: Vec<Thread>,
     plan: Plan,
     /// The other VMs that the plan was made beside.
     beside: Vec<Neighbour>,
@@ -207,7 +207,7 @@ impl<'a> Attachment<'a> {
             topology,
             guest,
             identified,
-            outside: Outside::default(),
+            outside: Vec::new(),
             plan,
             beside,
             stale: None,
@@ -403,7 +403,7 @@ impl<'a> Attachment<'a> {
             abilities: Abilities::read(root, *sched, policy, memory, &observed.threads),
             threads: observed.threads,
             grips,
-            outside: self.outside.known().to_vec(),
+            outside: self.outside.clone(),
             online: self.online,
         };
         let turn = Turn {
