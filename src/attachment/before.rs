@@ -4,12 +4,12 @@
 //! such a mask would go back without them. So where a CPU may go offline, masks are read under the host's
 //! lock, which a process that takes one offline holds until it is back.
 
-use crate::attachment::Attachment;
 use crate::attachment::error::PassError;
 use crate::attachment::originals::Originals;
+use crate::attachment::{Attachment, Known};
 use crate::cpuset::CpuSet;
 use crate::discover::{live_leases, online_cpus, tasks};
-use crate::journal::Record;
+use crate::journal::{Baseline, Record};
 use crate::locks::HostLock;
 use crate::policy::Knob;
 use crate::threads::Thread;
@@ -46,9 +46,9 @@ impl Attachment<'_> {
         let main = self.known.process.pid.main_thread();
         let main = threads.iter().find(|thread| thread.key.tid == main);
         let all: CpuSet = main.map_or(self.online, |thread| *thread.allowed);
-        Some(
-            Originals::of(self.known.host.root, self.known.process, threads, self.online)
-                .record(all, threads),
-        )
+        let Known { host, process, .. } = self.known;
+        let originals = Originals::of(host.root, process, threads, self.online);
+        let (main, threads) = (originals.of_mask(all), originals.of_all(threads));
+        Some(Record::Baseline(Baseline { main, threads }))
     }
 }

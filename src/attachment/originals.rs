@@ -4,7 +4,6 @@ use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::cgroup;
 use crate::ids::{StartTicks, Tid};
-use crate::journal::{Baseline, Record};
 use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Thread};
 
@@ -31,24 +30,15 @@ impl Originals {
         Originals { limits, online }
     }
 
-    /// The journal's record of these threads; `main` is the mask for those that come later.
-    pub(crate) fn record(&self, main: CpuSet, threads: &[Thread]) -> Record {
-        Record::Baseline(Baseline { main: self.natural(main), threads: self.own(threads) })
-    }
-
-    /// The journal's record of kernel threads.
-    pub(crate) fn outside(&self, threads: &[Thread]) -> Record {
-        Record::Outside(self.own(threads))
-    }
-
-    fn own(&self, threads: &[Thread]) -> Vec<(Tid, StartTicks, CpuSet)> {
+    /// The threads, as the journal records them.
+    pub(crate) fn of_all(&self, threads: &[Thread]) -> Vec<(Tid, StartTicks, CpuSet)> {
         let own =
-            |thread: &Thread| (thread.key.tid, thread.key.start, self.natural(*thread.allowed));
+            |thread: &Thread| (thread.key.tid, thread.key.start, self.of_mask(*thread.allowed));
         threads.iter().map(own).collect()
     }
 
     /// One that may run on all that a cpuset leaves it has no mask of its own, and would be everywhere.
-    fn natural(&self, allowed: CpuSet) -> CpuSet {
+    pub(crate) fn of_mask(&self, allowed: CpuSet) -> CpuSet {
         let is_cut = self.limits.iter().any(|limit| *limit & self.online == allowed);
         if is_cut { self.online } else { allowed }
     }

@@ -15,6 +15,7 @@ use crate::attachment::originals::Originals;
 use crate::cpuset::CpuSet;
 use crate::discover::online_cpus;
 use crate::error::chain;
+use crate::journal::Record;
 use crate::knobs::host::journal::HostJournal;
 use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
 use crate::knobs::host::memory::HostMemory;
@@ -59,7 +60,7 @@ impl Attachment<'_> {
         }
         if !new.is_empty() {
             let originals = Originals::of(host.root, process, &new, online);
-            self.journal.append(vec![originals.outside(&new)])?;
+            self.journal.append(vec![Record::Outside(originals.of_all(&new))])?;
         }
         self.outside = found;
         Ok(())
