@@ -61,7 +61,6 @@ use crate::leases::{FileState, Kept, SupervisorLock};
 use crate::marks::unix_now_s;
 use crate::plan::{Finding, Lasts, Neighbour, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
-use crate::sysroot::SysRoot;
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
 use crate::topology::Topology;
 
@@ -244,18 +243,6 @@ impl<'a> Attachment<'a> {
         Ok(Leased { attachment, scan, is_new, swept })
     }
 
-    /// The QEMU process.
-    #[must_use]
-    pub fn process(&self) -> ProcessKey {
-        self.known.process
-    }
-
-    /// Where files are read.
-    #[must_use]
-    pub fn root(&self) -> &SysRoot {
-        self.known.host.root
-    }
-
     /// The plan in force.
     #[must_use]
     pub fn plan(&self) -> &Plan {
@@ -390,11 +377,16 @@ impl<'a> Attachment<'a> {
         let grips = scan.take_grips();
         let observed = tasks::observe(self.known.process, scan, &self.identified);
         let baseline = self.first_baseline(&observed.threads);
+        let role = |key: ThreadKey| {
+            let at =
+                observed.threads.binary_search_by_key(&key.tid, |thread| thread.key.tid).ok()?;
+            Some(&observed.threads[at].role)
+        };
         let noticed = Noticed {
-            unnamed: observed.unidentified.iter().any(|key| may_be_named(*key, &observed.threads)),
-            named_gone: self.identified.named_keys().any(|key| {
-                observed.threads.binary_search_by_key(&key.tid, |thread| thread.key.tid).is_err()
-            }),
+            // Workers come and go by the dozen under I/O and are never vCPUs or iothreads; everything else that QMP has
+            // not been asked about may be.
+            unnamed: observed.unidentified.iter().any(|key| role(*key) == Some(&Role::Emulator)),
+            named_gone: self.identified.named_keys().any(|key| role(key).is_none()),
         };
         let Known { host: Host { root, sched, .. }, settings, process, .. } = &self.known;
         let policy = &settings.policy.vm;
@@ -428,12 +420,4 @@ fn no_room(process: ProcessKey, roles: &Roles, guest: &Guest, reason: PlanError)
     }
     let vcpus = roles.vcpus.iter().map(|vcpu| vcpu.tid).collect();
     StartError::NoRoom { seen: Box::new(Seen { process, guest: guest.clone(), vcpus }), reason }
-}
-
-/// Workers come and go by the dozen under I/O and are never vCPUs or iothreads; everything else that QMP
-/// has not been asked about may be.
-fn may_be_named(key: ThreadKey, threads: &[Thread]) -> bool {
-    threads
-        .binary_search_by_key(&key.tid, |thread| thread.key.tid)
-        .is_ok_and(|at| threads[at].role == Role::Emulator)
 }
