@@ -68,16 +68,14 @@ impl Memory {
                 }
             }
             // What was before is in the first; what was ours is in all of them.
-            Record::Partition(undo) => match &mut self.partition {
-                Some(known) => {
-                    known.cpus |= undo.cpus;
-                    if known.drop_in.is_none() {
-                        known.drop_in.clone_from(&undo.drop_in);
-                    }
-                    known.allowed_set = known.allowed_set.or(undo.allowed_set);
+            Record::Partition(undo) => {
+                let known = self.partition.get_or_insert_with(|| undo.clone());
+                known.cpus |= undo.cpus;
+                if known.drop_in.is_none() {
+                    known.drop_in.clone_from(&undo.drop_in);
                 }
-                None => self.partition = Some(undo.clone()),
-            },
+                known.allowed_set = known.allowed_set.or(undo.allowed_set);
+            }
             Record::Slices(cpus) => *self.slices.get_or_insert(CpuSet::EMPTY) |= *cpus,
             Record::Priorities(threads) => self.scheduling.add_baseline(threads),
             Record::Priority(intent) => self.scheduling.add(intent),
