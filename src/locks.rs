@@ -93,11 +93,8 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Busy`] where another process holds it for longer; [`StateError::Io`].
     pub fn lock_leases(&self) -> Result<LeasesLock, StateError> {
-        let older = self.lock_older()?;
-        Ok(LeasesLock {
-            _lock: self.lock_file(LEASES, Patience::WHILE_IT_CHANGES_HANDS)?,
-            _older: older,
-        })
+        let _older = self.lock_older()?;
+        Ok(LeasesLock { _lock: self.lock_file(LEASES, Patience::WHILE_IT_CHANGES_HANDS)?, _older })
     }
 
     /// As [`StateDir::lock_leases`], while the host's lock is held.
@@ -151,10 +148,7 @@ impl StateDir {
         }
         let at_once = |name| self.try_lock_file(name, Patience::NONE).ok()?.ok();
         let locks: Vec<_> = ALL.into_iter().map_while(at_once).collect();
-        if locks.len() < ALL.len() {
-            return;
-        }
-        if self.has_only_locks() {
+        if locks.len() == ALL.len() && self.has_only_locks() {
             // A process that waits for one of them opens it anew at each try.
             for name in ALL {
                 let _ = fs::remove_file(self.path().join(name));
