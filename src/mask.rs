@@ -2,6 +2,7 @@
 //! handful of different masks, so equal masks share one [`CpuSet`].
 
 use std::borrow::Borrow;
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -16,9 +17,7 @@ pub struct Mask(Arc<CpuSet>);
 /// more memory here.
 #[derive(Debug, Default)]
 pub struct Masks {
-    recent: Vec<Mask>,
-    /// The place of the next one where all are taken.
-    next: usize,
+    recent: VecDeque<Mask>,
 }
 
 /// How many different masks are remembered.
@@ -31,12 +30,10 @@ impl Masks {
             return known.clone();
         }
         let mask = Mask::from(cpus);
-        if self.recent.len() < RECENT_MAX {
-            self.recent.push(mask.clone());
-        } else {
-            self.recent[self.next] = mask.clone();
-            self.next = (self.next + 1) % RECENT_MAX;
+        if self.recent.len() == RECENT_MAX {
+            self.recent.pop_front();
         }
+        self.recent.push_back(mask.clone());
         mask
     }
 }
