@@ -142,11 +142,10 @@ impl<'a> Attachment<'a> {
         let mended = attachment.mend(scan).map(|report| PassReport { reonline, ..report });
         forget_swept(host, &state, &attachment.known.boot_id, swept);
         match mended {
-            Ok(report) if report.nothing_is_permitted() => {
-                let vm = attachment.known.settings.vm.clone();
-                Err(attachment.give_up(report.not_permitted(vm)))
-            }
-            Ok(report) => {
+            Ok(mut report) => {
+                if let Some(error) = report.not_permitted(&attachment.known.settings.vm) {
+                    return Err(attachment.give_up(error));
+                }
                 attachment.find_outside();
                 Ok((attachment, report))
             }

@@ -50,22 +50,22 @@ impl PassReport {
         }
     }
 
-    /// Whether there was something to move, and the kernel denied us every thread.
-    pub(crate) fn nothing_is_permitted(&self) -> bool {
+    /// Takes the first step as the error, where there was something to move and the kernel denied us every thread.
+    pub(crate) fn not_permitted(&mut self, vm: &VmName) -> Option<StartError> {
+        let applied = &mut self.knobs.affinity.applied;
         let denied = |applied: &Applied<MaskStep>| {
             matches!(&applied.outcome, Outcome::Refused { error }
                 if error.kind() == std::io::ErrorKind::PermissionDenied)
         };
-        !self.knobs.affinity.applied.is_empty() && self.knobs.affinity.applied.iter().all(denied)
-    }
-
-    pub(crate) fn not_permitted(self, vm: VmName) -> StartError {
-        let first = self.knobs.affinity.applied.into_iter().next();
-        let (who, source) = match first {
-            Some(Applied { step, outcome: Outcome::Refused { error } }) => (step.who(), error),
-            _ => (String::new(), std::io::ErrorKind::PermissionDenied.into()),
-        };
-        StartError::NotPermitted { vm, who, source }
+        if !applied.iter().all(denied) {
+            return None;
+        }
+        match std::mem::take(applied).into_iter().next()? {
+            Applied { step, outcome: Outcome::Refused { error: source } } => {
+                Some(StartError::NotPermitted { vm: vm.clone(), who: step.who(), source })
+            }
+            _ => None,
+        }
     }
 }
 
