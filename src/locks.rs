@@ -59,15 +59,9 @@ pub struct LeasesLock {
 /// Held while the host's journal, and what it is about, is read and changed.
 #[derive(Debug)]
 pub struct HostLock {
-    lock: Flock<File>,
-    _older: Option<Arc<Flock<File>>>,
-}
-
-impl HostLock {
     /// The file that is locked. Its content is a [`HostPass`](crate::knobs::host::pass::HostPass).
-    pub(crate) fn file(&self) -> &File {
-        &self.lock
-    }
+    pub(crate) file: Flock<File>,
+    _older: Option<Arc<Flock<File>>>,
 }
 
 /// Held while the host is checked on behalf of all VMs.
@@ -114,8 +108,8 @@ impl StateDir {
     /// # Errors
     /// As [`StateDir::lock_leases`].
     pub fn lock_host(&self) -> Result<HostLock, StateError> {
-        let lock = self.lock_file(HOST, Patience::WHILE_IT_CHANGES_HANDS)?;
-        Ok(HostLock { lock, _older: self.lock_older()? })
+        let file = self.lock_file(HOST, Patience::WHILE_IT_CHANGES_HANDS)?;
+        Ok(HostLock { file, _older: self.lock_older()? })
     }
 
     /// Becomes the process that checks the host for all VMs. It waits for no other process; `None`: one does so.

@@ -51,7 +51,7 @@ impl HostPass {
     /// # Errors
     /// The kernel's answer. Then the next supervisor does a pass of its own.
     pub fn note(&self, lock: &HostLock) -> io::Result<()> {
-        let file = lock.file();
+        let file = &lock.file;
         file.set_len(0)?;
         file.write_all_at(&serde_json::to_vec(self)?, 0)
     }
