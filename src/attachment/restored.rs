@@ -63,10 +63,8 @@ pub fn host_lines(applied: &[HostApplied]) -> Vec<String> {
     let is_back = |one: &&HostApplied| {
         matches!((&one.step, &one.outcome), (HostStep::PutBack { .. }, HostOutcome::Done))
     };
-    let put_back = match applied.iter().filter(is_back).count() {
-        0 => None,
-        number => Some(format!("{} restored", counted(number, "setting"))),
-    };
+    let number = applied.iter().filter(is_back).count();
+    let put_back = (number > 0).then(|| format!("{} restored", counted(number, "setting")));
     let own = applied.iter().filter(|one| !matches!(one.step, HostStep::Write { .. }));
     let sentences = own.filter_map(|one| host_refusal(one).or_else(|| left_alone(one)));
     put_back.into_iter().chain(sentences).map(|sentence| format!("host: {sentence}")).collect()
