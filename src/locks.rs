@@ -87,8 +87,9 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Busy`] where another process holds it for longer; [`StateError::Io`].
     pub fn lock_leases(&self) -> Result<LeasesLock, StateError> {
-        let _older = self.lock_older()?;
-        Ok(LeasesLock { _lock: self.lock_file(LEASES, Patience::WHILE_IT_CHANGES_HANDS)?, _older })
+        let older = self.lock_older()?;
+        let lock = self.lock_file(LEASES, Patience::WHILE_IT_CHANGES_HANDS)?;
+        Ok(LeasesLock { _lock: lock, _older: older })
     }
 
     /// As [`StateDir::lock_leases`], while the host's lock is held.

@@ -6,7 +6,6 @@
 //!                 └─▶ SIGKILL: the journal has all that is needed
 //! ```
 
-use std::io;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -71,13 +70,11 @@ fn end_within(
     let mut was = Supervised::WasNot;
     // Its files were removed, so that the lock that can be had says nothing of it.
     if let Some(supervisor) = unlinked_holder(state, vm) {
-        tracing::info!("VM {vm}: process {} supervises it: sending SIGTERM", supervisor.pid);
         was = Supervised::Was;
         // The file by whose time it shows progress has no name any more.
         let since = Instant::now();
         let is_worth_it = || since.elapsed() < patience.older_silence;
-        let ended = end(host, supervisor, Signal::TERM, is_worth_it);
-        ended.map_err(|source| StartError::Watch { what: "the VM's supervisor", source })?;
+        end(host, vm, supervisor, Signal::TERM, is_worth_it)?;
         if unlinked_holder(state, vm).is_some() {
             return Err(StartError::NotEnded { vm: vm.clone(), pid: Some(supervisor.pid) });
         }
@@ -88,11 +85,8 @@ fn end_within(
         }
         let Some(supervisor) = holder(host, state, vm) else { break };
         was = Supervised::Was;
-        let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGKILL" };
-        tracing::info!("VM {vm}: process {} supervises it: sending {name}", supervisor.pid);
         let mut progress = Progress::of(state, vm, patience);
-        let ended = end(host, supervisor, signal, || progress.is_there(state, vm));
-        ended.map_err(|source| StartError::Watch { what: "the VM's supervisor", source })?;
+        end(host, vm, supervisor, signal, || progress.is_there(state, vm))?;
     }
     // Another `detach` is at work, which does not sign the lock.
     let mut progress = Progress::of(state, vm, patience);
@@ -160,18 +154,23 @@ impl Progress {
 /// Sends the signal and waits for the end, for as long as that is worth it.
 fn end(
     host: Host<'_>,
+    vm: &VmName,
     process: ProcessKey,
     signal: Signal,
     mut is_worth_it: impl FnMut() -> bool,
-) -> io::Result<()> {
-    let Some(pidfd) = send(host.root, process, signal)? else { return Ok(()) };
-    while !ends_within(&pidfd, PAUSE)? && is_worth_it() {}
+) -> Result<(), StartError> {
+    let name = if signal == Signal::TERM { "SIGTERM" } else { "SIGKILL" };
+    tracing::info!("VM {vm}: process {} supervises it: sending {name}", process.pid);
+    let fail = |source| StartError::Watch { what: "the VM's supervisor", source };
+    let Some(pidfd) = send(host.root, process, signal).map_err(fail)? else { return Ok(()) };
+    while !ends_within(&pidfd, PAUSE).map_err(fail)? && is_worth_it() {}
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
 
+    use std::io;
     use std::process::{Child, Command};
 
     use super::*;
