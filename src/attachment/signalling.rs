@@ -7,9 +7,9 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, pidfd_send_signal};
 
+use crate::discover::pidfd_of;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
-use crate::watch::pidfd_of;
 
 /// Sends a signal to a process. Returns what shows its end; `None`: it has ended.
 ///

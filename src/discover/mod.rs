@@ -36,6 +36,7 @@ pub use namespaces::in_our_numbers;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
 pub use peer::prove_peer;
 pub use policy::{PolicyDirs, PolicyFileError};
+pub(crate) use process::pidfd_of;
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use proxmox_config::{ProxmoxConfig, proxmox_config, proxmox_config_path};
 pub use topology::read_topology;

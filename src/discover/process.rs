@@ -9,7 +9,11 @@
 //! again.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 
 use super::stat::{self, Stat};
 use crate::ids::{Pid, VmName};
@@ -157,6 +161,20 @@ pub fn process_key(root: &SysRoot, pid: Pid) -> Result<ProcessKey, ProcessError>
 #[must_use]
 pub fn is_alive(root: &SysRoot, process: ProcessKey) -> bool {
     lives(root, process).unwrap_or(false)
+}
+
+/// Opens the pidfd of a process; `None`: it has ended.
+///
+/// # Errors
+/// Those of `pidfd_open(2)`.
+pub(crate) fn pidfd_of(root: &SysRoot, process: ProcessKey) -> io::Result<Option<OwnedFd>> {
+    let pid = RustixPid::from_raw(process.pid.0).ok_or(io::ErrorKind::InvalidInput)?;
+    let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+        Err(Errno::SRCH) => return Ok(None),
+        opened => opened?,
+    };
+    // Only now: the descriptor is of the process that has the number, and that must be this one.
+    Ok(is_alive(root, process).then_some(pidfd))
 }
 
 /// Whether the process is still the one it was. A zombie is not: its threads are gone.

@@ -2,12 +2,10 @@
 //! stand in for it.
 
 use std::io;
-use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
-use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 
-use crate::discover::is_alive;
+use crate::discover::pidfd_of;
 use crate::sys::Readable;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -35,18 +33,4 @@ impl Exit {
     pub async fn wait(&self) -> io::Result<()> {
         self.pidfd.ready().await
     }
-}
-
-/// Opens the pidfd of a process; `None`: it has ended.
-///
-/// # Errors
-/// Those of `pidfd_open(2)`.
-pub(crate) fn pidfd_of(root: &SysRoot, process: ProcessKey) -> io::Result<Option<OwnedFd>> {
-    let pid = RustixPid::from_raw(process.pid.0).ok_or(io::ErrorKind::InvalidInput)?;
-    let pidfd = match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-        Err(Errno::SRCH) => return Ok(None),
-        opened => opened?,
-    };
-    // Only now: the descriptor is of the process that has the number, and that must be this one.
-    Ok(is_alive(root, process).then_some(pidfd))
 }

@@ -14,7 +14,6 @@ mod new_threads;
 mod slow_timer;
 
 pub use exit::Exit;
-pub(crate) use exit::pidfd_of;
 pub use leases::LeaseChanges;
 pub use new_threads::NewThreads;
 pub use slow_timer::SlowTimer;
