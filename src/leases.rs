@@ -245,7 +245,7 @@ impl StateDir {
     /// [`StateError::Io`]; a file that is not there is no error.
     pub fn forget(&self, vm: &VmName) -> Result<(), StateError> {
         let in_order = ["journal", "lease.new", "standing.new", "standing", "lease"];
-        in_order.into_iter().try_for_each(|suffix| self.remove(&self.vm_path(vm, suffix)))
+        in_order.into_iter().try_for_each(|suffix| remove(&self.vm_path(vm, suffix)))
     }
 
     /// Removes a VM's lease alone: what is to be restored is still known.
@@ -253,12 +253,12 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`]; a file that is not there is no error.
     pub fn drop_lease(&self, vm: &VmName) -> Result<(), StateError> {
-        self.remove(&self.lease_path(vm))
+        remove(&self.lease_path(vm))
     }
+}
 
-    fn remove(&self, path: &Path) -> Result<(), StateError> {
-        state_file::remove_state(path).map(drop).map_err(io_error("remove", path))
-    }
+fn remove(path: &Path) -> Result<(), StateError> {
+    state_file::remove_state(path).map(drop).map_err(io_error("remove", path))
 }
 
 pub(crate) fn io_error(

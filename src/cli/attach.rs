@@ -19,7 +19,13 @@ use crate::systemd::SystemBus;
 
 pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure> {
     let root = SysRoot::live();
-    let policy = || args.policy.policy(global, &root, &args.vm, args.last_good);
+    let policy = || {
+        if args.last_good {
+            args.policy.policy_or_last_good(global, &root, &args.vm)
+        } else {
+            args.policy.policy(global, &root, &args.vm)
+        }
+    };
     let follow = if args.once { Follow::Once } else { Follow::Stay };
     let settings = args.vm.settings(global, &root, policy()?, follow);
     if args.dry_run {

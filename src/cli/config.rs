@@ -18,7 +18,7 @@ pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<Answer, Fa
 
 fn show(global: &Global, args: &ConfigShowArgs) -> Result<Answer, Failure> {
     let PolicyOfVmArgs { vm, policy, root } = &args.of;
-    let policy = policy.policy(global, &root.root()?, vm, false)?;
+    let policy = policy.policy(global, &root.root()?, vm)?;
     let document = ConfigDocument::of(&vm.vm, &policy);
     output::answer(args.json, &document, |_| config_text(&policy))?;
     Ok(Answer::Done)

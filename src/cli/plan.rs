@@ -12,7 +12,7 @@ use crate::discover::{read_topology, tasks};
 use crate::error::Failure;
 use crate::knobs::abilities::Abilities;
 use crate::knobs::affinity::diff::diff;
-use crate::knobs::affinity::limit::vm_limit;
+use crate::knobs::affinity::limit;
 use crate::knobs::findings::{Facts, findings};
 use crate::knobs::ground::{Ground, Host};
 use crate::knobs::host::Wants;
@@ -43,7 +43,7 @@ pub(super) enum Shape {
 pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
     let PolicyOfVmArgs { vm, policy, root } = &args.of;
     let root = root.root()?;
-    let policy = policy.policy(global, &root, vm, false)?;
+    let policy = policy.policy(global, &root, vm)?;
     let settings = vm.settings(global, &root, policy, Follow::Once);
     let shape = match (args.json, args.explain) {
         (true, _) => Shape::Json,
@@ -69,9 +69,8 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let cgroups = CgroupTree::of(&live);
     let host = Host { root: &live, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let online = topology.online();
-    let limit = root.is_live().then(|| vm_limit(host, state, vm, &boot_id, view.process, &online));
-    let limit = limit.flatten();
     let ground = Ground { host, state, vm, boot_id: &boot_id, process: view.process };
+    let limit = root.is_live().then(|| limit::allowed(ground, &online)).flatten();
     let beside = neighbours(ground);
     let planned = settings.plan(&topology, &guest, &beside, limit.as_ref(), &held, Stay::Always);
     let mut plan = match planned {

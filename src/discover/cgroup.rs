@@ -169,7 +169,7 @@ fn is_own(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid, site: &Site) -> R
     let pids: Vec<Pid> = text.lines().filter_map(|pid| pid.parse().ok()).map(Pid).collect();
     let strangers = pids.iter().filter(|pid| **pid != process);
     for (seen, pid) in strangers.enumerate() {
-        let Ok(stat) = stat::read(root, &format!("proc/{pid}/stat")) else { continue };
+        let Ok(stat) = stat::of(root, pid) else { continue };
         let is_helper = stat.is_kernel_thread()
             || stat.is_dead()
             || HELPERS.contains(&stat.comm.as_str())

@@ -22,7 +22,7 @@ use crate::threads::ProcessKey;
 pub fn prove_peer(root: &SysRoot, peer: &Peer) -> Result<ProcessKey, ProcessError> {
     let pid = peer.pid();
     let gone = |source| ProcessError::Gone { pid, source: Box::new(source) };
-    let stat = stat::read(root, &format!("proc/{pid}/stat")).map_err(gone)?;
+    let stat = stat::of(root, pid).map_err(gone)?;
     // Whatever root has made can have become anything.
     let uids = if peer.is_root() { None } else { Some(uids(root, peer).map_err(gone)?) };
     let is_peer = peer.is_process_started_at(stat.start).unwrap_or(false);

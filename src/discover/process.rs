@@ -153,7 +153,7 @@ impl ProcessError {
 /// [`ProcessError::Gone`].
 pub fn process_key(root: &SysRoot, pid: Pid) -> Result<ProcessKey, ProcessError> {
     let gone = |source| ProcessError::Gone { pid, source: Box::new(source) };
-    let stat = stat::read(root, &format!("proc/{pid}/stat")).map_err(gone)?;
+    let stat = stat::of(root, pid).map_err(gone)?;
     Ok(ProcessKey { pid, start: stat.start })
 }
 
@@ -182,7 +182,7 @@ pub(crate) fn pidfd_of(root: &SysRoot, process: ProcessKey) -> io::Result<Option
 /// # Errors
 /// [`ReadError`] where that could not be learnt. Nothing may be forgotten then.
 pub fn lives(root: &SysRoot, process: ProcessKey) -> Result<bool, ReadError> {
-    match stat::read(root, &format!("proc/{}/stat", process.pid)) {
+    match stat::of(root, process.pid) {
         Ok(stat) => Ok(stat.start == process.start && !stat.is_dead()),
         Err(error) if error.is_gone() => Ok(false),
         Err(error) => Err(error),
@@ -219,7 +219,7 @@ pub fn proxmox_process(
         reason: reason.to_owned(),
     };
     let dead = |stat: &Stat| stat.is_dead();
-    let stat = stat::read(root, &format!("proc/{pid}/stat"))
+    let stat = stat::of(root, pid)
         .ok()
         .filter(|stat| !dead(stat))
         .ok_or_else(|| stale("there is no such process"))?;

@@ -1,6 +1,7 @@
 //! `/proc/PID/stat` and `/proc/PID/task/TID/stat`: one line, five facts
 //! (`Documentation/filesystems/proc.rst`, table 1-4).
 
+use std::fmt::Display;
 use std::io;
 use std::path::Path;
 
@@ -55,6 +56,18 @@ impl Stat {
     }
 }
 
+/// Of a process, or of any thread by its number.
+///
+/// # Errors
+/// [`ReadError`]; where the kernel knows no such number it is that there is no file.
+pub(crate) fn of(root: &SysRoot, id: impl Display) -> Result<Stat, ReadError> {
+    read(root, &format!("proc/{id}/stat"))
+}
+
+/// Of the file at this path below the root.
+///
+/// # Errors
+/// [`ReadError`], also where the file is none of the kernel's form.
 pub(crate) fn read(root: &SysRoot, relative: &str) -> Result<Stat, ReadError> {
     let text = root.read_line_lossy(relative)?;
     parse(&text).ok_or_else(|| not_a_line(root.root(), relative))

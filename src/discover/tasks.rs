@@ -337,14 +337,14 @@ pub fn is_thread_of(root: &SysRoot, process: Pid, key: ThreadKey) -> Result<bool
 /// # Errors
 /// [`ReadError`] where that could not be learnt.
 pub fn is_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
-    let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
+    let stat = stat::of(root, key.tid);
     or_gone(stat.map(|stat| !stat.is_dead() && stat.start == key.start))
 }
 
 /// The thread's name, for display only; `None`: it has ended.
 #[must_use]
 pub fn name(root: &SysRoot, key: ThreadKey) -> Option<String> {
-    let stat = stat::read(root, &format!("proc/{}/stat", key.tid)).ok()?;
+    let stat = stat::of(root, key.tid).ok()?;
     (stat.start == key.start).then_some(stat.comm)
 }
 

@@ -51,8 +51,7 @@ impl PolicyArgs {
         policy
     }
 
-    /// The merged policy of files and flags. With `last_good` it is that of files that were good the last time,
-    /// where those of now are not.
+    /// The merged policy of files and flags.
     ///
     /// # Errors
     /// A failure of usage with file, line and reason.
@@ -61,12 +60,23 @@ impl PolicyArgs {
         global: &Global,
         root: &SysRoot,
         vm: &VmArgs,
-        last_good: bool,
     ) -> Result<Policy, Failure> {
-        let dirs = global.policy_dirs(root, vm.ask.place());
-        let policy =
-            if last_good { dirs.load_or_last_good(&vm.vm)? } else { dirs.load(Some(&vm.vm))? };
-        Ok(vm.bounded(self.over(policy), root))
+        let files = global.policy_dirs(root, vm.ask.place()).load(Some(&vm.vm))?;
+        Ok(vm.bounded(self.over(files), root))
+    }
+
+    /// As [`policy`](PolicyArgs::policy), but of files that were good the last time where those of now are not.
+    ///
+    /// # Errors
+    /// As there, where nothing is remembered.
+    pub(in crate::cli) fn policy_or_last_good(
+        &self,
+        global: &Global,
+        root: &SysRoot,
+        vm: &VmArgs,
+    ) -> Result<Policy, Failure> {
+        let files = global.policy_dirs(root, vm.ask.place()).load_or_last_good(&vm.vm)?;
+        Ok(vm.bounded(self.over(files), root))
     }
 }
 

@@ -5,11 +5,9 @@ use std::collections::BTreeSet;
 use crate::cpuset::CpuSet;
 use crate::discover::cpusets;
 use crate::guest::Allowed;
-use crate::ids::VmName;
 use crate::knobs::affinity::diff::MaskStep;
 use crate::knobs::ground::{Ground, Host};
-use crate::leases::StateDir;
-use crate::threads::{ProcessKey, ThreadKey};
+use crate::threads::ThreadKey;
 use crate::wording::{counted, cpus_in_words};
 
 /// What the VM's cgroup allows it.
@@ -83,20 +81,8 @@ fn mark(ground: Ground<'_>) -> String {
     cpusets::allowed_mark(root, cgroups, ground.process.pid)
 }
 
-/// Reads the CPUs that the VM's cgroup allows it, for `qmpin plan`; `None` where these are all.
-#[must_use]
-pub fn vm_limit(
-    host: Host<'_>,
-    state: &StateDir,
-    vm: &VmName,
-    boot_id: &str,
-    process: ProcessKey,
-    online: &CpuSet,
-) -> Option<Allowed> {
-    allowed(Ground { host, state, vm, boot_id, process }, online)
-}
-
-fn allowed(ground: Ground<'_>, online: &CpuSet) -> Option<Allowed> {
+/// Reads the CPUs that the VM's cgroup allows it; `None` where these are all.
+pub(crate) fn allowed(ground: Ground<'_>, online: &CpuSet) -> Option<Allowed> {
     let Host { root, cgroups, .. } = ground.host;
     let others = || ground.others_cpus();
     cpusets::allowed(root, cgroups, ground.process.pid, online, others)

@@ -53,7 +53,7 @@ pub fn kernel_threads(
 ) -> Vec<Thread> {
     let mut found = Vec::new();
     for tid in all_kernel_threads(root, scan) {
-        let Ok(stat) = stat::read(root, &format!("proc/{tid}/stat")) else { continue };
+        let Ok(stat) = stat::of(root, tid) else { continue };
         let Some(role) = kernel_role(&stat, process) else { continue };
         let Ok(allowed) = sched.affinity(tid) else { continue };
         found.push(thread(ThreadKey { tid, start: stat.start }, role, stat, allowed.into()));
@@ -99,7 +99,7 @@ pub fn bound_in_words<'a>(names: impl Iterator<Item = (&'a String, &'a usize)>) 
 
 /// Whether it is known to be a kernel thread that cannot be moved.
 pub(crate) fn is_bound_kernel_thread(root: &SysRoot, key: ThreadKey) -> bool {
-    let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
+    let stat = stat::of(root, key.tid);
     stat.is_ok_and(|stat| stat.is_kernel_thread() && stat.is_bound() && stat.start == key.start)
 }
 
@@ -108,7 +108,7 @@ pub(crate) fn is_bound_kernel_thread(root: &SysRoot, key: ThreadKey) -> bool {
 /// # Errors
 /// [`ReadError`] where that could not be learnt.
 pub fn is_kernel_thread(root: &SysRoot, key: ThreadKey) -> Result<bool, ReadError> {
-    let stat = stat::read(root, &format!("proc/{}/stat", key.tid));
+    let stat = stat::of(root, key.tid);
     or_gone(stat.map(|stat| stat.is_kernel_thread() && stat.start == key.start))
 }
 

@@ -166,14 +166,14 @@ impl Reader<'_> {
 
     fn stat_of(&self, place: &Place) -> Option<Stat> {
         let Place::Thread(key) = place else { return None };
-        stat::read(self.root, &format!("proc/{}/stat", key.tid)).ok()
+        stat::of(self.root, key.tid).ok()
     }
 
     fn kernel_threads(&mut self, wants: &Wants, scan: KthreadScan) {
         for tid in std::iter::once(kernel_threads::KTHREADD)
             .chain(kernel_threads::all_kernel_threads(self.root, scan))
         {
-            let Ok(stat) = stat::read(self.root, &format!("proc/{tid}/stat")) else { continue };
+            let Ok(stat) = stat::of(self.root, tid) else { continue };
             // Those of an attached VM go with the VM.
             if !stat.is_kernel_thread() || serves_attached(&stat.comm, wants) {
                 continue;

@@ -144,7 +144,7 @@ fn never(root: &SysRoot, sched: &dyn Sched, memory: &HostMemory, online: &CpuSet
         return Some(Never::CpusetV1);
     }
     all_kernel_threads(root, KthreadScan::All).into_iter().find_map(|tid| {
-        let stat = crate::discover::stat::read(root, &format!("proc/{tid}/stat")).ok()?;
+        let stat = crate::discover::stat::of(root, tid).ok()?;
         let node: u32 = stat.comm.strip_prefix("kcompactd")?.parse().ok()?;
         if !stat.is_kernel_thread() {
             return None;

@@ -57,7 +57,7 @@ impl Runner<'_> {
             Said::Happening(Happening::FellBack(error)) => self.fell_back(&error),
             Said::Upgraded(result) => {
                 self.line.ask_if_waiting(self.root, self.process.pid);
-                self.upgraded(result)
+                self.upgraded(result);
             }
             // The worker compares it with the process.
             Said::Asked(Ok((before, roles))) => {

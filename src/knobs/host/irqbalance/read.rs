@@ -56,7 +56,7 @@ pub fn irqbalances(root: &SysRoot, silent: &Silent) -> Vec<Irqbalance> {
         }),
     }
     let irqbalance = |(pid, line): (Pid, Option<Line>)| {
-        let stat = stat::read(root, &format!("proc/{pid}/stat")).ok()?;
+        let stat = stat::of(root, pid).ok()?;
         if stat.comm != "irqbalance" || stat.is_dead() {
             return None;
         }
