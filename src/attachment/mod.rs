@@ -290,7 +290,7 @@ impl<'a> Attachment<'a> {
         let scan = self.scan()?;
         let Known { host, process, .. } = self.known;
         let roles = discover::in_our_numbers(host.root, process.pid, roles)?;
-        let identified = tasks::identify(process, before, &discover::named(&roles), &scan)?;
+        let identified = tasks::identify(process, before, &roles, &scan)?;
         let only_in = |these: &Identified, those: &Identified| -> Vec<(ThreadKey, Role)> {
             let named = these.named().filter(|(key, role)| those.role(*key) != Some(*role));
             named.map(|(key, role)| (key, role.clone())).collect()

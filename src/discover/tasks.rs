@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use super::grips::Grips;
 use super::stat::{self, Stat};
 use crate::cpuset::CpuSet;
-use crate::ids::{IothreadId, Pid, Tid, VcpuIndex};
+use crate::ids::{Pid, Tid};
 use crate::mask::{Mask, Masks};
+use crate::qmp::Roles;
 use crate::sched::Sched;
 use crate::sysroot::{Folder, ReadError, SysRoot};
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
@@ -27,15 +28,6 @@ const MOMENT: Duration = Duration::from_millis(100);
 /// How often it looks again for threads created meanwhile. Each pass makes the window smaller; more than
 /// two are not seen in practice.
 pub const LOOKS_MAX: usize = 8;
-
-/// What QMP says: who is which thread.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct NamedThreads {
-    /// Host threads of vCPUs.
-    pub vcpus: Vec<(VcpuIndex, Tid)>,
-    /// Host threads of iothreads.
-    pub iothreads: Vec<(IothreadId, Tid)>,
-}
 
 /// The roles that are known for good.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -266,12 +258,12 @@ pub fn keys(root: &SysRoot, pid: Pid) -> Result<Vec<ThreadKey>, ReadError> {
 pub fn identify(
     process: ProcessKey,
     before: &[Tid],
-    named: &NamedThreads,
+    roles: &Roles,
     scan: &Scan,
 ) -> Result<Identified, TasksError> {
     let pid = process.pid;
-    let vcpus = named.vcpus.iter().map(|(index, tid)| (Role::Vcpu(*index), *tid));
-    let iothreads = named.iothreads.iter().map(|(id, tid)| (Role::Iothread(id.clone()), *tid));
+    let vcpus = roles.vcpus.iter().map(|vcpu| (Role::Vcpu(vcpu.index), vcpu.tid));
+    let iothreads = roles.iothreads.iter().map(|io| (Role::Iothread(io.id.clone()), io.tid));
     let mut by_tid: BTreeMap<Tid, Role> = BTreeMap::new();
     for (role, tid) in vcpus.chain(iothreads) {
         let what = in_words(&role);

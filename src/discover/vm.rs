@@ -18,7 +18,7 @@ use tokio::task::yield_now;
 use super::namespaces::in_our_numbers;
 use super::peer::prove_peer;
 use super::process::{ProcessError, VmLocation};
-use super::tasks::{Identified, NamedThreads, Scan, Survey, TasksError};
+use super::tasks::{Identified, Scan, Survey, TasksError};
 use super::{process, tasks};
 use crate::guest::{Guest, GuestVcpu};
 use crate::ids::{Tid, VmName};
@@ -224,7 +224,7 @@ fn identify(
     scan: &Scan,
 ) -> Result<Identified, TasksError> {
     *roles = in_our_numbers(root, process.pid, std::mem::take(roles))?;
-    tasks::identify(process, before, &named(roles), scan)
+    tasks::identify(process, before, roles, scan)
 }
 
 /// Both results, or the first error.
@@ -270,15 +270,6 @@ fn peer_check(root: SysRoot, sight: Rc<FirstSight>) -> PeerCheck {
         sight.accepted.notify_one();
         Ok(())
     })
-}
-
-/// The host threads that QMP named.
-#[must_use]
-pub fn named(roles: &Roles) -> NamedThreads {
-    NamedThreads {
-        vcpus: roles.vcpus.iter().map(|vcpu| (vcpu.index, vcpu.tid)).collect(),
-        iothreads: roles.iothreads.iter().map(|io| (io.id.clone(), io.tid)).collect(),
-    }
 }
 
 /// The guest as the planner wants it.
