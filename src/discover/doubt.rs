@@ -10,7 +10,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{lives, tasks};
+use super::{lives, present_cpus, tasks};
 use crate::cpuset::CpuSet;
 use crate::ids::VmName;
 use crate::journal::{self, Memory};
@@ -44,24 +44,15 @@ impl fmt::Display for Doubt {
     }
 }
 
-/// What is known of a VM whose lease cannot be read.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Examined {
-    /// It has ended, or its boot has.
-    Dead,
-    /// It may live.
-    Doubt(Doubt),
-}
-
-/// Examines a lease that cannot be read. `present` are all CPUs of the machine.
-pub(crate) fn examine(
+/// Examines a lease that cannot be read; `None`: its VM has ended, or its boot has.
+pub(super) fn examine(
     root: &SysRoot,
     sched: &dyn Sched,
     state: &StateDir,
-    (vm, error): (&VmName, &StateError),
+    vm: &VmName,
+    error: &StateError,
     boot_id: &str,
-    present: CpuSet,
-) -> Examined {
+) -> Option<Doubt> {
     let Salvaged { boot_id: boot, qemu, exclusive } = state.salvage_lease(vm);
     let is_gone = |process: ProcessKey| lives(root, process).is_ok_and(|lives| !lives);
     let journal = journal::read(&state.journal_path(vm)).ok();
@@ -71,19 +62,19 @@ pub(crate) fn examine(
         || qemu.is_some_and(is_gone)
         || of_journal.is_some_and(|header| is_gone(header.process))
     {
-        return Examined::Dead;
+        return None;
     }
     let free = || {
         let content = journal.as_ref()?;
         known_free(root, sched, content.header.process, &content.memory)
     };
-    let cpus = exclusive.unwrap_or_else(|| present - free().unwrap_or_default());
+    let cpus = exclusive.unwrap_or_else(|| present_cpus(root) - free().unwrap_or_default());
     let reason = match error {
         StateError::NotALease { reason, .. } => reason.clone(),
         StateError::Io { source, .. } => source.to_string(),
         busy @ StateError::Busy { .. } => busy.to_string(),
     };
-    Examined::Doubt(Doubt { vm: vm.clone(), path: state.lease_path(vm), reason, cpus })
+    Some(Doubt { vm: vm.clone(), path: state.lease_path(vm), reason, cpus })
 }
 
 /// CPUs that are not the VM's alone: where its main thread is by qmpin's doing, because helpers of a VM are excluded

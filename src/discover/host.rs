@@ -1,6 +1,6 @@
 //! Small facts about the host that are read again and again.
 
-use super::doubt::{Doubt, Examined, examine};
+use super::doubt::{Doubt, examine};
 use super::{DiscoverError, FirstWay, is_alive, lives};
 use crate::cpuset::CpuSet;
 use crate::error::chain;
@@ -85,7 +85,7 @@ pub fn live_leases_and_doubts(
     for vm in vms(state) {
         match state.lease(&vm) {
             Ok(lease) => leases.extend(lease),
-            Err(error) => doubts.extend(doubt(root, sched, state, &vm, &error, boot_id)),
+            Err(error) => doubts.extend(examine(root, sched, state, &vm, &error, boot_id)),
         }
     }
     leases.retain(|lease| lease.boot_id == boot_id && lives(root, lease.qemu).unwrap_or(true));
@@ -95,24 +95,10 @@ pub fn live_leases_and_doubts(
     (leases, doubts)
 }
 
-fn doubt(
-    root: &SysRoot,
-    sched: &dyn Sched,
-    state: &StateDir,
-    vm: &VmName,
-    error: &StateError,
-    boot_id: &str,
-) -> Option<Doubt> {
-    match examine(root, sched, state, (vm, error), boot_id, present_cpus(root)) {
-        Examined::Dead => None,
-        Examined::Doubt(doubt) => Some(doubt),
-    }
-}
-
 /// Every lease that cannot be read, of a VM that may live.
 #[must_use]
 pub fn doubts(root: &SysRoot, sched: &dyn Sched, state: &StateDir, boot_id: &str) -> Vec<Doubt> {
-    let of = |vm: &VmName| doubt(root, sched, state, vm, &state.lease(vm).err()?, boot_id);
+    let of = |vm: &VmName| examine(root, sched, state, vm, &state.lease(vm).err()?, boot_id);
     vms(state).iter().filter_map(of).collect()
 }
 
@@ -126,7 +112,7 @@ pub fn is_of_dead(
     error: &StateError,
     boot_id: &str,
 ) -> bool {
-    examine(root, sched, state, (vm, error), boot_id, CpuSet::EMPTY) == Examined::Dead
+    examine(root, sched, state, vm, error, boot_id).is_none()
 }
 
 /// The leases whose QEMU lives. One of which that cannot be learnt is taken to live.
