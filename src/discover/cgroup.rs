@@ -3,7 +3,7 @@
 //! Nothing is decided by versions: the files are there, or they are not.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::{io, iter};
 
 use super::stat;
 use crate::cgroups::Cgroups;
@@ -17,9 +17,6 @@ use crate::sysroot::SysRoot;
 /// which has 15 characters of them.
 const HELPERS: [&str; 6] =
     ["swtpm", "virtiofsd", "qemu-storage-da", "passt", "vhost-device-so", "dbus-vmstate"];
-
-/// What a group's threads may run on.
-const EFFECTIVE: &str = "cpuset.cpus.effective";
 
 /// The most processes that are looked at to see whose unit it is.
 const PROCESSES_MAX: usize = 256;
@@ -287,19 +284,29 @@ pub fn cpuset_limits(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Vec
     let text = root.read(&format!("proc/{process}/cgroup")).unwrap_or_default();
     let path = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
     let is_safe = path.split('/').all(|part| part.is_empty() || is_plain(part));
-    let mut group = if is_safe { path } else { "" };
-    let effective = |group: &str| {
-        let file =
-            if group.is_empty() { EFFECTIVE.to_owned() } else { format!("{group}/{EFFECTIVE}") };
-        CpuSet::parse_cpulist(&cgroups.read(&file).ok()?).ok().filter(|set| !set.is_empty())
-    };
-    let mut own = effective(group);
-    // A group without the controller is under the nearest one above that has it.
-    while own.is_none() && !group.is_empty() {
-        group = group.rsplit_once('/').map_or("", |(above, _)| above);
-        own = effective(group);
-    }
-    own.into_iter().chain(effective("")).collect()
+    let groups = [if is_safe { path } else { "" }, ""].into_iter();
+    groups.filter_map(|group| effective(cgroups, group)).map(|(_, cpus)| cpus).collect()
+}
+
+/// The effective CPUs of a cgroup, or of the nearest one above that has cpusets, and which one that is.
+pub(super) fn effective<'a>(cgroups: &dyn Cgroups, path: &'a str) -> Option<(&'a str, CpuSet)> {
+    iter::successors(Some(path), |group| (!group.is_empty()).then(|| above(group))).find_map(
+        |group| {
+            let text = cgroups.read(&below(group, "cpuset.cpus.effective")).ok()?;
+            let cpus = CpuSet::parse_cpulist(&text).ok()?;
+            (!cpus.is_empty()).then_some((group, cpus))
+        },
+    )
+}
+
+/// The group that a group is in; of the topmost ones it is the root, the empty path.
+pub(super) fn above(group: &str) -> &str {
+    group.rsplit_once('/').map_or("", |(above, _)| above)
+}
+
+/// The path of a group or file in a group.
+pub(super) fn below(group: &str, name: &str) -> String {
+    if group.is_empty() { name.to_owned() } else { format!("{group}/{name}") }
 }
 
 /// Whether one of the words of a line is this one.

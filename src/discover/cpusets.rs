@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
-use crate::discover::cgroup;
+use crate::discover::cgroup::{self, above, below, effective};
 use crate::guest::Allowed;
 use crate::ids::{Pid, Tid};
 use crate::site::{Group, ISOLATED, Share, Site, levels};
@@ -61,13 +61,16 @@ impl Holder {
     }
 }
 
+/// The path of the v2 tree in a `/proc/PID/cgroup`; `None` also where it is of another namespace.
+fn path_in(text: &str) -> Option<&str> {
+    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?.trim_end();
+    (!path.split('/').any(|part| part == "..")).then_some(path)
+}
+
 /// The cgroup of a process in the v2 tree, without a group of qmpin's own at its end.
 fn cgroup_of(root: &SysRoot, process: Pid) -> Option<String> {
     let text = root.read(&format!("proc/{process}/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?.trim_end();
-    if path.split('/').any(|part| part == "..") {
-        return None;
-    }
+    let path = path_in(&text)?;
     let own = Group::ALL.into_iter().find_map(|group| path.strip_suffix(&group.below("")));
     Some(own.unwrap_or(path).to_owned())
 }
@@ -84,8 +87,7 @@ pub fn allowed(
 ) -> Option<Allowed> {
     let path = cgroup_of(root, process)?;
     let (group, effective) = effective(cgroups, &path)?;
-    let own = own_partition(cgroups, &path);
-    let own = effective | own;
+    let own = effective | own_partition(cgroups, &path);
     let sets = levels(&path).into_iter();
     let sets: Vec<(&str, CpuSet)> =
         sets.map(|level| (level, cgroup::set(cgroups, level, "cpuset.cpus") & *online)).collect();
@@ -112,38 +114,13 @@ pub fn allowed(
         .map(|(level, set)| format!("{level} allows only {} (cpuset.cpus)", cpus_in_words(&set)));
     let taken = granted - cpus;
     let taken = (!taken.is_empty()).then(|| {
-        let mine = |cgroup: &str| cgroup == path;
-        let holders: Vec<String> =
-            holders(cgroups, &taken, &mine).iter().map(Holder::in_words).collect();
-        if holders.is_empty() {
+        named_holders(cgroups, &taken, &|cgroup| cgroup == path).unwrap_or_else(|| {
             let group = if group.is_empty() { "/" } else { group };
             format!("{group} lacks {} (cpuset.cpus.effective)", cpus_in_words(&taken))
-        } else {
-            holders.join(", ")
-        }
+        })
     });
     let why: Vec<String> = limit.into_iter().chain(taken).collect();
     Some(Allowed { cpus, why: why.join("; ") })
-}
-
-/// The effective CPUs of a cgroup, or of the nearest one above that has cpusets, and which one that is.
-fn effective<'a>(cgroups: &dyn Cgroups, path: &'a str) -> Option<(&'a str, CpuSet)> {
-    let mut group = path;
-    loop {
-        let file = if group.is_empty() {
-            "cpuset.cpus.effective".to_owned()
-        } else {
-            format!("{group}/cpuset.cpus.effective")
-        };
-        let cpus = cgroups.read(&file).ok().and_then(|text| CpuSet::parse_cpulist(&text).ok());
-        if let Some(cpus) = cpus.filter(|cpus| !cpus.is_empty()) {
-            return Some((group, cpus));
-        }
-        if group.is_empty() {
-            return None;
-        }
-        group = group.rsplit_once('/').map_or("", |(above, _)| above);
-    }
 }
 
 /// The CPUs of the VM's own partition, while it is in force.
@@ -183,18 +160,13 @@ pub fn forbidden_by(
     if let Some(path) = v1.filter(|path| *path != "/") {
         return Some(format!("the cpuset {path} (cgroup v1) does not allow it"));
     }
-    let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?.trim_end();
-    if path.split('/').any(|part| part == "..") {
-        return None;
-    }
+    let path = path_in(&text)?;
     let lacks = |group: &str| {
         let found = effective(cgroups, group).filter(|(at, _)| *at == group)?;
         (!found.1.intersects(wanted)).then_some(found.1)
     };
     if lacks("").is_some() {
-        let holders: Vec<String> =
-            holders(cgroups, wanted, &|_| false).iter().map(Holder::in_words).collect();
-        return (!holders.is_empty()).then(|| holders.join(", "));
+        return named_holders(cgroups, wanted, &|_| false);
     }
     levels(path).into_iter().find_map(|level| {
         let has = lacks(level)?;
@@ -222,7 +194,7 @@ pub fn conflicts(
     let mut found = holders(cgroups, cpus, &is_ours);
     let all = shares.iter().fold(*cpus, |all, share| all | share.cpus);
     for level in &ours {
-        let above = level.rsplit_once('/').map_or("", |(above, _)| above);
+        let above = above(level);
         for name in cgroups.children(above).unwrap_or_default() {
             let beside = below(above, &name);
             let now = || cgroup::set(cgroups, &beside, "cpuset.cpus");
@@ -234,6 +206,16 @@ pub fn conflicts(
         }
     }
     found
+}
+
+/// Names what [`holders`] finds, in clauses; `None` where it finds none.
+fn named_holders(
+    cgroups: &dyn Cgroups,
+    cpus: &CpuSet,
+    skip: &dyn Fn(&str) -> bool,
+) -> Option<String> {
+    let found: Vec<String> = holders(cgroups, cpus, skip).iter().map(Holder::in_words).collect();
+    (!found.is_empty()).then(|| found.join(", "))
 }
 
 /// Finds the cgroups that have some of these CPUs to themselves: the highest of each branch.
@@ -270,10 +252,6 @@ fn holders(cgroups: &dyn Cgroups, cpus: &CpuSet, skip: &dyn Fn(&str) -> bool) ->
     }
     found.sort_unstable();
     found
-}
-
-fn below(above: &str, name: &str) -> String {
-    if above.is_empty() { name.to_owned() } else { format!("{above}/{name}") }
 }
 
 fn is_within(cgroup: &str, above: &str) -> bool {
