@@ -124,8 +124,12 @@ impl Peer {
     }
 }
 
-fn lives(pidfd: &OwnedFd) -> io::Result<bool> {
-    // It becomes readable when the process ends (`man 2 pidfd_open`).
+/// Whether the process or thread of a pidfd lives.
+///
+/// # Errors
+/// Those of `poll(2)`.
+pub(crate) fn lives(pidfd: &OwnedFd) -> io::Result<bool> {
+    // It becomes readable when that ends (`man 2 pidfd_open`).
     let mut fds = [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     Ok(poll(&mut fds, Some(&at_once))? == 0)

@@ -13,12 +13,12 @@
 //! show, at a tenth of the time. On older kernels there are no grips, and the line is read once more.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 
 use crate::ids::Tid;
+use crate::peer::lives;
 use crate::threads::ThreadKey;
 
 /// It has the value of `O_EXCL` (`include/uapi/linux/pidfd.h`); older kernels answer `EINVAL`.
@@ -50,11 +50,7 @@ impl Grips {
     /// Whether the thread lives; `None`: there is no grip on it, and its line must be read.
     #[must_use]
     pub fn lives(&self, key: ThreadKey) -> Option<bool> {
-        let fd = self.fds.get(&key)?;
-        // It becomes readable when the thread ends (`man 2 pidfd_open`).
-        let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        poll(&mut fds, Some(&now)).ok().map(|ready| ready == 0)
+        lives(self.fds.get(&key)?).ok()
     }
 }
 
