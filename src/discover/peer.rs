@@ -42,14 +42,12 @@ fn uids(root: &SysRoot, peer: &Peer) -> Result<[u32; 3], ReadError> {
     let path = format!("proc/{}/status", peer.pid());
     let status = root.read_lossy(&path)?;
     let line = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap_or("");
-    let mut numbers = line.split_ascii_whitespace().map(|number| number.parse().ok());
-    let mut next = || numbers.next().flatten();
-    let unknown = || {
+    let numbers = line.split_ascii_whitespace().map_while(|number| number.parse().ok());
+    let uids: Vec<u32> = numbers.take(3).collect();
+    uids.try_into().map_err(|_| {
         let source = std::io::Error::new(std::io::ErrorKind::InvalidData, "it has no users");
         ReadError { path: root.root().join(&path), source }
-    };
-    let [real, effective, saved] = [next(), next(), next()].map(|uid| uid.ok_or_else(unknown));
-    Ok([real?, effective?, saved?])
+    })
 }
 
 #[cfg(test)]
