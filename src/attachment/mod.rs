@@ -385,7 +385,7 @@ impl<'a> Attachment<'a> {
             // Workers come and go by the dozen under I/O and are never vCPUs or iothreads; everything else that QMP has
             // not been asked about may be.
             unnamed: observed.unidentified.iter().any(|key| role(*key) == Some(&Role::Emulator)),
-            named_gone: self.identified.named_keys().any(|key| role(key).is_none()),
+            named_gone: self.identified.named().any(|(key, _)| role(key).is_none()),
         };
         let Known { host: Host { root, sched, .. }, settings, process, .. } = &self.known;
         let policy = &settings.policy.vm;

@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 
-use super::stat::{self, Stat};
+use super::{stat, tasks};
 use crate::ids::{Pid, VmName};
 use crate::state_file::read_config;
 use crate::sysroot::{ReadError, SysRoot};
-use crate::threads::ProcessKey;
+use crate::threads::{ProcessKey, ThreadKey};
 
 /// Where to find a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -182,11 +182,8 @@ pub(crate) fn pidfd_of(root: &SysRoot, process: ProcessKey) -> io::Result<Option
 /// # Errors
 /// [`ReadError`] where that could not be learnt. Nothing may be forgotten then.
 pub fn lives(root: &SysRoot, process: ProcessKey) -> Result<bool, ReadError> {
-    match stat::of(root, process.pid) {
-        Ok(stat) => Ok(stat.start == process.start && !stat.is_dead()),
-        Err(error) if error.is_gone() => Ok(false),
-        Err(error) => Err(error),
-    }
+    let main = ThreadKey { tid: process.pid.main_thread(), start: process.start };
+    tasks::is_thread(root, main)
 }
 
 /// The QEMU process of a Proxmox VM, by its pid file and its command line.
@@ -218,10 +215,9 @@ pub fn proxmox_process(
         pid,
         reason: reason.to_owned(),
     };
-    let dead = |stat: &Stat| stat.is_dead();
     let stat = stat::of(root, pid)
         .ok()
-        .filter(|stat| !dead(stat))
+        .filter(|stat| !stat.is_dead())
         .ok_or_else(|| stale("there is no such process"))?;
     let line = root
         .read_lossy(&format!("proc/{pid}/cmdline"))

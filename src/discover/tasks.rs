@@ -47,11 +47,6 @@ impl Identified {
     pub fn role(&self, key: ThreadKey) -> Option<&Role> {
         self.named.get(&key)
     }
-
-    /// The threads that QMP named.
-    pub fn named_keys(&self) -> impl Iterator<Item = ThreadKey> + '_ {
-        self.named.keys().copied()
-    }
 }
 
 /// The threads as they are now.
@@ -321,7 +316,8 @@ pub fn observe(process: ProcessKey, scan: Scan, identified: &Identified) -> Obse
 /// # Errors
 /// [`ReadError`] where that could not be learnt.
 pub fn is_thread_of(root: &SysRoot, process: Pid, key: ThreadKey) -> Result<bool, ReadError> {
-    or_gone(task_stat(root, process, key.tid).map(|stat| stat.start == key.start))
+    let stat = stat::read(root, &format!("proc/{process}/task/{}/stat", key.tid));
+    or_gone(stat.map(|stat| stat.start == key.start))
 }
 
 /// Whether there is still this thread, whosever it is.
@@ -353,10 +349,6 @@ fn task_folder(pid: Pid) -> String {
 
 fn stat_in(tasks: &Folder, tid: Tid) -> Result<Stat, ReadError> {
     stat::read_in(tasks, &format!("{tid}/stat"))
-}
-
-fn task_stat(root: &SysRoot, pid: Pid, tid: Tid) -> Result<Stat, ReadError> {
-    stat::read(root, &format!("proc/{pid}/task/{tid}/stat"))
 }
 
 fn role_by_proc(stat: &Stat, pid: Pid, tid: Tid) -> Role {
