@@ -188,15 +188,8 @@ fn descends(root: &SysRoot, pid: Pid, from: Pid) -> bool {
         let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
         line.trim().parse().ok().map(Pid)
     };
-    let mut at = pid;
-    for _ in 0..8 {
-        match parent(at) {
-            Some(parent) if parent == from => return true,
-            Some(parent) if parent.0 > 1 => at = parent,
-            _ => return false,
-        }
-    }
-    false
+    let above = iter::successors(parent(pid), |at| if at.0 > 1 { parent(*at) } else { None });
+    above.take(8).any(|parent| parent == from)
 }
 
 /// What the kernel says of the group that the vCPUs are in.
