@@ -24,7 +24,7 @@ pub fn boot_id(root: &SysRoot) -> Result<String, ReadError> {
 /// [`DiscoverError`] where the file cannot be read or understood.
 pub fn online_cpus(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
     const PATH: &str = "sys/devices/system/cpu/online";
-    let text = root.read(PATH).map_err(DiscoverError::OnlineUnreadable)?;
+    let text = root.read_attribute(PATH).map_err(DiscoverError::OnlineUnreadable)?;
     CpuSet::parse_cpulist(&text)
         .map_err(|source| DiscoverError::OnlineGarbled { path: root.root().join(PATH), source })
 }
@@ -59,17 +59,6 @@ fn vms(state: &StateDir) -> Vec<VmName> {
         tracing::warn!("{}", chain(&error));
         Vec::new()
     })
-}
-
-/// As [`doubts`], with a warning that comes once, and again when the file changes.
-#[must_use]
-pub fn warned_doubts(
-    root: &SysRoot,
-    sched: &dyn Sched,
-    state: &StateDir,
-    boot_id: &str,
-) -> Vec<Doubt> {
-    live_leases_and_doubts(root, sched, state, boot_id).1
 }
 
 /// The leases whose QEMU lives, and those that cannot be read, of which a warning comes once, and again when the

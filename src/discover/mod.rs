@@ -30,7 +30,7 @@ pub use grips::Grips;
 pub use holder::unlinked_holder;
 pub use host::{
     all_leases, boot_id, doubts, is_of_dead, live_leases, live_leases_and_doubts, online_cpus,
-    present_cpus, rt_throttling, warned_doubts, way_beside_supervisor,
+    present_cpus, rt_throttling, way_beside_supervisor,
 };
 pub use namespaces::in_our_numbers;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};

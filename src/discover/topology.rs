@@ -31,7 +31,7 @@ use attribute::{Notes, Why};
 use groups::{ListWitness, split};
 
 use crate::cpuset::CpuSet;
-use crate::discover::DiscoverError;
+use crate::discover::{DiscoverError, online_cpus};
 use crate::ids::{CPUS_MAX, CoreId, CpuId, LlcId, NodeId};
 use crate::sysroot::SysRoot;
 use crate::topology::{Core, Cpu, Llc, Topology};
@@ -76,15 +76,15 @@ pub fn read_topology(root: &SysRoot) -> Result<Topology, DiscoverError> {
         }
     }));
     topology.cores.extend((0..).zip(&cores).map(|(id, cpus)| {
-        let mut of = CoreFields { id: CoreId(id), cpus, notes: &mut notes };
+        let id = CoreId(id);
         Core {
-            id: CoreId(id),
+            id,
             cpus: *cpus,
-            llc: of.common("LLC", &llc_of),
-            node: of.common("node", &node_of),
-            package: of.common("package", &package_of),
-            die: of.common("die", &die_of),
-            kind: of.common("kind", &kind_of),
+            llc: common(id, cpus, "LLC", &llc_of, &mut notes),
+            node: common(id, cpus, "node", &node_of, &mut notes),
+            package: common(id, cpus, "package", &package_of, &mut notes),
+            die: common(id, cpus, "die", &die_of, &mut notes),
+            kind: common(id, cpus, "kind", &kind_of, &mut notes),
         }
     }));
     topology.llcs.extend((0..).zip(&llcs).map(|(llc, (cpus, size_bytes))| Llc {
@@ -113,26 +113,19 @@ impl<T: Copy + PartialEq> PerCpu<T> {
         self.values[cpu.index()]
     }
 
-    fn set(&mut self, cpus: &CpuSet, value: T) {
+    fn set(&mut self, cpus: &CpuSet, value: Option<T>) {
         for cpu in cpus.iter() {
-            self.values[cpu.index()] = Some(value);
-        }
-    }
-
-    fn clear(&mut self, cpus: &CpuSet) {
-        for cpu in cpus.iter() {
-            self.values[cpu.index()] = None;
+            self.values[cpu.index()] = value;
         }
     }
 }
 
 fn read_online(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
-    let relative = format!("{CPU}/online");
-    let text = root.read_attribute(&relative).map_err(DiscoverError::OnlineUnreadable)?;
-    let path = || root.root().join(&relative);
-    let online = CpuSet::parse_cpulist(&text)
-        .map_err(|source| DiscoverError::OnlineGarbled { path: path(), source })?;
-    if online.is_empty() { Err(DiscoverError::OnlineEmpty { path: path() }) } else { Ok(online) }
+    let online = online_cpus(root)?;
+    if online.is_empty() {
+        return Err(DiscoverError::OnlineEmpty { path: root.root().join(CPU).join("online") });
+    }
+    Ok(online)
 }
 
 /// The CPUs that are present. An online CPU is, whatever the file says.
@@ -177,7 +170,7 @@ fn ids_of_groups(
     for group in groups {
         let Some(first) = group.first() else { continue };
         match attribute::id(root, &format!("{CPU}/cpu{first}/topology/{name}")) {
-            Ok(id) => ids.set(group, id),
+            Ok(id) => ids.set(group, Some(id)),
             Err(why) => notes.add_cpus(subject, group, why),
         }
     }
@@ -191,30 +184,27 @@ fn dense<T: Copy + PartialEq>(
 ) -> PerCpu<T> {
     let mut ids = PerCpu::none();
     for (at, group) in (0..).zip(groups) {
-        ids.set(&group, id(at));
+        ids.set(&group, Some(id(at)));
     }
     ids
 }
 
 /// What a core's CPUs agree on.
-struct CoreFields<'a> {
+fn common<T: Copy + PartialEq>(
     id: CoreId,
-    cpus: &'a CpuSet,
-    notes: &'a mut Notes,
-}
-
-impl CoreFields<'_> {
-    fn common<T: Copy + PartialEq>(&mut self, subject: &str, of: &PerCpu<T>) -> Option<T> {
-        let mut values = self.cpus.iter().map(|cpu| of.get(cpu));
-        let first = values.next()?;
-        if values.all(|value| value == first) {
-            return first;
-        }
-        let (id, cpus) = (self.id, self.cpus);
-        let why = Why::new(format!("its CPUs {cpus} do not agree"));
-        self.notes.add(format!("the {subject} of core {id}"), why);
-        None
+    cpus: &CpuSet,
+    subject: &str,
+    of: &PerCpu<T>,
+    notes: &mut Notes,
+) -> Option<T> {
+    let mut values = cpus.iter().map(|cpu| of.get(cpu));
+    let first = values.next()?;
+    if values.all(|value| value == first) {
+        return first;
     }
+    let why = Why::new(format!("its CPUs {cpus} do not agree"));
+    notes.add(format!("the {subject} of core {id}"), why);
+    None
 }
 
 /// Sub-NUMA clustering cuts one L3 into several nodes, so this is no mistake of the kernel's; but

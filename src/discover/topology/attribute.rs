@@ -84,6 +84,15 @@ impl Notes {
         self.notes.push(Note::Plain { what, why });
     }
 
+    /// The value that was read; where there is none, a note of `what`.
+    pub(super) fn value_of<T>(
+        &mut self,
+        what: impl FnOnce() -> String,
+        read: Result<T, Why>,
+    ) -> Option<T> {
+        read.map_err(|why| self.add(what(), why)).ok()
+    }
+
     /// Notes that `subject`, such as `the LLC`, is not known of these CPUs.
     pub(super) fn add_cpus(&mut self, subject: &'static str, cpus: &CpuSet, why: Why) {
         if why.absent {

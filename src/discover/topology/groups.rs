@@ -105,10 +105,8 @@ pub(super) fn split(
     witness: &mut impl Witness,
     notes: &mut Notes,
 ) -> Vec<CpuSet> {
-    let mut groups = match the_short_way(online, witness) {
-        Some(outcome) => outcome,
-        None => the_careful_way(subject, online, witness, notes),
-    };
+    let mut groups = the_short_way(online, witness)
+        .unwrap_or_else(|| the_careful_way(subject, online, witness, notes));
     let known = groups.sets.iter().fold(CpuSet::EMPTY, |known, group| known | *group);
     for (cpu, why) in groups.silent {
         if !known.contains(cpu) {

@@ -53,8 +53,8 @@ fn by_pmu(
                     notes.add_cpus(SUBJECT, &twice, Why::new(why));
                 }
                 known |= cpus;
-                kinds.set(&(cpus & *online), kind);
-                kinds.clear(&twice);
+                kinds.set(&(cpus & *online), Some(kind));
+                kinds.set(&twice, None);
             }
             Err(why) => reason = Some(why),
         }
@@ -62,7 +62,7 @@ fn by_pmu(
     if !online.is_subset(&known)
         && let Ok(small) = attribute::cpulist(root, "sys/devices/cpu_lowpower/cpus")
     {
-        kinds.set(&((small & *online) - known), CoreKind::Efficiency);
+        kinds.set(&((small & *online) - known), Some(CoreKind::Efficiency));
         known |= small;
     }
     let rest = *online - known;
@@ -101,7 +101,7 @@ fn by_capacity(
     for (group, capacity) in capacities {
         let kind =
             if Some(capacity) == highest { CoreKind::Performance } else { CoreKind::Efficiency };
-        kinds.set(&group, kind);
+        kinds.set(&group, Some(kind));
     }
     kinds
 }

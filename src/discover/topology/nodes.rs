@@ -17,19 +17,16 @@ pub(super) fn read_nodes(
 ) -> (Vec<Node>, PerCpu<NodeId>) {
     let mut node_of = PerCpu::none();
     // A node list is written as a cpulist is, and no kernel has more than 1024 nodes.
-    let numbers = match attribute::cpulist(root, &format!("{NODE}/online")) {
-        Ok(numbers) => numbers,
-        Err(why) => {
-            notes.add("the NUMA nodes".to_owned(), why);
-            return (Vec::new(), node_of);
-        }
+    let numbers = attribute::cpulist(root, &format!("{NODE}/online"));
+    let Some(numbers) = notes.value_of(|| "the NUMA nodes".to_owned(), numbers) else {
+        return (Vec::new(), node_of);
     };
     let mut nodes: Vec<Node> = Vec::with_capacity(numbers.len());
     let (mut known, mut twice, mut garbled) = (CpuSet::EMPTY, CpuSet::EMPTY, false);
     for number in numbers.iter() {
         let of_node = format!("{NODE}/node{number}");
-        let mut or_note = Asker { of_node: format!("node {number}"), notes };
-        let cpus = or_note.value("CPUs", attribute::cpulist(root, &format!("{of_node}/cpulist")));
+        let cpus = attribute::cpulist(root, &format!("{of_node}/cpulist"));
+        let cpus = notes.value_of(|| format!("the CPUs of node {number}"), cpus);
         let memory = attribute::parsed(root, &format!("{of_node}/meminfo"), parse_memory_bytes);
         let distances = read_distances(root, &format!("{of_node}/distance"), numbers.len());
 
@@ -37,23 +34,25 @@ pub(super) fn read_nodes(
         let cpus = cpus.unwrap_or_default();
         if !cpus.is_subset(online) {
             let why = Why::new(format!("it lists CPUs {}, which are offline", cpus - *online));
-            or_note.notes.add(format!("the CPUs of node {number}"), why);
+            notes.add(format!("the CPUs of node {number}"), why);
         }
         let cpus = cpus & *online;
         twice |= cpus & known;
         known |= cpus;
         let Some(number) = u32::try_from(number.index()).ok().map(NodeId) else { continue };
-        node_of.set(&cpus, number);
+        node_of.set(&cpus, Some(number));
         nodes.push(Node {
             node: number,
             cpus,
-            memory_bytes: or_note.value("memory", memory),
-            distances: or_note.value("distances", distances).unwrap_or_default(),
+            memory_bytes: notes.value_of(|| format!("the memory of node {number}"), memory),
+            distances: notes
+                .value_of(|| format!("the distances of node {number}"), distances)
+                .unwrap_or_default(),
         });
     }
     if !twice.is_empty() {
         notes.add_cpus("the node", &twice, Why::new(format!("two nodes list CPUs {twice}")));
-        node_of.clear(&twice);
+        node_of.set(&twice, None);
         for node in &mut nodes {
             node.cpus -= twice;
         }
@@ -64,19 +63,6 @@ pub(super) fn read_nodes(
         notes.add_cpus("the node", &nowhere, Why::new(why));
     }
     (nodes, node_of)
-}
-
-/// Turns a failed reading into a note about one node.
-struct Asker<'a> {
-    of_node: String,
-    notes: &'a mut Notes,
-}
-
-impl Asker<'_> {
-    fn value<T>(&mut self, subject: &str, value: Result<T, Why>) -> Option<T> {
-        let of_node = &self.of_node;
-        value.map_err(|why| self.notes.add(format!("the {subject} of {of_node}"), why)).ok()
-    }
 }
 
 /// `Node 0 MemTotal:  65777236 kB`, the first line of `nodeN/meminfo` (`drivers/base/node.c`).

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use walk::{Site, Which, new_kernel_threads};
 
-use crate::discover::{DiscoverError, live_leases, warned_doubts};
+use crate::discover::{DiscoverError, live_leases, live_leases_and_doubts};
 use crate::error::chain;
 use crate::journal::{JournalError, Memory, UnknownLines};
 use crate::knobs::ground::Host;
@@ -217,7 +217,7 @@ impl HostKnobs {
         boot_id: &str,
     ) -> Result<HostReport, HostError> {
         // What a VM wants whose lease cannot be read is not known, so that nothing may be taken from it.
-        let doubts = warned_doubts(host.root, host.sched, state, boot_id);
+        let (_, doubts) = live_leases_and_doubts(host.root, host.sched, state, boot_id);
         if !doubts.is_empty() {
             let is_changed = !self.memory(state, boot_id).is_empty();
             let wants = !Wants::of(&live_leases(host.root, state, boot_id)).is_empty();
