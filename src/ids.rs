@@ -41,13 +41,13 @@ impl fmt::Display for CpuId {
 }
 
 macro_rules! number_newtype {
-    ($(#[$doc:meta])* $name:ident) => {
+    ($(#[$doc:meta])* $name:ident($number:ty)) => {
         $(#[$doc])*
         #[derive(
             Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize,
         )]
         #[serde(transparent)]
-        pub struct $name(pub u32);
+        pub struct $name(pub $number);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -59,45 +59,28 @@ macro_rules! number_newtype {
 
 number_newtype!(
     /// A core of the host, dense, in the order of the cores' first CPUs.
-    CoreId
+    CoreId(u32)
 );
 number_newtype!(
     /// A last-level-cache group of the host, dense, in the order of the groups' first CPUs.
-    LlcId
+    LlcId(u32)
 );
 number_newtype!(
     /// A NUMA node of the host, as the kernel numbers it.
-    NodeId
+    NodeId(u32)
 );
 number_newtype!(
     /// A vCPU, by QEMU's `cpu-index`.
-    VcpuIndex
+    VcpuIndex(u32)
 );
 
-macro_rules! pid_newtype {
-    ($(#[$doc:meta])* $name:ident) => {
-        $(#[$doc])*
-        #[derive(
-            Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize,
-        )]
-        #[serde(transparent)]
-        pub struct $name(pub i32);
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.fmt(f)
-            }
-        }
-    };
-}
-
-pid_newtype!(
+number_newtype!(
     /// A process (thread group) of the host.
-    Pid
+    Pid(i32)
 );
-pid_newtype!(
+number_newtype!(
     /// A thread of the host. A process's main thread has the process's number.
-    Tid
+    Tid(i32)
 );
 
 impl Pid {
