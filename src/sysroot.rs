@@ -15,7 +15,7 @@ use nix::sys::stat::Mode;
 use rustix::fs::RawDir;
 
 /// The most that is read of one file. `/proc/interrupts` of a large machine is the longest we know.
-pub const FILE_BYTES_MAX: u64 = 16 << 20;
+pub const FILE_BYTES_MAX: usize = 16 << 20;
 
 /// The most that is read of one sysfs attribute. The kernel's own limit is a page; only cpulists of
 /// machines far beyond [`crate::ids::CPUS_MAX`] are longer.
@@ -98,8 +98,7 @@ impl SysRoot {
     /// [`ReadError`] with the path and the kernel's answer; also where the file is not UTF-8 or
     /// larger than the limit.
     pub fn read(&self, relative: &str) -> Result<String, ReadError> {
-        let path = self.path(relative)?;
-        read_bounded(&path, FILE_BYTES_MAX).map_err(|source| ReadError { path, source })
+        self.at_path(relative, |path| text_of(read_bytes(path)?))
     }
 
     /// As [`SysRoot::read`], for lines of `/proc` that hold a name of anybody's making: what is not
@@ -108,13 +107,9 @@ impl SysRoot {
     /// # Errors
     /// As [`SysRoot::read`], but for the UTF-8.
     pub fn read_lossy(&self, relative: &str) -> Result<String, ReadError> {
-        let path = self.path(relative)?;
-        read_bytes(&path, FILE_BYTES_MAX)
-            .map(|bytes| match String::from_utf8(bytes) {
-                Ok(text) => text,
-                Err(error) => String::from_utf8_lossy(error.as_bytes()).into_owned(),
-            })
-            .map_err(|source| ReadError { path, source })
+        let bytes = self.at_path(relative, read_bytes)?;
+        Ok(String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
     /// A file of `/proc` that is one line, such as `stat`: what is not UTF-8 in it is replaced.
@@ -124,9 +119,7 @@ impl SysRoot {
     /// # Errors
     /// As [`SysRoot::read_lossy`].
     pub fn read_line_lossy(&self, relative: &str) -> Result<String, ReadError> {
-        let path = self.path(relative)?;
-        let line = open_at_once(&path).and_then(read_line);
-        line.map_err(|source| ReadError { path, source })
+        self.at_path(relative, |path| read_line(open_at_once(path)?))
     }
 
     /// A folder of which many files are to be read.
@@ -134,11 +127,9 @@ impl SysRoot {
     /// # Errors
     /// [`ReadError`] with the path and the kernel's answer.
     pub fn folder(&self, relative: &str) -> Result<Folder, ReadError> {
-        let path = self.path(relative)?;
-        match fs::File::open(&path) {
-            Ok(file) => Ok(Folder { path, file }),
-            Err(source) => Err(ReadError { path, source }),
-        }
+        self.at_path(relative, |path| {
+            Ok(Folder { path: path.to_owned(), file: fs::File::open(path)? })
+        })
     }
 
     /// What a symbolic link says, without going there. Of a file in `/proc/PID/fd` it is what was opened, as
@@ -147,8 +138,7 @@ impl SysRoot {
     /// # Errors
     /// [`ReadError`] with the path and the kernel's answer; also where there is no link.
     pub fn link(&self, relative: &str) -> Result<PathBuf, ReadError> {
-        let path = self.path(relative)?;
-        fs::read_link(&path).map_err(|source| ReadError { path, source })
+        self.at_path(relative, |path| fs::read_link(path))
     }
 
     /// The text of one sysfs attribute: one open, one read, at most [`ATTRIBUTE_BYTES_MAX`].
@@ -162,8 +152,7 @@ impl SysRoot {
     /// [`ReadError`] with the path and the kernel's answer; also where the attribute is not UTF-8
     /// or larger than the limit.
     pub fn read_attribute(&self, relative: &str) -> Result<String, ReadError> {
-        let path = self.path(relative)?;
-        read_attribute(&path).map_err(|source| ReadError { path, source })
+        self.at_path(relative, read_attribute)
     }
 
     /// Writes one value into a file of the kernel's: one open, one write, no newline added.
@@ -171,16 +160,22 @@ impl SysRoot {
     /// # Errors
     /// [`ReadError`] with the path and the kernel's answer. A file that is not there is not made.
     pub fn write_value(&self, relative: &str, text: &str) -> Result<(), ReadError> {
-        let path = self.path(relative)?;
-        let written = fs::OpenOptions::new().write(true).truncate(true).open(&path).and_then(
+        self.at_path(relative, |path| {
+            let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path)?;
             // A kernel's file takes a value in one write or not at all.
-            |mut file| file.write(text.as_bytes()),
-        );
-        match written {
-            Ok(length) if length == text.len() => Ok(()),
-            Ok(_) => Err(ReadError { path, source: io::ErrorKind::WriteZero.into() }),
-            Err(source) => Err(ReadError { path, source }),
-        }
+            let length = file.write(text.as_bytes())?;
+            if length == text.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+        })
+    }
+
+    /// Does something with a path, and names that path in the error.
+    fn at_path<T>(
+        &self,
+        relative: &str,
+        act: impl FnOnce(&Path) -> io::Result<T>,
+    ) -> Result<T, ReadError> {
+        let path = self.path(relative)?;
+        act(&path).map_err(|source| ReadError { path, source })
     }
 }
 
@@ -259,7 +254,7 @@ fn read_line(mut file: fs::File) -> io::Result<String> {
     if start.ends_with(b"\n") {
         return Ok(String::from_utf8_lossy(start).into_owned());
     }
-    let bytes = read_rest(file, start.to_owned(), FILE_BYTES_MAX)?;
+    let bytes = read_rest(file, start.to_owned())?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
@@ -272,12 +267,8 @@ fn read_attribute(path: &Path) -> io::Result<String> {
             read => break read?,
         }
     };
-    if length > ATTRIBUTE_BYTES_MAX {
-        let text = format!("larger than {ATTRIBUTE_BYTES_MAX} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
     bytes.truncate(length);
-    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
+    text_of(bounded(bytes, ATTRIBUTE_BYTES_MAX)?)
 }
 
 /// Opens a file for reading without waiting: a FIFO in its place has no other end that will come.
@@ -286,12 +277,19 @@ fn open_at_once(path: &Path) -> io::Result<fs::File> {
     fs::OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
-fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
-    String::from_utf8(read_bytes(path, bytes_max)?)
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
+fn text_of(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))
 }
 
-fn read_bytes(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+fn bounded(bytes: Vec<u8>, bytes_max: usize) -> io::Result<Vec<u8>> {
+    if bytes.len() <= bytes_max {
+        return Ok(bytes);
+    }
+    let text = format!("larger than {bytes_max} bytes");
+    Err(io::Error::new(io::ErrorKind::InvalidData, text))
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let file = open_at_once(path)?;
     // All that the kernel shows in /proc and /sys is a regular file.
     if !file.metadata()?.is_file() {
@@ -300,16 +298,12 @@ fn read_bytes(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     // Files of /proc and /sys say they are empty or a page long, so their size is no help; nearly
     // all fit one read of this buffer, and the second read that finds the end is then skipped by
     // of use: a short read of a seq_file is not the end.
-    read_rest(file, Vec::with_capacity(4096), bytes_max)
+    read_rest(file, Vec::with_capacity(4096))
 }
 
-fn read_rest(file: fs::File, mut bytes: Vec<u8>, bytes_max: u64) -> io::Result<Vec<u8>> {
-    file.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bytes_max {
-        let text = format!("larger than {bytes_max} bytes");
-        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-    }
-    Ok(bytes)
+fn read_rest(file: fs::File, mut bytes: Vec<u8>) -> io::Result<Vec<u8>> {
+    file.take(FILE_BYTES_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    bounded(bytes, FILE_BYTES_MAX)
 }
 
 #[cfg(test)]
