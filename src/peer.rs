@@ -78,12 +78,6 @@ impl Peer {
         Ok(Peer { pid: Pid(credentials.pid()), uid: credentials.uid(), hold })
     }
 
-    /// A peer of a kernel without pidfds of peers.
-    #[must_use]
-    pub fn without_pidfd(pid: Pid, uid: u32, connected_after: StartTicks) -> Peer {
-        Peer { pid, uid, hold: Hold::Before(connected_after) }
-    }
-
     /// Its number. Without proof it may be another process's by now.
     #[must_use]
     pub fn pid(&self) -> Pid {
@@ -140,6 +134,13 @@ mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
 
     use super::*;
+
+    impl Peer {
+        /// A peer of a kernel without pidfds of peers.
+        pub(crate) fn without_pidfd(pid: Pid, uid: u32, connected_after: StartTicks) -> Peer {
+            Peer { pid, uid, hold: Hold::Before(connected_after) }
+        }
+    }
 
     #[test]
     fn listener_is_proved_by_number_user_and_life() {
