@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use super::groups;
-use super::machine::Group;
+use super::machine::{Group, free_cpus};
 use super::report::{Placed, Why};
 use super::vcpus::{GuestCore, Placement, guest_cores, threads};
 use crate::cpuset::CpuSet;
@@ -21,12 +21,6 @@ use crate::guest::Guest;
 use crate::ids::{CpuId, NodeId, VcpuIndex};
 use crate::policy::Sharing;
 use crate::topology::{CoreKind, Topology};
-
-/// Every CPU that the groups have to give.
-fn free_cpus(groups: &[Group<'_>]) -> CpuSet {
-    let cores = groups.iter().flat_map(|group| &group.free);
-    cores.fold(CpuSet::EMPTY, |all, core| all | core.usable())
-}
 
 /// Places the vCPUs that hold nothing, or nothing valid, around those that do. `None`: nothing that
 /// is held is valid, so it is a fresh start.
@@ -72,16 +66,17 @@ pub(super) fn extended(
         let node = core.node;
         // The guest's scheduler believes in its siblings: a false one misleads it for good, so a core
         // of its own is better, even a far one.
-        let idle_now = |state: &mut Extension<'_>| threads == 1 && state.idle_sibling(vcpu, node);
-        let placed = state.beside_sibling(vcpu, core)
-            || state.own_core(vcpu, node, Reach::GroupsInUse, threads)
-            || idle_now(&mut state)
-            || state.own_core(vcpu, node, Reach::Anywhere, threads)
-            || state.own_core(vcpu, node, Reach::Anywhere, 1)
-            || state.idle_sibling(vcpu, node)
-            || (sharing == Sharing::Wrap && state.wrap(vcpu, node));
-        if !placed {
-            unplaced.push(vcpu);
+        let found = state
+            .beside_sibling(core)
+            .or_else(|| state.own_core(node, Reach::GroupsInUse, threads))
+            .or_else(|| if threads == 1 { state.idle_sibling(node) } else { None })
+            .or_else(|| state.own_core(node, Reach::Anywhere, threads))
+            .or_else(|| state.own_core(node, Reach::Anywhere, 1))
+            .or_else(|| state.idle_sibling(node))
+            .or_else(|| if sharing == Sharing::Wrap { state.wrap() } else { None });
+        match found {
+            Some((cpu, why)) => state.put(vcpu, node, cpu, why),
+            None => unplaced.push(vcpu),
         }
     }
     Some(Placement::of(topology, &cores, state.on.into_values().collect(), unplaced))
@@ -121,25 +116,15 @@ impl Extension<'_> {
         ((core.cpus & self.free) - self.used).first()
     }
 
-    fn beside_sibling(&mut self, vcpu: VcpuIndex, guest: &GuestCore) -> bool {
-        let found = guest.vcpus.iter().find_map(|other| {
+    fn beside_sibling(&self, guest: &GuestCore) -> Option<(CpuId, Why)> {
+        guest.vcpus.iter().find_map(|other| {
             let placed = self.on.get(other)?;
-            Some((self.idle_beside(placed.cpu)?, *other))
-        });
-        if let Some((cpu, other)) = found {
-            self.put(vcpu, guest.node, cpu, Why::SiblingOf(other));
-        }
-        found.is_some()
+            Some((self.idle_beside(placed.cpu)?, Why::SiblingOf(*other)))
+        })
     }
 
     /// An unused core that has room for a guest core.
-    fn own_core(
-        &mut self,
-        vcpu: VcpuIndex,
-        node: Option<u32>,
-        reach: Reach,
-        threads: usize,
-    ) -> bool {
+    fn own_core(&self, node: Option<u32>, reach: Reach, threads: usize) -> Option<(CpuId, Why)> {
         let home = self.home(node);
         let in_use = |group: &Group<'_>| group.cpus.intersects(&home);
         let ours = || self.groups.iter().filter(|group| in_use(group));
@@ -155,31 +140,21 @@ impl Extension<'_> {
             .iter()
             .flat_map(|group| &group.free)
             .find(|core| core.threads >= threads && !core.usable().intersects(&self.used));
-        let cpu = found.and_then(|core| core.thread(0));
-        if let Some(cpu) = cpu {
-            self.put(vcpu, node, cpu, Why::OwnCore);
-        }
-        cpu.is_some()
+        Some((found?.thread(0)?, Why::OwnCore))
     }
 
-    fn idle_sibling(&mut self, vcpu: VcpuIndex, node: Option<u32>) -> bool {
+    fn idle_sibling(&self, node: Option<u32>) -> Option<(CpuId, Why)> {
         let home = self.home(node);
-        let beside = |placed: &Placed| Some((self.idle_beside(placed.cpu)?, placed.vcpu));
-        let at_home = self.on.values().filter(|placed| home.contains(placed.cpu));
-        let found = at_home.clone().find_map(beside).or_else(|| self.on.values().find_map(beside));
-        if let Some((cpu, beside)) = found {
-            self.put(vcpu, node, cpu, Why::SecondThreadBeside(beside));
-        }
-        found.is_some()
+        let beside = |placed: &Placed| {
+            Some((self.idle_beside(placed.cpu)?, Why::SecondThreadBeside(placed.vcpu)))
+        };
+        let mut at_home = self.on.values().filter(|placed| home.contains(placed.cpu));
+        at_home.find_map(beside).or_else(|| self.on.values().find_map(beside))
     }
 
     /// Shares the CPU that has the fewest vCPUs of this VM.
-    fn wrap(&mut self, vcpu: VcpuIndex, node: Option<u32>) -> bool {
+    fn wrap(&self) -> Option<(CpuId, Why)> {
         let users = |cpu: CpuId| self.on.values().filter(|placed| placed.cpu == cpu).count();
-        let cpu = self.used.iter().min_by_key(|cpu| users(*cpu));
-        if let Some(cpu) = cpu {
-            self.put(vcpu, node, cpu, Why::Wrapped);
-        }
-        cpu.is_some()
+        self.used.iter().min_by_key(|cpu| users(*cpu)).map(|cpu| (cpu, Why::Wrapped))
     }
 }

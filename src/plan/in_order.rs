@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use super::machine::Group;
+use super::machine::{Group, free_cpus};
 use super::report::{Placed, Why};
 use super::vcpus::{Placement, guest_cores};
 use crate::cpuset::CpuSet;
@@ -28,11 +28,9 @@ pub(super) fn place(
     order: &CpuOrder,
     sharing: Sharing,
 ) -> Option<Placement> {
-    let cores = groups.iter().flat_map(|group| &group.free);
-    let free = cores.fold(CpuSet::EMPTY, |all, core| all | core.usable());
     let mut vcpus: Vec<VcpuIndex> = guest.vcpus.iter().map(|vcpu| vcpu.index).collect();
     vcpus.sort_unstable();
-    let list = List { order: order.as_slice(), free };
+    let list = List { order: order.as_slice(), free: free_cpus(groups) };
     let mut seats = Seats { sharing, on: BTreeMap::new(), used: CpuSet::EMPTY };
     // A vCPU beyond the list keeps the CPU of a vCPU that is only now plugged.
     let owner = |cpu: CpuId| vcpus.iter().find(|vcpu| list.place(**vcpu) == Some(cpu));

@@ -68,6 +68,12 @@ impl Group<'_> {
     }
 }
 
+/// Every CPU that the groups have to give.
+pub(super) fn free_cpus(groups: &[Group<'_>]) -> CpuSet {
+    let cores = groups.iter().flat_map(|group| &group.free);
+    cores.fold(CpuSet::EMPTY, |all, core| all | core.usable())
+}
+
 /// What decides where a core is grouped. The first that distinguishes cores without making every
 /// core a group of its own is used.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
