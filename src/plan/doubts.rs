@@ -3,24 +3,15 @@
 use super::{Finding, Plan, PlanError, Request};
 
 /// Names the leases that cannot be read, in the plan's report or in the reason why there is none.
-pub(super) fn named(
-    planned: Result<Plan, PlanError>,
-    request: &Request<'_>,
-) -> Result<Plan, PlanError> {
+pub(super) fn name(planned: &mut Result<Plan, PlanError>, request: &Request<'_>) {
     let doubtful = || request.neighbours.iter().filter_map(|vm| Some((vm, vm.doubt.as_ref()?)));
     match planned {
-        Ok(mut plan) => {
-            plan.report.extend(doubtful().map(|(vm, doubt)| {
-                Finding::degraded("neighbours", format!("{} avoided: {doubt}", vm.exclusive))
-            }));
-            Ok(plan)
+        Ok(plan) => plan.report.extend(doubtful().map(|(vm, doubt)| {
+            Finding::degraded("neighbours", format!("{} avoided: {doubt}", vm.exclusive))
+        })),
+        Err(PlanError::Infeasible { reason, .. }) => {
+            reason.extend(doubtful().map(|(_, doubt)| format!("; {doubt}")));
         }
-        Err(PlanError::Infeasible { mut reason, nearest, waits_for }) => {
-            for (_, doubt) in doubtful() {
-                reason += &format!("; {doubt}");
-            }
-            Err(PlanError::Infeasible { reason, nearest, waits_for })
-        }
-        Err(error) => Err(error),
+        Err(PlanError::Policy { .. }) => {}
     }
 }

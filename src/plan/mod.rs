@@ -46,8 +46,12 @@ use vcpus::Placement;
 /// [`PlanError::Policy`] where the policy itself is wrong for this machine, [`PlanError::Infeasible`]
 /// where the machine cannot hold the VM.
 pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
-    let planned = plan_strictly(request).map_err(|error| nearest::with_nearest(error, request));
-    doubts::named(planned, request)
+    let mut planned = plan_strictly(request);
+    if let Err(PlanError::Infeasible { nearest, .. }) = &mut planned {
+        *nearest = nearest::nearest(request);
+    }
+    doubts::name(&mut planned, request);
+    planned
 }
 
 /// As [`plan`], without looking for what else would do.

@@ -4,7 +4,7 @@
 //!   CPUs by hand left to the planner, one key at a time, then all ─▶ any cores, any cache ─▶ shared CPUs ─▶ all of it
 //! ```
 
-use super::{Nearest, PlanError, Request, plan_strictly};
+use super::{Nearest, Request, plan_strictly};
 use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Policy, Sharing};
 
 type Change = (&'static str, fn(&mut Policy));
@@ -46,14 +46,4 @@ pub(super) fn nearest(request: &Request<'_>) -> Option<Box<Nearest>> {
         let plan = plan_strictly(&Request { policy: &policy, ..*request }).ok()?;
         Some(Box::new(Nearest { takes: takes.join(" and "), plan }))
     })
-}
-
-/// With the nearest plan, where the machine cannot hold the VM.
-pub(super) fn with_nearest(error: PlanError, request: &Request<'_>) -> PlanError {
-    match error {
-        PlanError::Infeasible { reason, nearest: None, waits_for } => {
-            PlanError::Infeasible { reason, nearest: nearest(request), waits_for }
-        }
-        other => other,
-    }
 }
