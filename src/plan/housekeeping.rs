@@ -107,21 +107,20 @@ impl Claims {
             let lasts = Lasts::ForGood;
             return Err(PlanError::Policy { origin: origin.clone(), reason, lasts });
         }
-        let choice = &request.policy.vm.vcpus;
-        self.check_others(request, "vcpus", cpus, choice)?;
-        allowed::check(request, &format!("{origin}: vcpus = \"{}\"", choice.value), cpus)
+        self.check_by_hand(request, "vcpus", cpus, &request.policy.vm.vcpus)
     }
 
-    /// Checks that no CPU of a set by hand, nor a sibling of one, is another VM's.
-    fn check_others(
+    /// Checks that no CPU of a set by hand, nor a sibling of one, is another VM's, and that the VM is allowed all of them.
+    fn check_by_hand(
         &self,
         request: &Request<'_>,
         key: &str,
         cpus: &CpuSet,
         choice: &Sourced<CpuChoice>,
     ) -> Result<(), PlanError> {
+        let what = format!("{}: {key} = \"{}\"", choice.origin, choice.value);
         if !cpus.intersects(&self.others) {
-            return Ok(());
+            return allowed::check(request, &what, cpus);
         }
         let mut clashes = Vec::new();
         let mut owners = Vec::new();
@@ -157,9 +156,7 @@ impl Claims {
             ""
         };
         let reason = format!(
-            "{}: {key} = \"{}\": {}{halves}; choose others, or detach VM {}",
-            choice.origin,
-            choice.value,
+            "{what}: {}{halves}; choose others, or detach VM {}",
             listed(&clashes, 3, ", "),
             listed(&names, 3, " and VM "),
         );
@@ -181,9 +178,7 @@ impl Claims {
     ) -> Result<Helpers, PlanError> {
         if let Some(cpus) = choice.value.cpus() {
             check_online(request, &self.online, key, &cpus, &choice.origin)?;
-            self.check_others(request, key, &cpus, choice)?;
-            let what = format!("{}: {key} = \"{cpus}\"", choice.origin);
-            allowed::check(request, &what, &cpus)?;
+            self.check_by_hand(request, key, &cpus, choice)?;
             return Ok(Helpers { cpus, found: Found::ByHand(choice.origin.clone()) });
         }
         let rest = *housekeeping & self.allowed;
