@@ -35,7 +35,7 @@ pub(super) fn place(
     // A vCPU beyond the list keeps the CPU of a vCPU that is only now plugged.
     let owner = |cpu: CpuId| vcpus.iter().find(|vcpu| list.place(**vcpu) == Some(cpu));
     for vcpu in vcpus.iter().filter(|vcpu| list.place(**vcpu).is_none()) {
-        let before = held.get(vcpu).copied().filter(|cpu| list.has(*cpu));
+        let before = held.get(vcpu).copied().filter(|cpu| list.cpus().any(|free| free == *cpu));
         let is_new = |cpu| owner(cpu).is_none_or(|owner| !held.contains_key(owner));
         seats.offer(*vcpu, before.filter(|cpu| sharing == Sharing::Wrap || is_new(*cpu)));
     }
@@ -61,10 +61,6 @@ struct List<'a> {
 }
 
 impl List<'_> {
-    fn has(&self, cpu: CpuId) -> bool {
-        self.free.contains(cpu) && self.order.contains(&cpu)
-    }
-
     fn cpus(&self) -> impl Iterator<Item = CpuId> {
         self.order.iter().copied().filter(|cpu| self.free.contains(*cpu))
     }

@@ -110,26 +110,35 @@ impl Placement {
         unplaced: Vec<VcpuIndex>,
     ) -> Placement {
         placed.sort_unstable_by_key(|placed| placed.vcpu);
-        let siblings = siblings(topology, cores, &placed);
-        Placement { placed, unplaced, siblings }
+        let mut placement = Placement { placed, unplaced, siblings: Siblings::None };
+        if threads(cores) > 1 {
+            let together = cores.iter().all(|core| placement.is_together(topology, core));
+            placement.siblings = if together { Siblings::Together } else { Siblings::Apart };
+        }
+        placement
     }
-}
 
-/// Whether every guest core is on one host core, each vCPU on a CPU of its own.
-fn siblings(topology: &Topology, cores: &[GuestCore], placed: &[Placed]) -> Siblings {
-    if threads(cores) == 1 {
-        return Siblings::None;
+    /// The CPU of a vCPU, if it is placed.
+    pub(super) fn cpu(&self, vcpu: VcpuIndex) -> Option<CpuId> {
+        let at = self.placed.binary_search_by_key(&vcpu, |placed| placed.vcpu).ok()?;
+        Some(self.placed[at].cpu)
     }
-    let cpu = |vcpu: &VcpuIndex| {
-        let at = placed.binary_search_by_key(vcpu, |placed| placed.vcpu).ok()?;
-        Some(placed[at].cpu)
-    };
-    let together = cores.iter().all(|core| {
-        let on: CpuSet = core.vcpus.iter().filter_map(cpu).collect();
+
+    /// How many vCPUs are on each CPU that has any.
+    pub(super) fn users(&self) -> BTreeMap<CpuId, usize> {
+        let mut users = BTreeMap::new();
+        for placed in &self.placed {
+            *users.entry(placed.cpu).or_default() += 1;
+        }
+        users
+    }
+
+    /// Whether a guest core is on one host core, each vCPU on a CPU of its own.
+    fn is_together(&self, topology: &Topology, core: &GuestCore) -> bool {
+        let on: CpuSet = core.vcpus.iter().filter_map(|vcpu| self.cpu(*vcpu)).collect();
         let host = on.first().and_then(|cpu| topology.core_of(cpu));
         on.len() == core.vcpus.len() && host.is_some_and(|host| on.is_subset(&host.cpus))
-    });
-    if together { Siblings::Together } else { Siblings::Apart }
+    }
 }
 
 /// The guest's cores by guest NUMA node; a guest without has one.
@@ -337,14 +346,10 @@ pub(super) fn wrapped(
     while !rest.is_empty() {
         rest = fill_mixed(order.iter().flat_map(|group| &group.free), rest, &mut placed);
     }
-    let mut users: BTreeMap<CpuId, usize> = BTreeMap::new();
-    for place in &placed {
-        *users.entry(place.cpu).or_default() += 1;
+    let mut placement = Placement::of(topology, &cores, placed, Vec::new());
+    let users = placement.users();
+    for place in placement.placed.iter_mut().filter(|place| users[&place.cpu] > 1) {
+        place.why = Why::Wrapped;
     }
-    for place in &mut placed {
-        if users[&place.cpu] > 1 {
-            place.why = Why::Wrapped;
-        }
-    }
-    Some(Placement::of(topology, &cores, placed, Vec::new()))
+    Some(placement)
 }

@@ -114,7 +114,7 @@ pub(super) fn report(
     report.extend(nodes(request.topology, groups, &cells));
     report.extend(kinds(groups, &used));
     report.extend(siblings(placement));
-    report.extend(doubled(request, placement));
+    report.extend(doubled(request, placement, &used));
     report.extend(cores(request, plan));
     report.extend(sharing(placement));
     report.extend(overflow(claims, placement, plan));
@@ -149,9 +149,8 @@ type Cells = BTreeMap<Option<u32>, CpuSet>;
 fn cells(request: &Request<'_>, placement: &Placement) -> Cells {
     let mut cells = Cells::new();
     for vcpu in &request.guest.vcpus {
-        let at = placement.placed.binary_search_by_key(&vcpu.index, |placed| placed.vcpu);
-        if let Ok(at) = at {
-            cells.entry(vcpu.node).or_default().insert(placement.placed[at].cpu);
+        if let Some(cpu) = placement.cpu(vcpu.index) {
+            cells.entry(vcpu.node).or_default().insert(cpu);
         }
     }
     cells
@@ -290,19 +289,13 @@ fn siblings(placement: &Placement) -> Option<Finding> {
 }
 
 /// Cores that vCPUs share without the guest knowing. Sharing a CPU is another finding.
-fn doubled(request: &Request<'_>, placement: &Placement) -> Option<Finding> {
+fn doubled(request: &Request<'_>, placement: &Placement, used: &CpuSet) -> Option<Finding> {
     if placement.siblings != Siblings::None {
         return None;
     }
-    let mut on: BTreeMap<_, BTreeSet<CpuId>> = BTreeMap::new();
-    for placed in &placement.placed {
-        if let Some(core) = request.topology.core_of(placed.cpu) {
-            on.entry(core.id).or_default().insert(placed.cpu);
-        }
-    }
     let shares = |cpu: CpuId| {
         let core = request.topology.core_of(cpu);
-        core.is_some_and(|core| on.get(&core.id).is_some_and(|cpus| cpus.len() > 1))
+        core.is_some_and(|core| (core.cpus & *used).len() > 1)
     };
     let doubled = placement.placed.iter().filter(|placed| shares(placed.cpu)).count();
     (doubled > 0).then(|| {
@@ -334,10 +327,7 @@ fn cores(request: &Request<'_>, plan: &Plan) -> Option<Finding> {
 }
 
 fn sharing(placement: &Placement) -> Option<Finding> {
-    let mut users: BTreeMap<CpuId, usize> = BTreeMap::new();
-    for placed in &placement.placed {
-        *users.entry(placed.cpu).or_default() += 1;
-    }
+    let users = placement.users();
     let shared: CpuSet =
         users.iter().filter(|(_, users)| **users > 1).map(|(cpu, _)| *cpu).collect();
     let sharing: usize = users.values().filter(|users| **users > 1).sum();
