@@ -101,6 +101,10 @@ pub enum TasksError {
 }
 
 impl TasksError {
+    fn not_listed(pid: Pid) -> impl FnOnce(ReadError) -> TasksError {
+        move |source| TasksError::List { pid, source: Box::new(source) }
+    }
+
     pub(crate) fn not_its_thread(role: &Role, tid: Tid, pid: Pid) -> TasksError {
         TasksError::NotItsThread { what: in_words(role), tid, pid }
     }
@@ -111,16 +115,13 @@ impl TasksError {
 /// # Errors
 /// [`TasksError::List`]: most likely the process is gone.
 pub fn list(root: &SysRoot, pid: Pid) -> Result<Vec<Tid>, TasksError> {
-    open(root, pid).map(|(_, tids)| tids)
+    Ok(open(root, pid).map_err(TasksError::not_listed(pid))?.1)
 }
 
-fn open(root: &SysRoot, pid: Pid) -> Result<(Folder, Vec<Tid>), TasksError> {
-    let opened = || {
-        let folder = root.folder(&task_folder(pid))?;
-        let tids = folder.numbers()?.into_iter().map(Tid).collect();
-        Ok((folder, tids))
-    };
-    opened().map_err(|source| TasksError::List { pid, source: Box::new(source) })
+fn open(root: &SysRoot, pid: Pid) -> Result<(Folder, Vec<Tid>), ReadError> {
+    let folder = root.folder(&task_folder(pid))?;
+    let tids = folder.numbers()?.into_iter().map(Tid).collect();
+    Ok((folder, tids))
 }
 
 /// One thread as `/proc` and the scheduler have it.
@@ -204,7 +205,7 @@ pub fn scan(
         Some(survey) if survey.taken.elapsed() < MOMENT => (survey.lines, survey.grips),
         _ => (Vec::new(), Grips::default()),
     };
-    let (folder, tids) = open(root, pid)?;
+    let (folder, tids) = open(root, pid).map_err(TasksError::not_listed(pid))?;
     let (mut threads, mut masks) = (Vec::with_capacity(tids.len()), Masks::default());
     for tid in tids {
         let stat = match lines.binary_search_by_key(&tid, |(tid, _)| *tid) {
@@ -230,8 +231,8 @@ pub fn scan(
 pub fn keys(root: &SysRoot, pid: Pid) -> Result<Vec<ThreadKey>, ReadError> {
     let (folder, tids) = match open(root, pid) {
         Ok(opened) => opened,
-        Err(TasksError::List { source, .. }) if !source.is_gone() => return Err(*source),
-        Err(_) => return Ok(Vec::new()),
+        Err(error) if error.is_gone() => return Ok(Vec::new()),
+        Err(error) => return Err(error),
     };
     let mut keys = Vec::with_capacity(tids.len());
     for tid in tids {
@@ -352,17 +353,17 @@ fn stat_in(tasks: &Folder, tid: Tid) -> Result<Stat, ReadError> {
 }
 
 fn role_by_proc(stat: &Stat, pid: Pid, tid: Tid) -> Role {
+    let comm = stat.comm.as_str();
     if tid == pid.main_thread() {
         Role::Emulator
     } else if stat.is_io_worker() {
         Role::Worker
-    } else if stat.is_user_worker() {
-        if stat.comm.starts_with("vhost-") { Role::Vhost } else { Role::Worker }
-    } else if stat.comm == "worker" || stat.comm.starts_with("iou-wrk-") {
-        Role::Worker
-    } else if stat.comm.starts_with("vhost-") {
+    } else if comm.starts_with("vhost-") {
         Role::Vhost
-    } else if stat.comm == "kvm-nx-lpage-re" {
+    } else if stat.is_user_worker()
+        || matches!(comm, "worker" | "kvm-nx-lpage-re")
+        || comm.starts_with("iou-wrk-")
+    {
         Role::Worker
     } else {
         Role::Emulator
