@@ -7,9 +7,7 @@
 //! ```
 
 use std::cell::{Cell, RefCell};
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::pin;
 use std::rc::Rc;
 
 use tokio::sync::Notify;
@@ -83,10 +81,6 @@ struct FirstSight {
 }
 
 impl FirstSight {
-    fn of(expected: Option<ProcessKey>) -> FirstSight {
-        FirstSight { process: Cell::new(expected), ..FirstSight::default() }
-    }
-
     /// The process, once there was a peer.
     fn process(&self, target: Target<'_>) -> Result<ProcessKey, ProcessError> {
         let none = || ProcessError::NoPeer { socket: target.paths.shared.clone() };
@@ -152,7 +146,8 @@ pub async fn read_vm<T, E: From<VmError>>(
     target: Target<'_>,
     meanwhile: impl FnOnce(ProcessKey) -> Result<T, E>,
 ) -> Result<(VmView, T), E> {
-    let sight = Rc::new(FirstSight::of(expected(root, target).map_err(VmError::from)?));
+    let process = Cell::new(expected(root, target).map_err(VmError::from)?);
+    let sight = Rc::new(FirstSight { process, ..FirstSight::default() });
     let asking = async { ask(root, target, &sight).await.map_err(E::from) };
     let reading = async {
         sight.accepted.notified().await;
@@ -160,7 +155,7 @@ pub async fn read_vm<T, E: From<VmError>>(
         let process = sight.process(target).map_err(VmError::from)?;
         Ok((survey, meanwhile(process)?))
     };
-    let (asked, (survey, done)) = both(asking, reading).await?;
+    let (asked, (survey, done)) = tokio::try_join!(biased; asking, reading)?;
     Ok((join(root, sched, target, &sight, asked, survey).await?, done))
 }
 
@@ -225,26 +220,6 @@ fn identify(
 ) -> Result<Identified, TasksError> {
     *roles = in_our_numbers(root, process.pid, std::mem::take(roles))?;
     tasks::identify(process, before, roles, scan)
-}
-
-/// Both results, or the first error.
-async fn both<A, B, E>(
-    first: impl Future<Output = Result<A, E>>,
-    second: impl Future<Output = Result<B, E>>,
-) -> Result<(A, B), E> {
-    let (mut first, mut second) = (pin!(first), pin!(second));
-    let mut early = None;
-    let a = loop {
-        tokio::select! {
-            biased;
-            a = &mut first => break a?,
-            b = &mut second, if early.is_none() => early = Some(b?),
-        }
-    };
-    match early {
-        Some(b) => Ok((a, b)),
-        None => Ok((a, second.await?)),
-    }
 }
 
 /// Accepts one process: the one that the pid file names, or the listener of the first connection. Each peer is proved
