@@ -7,7 +7,6 @@
 //!   else                                                                     ─▶ all CPUs are
 //! ```
 
-use std::fmt;
 use std::path::PathBuf;
 
 use super::{lives, present_cpus, tasks};
@@ -19,8 +18,12 @@ use crate::sched::Sched;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
-/// A lease that cannot be read, of a VM that may live.
-#[derive(Clone, PartialEq, Eq, Debug)]
+/// A lease that cannot be read, of a VM that may live. In one sentence: which lease, why, and what to do.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "cannot read the lease of VM {vm}, {}: {reason}; delete it if no qmpin runs for that VM",
+    path.display()
+)]
 pub struct Doubt {
     /// Which VM.
     pub vm: VmName,
@@ -30,18 +33,6 @@ pub struct Doubt {
     pub reason: String,
     /// The CPUs that may be the VM's alone.
     pub cpus: CpuSet,
-}
-
-/// One sentence: which lease, why, and what to do.
-impl fmt::Display for Doubt {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Doubt { vm, path, reason, .. } = self;
-        let path = path.display();
-        write!(
-            f,
-            "cannot read the lease of VM {vm}, {path}: {reason}; delete it if no qmpin runs for that VM"
-        )
-    }
 }
 
 /// Examines a lease that cannot be read; `None`: its VM has ended, or its boot has.
