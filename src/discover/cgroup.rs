@@ -27,9 +27,7 @@ const PROCESSES_MAX: usize = 256;
 /// Why not, in a sentence.
 pub fn partition_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Result<Site, String> {
     let text = systemd_cgroup(root, cgroups, process)?;
-    if lacks_exclusive(cgroups) {
-        return Err(NO_EXCLUSIVE.to_owned());
-    }
+    has_exclusive(cgroups)?;
     let site = site_of(&text)?;
     is_own(root, cgroups, process, &site)?;
     Ok(site)
@@ -41,7 +39,7 @@ pub fn partition_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Re
 /// Why not, in a sentence.
 pub fn can_partition(root: &SysRoot, cgroups: &dyn Cgroups) -> Result<(), String> {
     has_systemd_cpusets(root, cgroups)?;
-    if lacks_exclusive(cgroups) { Err(NO_EXCLUSIVE.to_owned()) } else { Ok(()) }
+    has_exclusive(cgroups)
 }
 
 /// The cgroup of a process, where systemd can keep the units beside it off its CPUs: of scopes and
@@ -106,16 +104,17 @@ pub fn is_unit(name: &str) -> bool {
 /// What a kernel before 6.7 lacks.
 pub const NO_EXCLUSIVE: &str = "the kernel has no cpuset.cpus.exclusive, so it cannot partition CPUs below a slice (Linux 6.7 can)";
 
-/// Whether the kernel does not know exclusive CPUs. A group that has the controller shows it, and where
+/// Whether the kernel knows exclusive CPUs. A group that has the controller shows it, and where
 /// there is none, a file of the root group's that Linux 6.8 has. Nothing is enabled to find out: before 6.2
 /// that takes the masks of all threads of the host away.
-fn lacks_exclusive(cgroups: &dyn Cgroups) -> bool {
+fn has_exclusive(cgroups: &dyn Cgroups) -> Result<(), String> {
     let groups = cgroups.children("").unwrap_or_default();
     let has = |group: &str, file: &str| cgroups.read(&format!("{group}/{file}")).is_ok();
-    match groups.iter().find(|group| has(group, "cpuset.cpus")) {
-        Some(group) => !has(group, "cpuset.cpus.exclusive"),
-        None => cgroups.read("cpuset.cpus.isolated").is_err(),
-    }
+    let is_known = match groups.iter().find(|group| has(group, "cpuset.cpus")) {
+        Some(group) => has(group, "cpuset.cpus.exclusive"),
+        None => cgroups.read("cpuset.cpus.isolated").is_ok(),
+    };
+    if is_known { Ok(()) } else { Err(NO_EXCLUSIVE.to_owned()) }
 }
 
 /// The unit in a `/proc/PID/cgroup`. A main thread that is in one of our groups already is taken for what
