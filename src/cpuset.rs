@@ -293,16 +293,8 @@ impl FromStr for CpuSet {
 impl FromIterator<CpuId> for CpuSet {
     fn from_iter<I: IntoIterator<Item = CpuId>>(cpus: I) -> CpuSet {
         let mut set = CpuSet::EMPTY;
-        set.extend(cpus);
+        cpus.into_iter().for_each(|cpu| set.insert(cpu));
         set
-    }
-}
-
-impl Extend<CpuId> for CpuSet {
-    fn extend<I: IntoIterator<Item = CpuId>>(&mut self, cpus: I) {
-        for cpu in cpus {
-            self.insert(cpu);
-        }
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn restrict(groups: &mut [Group<'_>], vm: &VmPolicy) {
         return;
     }
     let meets = Needs::of(groups, vm);
-    for group in groups.iter_mut().filter(|group| !meets.both(group)) {
+    for group in groups.iter_mut().filter(|group| !(meets.cores(group) && meets.cache(group))) {
         group.free.clear();
     }
 }
@@ -111,9 +111,5 @@ impl Needs {
             CacheNeed::Ordinary => !(self.caches_differ && group.large_cache),
             CacheNeed::Any => true,
         }
-    }
-
-    fn both(&self, group: &Group<'_>) -> bool {
-        self.cores(group) && self.cache(group)
     }
 }
