@@ -55,6 +55,13 @@ pub(super) struct GuestCore {
     pub(super) vcpus: Vec<VcpuIndex>,
 }
 
+impl GuestCore {
+    fn in_parts(&self, widest: usize) -> impl Iterator<Item = GuestCore> {
+        let parts = self.vcpus.chunks(widest);
+        parts.map(|vcpus| GuestCore { node: self.node, vcpus: vcpus.to_vec() })
+    }
+}
+
 /// The guest's cores, in the order of their first vCPU.
 pub(super) fn guest_cores(vcpus: &[GuestVcpu]) -> Vec<GuestCore> {
     let mut cores: BTreeMap<_, Vec<&GuestVcpu>> = BTreeMap::new();
@@ -174,8 +181,7 @@ fn place(
         if need.threads > 1 {
             fill_cores(host.flat_map(|group| &group.free), cell, need.threads, &mut placed);
         } else if threads > 1 {
-            let cell = cell.iter().map(|core| (*core).clone()).collect();
-            fill_mixed(host.flat_map(|group| &group.free), cell, &mut placed);
+            fill_mixed(host.flat_map(|group| &group.free), cell.iter().copied(), &mut placed);
         } else {
             let host: Vec<&Group<'_>> = host.collect();
             fill_threads(&host, cell, &mut placed);
@@ -279,7 +285,7 @@ impl Filling {
 /// others wherever a CPU is left. Returns what found none.
 fn fill_mixed<'a>(
     host: impl Iterator<Item = &'a FreeCore<'a>>,
-    cell: Vec<GuestCore>,
+    cell: impl Iterator<Item = &'a GuestCore>,
     placed: &mut Vec<Placed>,
 ) -> Vec<GuestCore> {
     let mut host: Vec<Filling> =
@@ -292,7 +298,7 @@ fn fill_mixed<'a>(
     // A guest core wider than any core here is in parts of which each is together.
     let widest = host.iter().map(|core| core.left.len()).max().unwrap_or(1).max(1);
     let mut apart: Vec<GuestCore> = Vec::new();
-    for guest in cell.into_iter().flat_map(|guest| in_parts(guest, widest)) {
+    for guest in cell.flat_map(|guest| guest.in_parts(widest)) {
         let at = if guest.vcpus.len() > 1 { place_for(&host, guest.vcpus.len()) } else { None };
         let Some(at) = at else {
             apart.push(guest);
@@ -321,14 +327,6 @@ fn fill_mixed<'a>(
     rest
 }
 
-fn in_parts(guest: GuestCore, widest: usize) -> Vec<GuestCore> {
-    if guest.vcpus.len() <= widest {
-        return vec![guest];
-    }
-    let part = |vcpus: &[VcpuIndex]| GuestCore { node: guest.node, vcpus: vcpus.to_vec() };
-    guest.vcpus.chunks(widest).map(part).collect()
-}
-
 /// Places more vCPUs than there are CPUs, around and around. `None`: there is no free CPU at all.
 pub(super) fn wrapped(
     topology: &Topology,
@@ -344,7 +342,7 @@ pub(super) fn wrapped(
     let mut placed = Vec::new();
     let mut rest = cores.clone();
     while !rest.is_empty() {
-        rest = fill_mixed(order.iter().flat_map(|group| &group.free), rest, &mut placed);
+        rest = fill_mixed(order.iter().flat_map(|group| &group.free), rest.iter(), &mut placed);
     }
     let mut placement = Placement::of(topology, &cores, placed, Vec::new());
     let users = placement.users();
