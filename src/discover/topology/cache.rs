@@ -94,13 +94,8 @@ impl CacheWitness<'_> {
 
     fn size_bytes(&self, group: &CpuSet, notes: &mut Notes) -> Option<u64> {
         let (cpu, index) = self.asked.iter().find(|(cpu, _)| group.contains(*cpu))?;
-        match attribute::parsed(self.root, &path(*cpu, *index, "size"), parse_size_bytes) {
-            Ok(size_bytes) => Some(size_bytes),
-            Err(why) => {
-                notes.add_cpus("the LLC size", group, why);
-                None
-            }
-        }
+        let size = attribute::parsed(self.root, &path(*cpu, *index, "size"), parse_size_bytes);
+        size.map_err(|why| notes.add_cpus("the LLC size", group, why)).ok()
     }
 }
 
