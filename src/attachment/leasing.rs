@@ -145,7 +145,9 @@ fn sweep_vm(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Opt
         Ok(Some(lease)) => is_dead(host.root, &lease, boot_id),
         Ok(None) => false,
         // One that may live is named when the neighbours are read.
-        Err(error) => discover::is_of_dead(host.root, host.sched, state, vm, &error, boot_id),
+        Err(error) => {
+            discover::doubt_of(host.root, host.sched, state, vm, &error, boot_id).is_none()
+        }
     };
     if !is_to_sweep() {
         return None;

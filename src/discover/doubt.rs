@@ -36,7 +36,8 @@ pub struct Doubt {
 }
 
 /// Examines a lease that cannot be read; `None`: its VM has ended, or its boot has.
-pub(super) fn examine(
+#[must_use]
+pub fn doubt_of(
     root: &SysRoot,
     sched: &dyn Sched,
     state: &StateDir,

@@ -1,11 +1,11 @@
 //! Small facts about the host that are read again and again.
 
-use super::doubt::{Doubt, examine};
+use super::doubt::{Doubt, doubt_of};
 use super::{DiscoverError, FirstWay, is_alive, lives};
 use crate::cpuset::CpuSet;
 use crate::error::chain;
 use crate::ids::VmName;
-use crate::leases::{Lease, StateDir, StateError};
+use crate::leases::{Lease, StateDir};
 use crate::sched::Sched;
 use crate::scheduling::Throttling;
 use crate::sysroot::{ReadError, SysRoot};
@@ -74,7 +74,7 @@ pub fn live_leases_and_doubts(
     for vm in vms(state) {
         match state.lease(&vm) {
             Ok(lease) => leases.extend(lease),
-            Err(error) => doubts.extend(examine(root, sched, state, &vm, &error, boot_id)),
+            Err(error) => doubts.extend(doubt_of(root, sched, state, &vm, &error, boot_id)),
         }
     }
     leases.retain(|lease| lease.boot_id == boot_id && lives(root, lease.qemu).unwrap_or(true));
@@ -87,21 +87,8 @@ pub fn live_leases_and_doubts(
 /// Every lease that cannot be read, of a VM that may live.
 #[must_use]
 pub fn doubts(root: &SysRoot, sched: &dyn Sched, state: &StateDir, boot_id: &str) -> Vec<Doubt> {
-    let of = |vm: &VmName| examine(root, sched, state, vm, &state.lease(vm).err()?, boot_id);
+    let of = |vm: &VmName| doubt_of(root, sched, state, vm, &state.lease(vm).err()?, boot_id);
     vms(state).iter().filter_map(of).collect()
-}
-
-/// Whether a lease that cannot be read is of a VM that has ended.
-#[must_use]
-pub fn is_of_dead(
-    root: &SysRoot,
-    sched: &dyn Sched,
-    state: &StateDir,
-    vm: &VmName,
-    error: &StateError,
-    boot_id: &str,
-) -> bool {
-    examine(root, sched, state, vm, error, boot_id).is_none()
 }
 
 /// The leases whose QEMU lives. One of which that cannot be learnt is taken to live.

@@ -25,12 +25,12 @@ use std::path::PathBuf;
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
-pub use doubt::Doubt;
+pub use doubt::{Doubt, doubt_of};
 pub use grips::Grips;
 pub use holder::unlinked_holder;
 pub use host::{
-    all_leases, boot_id, doubts, is_of_dead, live_leases, live_leases_and_doubts, online_cpus,
-    present_cpus, rt_throttling, way_beside_supervisor,
+    all_leases, boot_id, doubts, live_leases, live_leases_and_doubts, online_cpus, present_cpus,
+    rt_throttling, way_beside_supervisor,
 };
 pub use namespaces::in_our_numbers;
 pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
