@@ -4,7 +4,7 @@
 use crate::attachment::error::StartError;
 use crate::attachment::settings::{Settings, channel_paths};
 use crate::discover::tasks::{Identified, Scan};
-use crate::discover::{self, Target, VmView, read_topology, read_vm};
+use crate::discover::{self, Target, VmView, read_topology_aside, read_vm};
 use crate::knobs::ground::Host;
 use crate::leases::{Heart, SupervisorLock};
 use crate::qmp::{Channel, Roles};
@@ -57,10 +57,11 @@ impl Found {
             if let Some(process) = this_process(host.root) {
                 lock.sign(process);
             }
-            Ok((boot_id, lock, read_topology(host.root)?))
+            Ok((boot_id, lock, read_topology_aside(host.root)))
         };
         let (view, (boot_id, lock, topology)) =
             read_vm(host.root, host.sched, target, meanwhile).await?;
+        let topology = topology.await?;
         let VmView { process, channel, roles, identified, scan } = view;
         let found = Found { process, roles, identified, scan, boot_id, lock, topology };
         Ok((found, channel))

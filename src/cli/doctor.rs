@@ -46,7 +46,7 @@ fn of_vm<'a>(
 ) -> Result<(Pid, VmFacts<'a>), Failure> {
     let (location, limits) = (args.ask.location(global), args.ask.limits(None));
     let state = global.state(root);
-    let (view, ()) = look(vm, &location, &limits, &state, || Ok(()))?;
+    let view = look(vm, &location, &limits, &state)?;
     let has_own_socket = || channel_paths(vm, &location).own.exists();
     let asked = match location {
         VmLocation::Proxmox { .. } if has_own_socket() => Some(Asked::Alone),

@@ -57,7 +57,8 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
 pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<Answer, Failure> {
     let live = SysRoot::live();
     let Settings { vm, location, state, limits, .. } = settings;
-    let (view, topology) = look(vm, location, limits, state, || Ok(read_topology(root)?))?;
+    let topology = read_topology(root)?;
+    let view = look(vm, location, limits, state)?;
     let boot_id = discover::boot_id(&live)?;
     let guest = discover::guest(&view.roles);
     // An attached VM stays where it is, where it may.

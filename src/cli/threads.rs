@@ -16,7 +16,7 @@ pub(super) fn run(global: &Global, args: &ThreadsArgs) -> Result<Answer, Failure
     let root = SysRoot::live();
     let (vm, ask) = (&args.vm.vm, &args.vm.ask);
     let (location, limits) = (ask.location(global), ask.limits(None));
-    let (view, ()) = look(vm, &location, &limits, &global.state(&root), || Ok(()))?;
+    let view = look(vm, &location, &limits, &global.state(&root))?;
     let kind = view.channel.kind();
     let process = view.process;
     let mut threads = tasks::observe(process, view.scan, &view.identified).threads;

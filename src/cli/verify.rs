@@ -23,7 +23,8 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     // Of another QEMU it bounds nothing: that is found out below.
     let bound = state.lease(vm).ok().flatten().and_then(|lease| lease.max_vcpus);
     let (location, limits) = (ask.location(global), ask.limits(bound));
-    let (view, topology) = look(vm, &location, &limits, &state, || Ok(read_topology(&root)?))?;
+    let topology = read_topology(&root)?;
+    let view = look(vm, &location, &limits, &state)?;
     let boot_id = boot_id(&root)?;
     let lease = state.lease(vm)?;
     let Some(lease) = lease.filter(|lease| lease.qemu == view.process && lease.boot_id == boot_id)

@@ -39,7 +39,7 @@ pub use policy::{PolicyDirs, PolicyFileError};
 pub(crate) use process::pidfd_of;
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
 pub use proxmox_config::{ProxmoxConfig, proxmox_config, proxmox_config_path};
-pub use topology::read_topology;
+pub use topology::{read_topology, read_topology_aside};
 pub use vm::{FirstWay, Target, VmError, VmView, channel_paths, guest, read_vm};
 
 /// What stops discovery: without it there is nothing to plan with.

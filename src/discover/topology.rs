@@ -27,8 +27,11 @@ mod groups;
 mod kinds;
 mod nodes;
 
+use std::thread;
+
 use attribute::{Notes, Why};
 use groups::{ListWitness, split};
+use tokio::sync::oneshot;
 
 use crate::cpuset::CpuSet;
 use crate::discover::{DiscoverError, online_cpus};
@@ -97,6 +100,22 @@ pub fn read_topology(root: &SysRoot) -> Result<Topology, DiscoverError> {
     }
     topology.unknown = notes.into_unknown();
     Ok(topology)
+}
+
+/// Reads it in a thread of its own, from now on: that takes milliseconds, and the answer of a QEMU whose monitor is held
+/// does not wait for it.
+///
+/// # Errors
+/// Those of [`read_topology`].
+pub fn read_topology_aside(
+    root: &SysRoot,
+) -> impl Future<Output = Result<Topology, DiscoverError>> + use<> {
+    let (tell, told) = oneshot::channel();
+    let (there, here) = (root.clone(), root.clone());
+    let read = move || drop(tell.send(read_topology(&there)));
+    // Where there can be no more threads, nothing is told, and it is read here.
+    drop(thread::Builder::new().name("qmpin-topology".to_owned()).spawn(read));
+    async move { told.await.unwrap_or_else(|_| read_topology(&here)) }
 }
 
 /// A value per CPU, `None` for those that have none.

@@ -136,7 +136,7 @@ pub struct Target<'a> {
 
 /// Finds the VM, asks it, and reads its threads. What there is to read is read while QEMU answers, a few
 /// threads at a time, so that an answer is taken within microseconds and the socket let go; `meanwhile`
-/// is done then, too, with the process.
+/// is done then, too, with the process, and should take no longer.
 ///
 /// # Errors
 /// [`VmError`], and those of `meanwhile`, which are not kept waiting for QEMU.
