@@ -5,11 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Stdio;
 
 use crate::support::qemu::{Accel, QemuOptions, has_kvm, wait_until};
-use crate::support::run::{Attached, Done, Stage, needs_two_cpus, taskset};
-use crate::support::skipped;
+use crate::support::run::{Attached, Done, Stage, needs_strace, taskset};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid as NixPid;
 use qmpin::ids::Tid;
@@ -17,25 +15,6 @@ use serde_json::{Value, json};
 
 /// No command makes more calls of one kind than this.
 const CALLS_MAX: usize = 2000;
-
-fn has_strace(test: &str) -> bool {
-    let mut strace = crate::support::clean::command("strace");
-    let strace = strace.args(["-qq", "-o", "/dev/null", "true"]).stderr(Stdio::null());
-    let has = strace.status().is_ok_and(|status| status.success());
-    if !has {
-        skipped(test, "strace is not installed, or may not trace");
-    }
-    has
-}
-
-macro_rules! needs_strace {
-    ($test:expr) => {
-        needs_two_cpus!($test);
-        if !has_strace($test) {
-            return;
-        }
-    };
-}
 
 /// A VM whose threads differ.
 fn stage() -> (Stage, BTreeMap<Tid, String>) {

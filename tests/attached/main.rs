@@ -21,4 +21,5 @@ mod trust_names;
 mod trust_peer;
 mod trust_vcpus;
 mod versions;
+mod visits;
 mod whose;

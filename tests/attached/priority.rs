@@ -4,10 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::Stdio;
 
 use crate::support::qemu::{QemuOptions, wait_until};
-use crate::support::run::{Stage, needs_two_cpus};
+use crate::support::run::{Stage, can, needs_strace};
 use crate::support::skipped;
 use qmpin::ids::Tid;
 use qmpin::sched::{Kernel, Sched as _};
@@ -18,21 +17,12 @@ const POLICY: &str = "sched = \"fifo:1\"\ncheck_interval_s = 1\n";
 /// No command changes more threads than this.
 const CALLS_MAX: usize = 100;
 
-fn can(command: &[&str]) -> bool {
-    let mut tried = crate::support::clean::command(command[0]);
-    let tried = tried.args(&command[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    tried.is_ok_and(|status| status.success())
-}
-
 /// Returns from a test where this machine gives no real-time priority, or `strace` may not trace.
 macro_rules! needs {
     ($test:expr) => {
-        needs_two_cpus!($test);
+        needs_strace!($test);
         if !can(&["chrt", "-f", "1", "true"]) {
             return skipped($test, "no real-time priority is to be had");
-        }
-        if !can(&["strace", "-qq", "-o", "/dev/null", "true"]) {
-            return skipped($test, "strace is not installed, or may not trace");
         }
     };
 }

@@ -39,6 +39,27 @@ macro_rules! needs_two_cpus {
 #[allow(unused_imports)]
 pub(crate) use needs_two_cpus;
 
+/// Whether this program is there, and may do that here.
+#[allow(dead_code)] // not every test asks
+pub(crate) fn can(command: &[&str]) -> bool {
+    let mut tried = super::clean::command(command[0]);
+    let tried = tried.args(&command[1..]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    tried.is_ok_and(|status| status.success())
+}
+
+/// Returns from a test where the machine is too small for it, or `strace` may not trace.
+#[allow(unused_macros)] // as above
+macro_rules! needs_strace {
+    ($test:expr) => {
+        crate::support::run::needs_two_cpus!($test);
+        if !crate::support::run::can(&["strace", "-qq", "-o", "/dev/null", "true"]) {
+            return crate::support::skipped($test, "strace is not installed, or may not trace");
+        }
+    };
+}
+#[allow(unused_imports)]
+pub(crate) use needs_strace;
+
 /// Folders for leases and policies.
 pub(crate) struct Place {
     dir: tempfile::TempDir,

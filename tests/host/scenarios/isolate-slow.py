@@ -1,7 +1,8 @@
 """A lock that is kept, a bus that does not answer and an irqbalance that answers late delay what needs them, and nothing else.
 
 Three VMs are attached and detached during each. No watchdog expires, `status` answers, Proxmox's own client never fails, qmpin
-holds no monitor longer than QEMU takes to answer, and the host is as before.
+holds no monitor longer than QEMU takes to answer, and the host is as before. Times are compared with those without an obstacle:
+they are an emulator's. What a visit takes on a real machine is in tests/attached/visits.rs.
 """
 
 import contextlib
@@ -32,8 +33,8 @@ WATCHDOG_S = 6
 OBSTACLE_S = 9
 # What `status` may take more than without an obstacle. The emulated host is slow and busy by itself.
 STATUS_EXTRA_S = 1.0
-# How long qmpin may hold a monitor beyond QEMU's own answers.
-OWN_HOLD_MAX_MS = 50.0
+# How long qmpin may hold a monitor beyond QEMU's own answers, more than without an obstacle.
+OWN_HOLD_EXTRA_MS = 50.0
 PR_SET_NAME = 15
 
 
@@ -45,16 +46,18 @@ def run(host):
             vm.wait_guest()
         alone = state.capture()
         # What it takes without, and the state folder's locks, which need it to be there.
-        usual_s = everything(host, vms, "nothing", contextlib.nullcontext)
+        usual = everything(host, vms, "nothing", contextlib.nullcontext)
         for name, obstacle in (("locks", locks_kept), ("bus", bus_silent), ("irqbalance", irqbalance_late)):
-            everything(host, vms, name, obstacle, usual_s)
+            everything(host, vms, name, obstacle, usual)
             state.check_same(alone, state.capture())
             assert not os.listdir("/run/qmpin"), os.listdir("/run/qmpin")
     state.check_same(before, state.capture())
 
 
-def everything(host, vms, name, obstacle, usual_s=None):
-    """Attaches all VMs while there is an OBSTACLE, and detaches them while it is there again. Returns what `status` took at most."""
+def everything(host, vms, name, obstacle, usual=None):
+    """Attaches all VMs while there is an OBSTACLE, and detaches them while it is there again. Returns what `status` took at most, and
+    how long a monitor was held beyond QEMU's answers; compares both with the USUAL ones.
+    """
     followers = [qmpin.Attached(vm.vmid, isolation="exclusive", check_interval_s=1, watchdog_s=WATCHDOG_S) for vm in vms]
     with contextlib.ExitStack() as stack:
         pollers = [stack.enter_context(PvePoller(vm)) for vm in vms]
@@ -88,13 +91,14 @@ def everything(host, vms, name, obstacle, usual_s=None):
     for poller in pollers:
         poller.report.check()
     assert {visit.supervisor for visit in holds.visits} == set(holds.qemus), holds.visits
-    assert own_ms < OWN_HOLD_MAX_MS, f"{name}: {[visit for visit in holds.visits if visit.own_ms >= OWN_HOLD_MAX_MS]}"
     assert silence_s < WATCHDOG_S, f"{name}: {silence_s:.1f} s without a word to the watchdog"
-    if usual_s is not None:
+    if usual is not None:
+        usual_s, usual_ms = usual
         assert slowest_s < usual_s + STATUS_EXTRA_S, f"{name}: status took {slowest_s:.1f} s, else {usual_s:.1f} s"
+        assert own_ms < usual_ms + OWN_HOLD_EXTRA_MS, f"{name}: held for {own_ms:.0f} ms, else {usual_ms:.0f} ms: {holds.visits}"
     for follower in followers:
         follower.__exit__()
-    return slowest_s
+    return slowest_s, own_ms
 
 
 def ask_status(host):
