@@ -58,7 +58,8 @@ fn own_parts(ours: &str, qemus: &str, monitor: &Path) -> Vec<Duration> {
         match name {
             "sendmsg" => visit.answered = Some(at),
             "sendto" | "close" if is_ours => {
-                visit.own += visit.answered.take().map_or(Duration::ZERO, |since| at.saturating_sub(since));
+                visit.own +=
+                    visit.answered.take().map_or(Duration::ZERO, |since| at.saturating_sub(since));
                 if name == "close" {
                     parts.push(visit.own);
                     open = None;
