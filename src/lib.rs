@@ -11,6 +11,7 @@ pub mod error;
 pub mod guest;
 pub mod ids;
 pub mod policy;
+pub mod promises;
 pub mod render;
 pub mod scheduling;
 pub mod shown;

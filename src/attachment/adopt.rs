@@ -16,6 +16,7 @@ impl Attachment<'_> {
     /// # Errors
     /// [`PassError`]; then policy and plan are as they were.
     pub(crate) fn adopt(&mut self, policy: Policy) -> Result<(), PassError> {
+        self.knobs.affinity.limit.read_promises(self.known.ground());
         let lock = self.known.settings.state.lock_leases()?;
         self.knobs.affinity.limit.read(self.known.ground(), &self.online);
         let mut settings = self.known.settings.clone();

@@ -188,12 +188,14 @@ impl<'a> Attachment<'a> {
             .map(|lease| (lease.vcpus.into_iter().collect(), lease.kept))
             .unwrap_or_default();
         let swept = sweep(ground);
+        let mut limit = Limit::beside_promises(ground);
         let is_new = resumed.is_none();
         let host_lock = state.lock_host()?;
         // Without the leases' lock: a VM that does not fit is refused before there is a journal.
         let beside = neighbours(ground);
-        let limit = Limit::of(ground, &topology.online());
-        let plan = settings.plan(&topology, &guest, &beside, limit.allowed(), &held, Stay::Always);
+        limit.read(ground, &topology.online());
+        let around = limit.surroundings();
+        let plan = settings.plan(&topology, &guest, &beside, around, &held, Stay::Always);
         let plan = plan.map_err(|reason| no_room(process, &roles, &guest, reason))?;
         let journal = match resumed {
             Some(journal) => journal,
@@ -318,6 +320,9 @@ impl<'a> Attachment<'a> {
         self.notice_cpu_hotplug()?;
         self.notice_limit();
         self.notice_neighbours();
+        if self.stale.is_some() {
+            self.knobs.affinity.limit.read_promises(self.known.ground());
+        }
         let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
         let scan = self.scan()?;
         Ok(PassReport { plan_failed, ..self.mend(scan)? })

@@ -61,8 +61,8 @@ impl Attachment<'_> {
         held: &BTreeMap<VcpuIndex, CpuId>,
         stay: Stay,
     ) -> Result<Plan, PlanError> {
-        let allowed = self.knobs.affinity.limit.allowed();
-        settings.plan(&self.topology, &self.guest, beside, allowed, held, stay)
+        let surroundings = self.knobs.affinity.limit.surroundings();
+        settings.plan(&self.topology, &self.guest, beside, surroundings, held, stay)
     }
 
     pub(crate) fn replan(&mut self, stay: Stay) -> Result<(), PassError> {

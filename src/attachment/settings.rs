@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use crate::discover::{self, FirstWay, VmLocation};
-use crate::guest::{Allowed, Guest};
+use crate::guest::Guest;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::leases::StateDir;
 use crate::plan::{Neighbour, Plan, PlanError, Request, Stay, plan};
 use crate::policy::{ChannelChoice, Policy};
+use crate::promises::Surroundings;
 use crate::qmp::{ChannelPaths, Limits};
 use crate::topology::Topology;
 
@@ -38,8 +39,8 @@ pub enum Follow {
 }
 
 impl Settings {
-    /// Plans beside the VMs that are attached now. `held` is where the VM's vCPUs are already, `allowed` the CPUs
-    /// that its cgroup has for it.
+    /// Plans beside the VMs that are attached now. `held` is where the VM's vCPUs are already, `surroundings` what the
+    /// rest of the host leaves to it.
     ///
     /// # Errors
     /// [`PlanError`].
@@ -48,7 +49,7 @@ impl Settings {
         topology: &Topology,
         guest: &Guest,
         neighbours: &[Neighbour],
-        allowed: Option<&Allowed>,
+        surroundings: &Surroundings,
         held: &BTreeMap<VcpuIndex, CpuId>,
         stay: Stay,
     ) -> Result<Plan, PlanError> {
@@ -58,7 +59,7 @@ impl Settings {
             guest,
             policy: &self.policy,
             neighbours,
-            allowed,
+            surroundings,
             held,
             stay,
         })

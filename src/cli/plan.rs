@@ -26,6 +26,7 @@ use crate::knobs::reonline::cycle::would_take;
 use crate::leases::Lease;
 use crate::plan::{Plan, PlanError, Stay};
 use crate::policy::Knob;
+use crate::promises::Surroundings;
 use crate::render::{Explain, PlanDocument, host_text, plan_text};
 use crate::sched::Kernel;
 use crate::sysroot::SysRoot;
@@ -71,9 +72,10 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
     let host = Host { root: &live, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let online = topology.online();
     let ground = Ground { host, state, vm, boot_id: &boot_id, process: view.process };
-    let limit = root.is_live().then(|| limit::allowed(ground, &online)).flatten();
+    let around =
+        if root.is_live() { limit::surroundings(ground, &online) } else { Surroundings::default() };
     let beside = neighbours(ground);
-    let planned = settings.plan(&topology, &guest, &beside, limit.as_ref(), &held, Stay::Always);
+    let planned = settings.plan(&topology, &guest, &beside, &around, &held, Stay::Always);
     let mut plan = match planned {
         Ok(plan) => plan,
         Err(error) => {

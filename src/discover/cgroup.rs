@@ -33,6 +33,13 @@ pub fn partition_site(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Re
     Ok(site)
 }
 
+/// The cgroup of the VM's unit, where that holds QEMU and what serves it, and nothing else.
+pub(super) fn own_cgroup(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Option<String> {
+    let site = site_of(&root.read(&format!("proc/{process}/cgroup")).ok()?).ok()?;
+    is_own(root, cgroups, process, &site).ok()?;
+    Some(site.cgroup)
+}
+
 /// Whether a VM in a unit of its own could have a partition on this host.
 ///
 /// # Errors

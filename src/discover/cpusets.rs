@@ -51,13 +51,18 @@ impl Holder {
     /// A clause: "rt.slice has CPUs 12-13 (cpuset.cpus)".
     #[must_use]
     pub fn in_words(&self) -> String {
-        let file = match self.how {
+        let cpus = self.cpus.parse().map_or(self.cpus.clone(), |cpus| cpus_in_words(&cpus));
+        format!("{} has {cpus} ({})", self.cgroup, self.file())
+    }
+
+    /// The file that says so.
+    #[must_use]
+    pub fn file(&self) -> &'static str {
+        match self.how {
             Hold::Exclusive => "cpuset.cpus.exclusive",
             Hold::Partition => "cpuset.cpus.partition",
             Hold::AllItsCpus => "cpuset.cpus",
-        };
-        let cpus = self.cpus.parse().map_or(self.cpus.clone(), |cpus| cpus_in_words(&cpus));
-        format!("{} has {cpus} ({file})", self.cgroup)
+        }
     }
 }
 
@@ -68,7 +73,7 @@ fn path_in(text: &str) -> Option<&str> {
 }
 
 /// The cgroup of a process in the v2 tree, without a group of qmpin's own at its end.
-fn cgroup_of(root: &SysRoot, process: Pid) -> Option<String> {
+pub(super) fn cgroup_of(root: &SysRoot, process: Pid) -> Option<String> {
     let text = root.read(&format!("proc/{process}/cgroup")).ok()?;
     let path = path_in(&text)?;
     let own = Group::ALL.into_iter().find_map(|group| path.strip_suffix(&group.below("")));
@@ -221,6 +226,38 @@ fn named_holders(
 /// Finds the cgroups that have some of these CPUs to themselves: the highest of each branch.
 fn holders(cgroups: &dyn Cgroups, cpus: &CpuSet, skip: &dyn Fn(&str) -> bool) -> Vec<Holder> {
     let mut found = Vec::new();
+    visit(cgroups, &mut |group| {
+        let held = if skip(group) { None } else { held_by(cgroups, group, cpus) };
+        let below = if held.is_some() { Below::Skip } else { Below::Visit };
+        found.extend(held);
+        below
+    });
+    found.sort_unstable();
+    found
+}
+
+/// How a cgroup has some of these CPUs to itself.
+pub(super) fn held_by(cgroups: &dyn Cgroups, group: &str, cpus: &CpuSet) -> Option<Holder> {
+    let exclusive = cgroup::set(cgroups, group, "cpuset.cpus.exclusive");
+    if exclusive.intersects(cpus) {
+        return Some(Holder::new(group, Hold::Exclusive, &exclusive));
+    }
+    let state = cgroups.read(&format!("{group}/cpuset.cpus.partition"));
+    if !state.is_ok_and(|state| state == ISOLATED || state == "root") {
+        return None;
+    }
+    let set = cgroup::set(cgroups, group, "cpuset.cpus.effective");
+    set.intersects(cpus).then(|| Holder::new(group, Hold::Partition, &set))
+}
+
+/// Whether a search goes on in a cgroup.
+pub(super) enum Below {
+    Visit,
+    Skip,
+}
+
+/// Visits the cgroups that may have cpusets, the higher ones first.
+pub(super) fn visit(cgroups: &dyn Cgroups, see: &mut dyn FnMut(&str) -> Below) {
     let mut left = vec![(String::new(), 0)];
     let mut visited = 0;
     while let Some((group, depth)) = left.pop() {
@@ -228,20 +265,8 @@ fn holders(cgroups: &dyn Cgroups, cpus: &CpuSet, skip: &dyn Fn(&str) -> bool) ->
         if visited > GROUPS_MAX {
             break;
         }
-        if !group.is_empty() && !skip(&group) {
-            let exclusive = cgroup::set(cgroups, &group, "cpuset.cpus.exclusive");
-            if exclusive.intersects(cpus) {
-                found.push(Holder::new(&group, Hold::Exclusive, &exclusive));
-                continue;
-            }
-            let state = cgroups.read(&format!("{group}/cpuset.cpus.partition"));
-            if state.is_ok_and(|state| state == ISOLATED || state == "root") {
-                let set = cgroup::set(cgroups, &group, "cpuset.cpus.effective");
-                if set.intersects(cpus) {
-                    found.push(Holder::new(&group, Hold::Partition, &set));
-                    continue;
-                }
-            }
+        if !group.is_empty() && matches!(see(&group), Below::Skip) {
+            continue;
         }
         // Groups in one without the controller do not have it, either.
         let has_cpusets = group.is_empty() || cgroups.read(&format!("{group}/cpuset.cpus")).is_ok();
@@ -250,11 +275,9 @@ fn holders(cgroups: &dyn Cgroups, cpus: &CpuSet, skip: &dyn Fn(&str) -> bool) ->
             left.extend(children.map(|name| (below(&group, &name), depth + 1)));
         }
     }
-    found.sort_unstable();
-    found
 }
 
-fn is_within(cgroup: &str, above: &str) -> bool {
+pub(super) fn is_within(cgroup: &str, above: &str) -> bool {
     cgroup.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 

@@ -14,6 +14,7 @@ mod occupants;
 mod peer;
 mod policy;
 pub(crate) mod process;
+mod promises;
 mod proxmox_config;
 pub(crate) mod stat;
 pub mod tasks;
@@ -33,11 +34,12 @@ pub use host::{
     rt_throttling, way_beside_supervisor,
 };
 pub use namespaces::in_our_numbers;
-pub use occupants::{Occupant, OccupantKind, occupants, with_own_masks};
+pub use occupants::{Occupant, OccupantKind, OwnMask, occupants, with_own_masks};
 pub use peer::prove_peer;
 pub use policy::{PolicyDirs, PolicyFileError};
 pub(crate) use process::pidfd_of;
 pub use process::{ProcessError, VmLocation, is_alive, lives, process_key, proxmox_process};
+pub use promises::{Known, promises};
 pub use proxmox_config::{ProxmoxConfig, proxmox_config, proxmox_config_path};
 pub use topology::{read_topology, read_topology_aside};
 pub use vm::{FirstWay, Target, VmError, VmView, channel_paths, guest, read_vm};

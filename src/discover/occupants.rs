@@ -2,7 +2,7 @@
 //! it, and those that may are named.
 
 use super::stat::Stat;
-use super::{cgroup, stat};
+use super::{cgroup, online_cpus, stat};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};
@@ -75,27 +75,53 @@ fn kind(stat: &Stat) -> OccupantKind {
     }
 }
 
+/// A thread of a process that has a mask of its own.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct OwnMask {
+    /// Of which process.
+    pub pid: Pid,
+    /// Which thread.
+    pub key: ThreadKey,
+    /// Its mask.
+    pub cpus: CpuSet,
+}
+
 /// The threads of processes that have a mask of their own: less than their cpuset leaves them. Those of
-/// these processes are left out.
+/// these processes are left out, and masks that lack no more than `usual`.
 #[must_use]
-pub fn with_own_masks(root: &SysRoot, sched: &dyn Sched, but: &[Pid]) -> Vec<(ThreadKey, CpuSet)> {
+pub fn with_own_masks(
+    root: &SysRoot,
+    sched: &dyn Sched,
+    but: &[Pid],
+    usual: &CpuSet,
+) -> Vec<OwnMask> {
     let mut found = Vec::new();
+    let online = online_cpus(root).unwrap_or_default();
     let processes = root.folder("proc").and_then(|folder| folder.numbers()).unwrap_or_default();
     for pid in processes.into_iter().map(Pid).filter(|pid| !but.contains(pid)) {
         let Ok(tasks) = root.folder(&format!("proc/{pid}/task")) else { continue };
         let mut limits = None;
         for tid in tasks.numbers().unwrap_or_default() {
             let Ok(allowed) = sched.affinity(Tid(tid)) else { continue };
-            let limits = limits
-                .get_or_insert_with(|| cgroup::cpuset_limits(root, &CgroupTree::of(root), pid));
-            if limits.contains(&allowed) {
+            let limits = limits.get_or_insert_with(|| limits_of(root, pid, &online));
+            if limits.iter().any(|limit| allowed == *limit || allowed == *limit - *usual) {
                 continue;
             }
             let Ok(stat) = stat::read_in(&tasks, &format!("{tid}/stat")) else { continue };
             if !stat.is_dead() && !stat.is_kernel_thread() {
-                found.push((ThreadKey { tid: Tid(tid), start: stat.start }, allowed));
+                let key = ThreadKey { tid: Tid(tid), start: stat.start };
+                found.push(OwnMask { pid, key, cpus: allowed });
             }
         }
     }
     found
+}
+
+/// What a thread of the process may run on that has no mask of its own; on a host without cpusets that is every CPU.
+fn limits_of(root: &SysRoot, process: Pid, online: &CpuSet) -> Vec<CpuSet> {
+    let mut limits = cgroup::cpuset_limits(root, &CgroupTree::of(root), process);
+    if limits.is_empty() {
+        limits.push(*online);
+    }
+    limits
 }

@@ -11,7 +11,7 @@ const RULE: &str = "allowed";
 /// The CPUs that this VM's threads can be pinned to.
 pub(super) fn cpus(request: &Request<'_>) -> CpuSet {
     let online = request.topology.online();
-    request.allowed.map_or(online, |allowed| allowed.cpus & online)
+    request.allowed().map_or(online, |allowed| allowed.cpus & online)
 }
 
 /// A core for the helpers of a VM whose limit has no housekeeping CPU: vCPUs, which may be plugged at any time,
@@ -23,7 +23,7 @@ pub(super) fn kept_for_helpers(
 ) -> CpuSet {
     let free = cpus(request) - *others;
     let is_by_hand = request.policy.vm.vcpus.value != CpuChoice::Auto;
-    if request.allowed.is_none() || is_by_hand || free.intersects(housekeeping) {
+    if request.allowed().is_none() || is_by_hand || free.intersects(housekeeping) {
         return CpuSet::EMPTY;
     }
     let core = request.topology.cores.iter().find(|core| core.cpus.intersects(&free));
@@ -36,7 +36,7 @@ pub(super) fn kept_for_helpers(
 /// [`PlanError::Infeasible`] with the CPUs that are not allowed, and the cgroup.
 pub(super) fn check(request: &Request<'_>, key: &str, cpus: &CpuSet) -> Result<(), PlanError> {
     let outside = (*cpus & request.topology.online()) - self::cpus(request);
-    match request.allowed {
+    match request.allowed() {
         Some(allowed) if !outside.is_empty() => {
             let outside = crate::wording::cpus_in_words(&outside);
             let reason = format!(
@@ -52,7 +52,7 @@ pub(super) fn check(request: &Request<'_>, key: &str, cpus: &CpuSet) -> Result<(
 /// The finding about a limit that the plan keeps to; `None` where there is none. It is a shortfall where vCPUs have no
 /// CPU of their own inside it.
 pub(super) fn finding(request: &Request<'_>, unplaced: usize) -> Option<Finding> {
-    let allowed = request.allowed?;
+    let allowed = request.allowed()?;
     Some(match unplaced {
         0 => Finding::met(RULE, format!("the plan is inside the VM's limit: {}", allowed.why)),
         _ => Finding::degraded(RULE, format!("the VM does not fit: {}", allowed.why)),

@@ -6,6 +6,7 @@ use super::report::{Finding, Verdict, Why};
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, IothreadId, VcpuIndex, VmName};
 use crate::policy::{Level, Origin};
+use crate::promises::Displaced;
 
 /// Where a vCPU belongs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +38,8 @@ pub struct Plan {
     pub exclusive: CpuSet,
     /// Online CPUs that are no VM's.
     pub housekeeping: CpuSet,
+    /// Who loses CPUs to it.
+    pub displaced: Vec<Displaced>,
     /// How alone the VM is to be there.
     pub isolation: Level,
     /// A finding per rule.

@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 
 use super::machine::Group;
-use super::{Request, groups, housekeeping, machine};
+use super::{Request, groups, machine};
 use crate::cpuset::CpuSet;
 use crate::ids::NodeId;
 
@@ -63,7 +63,7 @@ pub(super) fn choose(
         .iter()
         .filter(|group| distance(group) == 0)
         .fold(CpuSet::EMPTY, |all, group| all | group.cpus);
-    let outside = *pool - housekeeping::whole_cores(request, vcpus);
+    let outside = *pool - machine::whole_cores(request, vcpus);
     let best = [outside & near, outside, *pool].into_iter().find(|cpus| !cpus.is_empty());
     best.map(|cpus| (cpus, Away::SameGroup))
 }

@@ -1,8 +1,8 @@
 //! The knob *housekeeping*: which CPUs are the host's, where helpers may meet, what other VMs have;
 //! and the check of every set that was given by hand.
 
-use super::machine::Group;
-use super::{Lasts, PlanError, Request, allowed, helpers};
+use super::machine::{Group, whole_cores};
+use super::{Lasts, PlanError, Request, allowed, helpers, promised};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Origin, Sourced};
 use crate::wording::{cpus_in_words, listed};
@@ -22,6 +22,8 @@ pub(super) struct Claims {
     pub(super) kept: CpuSet,
     /// Other VMs', by whole cores.
     pub(super) others: CpuSet,
+    /// Other programs', which the kernel keeps from a VM.
+    pub(super) hard: CpuSet,
 }
 
 /// The CPUs of emulator or iothreads, and how they were found.
@@ -56,16 +58,18 @@ impl Claims {
                 cpus
             }
         };
-        if reserved.is_subset(&others) {
-            // VMs that came under an older policy have it all, and the host needs a core.
-            let left = topology.cores.iter().find(|core| !core.cpus.intersects(&others));
+        let hard = request.surroundings.promises.hard();
+        let taken = others | whole_cores(request, &hard);
+        if reserved.is_subset(&taken) {
+            // VMs that came under an older policy, or a partition, have it all, and the host needs a core.
+            let left = topology.cores.iter().find(|core| !core.cpus.intersects(&taken));
             reserved = left.map_or(reserved, |core| core.cpus);
         }
         let shared = host.shared.value.unwrap_or(CpuSet::EMPTY);
         check_online(request, &online, "[host] shared", &shared, &host.shared.origin)?;
         let allowed = allowed::cpus(request);
-        let kept = allowed::kept_for_helpers(request, &(reserved | shared), &others);
-        let claims = Claims { online, allowed, reserved, shared, kept, others };
+        let kept = allowed::kept_for_helpers(request, &(reserved | shared), &taken);
+        let claims = Claims { online, allowed, reserved, shared, kept, others, hard };
         if let Some(cpus) = request.policy.vm.vcpus.value.cpus() {
             claims.check_vcpus(request, &cpus)?;
         }
@@ -120,6 +124,9 @@ impl Claims {
     ) -> Result<(), PlanError> {
         let what = format!("{}: {key} = \"{}\"", choice.origin, choice.value);
         if !cpus.intersects(&self.others) {
+            let for_vcpus = key == "vcpus";
+            let cores = if for_vcpus { whole_cores(request, cpus) } else { *cpus };
+            promised::check(request, &what, &cores)?;
             return allowed::check(request, &what, cpus);
         }
         let mut clashes = Vec::new();
@@ -181,7 +188,7 @@ impl Claims {
             self.check_by_hand(request, key, &cpus, choice)?;
             return Ok(Helpers { cpus, found: Found::ByHand(choice.origin.clone()) });
         }
-        let rest = *housekeeping & self.allowed;
+        let rest = promised::but_isolated(request, (*housekeeping & self.allowed) - self.hard);
         let shared = self.shared & rest;
         let pool = if shared.is_empty() { rest } else { shared };
         let (cpus, away) = helpers::choose(request, groups, exclusive, &pool).ok_or_else(|| {
@@ -190,12 +197,13 @@ impl Claims {
                     "no housekeeping CPU is left for {key}: the VM has {}, other VMs {}{}",
                     cpus_in_words(exclusive),
                     cpus_in_words(&self.others),
-                    request.allowed.map_or(String::new(), |limit| format!("; {}", limit.why))
+                    request.allowed().map_or(String::new(), |limit| format!("; {}", limit.why))
                 ),
                 nearest: None,
                 waits_for: request.neighbours.iter().map(|other| other.vm.clone()).collect(),
             }
         })?;
+        let cpus = promised::but_soft(request, cpus);
         Ok(Helpers { cpus, found: Found::ByRule(away) })
     }
 }
@@ -213,12 +221,6 @@ pub(super) fn spared(request: &Request<'_>) -> CpuSet {
     }
     let held: CpuSet = request.held.values().copied().collect();
     whole_cores(request, &spared) - whole_cores(request, &held)
-}
-
-/// The set with every core it touches made whole.
-pub(super) fn whole_cores(request: &Request<'_>, cpus: &CpuSet) -> CpuSet {
-    let cores = cpus.iter().filter_map(|cpu| request.topology.core_of(cpu));
-    cores.fold(*cpus, |all, core| all | core.cpus)
 }
 
 fn check_online(

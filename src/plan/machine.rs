@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 
+use super::Request;
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, LlcId, NodeId};
 use crate::topology::{Core, CoreKind, Topology};
@@ -72,6 +73,12 @@ impl Group<'_> {
 pub(super) fn free_cpus(groups: &[Group<'_>]) -> CpuSet {
     let cores = groups.iter().flat_map(|group| &group.free);
     cores.fold(CpuSet::EMPTY, |all, core| all | core.usable())
+}
+
+/// The set with every core it touches made whole.
+pub(super) fn whole_cores(request: &Request<'_>, cpus: &CpuSet) -> CpuSet {
+    let cores = cpus.iter().filter_map(|cpu| request.topology.core_of(cpu));
+    cores.fold(*cpus, |all, core| all | core.cpus)
 }
 
 /// What decides where a core is grouped. The first that distinguishes cores without making every

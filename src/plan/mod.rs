@@ -4,6 +4,7 @@
 //! ```text
 //!   housekeeping ─▶ which CPUs are the host's, shared, other VMs'      housekeeping.rs
 //!   allowed      ─▶ which CPUs the VM's cgroup does not allow it         allowed.rs
+//!   promised     ─▶ which CPUs other programs count on                   promised.rs
 //!   needs        ─▶ which of the others it may have at all                needs.rs
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug),
@@ -25,6 +26,7 @@ mod in_order;
 mod machine;
 mod nearest;
 mod needs;
+mod promised;
 pub(crate) mod report;
 mod request;
 mod vcpus;
@@ -36,9 +38,9 @@ pub use request::{Neighbour, Request, Stay};
 
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Overflow, Sharing};
-use housekeeping::{Claims, whole_cores};
-use machine::Group;
-use vcpus::Placement;
+use housekeeping::Claims;
+use machine::{Group, whole_cores};
+use vcpus::{Fit, Placement};
 
 /// Answers a [`Request`].
 ///
@@ -58,32 +60,38 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
 fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
     let claims = Claims::gather(request)?;
     let only = request.policy.vm.vcpus.value.cpus();
-    let only = only.as_ref();
-    let blocked = claims.reserved | claims.shared | claims.kept | claims.others;
-    let usable = match (only, request.allowed) {
+    let blocked = claims.reserved | claims.shared | claims.kept | claims.others | claims.hard;
+    let usable = match (only, request.allowed()) {
         (None, None) => None,
-        (only, _) => Some(only.map_or(claims.allowed, |only| *only & claims.allowed)),
+        (only, _) => Some(only.map_or(claims.allowed, |only| only & claims.allowed)),
     };
-    let attempt = |blocked: &CpuSet| {
-        let mut groups =
-            machine::groups(request.topology, &claims.reserved, blocked, usable.as_ref());
+    let attempt = |blocked: &CpuSet, usable| {
+        let mut groups = machine::groups(request.topology, &claims.reserved, blocked, usable);
         needs::restrict(&mut groups, &request.policy.vm);
         let placement = place(request, &groups);
         (groups, placement)
     };
-    // Helpers' CPUs by hand are left to them where the vCPUs fit beside them.
-    let spared = housekeeping::spared(request);
-    let roomy = |(_, placement): &(_, Option<Placement>)| {
-        placement.as_ref().is_some_and(|placement| placement.unplaced.is_empty())
-    };
-    let beside = if spared.is_empty() { None } else { Some(attempt(&(blocked | spared))) };
-    let (groups, placement) = beside.filter(roomy).unwrap_or_else(|| attempt(&blocked));
-    let placement = placement.ok_or_else(|| PlanError::Infeasible {
-        reason: verdicts::shortage(request, &claims, &groups),
+    let wishes = promised::wishes(request, usable.as_ref(), housekeeping::spared(request));
+    let mut best: Option<(Vec<Group<'_>>, Placement, Fit)> = None;
+    for wish in &wishes {
+        let (groups, Some(placement)) = attempt(&(blocked | wish.beside), wish.within.as_ref())
+        else {
+            continue;
+        };
+        let fit = placement.fit();
+        if best.as_ref().is_none_or(|(.., before)| fit.beats(*before)) {
+            best = Some((groups, placement, fit));
+        }
+        if fit == Fit::Whole {
+            break;
+        }
+    }
+    let (groups, placement, _) = best.ok_or_else(|| PlanError::Infeasible {
+        reason: verdicts::shortage(request, &claims, &attempt(&blocked, usable.as_ref()).0),
         nearest: None,
         waits_for: request.neighbours.iter().map(|other| other.vm.clone()).collect(),
     })?;
-    finish(request, &claims, &groups, &placement, only)
+    finish(request, &claims, &groups, &placement, only.as_ref())
 }
 
 fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
@@ -134,7 +142,7 @@ fn finish(
         })
         .collect();
     let mut left_alone = Vec::new();
-    let spare = housekeeping & claims.allowed;
+    let spare = promised::but_isolated(request, (housekeeping & claims.allowed) - claims.hard);
     let spare = if spare.is_empty() { claims.allowed } else { spare };
     match request.policy.vm.overflow.value {
         Overflow::Shared => planned.extend(placement.unplaced.iter().map(|vcpu| PlannedVcpu {
@@ -154,6 +162,7 @@ fn finish(
         emulator: emulator.cpus,
         exclusive,
         housekeeping,
+        displaced: promised::displaced(request, &exclusive),
         isolation: request.policy.vm.isolation.value,
         report: Vec::new(),
     };

@@ -6,6 +6,7 @@ use crate::cpuset::CpuSet;
 use crate::guest::{Allowed, Guest};
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::policy::Policy;
+use crate::promises::Surroundings;
 use crate::topology::Topology;
 
 /// Another attached VM.
@@ -34,12 +35,19 @@ pub struct Request<'a> {
     pub policy: &'a Policy,
     /// Who else is there.
     pub neighbours: &'a [Neighbour],
-    /// The CPUs that the VM's cgroup allows it; `None`: all of them.
-    pub allowed: Option<&'a Allowed>,
+    /// What the rest of the host leaves to it.
+    pub surroundings: &'a Surroundings,
     /// Where its vCPUs are by an earlier plan: they stay, where they still may.
     pub held: &'a BTreeMap<VcpuIndex, CpuId>,
     /// How much staying is worth.
     pub stay: Stay,
+}
+
+impl<'a> Request<'a> {
+    /// The CPUs that the VM's cgroup allows it; `None`: all of them.
+    pub(super) fn allowed(&self) -> Option<&'a Allowed> {
+        self.surroundings.allowed.as_ref()
+    }
 }
 
 /// How much it is worth that a vCPU stays where it is.

@@ -36,6 +36,25 @@ impl Placement {
     }
 }
 
+/// How well the vCPUs fit, best last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fit {
+    /// Some have no CPU.
+    Part,
+    /// Some share a CPU.
+    Wrapped,
+    /// Each has its own.
+    Whole,
+}
+
+impl Fit {
+    /// Whether an attempt with this outcome is better than one with more wishes that had another.
+    pub(super) fn beats(self, before: Fit) -> bool {
+        // Where vCPUs are left over, what is placed may at least be placed well.
+        self > before || (self, before) == (Fit::Part, Fit::Part)
+    }
+}
+
 /// Whether guest siblings are on host siblings.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Siblings {
@@ -123,6 +142,17 @@ impl Placement {
             placement.siblings = if together { Siblings::Together } else { Siblings::Apart };
         }
         placement
+    }
+
+    /// How well the vCPUs fit.
+    pub(super) fn fit(&self) -> Fit {
+        if !self.unplaced.is_empty() {
+            Fit::Part
+        } else if self.placed.iter().any(|placed| placed.why == Why::Wrapped) {
+            Fit::Wrapped
+        } else {
+            Fit::Whole
+        }
     }
 
     /// The CPU of a vCPU, if it is placed.

@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::helpers::Away;
-use super::housekeeping::{Claims, Found, Helpers, whole_cores};
-use super::machine::{Group, caches_group_cores};
+use super::housekeeping::{Claims, Found, Helpers};
+use super::machine::{Group, caches_group_cores, whole_cores};
 use super::report::Finding;
 use super::vcpus::{Placement, Siblings};
-use super::{Plan, Request, allowed, needs};
+use super::{Plan, Request, allowed, needs, promised};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
 use crate::ids::{CpuId, NodeId};
@@ -46,7 +46,8 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'
             vcpus - cpus.min(vcpus),
         );
     }
-    taken.extend(request.allowed.map(|limit| limit.why.clone()));
+    taken.extend(request.allowed().map(|limit| limit.why.clone()));
+    taken.extend(promised::in_the_way(request, &claims.allowed));
     if !claims.kept.is_empty() {
         taken.push(format!("its helpers keep {}", cpus_in_words(&(claims.kept & claims.allowed))));
     }
@@ -109,6 +110,7 @@ pub(super) fn report(
     }
     let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
     let cells = cells(request, placement);
+    report.extend(promised::findings(request, plan, &used));
     report.extend(needs::findings(groups, &request.policy.vm, &used));
     report.extend(caches(request, groups, placement, &cells));
     report.extend(nodes(request.topology, groups, &cells));

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Knob, Level, Origin, Overflow,
+    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Displace, Knob, Level, Origin, Overflow,
     ParseCpuChoiceError, Policy, Sharing, Sourced, VcpuSched, VfioIrqs, mistakes,
 };
 
@@ -52,6 +52,7 @@ struct RawFile {
     cores: Option<Spanned<CoreNeed>>,
     cache: Option<Spanned<CacheNeed>>,
     share: Option<Spanned<bool>>,
+    displace: Option<Spanned<bool>>,
     overflow: Option<Spanned<Overflow>>,
     max_vcpus: Option<Spanned<u32>>,
     channel: Option<Spanned<ChannelChoice>>,
@@ -157,6 +158,8 @@ impl Policy {
         vm.cache.lay(source.keep(raw.cache));
         let sharing = |share| if share { Sharing::Wrap } else { Sharing::Refuse };
         vm.share.lay(source.keep(raw.share).map(|share| share.map(sharing)));
+        let displace = |freely| if freely { Displace::Freely } else { Displace::WhereNeeded };
+        vm.displace.lay(source.keep(raw.displace).map(|freely| freely.map(displace)));
         vm.overflow.lay(source.keep(raw.overflow));
         vm.channel.lay(source.keep(raw.channel));
         vm.isolation.lay(source.keep(raw.isolation));

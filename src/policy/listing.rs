@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Knob, Origin, Policy, Sharing, Sourced};
+use super::{Displace, Knob, Origin, Policy, Sharing, Sourced};
 
 /// In which part of a policy file a key stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,6 +48,11 @@ impl Policy {
             entry(Table::Vm, "iothreads", &vm.iothreads),
             entry(Table::Vm, "emulator", &vm.emulator),
             entry(Table::Vm, "share", &vm.share.clone().map(|share| share == Sharing::Wrap)),
+            entry(
+                Table::Vm,
+                "displace",
+                &vm.displace.clone().map(|displace| displace == Displace::Freely),
+            ),
             entry(Table::Vm, "overflow", &vm.overflow),
             entry(Table::Vm, "max_vcpus", &vm.max_vcpus),
             entry(Table::Vm, "channel", &vm.channel),

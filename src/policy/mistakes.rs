@@ -42,8 +42,8 @@ fn may_be(key: &str) -> Option<&'static str> {
         "sched" => "\"other\", or \"fifo:1\" to \"fifo:99\"",
         "check_interval_s" => "a whole number of seconds from 1 to 3600",
         "host" => "a table of its own: [host]",
-        "share" | "partition" | "irqs" | "kthreads" | "workqueues" | "power" | "noise"
-        | "core_scheduling" | "reonline" => "true or false, without quotes",
+        "share" | "displace" | "partition" | "irqs" | "kthreads" | "workqueues" | "power"
+        | "noise" | "core_scheduling" | "reonline" => "true or false, without quotes",
         _ => return None,
     })
 }

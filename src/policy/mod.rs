@@ -26,7 +26,8 @@ pub use file::{FileKind, PolicyError};
 pub use isolation::{Knob, Level};
 pub use listing::{Entry, Table};
 pub use values::{
-    CacheNeed, ChannelChoice, CoreNeed, Overflow, RtPriority, Sharing, VcpuSched, VfioIrqs,
+    CacheNeed, ChannelChoice, CoreNeed, Displace, Overflow, RtPriority, Sharing, VcpuSched,
+    VfioIrqs,
 };
 
 use crate::cpuset::CpuSet;
@@ -115,6 +116,8 @@ pub struct VmPolicy {
     pub cache: Sourced<CacheNeed>,
     /// Whether more vCPUs than CPUs are taken.
     pub share: Sourced<Sharing>,
+    /// When its vCPUs take CPUs that other programs count on.
+    pub displace: Sourced<Displace>,
     /// What becomes of a hot-added vCPU that no longer fits.
     pub overflow: Sourced<Overflow>,
     /// How many vCPUs get CPUs of their own at most; `None`: as many as QEMU reports.
@@ -171,6 +174,7 @@ impl Default for Policy {
                 cores: Sourced::default(CoreNeed::Any),
                 cache: Sourced::default(CacheNeed::Any),
                 share: Sourced::default(Sharing::Refuse),
+                displace: Sourced::default(Displace::WhereNeeded),
                 overflow: Sourced::default(Overflow::Shared),
                 max_vcpus: Sourced::default(None),
                 channel: Sourced::default(ChannelChoice::Auto),

@@ -15,6 +15,15 @@ pub enum Sharing {
     Wrap,
 }
 
+/// When vCPUs take CPUs that other programs count on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Displace {
+    /// Where the VM does not fit without them.
+    WhereNeeded,
+    /// As any others.
+    Freely,
+}
+
 /// What becomes of a hot-added vCPU that no longer fits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]

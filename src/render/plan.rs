@@ -12,6 +12,7 @@ use crate::knobs::host::places::{Place, VfioIrq, knob_in_words};
 use crate::knobs::host::step::HostStep;
 use crate::plan::{Finding, Nearest, Plan, Verdict};
 use crate::policy::Knob;
+use crate::promises::Displaced;
 use crate::threads::Role;
 use crate::wording::counted;
 
@@ -25,6 +26,7 @@ pub struct PlanDocument {
     emulator: CpuSet,
     exclusive: CpuSet,
     housekeeping: CpuSet,
+    displaced: Vec<Displaced>,
     report: Vec<Finding>,
 }
 
@@ -58,6 +60,7 @@ impl PlanDocument {
             emulator: plan.emulator,
             exclusive: plan.exclusive,
             housekeeping: plan.housekeeping,
+            displaced: plan.displaced.clone(),
             report: plan.report.clone(),
         }
     }
@@ -83,6 +86,7 @@ impl PlanDocument {
             emulator: CpuSet::EMPTY,
             exclusive: CpuSet::EMPTY,
             housekeeping: CpuSet::EMPTY,
+            displaced: Vec::new(),
             report,
         }
     }

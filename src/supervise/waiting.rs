@@ -276,8 +276,8 @@ impl Wait<'_> {
         let held = earlier_lease(ground)
             .map(|lease| lease.vcpus.into_iter().collect())
             .unwrap_or_default();
-        let allowed = self.limit.allowed();
-        match self.settings.plan(&topology, &seen.guest, &beside, allowed, &held, Stay::Always) {
+        let around = self.limit.surroundings();
+        match self.settings.plan(&topology, &seen.guest, &beside, around, &held, Stay::Always) {
             Ok(_) => true,
             Err(error) => {
                 self.refusal.reason = chain(&Failure::from(error));

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::time::Instant;
 
 use crate::support::ordered::Ordered;
@@ -11,7 +12,7 @@ use crate::support::qemu::{Accel, PATIENCE, Qemu, QemuOptions, has_kvm, wait_unt
 use crate::support::run::{Stage, mask, masks, needs_two_cpus, taskset};
 use crate::support::skipped;
 use nix::sys::signal::Signal;
-use qmpin::ids::Pid;
+use qmpin::ids::{Pid, Tid};
 use serde_json::{Value, json};
 
 fn options() -> QemuOptions {
@@ -103,6 +104,45 @@ fn a_main_thread_with_a_name_that_is_no_utf8_is_read() {
     stage.run(&["threads", "100"]).says(0, &["vcpu 0", "iothread iothread-virtioscsi1"]);
 }
 
+/// A process with a mask of its own, as a poll thread has.
+struct Pinned(Child);
+
+impl Pinned {
+    fn to(cpu: usize) -> Pinned {
+        let child = Command::new("sleep").arg("600").spawn().unwrap();
+        taskset(Tid(child.id().try_into().unwrap()), &[cpu]);
+        Pinned(child)
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn who_loses_a_cpu_is_named_by_plan_log_and_status() {
+    needs_two_cpus!("who_loses_a_cpu_is_named_by_plan_log_and_status");
+    let stage = Stage::new(&options());
+    let pinned = Pinned::to(1);
+    let who = format!("tid {}", pinned.0.id());
+    let said = "from CPU 1: the CPUs are given by hand";
+    let done = stage.run(&["plan", "100", "--json"]);
+    let document: Value = serde_json::from_str(&done.says(0, &[said]).out).unwrap();
+    let displaced = document["displaced"].as_array().unwrap();
+    let is_it = |row: &&Value| row["what"].as_str().is_some_and(|what| what.contains(&who));
+    assert_eq!(displaced.iter().find(is_it).map(|row| &row["cpus"]), Some(&json!("1")));
+    let attached = stage.attach(&[]);
+    assert_eq!(attached.lines_with(said), 1, "{}", attached.err());
+    let status = stage.run(&["status", "100", "--json"]);
+    let findings: Value = serde_json::from_str(&status.says(0, &[]).out).unwrap();
+    let findings = findings["vms"][0]["findings"].as_array().unwrap();
+    assert!(findings.iter().any(|finding| finding["rule"] == "promises"), "{findings:?}");
+    attached.end();
+}
+
 #[test]
 fn plan_document_follows_the_contract_and_changes_nothing() {
     needs_two_cpus!("plan_document_follows_the_contract_and_changes_nothing");
@@ -110,8 +150,17 @@ fn plan_document_follows_the_contract_and_changes_nothing() {
     let before = stage.masks();
     let done = stage.run(&["plan", "100", "--json"]);
     let text = done.says(0, &[]).out.trim_end();
-    let members =
-        ["schema", "vm", "vcpus", "iothreads", "emulator", "exclusive", "housekeeping", "report"];
+    let members = [
+        "schema",
+        "vm",
+        "vcpus",
+        "iothreads",
+        "emulator",
+        "exclusive",
+        "housekeeping",
+        "displaced",
+        "report",
+    ];
     let ordered = Ordered::read(text);
     assert_eq!(ordered.keys(), members, "{text}");
     let document: Value = serde_json::from_str(text).unwrap();

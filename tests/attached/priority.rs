@@ -133,7 +133,7 @@ fn external_priority_is_kept_and_named() {
     let said = format!("thread {vcpu} was changed externally to rr:7 and is left as it is");
     stage.run(&["verify", "100"]).says(1, &["vCPU 0 is rr:7 and not fifo:1"]);
     stage.run(&["detach", "100"]).says(0, &[&said, "before qmpin: other"]);
-    assert_eq!(scheduled(&stage, vcpu), Some((2, 7, 0)));
+    assert_eq!(scheduled(&stage, vcpu), Some((2, 7, own_nice())));
     assert_eq!(stage.place.left_behind(), [""; 0]);
 }
 

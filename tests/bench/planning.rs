@@ -8,6 +8,7 @@ use qmpin::guest::{Guest, GuestVcpu};
 use qmpin::ids::{CoreId, CpuId, LlcId, NodeId, VcpuIndex, VmName};
 use qmpin::plan::{Neighbour, Plan, Request, Stay, plan};
 use qmpin::policy::Policy;
+use qmpin::promises::Surroundings;
 use qmpin::topology::{Core, Cpu, Llc, Node, Topology};
 
 use crate::figures::{Samples, Table};
@@ -58,7 +59,7 @@ fn plan_of(vm: &VmName, topology: &Topology, policy: &Policy, neighbours: &[Neig
         guest: &guest,
         policy,
         neighbours,
-        allowed: None,
+        surroundings: &Surroundings::default(),
         held: &held,
         stay: Stay::Always,
     })

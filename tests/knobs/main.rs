@@ -14,6 +14,7 @@ mod host_kthreads;
 mod host_power;
 mod host_vfio;
 mod neighbours;
+mod promises;
 mod reonline;
 mod restore_properties;
 mod restore_readback;

@@ -8,6 +8,7 @@ use std::path::Path;
 use qmpin::cpuset::CpuSet;
 use qmpin::plan::{Plan, PlanError, PlannedVcpu, Request, Stay, plan};
 use qmpin::policy::{FileKind, Policy};
+use qmpin::promises::Surroundings;
 use qmpin::topology::{CoreKind, Llc, Topology};
 
 use crate::support::{captured, guests, hosts};
@@ -35,7 +36,7 @@ fn planned_with(topology: &Topology, vcpus: u32, threads: u32) -> Result<Plan, P
         guest: &guests::guest(vcpus, threads, 0, &[]),
         policy: &policy.expect("a good policy"),
         neighbours: &[],
-        allowed: None,
+        surroundings: &Surroundings::default(),
         held: &BTreeMap::new(),
         stay: Stay::Always,
     })

@@ -9,6 +9,7 @@ use qmpin::cpuset::CpuSet;
 use qmpin::guest::Allowed;
 use qmpin::plan::{Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{FileKind, Policy};
+use qmpin::promises::Surroundings;
 
 use crate::support::{guests, hosts};
 
@@ -29,7 +30,7 @@ fn planned(vcpus: u32, policy: &str, allowed: &str) -> Result<Plan, PlanError> {
         guest: &guests::guest(vcpus, 2, 0, &[]),
         policy: &policy,
         neighbours: &[],
-        allowed: Some(&allowed),
+        surroundings: &Surroundings { allowed: Some(allowed), ..Surroundings::default() },
         held: &BTreeMap::new(),
         stay: Stay::Always,
     })

@@ -13,7 +13,8 @@ use qmpin::guest::{Allowed, Guest};
 use qmpin::ids::{CpuId, Pid, StartTicks, Tid, VcpuIndex, VmName};
 use qmpin::knobs::affinity::diff::{desired, diff};
 use qmpin::plan::{Neighbour, Plan, PlanError, PlannedVcpu, Request, Stay, Verdict, plan};
-use qmpin::policy::{CpuChoice, Origin, Overflow, Policy, Sharing, Sourced};
+use qmpin::policy::{CpuChoice, Displace, Origin, Overflow, Policy, Sharing, Sourced};
+use qmpin::promises::{Promise, Promises, Strength, Surroundings};
 use qmpin::threads::{Role, Thread, ThreadKey};
 use qmpin::topology::Topology;
 
@@ -35,7 +36,7 @@ struct Question {
     guest: Guest,
     policy: Policy,
     neighbours: Vec<Neighbour>,
-    allowed: Option<Allowed>,
+    surroundings: Surroundings,
     held: BTreeMap<VcpuIndex, CpuId>,
 }
 
@@ -53,7 +54,7 @@ impl std::fmt::Debug for Question {
         write!(f, "reserved {:?} shared {:?} ", host.reserved.value, host.shared.value)?;
         write!(f, "vcpus {:?} {:?} ", vm.vcpus.value, vm.share.value)?;
         write!(f, "emulator {:?} iothreads {:?} ", vm.emulator.value, vm.iothreads.value)?;
-        write!(f, "{:?} allowed {:?} held {:?}", self.neighbours, self.allowed, self.held)
+        write!(f, "{:?} {:?} held {:?}", self.neighbours, self.surroundings, self.held)
     }
 }
 
@@ -65,7 +66,7 @@ impl Question {
             guest: &self.guest,
             policy: &self.policy,
             neighbours: &self.neighbours,
-            allowed: self.allowed.as_ref(),
+            surroundings: &self.surroundings,
             held: &self.held,
             stay: Stay::Always,
         })
@@ -80,11 +81,16 @@ impl Question {
         cores.fold(*cpus, |all, core| all | core.cpus)
     }
 
+    /// Cores that neither this VM nor the host can have.
+    fn taken(&self) -> CpuSet {
+        self.whole(&(self.others() | self.surroundings.promises.hard()))
+    }
+
     /// The host's CPUs; where other VMs have them all, the first core that is left.
     fn reserved(&self) -> CpuSet {
         let reserved = self.policy.host.reserved.value.cpus();
         let reserved = reserved.unwrap_or(self.topology.cores[0].cpus);
-        let taken = self.whole(&self.others());
+        let taken = self.taken();
         if !reserved.is_subset(&taken) {
             return reserved;
         }
@@ -94,15 +100,18 @@ impl Question {
 
     fn allowed(&self) -> CpuSet {
         let online = self.topology.online();
-        self.allowed.as_ref().map_or(online, |allowed| allowed.cpus)
+        self.surroundings.allowed.as_ref().map_or(online, |allowed| allowed.cpus)
     }
 
     /// The core that stays with the helpers, where the VM is allowed none of the host's.
     fn kept(&self) -> CpuSet {
         let shared = self.policy.host.shared.value.unwrap_or_default();
-        let left = self.allowed() - self.whole(&self.others());
+        let left = self.allowed() - self.taken();
         let is_by_hand = self.policy.vm.vcpus.value != CpuChoice::Auto;
-        if self.allowed.is_none() || is_by_hand || left.intersects(&(self.reserved() | shared)) {
+        if self.surroundings.allowed.is_none()
+            || is_by_hand
+            || left.intersects(&(self.reserved() | shared))
+        {
             return CpuSet::EMPTY;
         }
         let core = self.topology.cores.iter().find(|core| core.cpus.intersects(&left));
@@ -116,9 +125,18 @@ impl Question {
     /// The CPUs that this VM's vCPUs may have, CPU by CPU.
     fn free(&self) -> CpuSet {
         let shared = self.policy.host.shared.value.unwrap_or_default();
-        let blocked = self.whole(&(self.reserved() | shared | self.others()));
+        let hard = self.surroundings.promises.hard();
+        let blocked = self.whole(&(self.reserved() | shared | self.others() | hard));
         let free = self.allowed() - blocked - self.kept();
         self.policy.vm.vcpus.value.cpus().map_or(free, |only| free & only)
+    }
+}
+
+impl Question {
+    /// The cores that others count on and can be driven off.
+    fn soft(&self) -> CpuSet {
+        let soft = self.surroundings.promises.soft();
+        self.whole(&soft.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus))
     }
 }
 
@@ -152,6 +170,12 @@ fn some_cpus(most: usize) -> impl Strategy<Value = Option<Vec<Index>>> {
     prop::option::weighted(0.3, prop::collection::vec(any::<Index>(), 1..=most))
 }
 
+fn some_promises() -> impl Strategy<Value = Vec<(Vec<Index>, Strength)>> {
+    let strength = prop_oneof![3 => Just(Strength::Soft), 1 => Just(Strength::Hard)];
+    let one = (prop::collection::vec(any::<Index>(), 1..6), strength);
+    prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(one, 1..4)]
+}
+
 fn any_guest() -> impl Strategy<Value = Guest> {
     let gone = prop::collection::vec(0..40u32, 0..4);
     let threads = prop_oneof![3 => Just(1u32), 4 => Just(2), 1 => Just(3), 1 => Just(4)];
@@ -166,9 +190,17 @@ fn any_guest() -> impl Strategy<Value = Guest> {
 fn any_question() -> impl Strategy<Value = Question> {
     let sets = (some_cpus(4), some_cpus(4), some_cpus(24), some_cpus(6), some_cpus(6));
     let others = prop::collection::vec(prop::collection::vec(any::<Index>(), 1..6), 0..3);
-    let limit = some_cpus(24);
-    (hosts::any_host(), any_guest(), sets, others, limit, any::<(bool, bool, bool)>()).prop_map(
-        |(host, guest, (reserved, shared, vcpus, emulator, iothreads), others, limit, flags)| {
+    let host_says = (some_cpus(24), some_promises(), some_cpus(12));
+    (hosts::any_host(), any_guest(), sets, others, host_says, any::<(bool, bool, bool)>()).prop_map(
+        |(
+            host,
+            guest,
+            (reserved, shared, vcpus, emulator, iothreads),
+            others,
+            host_says,
+            flags,
+        )| {
+            let (limit, promised, isolated) = host_says;
             let topology = host.topology();
             let mut policy = Policy::default();
             policy.host.reserved = sourced(choice(&topology, reserved.as_ref()));
@@ -194,7 +226,15 @@ fn any_question() -> impl Strategy<Value = Question> {
                 let cpus = pick(&topology, &at);
                 Allowed { cpus, why: format!("100.scope allows only {cpus}") }
             });
-            Question { topology, guest, policy, neighbours, allowed, held: BTreeMap::new() }
+            let made = promised.iter().map(|(cpus, strength)| Promise {
+                what: format!("a.service ({strength:?})"),
+                cpus: pick(&topology, cpus),
+                strength: *strength,
+            });
+            let isolated = isolated.map(|at| pick(&topology, &at)).unwrap_or_default();
+            let promises = Promises { made: made.collect(), isolated };
+            let surroundings = Surroundings { allowed, promises };
+            Question { topology, guest, policy, neighbours, surroundings, held: BTreeMap::new() }
         },
     )
 }
@@ -206,7 +246,7 @@ fn plain_question() -> impl Strategy<Value = Question> {
         guest,
         policy: Policy::default(),
         neighbours: Vec::new(),
-        allowed: None,
+        surroundings: Surroundings::default(),
         held: BTreeMap::new(),
     })
 }
@@ -231,12 +271,12 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
     prop_assert!(used.is_subset(&plan.exclusive));
     prop_assert!(used.is_subset(&question.free()), "{used} of {}", question.free());
     prop_assert!(plan.exclusive.is_subset(&question.topology.online()));
-    if let Some(Allowed { cpus, .. }) = &question.allowed {
+    if let Some(Allowed { cpus, .. }) = &question.surroundings.allowed {
         let all = plan.exclusive | plan.emulator | plan.iothread_cpus;
         let all = plan.vcpus.iter().fold(all, |all, vcpu| all | vcpu.cpus);
         prop_assert!(all.is_subset(cpus), "{all} of {cpus}");
     }
-    let host = question.reserved() - question.others();
+    let host = question.reserved() - question.taken();
     for never in [host, shared, question.others()] {
         prop_assert!(!question.whole(&plan.exclusive).intersects(&never), "{plan:?}");
     }
@@ -250,6 +290,16 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
         }
         prop_assert!(!helpers.intersects(&question.whole(&question.others())));
     }
+    let hard = question.surroundings.promises.hard();
+    let all = plan.exclusive | plan.emulator | plan.iothread_cpus;
+    prop_assert!(!all.intersects(&hard), "{hard} is another program's: {plan:?}");
+    let named = plan.displaced.iter().fold(CpuSet::EMPTY, |all, displaced| all | displaced.cpus);
+    let soft = question.surroundings.promises.soft();
+    let soft = soft.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus);
+    prop_assert_eq!(named, soft & plan.exclusive, "who is displaced is named");
+    let falls_short =
+        |rule| plan.report.iter().any(|finding| finding.rule == rule && finding.falls_short());
+    prop_assert_eq!(falls_short("promises"), !named.is_empty());
     let placed: BTreeSet<VcpuIndex> = plan.vcpus.iter().map(|vcpu| vcpu.vcpu).collect();
     let left: BTreeSet<VcpuIndex> = plan.left_alone.iter().copied().collect();
     let all: BTreeSet<VcpuIndex> = question.guest.vcpus.iter().map(|vcpu| vcpu.index).collect();
@@ -407,6 +457,29 @@ proptest! {
         }
     }
 
+    /// What others count on is taken last, and what was isolated at boot first.
+    #[test]
+    fn others_lose_nothing_where_the_vm_fits_without(question in any_question()) {
+        let mut question = question;
+        question.policy.vm.vcpus = sourced(CpuChoice::Auto);
+        question.policy.vm.emulator = sourced(CpuChoice::Auto);
+        question.policy.vm.iothreads = sourced(CpuChoice::Auto);
+        let (free, vcpus) = (question.free() - question.soft(), question.guest.vcpus.len());
+        let Ok(plan) = question.ask() else { return Ok(()) };
+        prop_assert!(free.len() < vcpus || plan.displaced.is_empty(), "{plan:?}");
+        let isolated = question.surroundings.promises.isolated;
+        if (free & isolated).len() >= vcpus {
+            prop_assert!(pinned(&plan).is_subset(&isolated), "{plan:?}");
+        }
+        let rest = plan.housekeeping & question.allowed();
+        let rest = rest - question.surroundings.promises.hard() - isolated;
+        if question.policy.host.shared.value.is_none() && !rest.is_empty() {
+            prop_assert!(!plan.emulator.intersects(&isolated), "{plan:?}");
+        }
+        question.policy.vm.displace = sourced(Displace::Freely);
+        check(&question, &question.ask().expect("what fits beside others fits without them"))?;
+    }
+
     /// Where one cache has a core for each guest core, no other is used.
     #[test]
     fn what_fits_behind_one_cache_is_behind_one(question in plain_question()) {
@@ -458,7 +531,7 @@ proptest! {
                 guest: guest.clone(),
                 policy: Policy::default(),
                 neighbours: vec![Neighbour { vm: vm(1), exclusive, helpers: CpuSet::EMPTY, doubt: None }],
-                allowed: None,
+                surroundings: Surroundings::default(),
                 held: BTreeMap::new(),
             };
             question.ask()

@@ -15,6 +15,7 @@ use qmpin::guest::Guest;
 use qmpin::ids::{CpuId, VcpuIndex};
 use qmpin::plan::{Finding, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{FileKind, Policy, PolicyError};
+use qmpin::promises::{Promise, Promises, Strength, Surroundings};
 use qmpin::topology::Topology;
 
 use crate::support::{guests, hosts};
@@ -45,6 +46,11 @@ struct Case {
     vm_policy: String,
     #[serde(default)]
     others: Vec<Other>,
+    #[serde(default)]
+    promises: Vec<Promised>,
+    /// What the kernel command line isolates.
+    #[serde(default)]
+    isolated: CpuSet,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +75,28 @@ struct Other {
     vm: String,
     exclusive: CpuSet,
     helpers: CpuSet,
+}
+
+/// What other programs count on.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Promised {
+    what: String,
+    cpus: CpuSet,
+    #[serde(default)]
+    hard: bool,
+}
+
+impl Case {
+    fn surroundings(&self) -> Surroundings {
+        let made = self.promises.iter().map(|promise| Promise {
+            what: promise.what.clone(),
+            cpus: promise.cpus,
+            strength: if promise.hard { Strength::Hard } else { Strength::Soft },
+        });
+        let promises = Promises { made: made.collect(), isolated: self.isolated };
+        Surroundings { allowed: None, promises }
+    }
 }
 
 fn one() -> u32 {
@@ -114,6 +142,7 @@ fn answer(case: &Case) -> String {
             helpers: other.helpers,
         })
         .collect();
+    let surroundings = case.surroundings();
     let ask = |guest: &Guest, held: &BTreeMap<VcpuIndex, CpuId>| {
         let vm = "100".parse().expect("a VM's name");
         plan(&Request {
@@ -122,7 +151,7 @@ fn answer(case: &Case) -> String {
             guest,
             policy: &policy,
             neighbours: &neighbours,
-            allowed: None,
+            surroundings: &surroundings,
             held,
             stay: if case.unless_better { Stay::UnlessBetter } else { Stay::Always },
         })
@@ -181,6 +210,9 @@ fn shown(plan: &Plan, topology: &Topology) -> String {
         ("iothreads", plan.iothread_cpus),
     ] {
         let _ = writeln!(text, "{name:<12}  {cpus}");
+    }
+    for displaced in &plan.displaced {
+        let _ = writeln!(text, "displaces     {} from {}", displaced.what, displaced.cpus);
     }
     text.push('\n');
     for Finding { rule, verdict, reason } in &plan.report {

@@ -1,19 +1,21 @@
-//! The CPUs that the VM's own cgroup allows it: read for each plan, looked at in each pass.
+//! What the rest of the host leaves to the VM: the CPUs that its own cgroup allows it, read for each plan and looked at in
+//! each pass; and what others were promised, read where no lock is held, since that looks at every thread of the host.
 
 use std::collections::BTreeSet;
 
 use crate::cpuset::CpuSet;
-use crate::discover::cpusets;
+use crate::discover::{self, cpusets};
 use crate::guest::Allowed;
 use crate::knobs::affinity::diff::MaskStep;
 use crate::knobs::ground::{Ground, Host};
+use crate::promises::{Promises, Surroundings};
 use crate::threads::ThreadKey;
 use crate::wording::{counted, cpus_in_words};
 
-/// What the VM's cgroup allows it.
+/// What the rest of the host leaves to the VM.
 #[derive(Debug, Default)]
 pub(crate) struct Limit {
-    allowed: Option<Allowed>,
+    surroundings: Surroundings,
     /// What the kernel's files said when it was read.
     mark: String,
     /// What was logged last about threads that cannot be pinned.
@@ -21,19 +23,25 @@ pub(crate) struct Limit {
 }
 
 impl Limit {
-    /// Reads it. The CPUs of other VMs are no limit; where they change meanwhile, the next pass reads it again.
-    pub(crate) fn of(ground: Ground<'_>, online: &CpuSet) -> Limit {
+    /// Reads the promises. The limit is read for each plan.
+    pub(crate) fn beside_promises(ground: Ground<'_>) -> Limit {
         let mut limit = Limit::default();
-        limit.read(ground, online);
+        limit.read_promises(ground);
         limit
     }
 
-    /// Reads it again. Whether it has changed.
+    /// Reads what others were promised. It takes milliseconds, and no lock should be held meanwhile.
+    pub(crate) fn read_promises(&mut self, ground: Ground<'_>) {
+        self.surroundings.promises = promises(ground);
+    }
+
+    /// Reads the limit. The CPUs of other VMs are none; where they change meanwhile, the next pass reads it again. Whether
+    /// it has changed.
     pub(crate) fn read(&mut self, ground: Ground<'_>, online: &CpuSet) -> bool {
         self.mark = mark(ground);
-        let before = self.allowed.take();
-        self.allowed = allowed(ground, online);
-        self.allowed != before
+        let before = self.surroundings.allowed.take();
+        self.surroundings.allowed = allowed(ground, online);
+        self.surroundings.allowed != before
     }
 
     /// Whether it has changed, by reading a few small files where it has not.
@@ -41,9 +49,9 @@ impl Limit {
         self.mark != mark(ground) && self.read(ground, online)
     }
 
-    /// The limit; `None` where there is none.
-    pub(crate) fn allowed(&self) -> Option<&Allowed> {
-        self.allowed.as_ref()
+    /// What there is for the VM.
+    pub(crate) fn surroundings(&self) -> &Surroundings {
+        &self.surroundings
     }
 
     /// Takes out the steps that the kernel would refuse, of these threads of the process. A sentence about them.
@@ -52,7 +60,7 @@ impl Limit {
         steps: &mut Vec<MaskStep>,
         own: &BTreeSet<ThreadKey>,
     ) -> Vec<String> {
-        let Some(allowed) = &self.allowed else { return Vec::new() };
+        let Some(allowed) = &self.surroundings.allowed else { return Vec::new() };
         let is_barred =
             |step: &MaskStep| own.contains(&step.thread) && !step.to.intersects(&allowed.cpus);
         let (barred, rest): (Vec<MaskStep>, Vec<MaskStep>) = steps.drain(..).partition(is_barred);
@@ -81,8 +89,18 @@ fn mark(ground: Ground<'_>) -> String {
     cpusets::allowed_mark(root, cgroups, ground.process.pid)
 }
 
+/// Reads both.
+pub(crate) fn surroundings(ground: Ground<'_>, online: &CpuSet) -> Surroundings {
+    Surroundings { allowed: allowed(ground, online), promises: promises(ground) }
+}
+
+fn promises(ground: Ground<'_>) -> Promises {
+    let Host { root, sched, cgroups, .. } = ground.host;
+    discover::promises(root, sched, cgroups, &ground.known())
+}
+
 /// Reads the CPUs that the VM's cgroup allows it; `None` where these are all.
-pub(crate) fn allowed(ground: Ground<'_>, online: &CpuSet) -> Option<Allowed> {
+fn allowed(ground: Ground<'_>, online: &CpuSet) -> Option<Allowed> {
     let Host { root, cgroups, .. } = ground.host;
     let others = || ground.others_cpus();
     cpusets::allowed(root, cgroups, ground.process.pid, online, others)
@@ -106,7 +124,8 @@ mod tests {
             to: cpus(to).into(),
         };
         let allowed = Allowed { cpus: cpus("2-9"), why: "100.scope allows only …".to_owned() };
-        let mut limit = Limit { allowed: Some(allowed), ..Limit::default() };
+        let surroundings = Surroundings { allowed: Some(allowed), ..Surroundings::default() };
+        let mut limit = Limit { surroundings, ..Limit::default() };
         let own = BTreeSet::from([key(1), key(2), key(3)]);
         // The last one is the kernel's, and in no cgroup of the VM.
         let all = [step(1, "12"), step(2, "13"), step(3, "8-12"), step(4, "12")];

@@ -151,7 +151,8 @@ struct Picture {
 
 impl Picture {
     fn of(host: Host<'_>) -> Picture {
-        Picture { masks: with_own_masks(host.root, host.sched, &[]), clock: clock(host.root) }
+        let own = with_own_masks(host.root, host.sched, &[], &CpuSet::EMPTY).into_iter();
+        Picture { masks: own.map(|own| (own.key, own.cpus)).collect(), clock: clock(host.root) }
     }
 
     /// What has been lost with the CPUs that were taken, in sentences. Threads are moved by others, too, so

@@ -1,4 +1,5 @@
-"""Captures the state files that the binary under test writes: a VM at `strict` with a partition, and one with limits of units.
+"""Captures the state files that the binary under test writes: a VM at `strict` with a partition, one with limits of units, and
+one that shares cores inside a limit (with a cookie, where the kernel has core scheduling: suite trixie-sched-core).
 
 Hands back state/; `run --results DIR capture-state` unpacks them. tests/fixtures has those of releases. `QMPIN_BIN=PATH` captures another
 version.
@@ -37,6 +38,12 @@ def run(host):
         finally:
             stranger.kill()
             stranger.wait()
+        # The kernel cuts the mask of the emulator threads, and the journal says what it made of it.
+        host.run("systemctl", "set-property", "--runtime", vm.scope, "AllowedCPUs=2-9,12-19")
+        halves = 'vcpus = "12,14"\nemulator = "0-9"\ncore_scheduling = true\n'
+        with qmpin.Attached(100, "--share", isolation="exclusive", policy=halves) as attached:
+            attached.settle(vm)
+            keep(folder / "shared")
 
 
 def keep(to):

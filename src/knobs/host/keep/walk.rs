@@ -2,7 +2,8 @@
 //! lock, and recorded under it.
 
 use super::{HostError, HostKnobs, LOOKS_PER_SCAN};
-use crate::discover::{live_leases, with_own_masks};
+use crate::cpuset::CpuSet;
+use crate::discover::{OwnMask, live_leases, with_own_masks};
 use crate::ids::Pid;
 use crate::knobs::execute::make_durable;
 use crate::knobs::ground::Host;
@@ -141,9 +142,11 @@ pub(super) struct Pass {
 
 /// The masks that threads outside all VMs have of their own, before any unit is limited.
 fn own_masks(host: Host<'_>, vms: &[Pid]) -> Vec<HostRecord> {
-    let found = with_own_masks(host.root, host.sched, vms).into_iter();
-    let original =
-        |(key, cpus)| HostRecord::Original { place: Place::Thread(key), value: Value::Cpus(cpus) };
+    let found = with_own_masks(host.root, host.sched, vms, &CpuSet::EMPTY).into_iter();
+    let original = |own: OwnMask| HostRecord::Original {
+        place: Place::Thread(own.key),
+        value: Value::Cpus(own.cpus),
+    };
     found.map(original).collect()
 }
 

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::cpuset::CpuSet;
 use crate::discover;
 use crate::discover::{Grips, cgroup};
-use crate::ids::VmName;
+use crate::ids::{Pid, VmName};
 use crate::journal::{Journal, JournalError, PartitionUndo, Record};
 use crate::knobs::bench::Bench;
 use crate::knobs::execute::{carry_out, carry_out_in_turn};
@@ -43,6 +43,18 @@ impl Ground<'_> {
         let others = leases.filter(|lease| lease.vm != *self.vm);
         let held = self.shares().into_iter().map(|share| share.cpus);
         others.map(|lease| lease.exclusive).chain(held).fold(CpuSet::EMPTY, |all, cpus| all | cpus)
+    }
+
+    /// What is qmpin's own on this host.
+    pub(crate) fn known(&self) -> discover::Known {
+        let leases = discover::live_leases(self.host.root, self.state, self.boot_id);
+        let of_leases = leases.iter().map(|lease| lease.qemu.pid);
+        let qemus: Vec<Pid> = of_leases.chain([self.process.pid]).collect();
+        let supervisors = leases.iter().filter_map(|lease| lease.supervisor);
+        let itself = i32::try_from(std::process::id()).ok().map(Pid);
+        let supervisors = supervisors.map(|supervisor| supervisor.pid).chain(itself);
+        let processes = qemus.iter().copied().chain(supervisors).collect();
+        discover::Known { processes, qemus, limits: self.unit_limits() }
     }
 
     /// What units and other cgroups were limited to before qmpin limited them.

@@ -194,6 +194,7 @@ mod fixtures {
             emulator: set(helpers),
             exclusive: set(exclusive),
             housekeeping: set("0-23") - set(exclusive),
+            displaced: Vec::new(),
             isolation: Level::Exclusive,
             report: vec![],
         }

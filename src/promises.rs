@@ -1,0 +1,68 @@
+//! What the host has promised to others than VMs: CPUs that a plan never takes, or takes last and says from whom.
+
+use serde::{Deserialize, Serialize};
+
+use crate::cpuset::CpuSet;
+use crate::guest::Allowed;
+
+/// CPUs that another program counts on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Promise {
+    /// Who: a cgroup with the file that says so, or a unit with a thread: "dp.service (tid 512)".
+    pub what: String,
+    /// Which CPUs.
+    pub cpus: CpuSet,
+    /// How strong it is.
+    pub strength: Strength,
+}
+
+/// How strong a promise is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Strength {
+    /// The kernel keeps it: exclusive CPUs and partitions. An overlap is refused.
+    Hard,
+    /// It is broken without an error: the thread or the unit is moved to other CPUs.
+    Soft,
+}
+
+/// Who loses CPUs to a plan.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Displaced {
+    /// As [`Promise::what`].
+    pub what: String,
+    /// The CPUs that it loses.
+    pub cpus: CpuSet,
+}
+
+/// What the rest of the host leaves to a VM.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Surroundings {
+    /// The CPUs that the VM's cgroup allows it; `None`: all of them.
+    pub allowed: Option<Allowed>,
+    /// What others count on.
+    pub promises: Promises,
+}
+
+/// All that the host has promised.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Promises {
+    /// To whom, and what.
+    pub made: Vec<Promise>,
+    /// CPUs that were isolated on the kernel command line (`isolcpus=`, `nohz_full=`): set aside for work such as a vCPU's,
+    /// and not balanced, so that threads that share a mask of several of them all stay on the first.
+    pub isolated: CpuSet,
+}
+
+impl Promises {
+    /// The CPUs that the kernel keeps from others.
+    #[must_use]
+    pub fn hard(&self) -> CpuSet {
+        let hard = self.made.iter().filter(|promise| promise.strength == Strength::Hard);
+        hard.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus)
+    }
+
+    /// The promises that can be broken.
+    pub fn soft(&self) -> impl Iterator<Item = &Promise> {
+        self.made.iter().filter(|promise| promise.strength == Strength::Soft)
+    }
+}
