@@ -1,7 +1,7 @@
 //! What a VM is: its vCPUs and iothreads as QEMU reports them, and the CPUs that its cgroup allows.
 
 use crate::cpuset::CpuSet;
-use crate::ids::{IothreadId, VcpuIndex};
+use crate::ids::{IothreadId, NodeId, VcpuIndex};
 
 /// One vCPU as the guest sees it; `None` where QEMU says nothing.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,6 +16,17 @@ pub struct GuestVcpu {
     pub thread: Option<u32>,
 }
 
+/// A piece of the guest's memory, as QEMU reports it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GuestMemory {
+    /// The guest's node that it belongs to, where that is known.
+    pub guest_node: Option<u32>,
+    /// Its size.
+    pub bytes: u64,
+    /// The host's nodes that it was bound to; none: it lies where the kernel has put it.
+    pub bound: Vec<NodeId>,
+}
+
 /// What the VM has now.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Guest {
@@ -25,6 +36,8 @@ pub struct Guest {
     pub iothreads: Vec<IothreadId>,
     /// vCPUs that QEMU reports beyond `max_vcpus`: they are placed as helpers are.
     pub beyond: Vec<VcpuIndex>,
+    /// Its memory; empty where that is not known.
+    pub memory: Vec<GuestMemory>,
 }
 
 /// The CPUs that the VM's cgroup allows its threads, where these are not all online CPUs.

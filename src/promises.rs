@@ -1,9 +1,12 @@
 //! What the host has promised to others than VMs: CPUs that a plan never takes, or takes last and says from whom.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::guest::Allowed;
+use crate::ids::NodeId;
 
 /// CPUs that another program counts on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +44,8 @@ pub struct Surroundings {
     pub allowed: Option<Allowed>,
     /// What others count on.
     pub promises: Promises,
+    /// How many bytes of the VM's memory lie on which node; empty where that is not known.
+    pub memory_on: BTreeMap<NodeId, u64>,
 }
 
 /// All that the host has promised.

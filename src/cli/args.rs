@@ -10,12 +10,14 @@ use clap::{Args, Parser, Subcommand};
 pub(super) use policy::{PolicyArgs, host_policy};
 
 use crate::attachment::settings::{Follow, Settings};
-use crate::discover::{PolicyDirs, ProxmoxConfig, VmLocation, proxmox_config, proxmox_config_path};
+use crate::discover::{
+    PolicyDirs, ProxmoxConfig, VmLocation, memory, proxmox_config, proxmox_config_path,
+};
 use crate::error::{Failure, Kind};
 use crate::ids::VmName;
 use crate::leases::StateDir;
 use crate::policy::{Origin, Policy, Sourced};
-use crate::qmp::Limits;
+use crate::qmp::{AskMemory, Limits};
 use crate::sysroot::SysRoot;
 
 const CONFIG_DIR: &str = "etc/qmpin";
@@ -251,6 +253,11 @@ impl AskArgs {
     /// What QEMU is granted, where the VM has at most so many vCPUs.
     pub(super) fn limits(&self, max_vcpus: Option<u32>) -> Limits {
         Limits {
+            memory: if memory::has_one_node(&SysRoot::live()) {
+                AskMemory::No
+            } else {
+                AskMemory::Yes
+            },
             vcpus_named_max: max_vcpus.and_then(|max| usize::try_from(max).ok()),
             wait_turn_max: Duration::from_secs(self.wait_s),
             ..Limits::default()

@@ -9,6 +9,7 @@ mod doubt;
 mod grips;
 mod holder;
 pub(crate) mod host;
+pub(crate) mod memory;
 mod namespaces;
 mod occupants;
 mod peer;

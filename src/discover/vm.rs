@@ -18,7 +18,7 @@ use super::peer::prove_peer;
 use super::process::{ProcessError, VmLocation};
 use super::tasks::{Identified, Scan, Survey, TasksError};
 use super::{process, tasks};
-use crate::guest::{Guest, GuestVcpu};
+use crate::guest::{Guest, GuestMemory, GuestVcpu};
 use crate::ids::{Tid, VmName};
 use crate::peer::Peer;
 use crate::qmp::{Channel, ChannelPaths, Limits, PeerCheck, QmpError, Roles};
@@ -261,5 +261,15 @@ pub fn guest(roles: &Roles) -> Guest {
     });
     let iothreads = roles.iothreads.iter().map(|io| io.id.clone());
     let beyond = roles.beyond.clone();
-    Guest { vcpus: vcpus.collect(), iothreads: iothreads.collect(), beyond }
+    let memory = roles.memory.iter().map(|backend| GuestMemory {
+        guest_node: backend.guest_node,
+        bytes: backend.bytes,
+        bound: backend.on.clone(),
+    });
+    Guest {
+        vcpus: vcpus.collect(),
+        iothreads: iothreads.collect(),
+        beyond,
+        memory: memory.collect(),
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::memory::PlacedMemory;
 use super::report::{Finding, Verdict, Why};
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, IothreadId, VcpuIndex, VmName};
@@ -40,6 +41,8 @@ pub struct Plan {
     pub housekeeping: CpuSet,
     /// Who loses CPUs to it.
     pub displaced: Vec<Displaced>,
+    /// Where its memory is, relative to its vCPUs; `None` where that is not known or makes no difference.
+    pub memory: Option<PlacedMemory>,
     /// How alone the VM is to be there.
     pub isolation: Level,
     /// A finding per rule.

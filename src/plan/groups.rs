@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use super::machine::Group;
+use super::memory::{Pull, Remote};
 use crate::ids::NodeId;
 use crate::topology::{CoreKind, Topology};
 
@@ -62,23 +63,35 @@ const KINDS: [&[Option<CoreKind>]; 3] = [
 ];
 
 /// The groups to use, in the order to fill them, as places in `groups`. `None`: all together do not
-/// hold it. `elsewhere` are the nodes that other NUMA nodes of this guest have: who gives a guest
-/// nodes wants them on different ones, as near as can be.
+/// hold it. Groups near the memory of `pull` come first, others only where those do not hold it.
+/// `elsewhere` are the nodes that other NUMA nodes of this guest have: who gives a guest nodes wants
+/// them on different ones, as near as can be.
 pub(super) fn choose(
     topology: &Topology,
     groups: &[Group<'_>],
     need: Need,
     elsewhere: &[NodeId],
+    pull: &Pull,
 ) -> Option<Vec<usize>> {
     for kinds in KINDS {
-        let able: Vec<usize> = (0..groups.len())
-            .filter(|at| kinds.contains(&groups[*at].kind) && !groups[*at].free.is_empty())
+        let able = |at: &usize| kinds.contains(&groups[*at].kind) && !groups[*at].free.is_empty();
+        let mut able: Vec<(Remote, usize)> = (0..groups.len())
+            .filter(able)
+            .map(|at| (pull.remote(topology, groups[at].node), at))
             .collect();
-        let chosen = one(topology, groups, &able, need, elsewhere)
-            .map(|at| vec![at])
-            .or_else(|| several(topology, groups, &able, need, elsewhere));
-        if chosen.is_some() {
-            return chosen;
+        able.sort_unstable();
+        let mut ends: Vec<usize> =
+            (1..able.len()).filter(|at| able[*at].0 != able[*at - 1].0).collect();
+        ends.push(able.len());
+        for end in ends {
+            let mut near: Vec<usize> = able[..end].iter().map(|(_, at)| *at).collect();
+            near.sort_unstable();
+            let chosen = one(topology, groups, &near, need, elsewhere)
+                .map(|at| vec![at])
+                .or_else(|| several(topology, groups, &near, need, elsewhere));
+            if chosen.is_some() {
+                return chosen;
+            }
         }
     }
     None

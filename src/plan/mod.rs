@@ -24,6 +24,7 @@ mod helpers;
 mod housekeeping;
 mod in_order;
 mod machine;
+mod memory;
 mod nearest;
 mod needs;
 mod promised;
@@ -33,6 +34,7 @@ mod vcpus;
 mod verdicts;
 
 pub use answer::{Lasts, Nearest, Plan, PlanError, PlannedVcpu};
+pub use memory::PlacedMemory;
 pub use report::{Finding, Placed, Verdict, Why};
 pub use request::{Neighbour, Request, Stay};
 
@@ -100,7 +102,7 @@ fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
     if let CpuChoice::InOrder(order) = &request.policy.vm.vcpus.value {
         return in_order::place(topology, groups, guest, held, order, sharing);
     }
-    let fresh = || vcpus::fresh(topology, groups, guest);
+    let fresh = || vcpus::fresh(request, groups);
     match extension::extended(topology, groups, guest, held, sharing) {
         Some(stay) if request.stay == Stay::UnlessBetter && stay.falls_short() => {
             Some(fresh().filter(|fresh| !fresh.falls_short()).unwrap_or(stay))
@@ -163,9 +165,11 @@ fn finish(
         exclusive,
         housekeeping,
         displaced: promised::displaced(request, &exclusive),
+        memory: None,
         isolation: request.policy.vm.isolation.value,
         report: Vec::new(),
     };
+    plan.memory = memory::placed(request, &plan);
     plan.report =
         verdicts::report(request, claims, groups, placement, &plan, [&emulator, &iothreads]);
     Ok(plan)

@@ -11,8 +11,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use super::Request;
 use super::groups::{self, Need};
 use super::machine::{FreeCore, Group};
+use super::memory::Pull;
 use super::report::{Placed, Why};
 use crate::cpuset::CpuSet;
 use crate::guest::{Guest, GuestVcpu};
@@ -113,16 +115,17 @@ enum Keep {
 }
 
 /// Places every vCPU of a VM that holds nothing yet. `None`: the free cores do not hold them.
-pub(super) fn fresh(topology: &Topology, groups: &[Group<'_>], guest: &Guest) -> Option<Placement> {
+pub(super) fn fresh(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
+    let Request { topology, guest, .. } = *request;
     let cores = guest_cores(&guest.vcpus);
     let keeps: &[Keep] =
         if threads(&cores) > 1 { &[Keep::GuestCores, Keep::Nothing] } else { &[Keep::Nothing] };
     let by_node = cells(&cores);
     let placed = keeps.iter().find_map(|keep| {
-        place(topology, groups, &by_node, *keep).or_else(|| {
+        place(request, groups, &by_node, *keep).or_else(|| {
             // Node by node leaves threads over that the guest as a whole can use.
             let several = by_node.len() > 1;
-            several.then(|| place(topology, groups, &[cores.iter().collect()], *keep)).flatten()
+            several.then(|| place(request, groups, &[cores.iter().collect()], *keep)).flatten()
         })
     })?;
     Some(Placement::of(topology, &cores, placed, Vec::new()))
@@ -189,7 +192,7 @@ fn cells(cores: &[GuestCore]) -> Vec<Vec<&GuestCore>> {
 
 /// Places cell by cell.
 fn place(
-    topology: &Topology,
+    request: &Request<'_>,
     groups: &[Group<'_>],
     cells: &[Vec<&GuestCore>],
     keep: Keep,
@@ -205,7 +208,10 @@ fn place(
             threads: if keep == Keep::GuestCores { threads } else { 1 },
             wide: cell.iter().filter(|core| core.vcpus.len() > 1).count(),
         };
-        let chosen = groups::choose(topology, &groups, need, &elsewhere)?;
+        // Cells are of one guest node each, or the only one has all.
+        let node = if cells.len() > 1 { cell.first().and_then(|core| core.node) } else { None };
+        let pull = Pull::of(request, node);
+        let chosen = groups::choose(request.topology, &groups, need, &elsewhere, &pull)?;
         elsewhere.extend(chosen.iter().filter_map(|at| groups[*at].node));
         let host = chosen.iter().map(|at| &groups[*at]);
         if need.threads > 1 {

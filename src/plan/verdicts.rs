@@ -7,7 +7,7 @@ use super::housekeeping::{Claims, Found, Helpers};
 use super::machine::{Group, caches_group_cores, whole_cores};
 use super::report::Finding;
 use super::vcpus::{Placement, Siblings};
-use super::{Plan, Request, allowed, needs, promised};
+use super::{Plan, Request, allowed, memory, needs, promised};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
 use crate::ids::{CpuId, NodeId};
@@ -114,6 +114,7 @@ pub(super) fn report(
     report.extend(needs::findings(groups, &request.policy.vm, &used));
     report.extend(caches(request, groups, placement, &cells));
     report.extend(nodes(request.topology, groups, &cells));
+    report.extend(memory::finding(request, plan));
     report.extend(kinds(groups, &used));
     report.extend(siblings(placement));
     report.extend(doubled(request, placement, &used));

@@ -43,15 +43,14 @@ pub async fn lease<E: Into<CheckError>>(
     limits: &Limits,
 ) -> Result<LeaseReport, QmpError> {
     let asked = Instant::now();
-    let batch = Batch::first_roles()?;
+    let batch = Batch::first_roles(limits)?;
     let (mut session, waited) = take_turn(path, check, limits, asked).await?;
     let turn = Instant::now();
     let answers = session.negotiate_and_ask_roles(batch, limits.hold_max).await;
     let tolerated = session.tolerated();
     drop(session);
     let held = turn.elapsed();
-    let [cpus, iothreads] = answers?;
-    Ok(LeaseReport { roles: Roles::read(cpus, iothreads, limits)?, held, waited, tolerated })
+    Ok(LeaseReport { roles: Roles::read(answers?, limits)?, held, waited, tolerated })
 }
 
 /// Connects, has the peer checked and waits for the greeting, all within `limits.wait_turn_max`.

@@ -28,6 +28,7 @@ mod event;
 mod greeting;
 mod lease;
 mod line;
+mod memory;
 mod roles;
 mod runtime_monitor;
 mod session;
@@ -38,6 +39,7 @@ pub use error::{Awaited, CheckError, QmpError};
 pub use event::{EVENTS_KNOWN, QmpEvent};
 pub use greeting::Greeting;
 pub use lease::{LeaseReport, lease};
+pub use memory::Backend;
 pub use roles::{GuestPosition, Iothread, Roles, Vcpu};
 pub use runtime_monitor::{
     MONITOR_CHARDEV_ID, MONITOR_OBJECT_ID, RuntimeMonitor, add_runtime_monitor,
@@ -48,7 +50,18 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// What is accepted of a QMP peer, and for how long it is waited for.
+/// Whether QEMU is asked for the guest's memory, too. Each byte that is sent holds a shared monitor a little longer, and on
+/// a host with one memory node the answer makes no difference.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AskMemory {
+    /// It is not asked.
+    #[default]
+    No,
+    /// It is asked each time.
+    Yes,
+}
+
+/// What is asked of a QMP peer and accepted, and for how long it is waited for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The longest line read, in bytes without the newline. No more than this is ever buffered.
@@ -59,6 +72,8 @@ pub struct Limits {
     pub vcpus_named_max: Option<usize>,
     /// The most iothreads accepted.
     pub iothreads_max: usize,
+    /// Whether the guest's memory is asked for.
+    pub memory: AskMemory,
     /// The most lines that are not the awaited one, while a greeting or reply is awaited.
     pub noise_lines_max: u64,
     /// How long the greeting of a socket of our own may take, its connection included.
@@ -78,6 +93,7 @@ impl Default for Limits {
             vcpus_max: 4096,
             vcpus_named_max: None,
             iothreads_max: 1024,
+            memory: AskMemory::No,
             noise_lines_max: 4096,
             greeting_timeout: Duration::from_secs(1),
             reply_timeout: Duration::from_secs(5),

@@ -1,4 +1,5 @@
-//! Who is which thread: the replies to `query-cpus-fast` and `query-iothreads`, checked.
+//! Who is which thread: the replies to `query-cpus-fast` and `query-iothreads`, checked; and where the guest's memory was
+//! bound, as `query-memdev` says.
 
 use std::collections::HashSet;
 
@@ -7,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Limits;
 use super::error::{QmpError, excerpt};
+use super::memory::{self, Backend};
 use super::wire::Pending;
 use crate::ids::{IothreadId, Tid, VcpuIndex};
 
@@ -64,6 +66,8 @@ pub struct Roles {
     pub iothreads: Vec<Iothread>,
     /// vCPUs that QEMU reports beyond those that the VM was given, sorted by index. Their threads have no role.
     pub beyond: Vec<VcpuIndex>,
+    /// The guest's memory, as QEMU claims; empty where it was not asked, or would not say.
+    pub memory: Vec<Backend>,
 }
 
 /// The two members of an `IOThreadInfo` that matter. The type of the `qapi` crate wants all six.
@@ -75,14 +79,13 @@ struct IothreadRow {
 }
 
 impl Roles {
-    /// Reads the two replies.
-    pub(super) fn read(
-        cpus: Pending,
-        iothreads: Pending,
-        limits: &Limits,
-    ) -> Result<Roles, QmpError> {
+    /// Reads the replies, in the order of the queries.
+    pub(super) fn read(answers: Vec<Pending>, limits: &Limits) -> Result<Roles, QmpError> {
+        let mut answers = answers.into_iter();
+        let mut next = || answers.next().ok_or(QmpError::WrongState { state: "out of step" });
         // `CpuInfoFastBase` knows no `target`, so an architecture of the future does not matter.
-        Roles::check(cpus.read()?, iothreads.read()?, limits)
+        let roles = Roles::check(next()?.read()?, next()?.read()?, limits)?;
+        Ok(Roles { memory: answers.next().map(memory::read).unwrap_or_default(), ..roles })
     }
 
     fn check(
@@ -122,7 +125,7 @@ impl Roles {
         }
         let named = limits.vcpus_named_max.unwrap_or(usize::MAX).min(vcpus.len());
         let beyond = vcpus.split_off(named).into_iter().map(|vcpu| vcpu.index).collect();
-        Ok(Roles { vcpus, iothreads, beyond })
+        Ok(Roles { vcpus, iothreads, beyond, memory: Vec::new() })
     }
 }
 

@@ -17,9 +17,7 @@ use super::event::{EventQueue, QmpEvent, read_event};
 use super::greeting::{Greeting, read_greeting};
 use super::line::{LineError, LineReader};
 use super::roles::Roles;
-use super::wire::{
-    Answer, Batch, CAPABILITIES, Message, Pending, QUERY_CPUS, QUERY_IOTHREADS, all, classify,
-};
+use super::wire::{Answer, Batch, CAPABILITIES, Message, Pending, all, classify};
 use super::{Limits, Tolerated};
 use crate::peer::Peer;
 
@@ -140,7 +138,7 @@ impl Session {
         Ok(greeting)
     }
 
-    /// Opens the session and asks for the roles: the negotiation and both queries leave in one
+    /// Opens the session and asks for the roles: the negotiation and the queries leave in one
     /// write.
     ///
     /// # Errors
@@ -148,22 +146,21 @@ impl Session {
     pub async fn open_and_query_roles(&mut self) -> Result<Roles, QmpError> {
         self.greeting(self.limits.greeting_timeout).await?;
         let within = self.limits.reply_timeout;
-        let [cpus, iothreads] = self.negotiate_and_ask_roles(Batch::first_roles()?, within).await?;
-        Roles::read(cpus, iothreads, &self.limits)
+        let batch = Batch::first_roles(&self.limits)?;
+        let answers = self.negotiate_and_ask_roles(batch, within).await?;
+        Roles::read(answers, &self.limits)
     }
 
-    /// Asks for the roles, both queries in one write.
+    /// Asks for the roles, all queries in one write.
     ///
     /// # Errors
     /// Any [`QmpError`].
     pub async fn query_roles(&mut self) -> Result<Roles, QmpError> {
         self.must_be_open()?;
         let mut batch = Batch::default();
-        batch.add::<()>(QUERY_CPUS, None)?;
-        batch.add::<()>(QUERY_IOTHREADS, None)?;
+        batch.add_roles(&self.limits)?;
         let answers = self.exchange(batch, self.limits.reply_timeout).await?;
-        let [cpus, iothreads] = all(answers)?;
-        Roles::read(cpus, iothreads, &self.limits)
+        Roles::read(answers, &self.limits)
     }
 
     /// Executes a command of the `qapi` crate. Its reply type must be lenient enough: no enum
@@ -264,10 +261,11 @@ impl Session {
         &mut self,
         batch: Batch,
         within: Duration,
-    ) -> Result<[Pending; 2], QmpError> {
-        let [capabilities, cpus, iothreads] = all(self.exchange(batch, within).await?)?;
-        self.negotiated(Some(capabilities))?;
-        Ok([cpus, iothreads])
+    ) -> Result<Vec<Pending>, QmpError> {
+        let mut answers = self.exchange(batch, within).await?;
+        let rest = answers.split_off(1.min(answers.len()));
+        self.negotiated(answers.pop())?;
+        Ok(rest)
     }
 
     /// Takes the answer to the negotiation.

@@ -10,11 +10,14 @@ use serde::{Deserialize, Deserializer, Serialize, de::IgnoredAny};
 use serde_json::Value;
 
 use super::error::{QmpError, excerpt};
+use super::{AskMemory, Limits};
 
 /// The name of the negotiation.
 pub(super) const CAPABILITIES: Cow<'static, str> = Cow::Borrowed("qmp_capabilities");
 /// The name of the query for vCPUs.
 pub(super) const QUERY_CPUS: Cow<'static, str> = Cow::Borrowed("query-cpus-fast");
+/// The name of the query for the guest's memory.
+pub(super) const QUERY_MEMORY: Cow<'static, str> = Cow::Borrowed("query-memdev");
 /// The name of the query for iothreads.
 pub(super) const QUERY_IOTHREADS: Cow<'static, str> = Cow::Borrowed("query-iothreads");
 
@@ -124,13 +127,22 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    /// The negotiation and both queries.
-    pub(super) fn first_roles() -> Result<Batch, QmpError> {
+    /// The negotiation and the queries.
+    pub(super) fn first_roles(limits: &Limits) -> Result<Batch, QmpError> {
         let mut batch = Batch::default();
         batch.add::<()>(CAPABILITIES, None)?;
-        batch.add::<()>(QUERY_CPUS, None)?;
-        batch.add::<()>(QUERY_IOTHREADS, None)?;
+        batch.add_roles(limits)?;
         Ok(batch)
+    }
+
+    /// The queries for the roles, and for the memory where that is wanted.
+    pub(super) fn add_roles(&mut self, limits: &Limits) -> Result<(), QmpError> {
+        self.add::<()>(QUERY_CPUS, None)?;
+        self.add::<()>(QUERY_IOTHREADS, None)?;
+        match limits.memory {
+            AskMemory::No => Ok(()),
+            AskMemory::Yes => self.add::<()>(QUERY_MEMORY, None),
+        }
     }
 
     pub(super) fn add<A: Serialize>(

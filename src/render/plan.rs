@@ -10,7 +10,7 @@ use crate::ids::{IothreadId, VcpuIndex, VmName};
 use crate::knobs::affinity::diff::MaskStep;
 use crate::knobs::host::places::{Place, VfioIrq, knob_in_words};
 use crate::knobs::host::step::HostStep;
-use crate::plan::{Finding, Nearest, Plan, Verdict};
+use crate::plan::{Finding, Nearest, PlacedMemory, Plan, Verdict};
 use crate::policy::Knob;
 use crate::promises::Displaced;
 use crate::threads::Role;
@@ -27,6 +27,7 @@ pub struct PlanDocument {
     exclusive: CpuSet,
     housekeeping: CpuSet,
     displaced: Vec<Displaced>,
+    memory: Option<PlacedMemory>,
     report: Vec<Finding>,
 }
 
@@ -61,6 +62,7 @@ impl PlanDocument {
             exclusive: plan.exclusive,
             housekeeping: plan.housekeeping,
             displaced: plan.displaced.clone(),
+            memory: plan.memory.clone(),
             report: plan.report.clone(),
         }
     }
@@ -87,6 +89,7 @@ impl PlanDocument {
             exclusive: CpuSet::EMPTY,
             housekeeping: CpuSet::EMPTY,
             displaced: Vec::new(),
+            memory: None,
             report,
         }
     }

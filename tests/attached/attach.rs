@@ -64,7 +64,7 @@ fn assert_threads_contract(stage: &Stage, channel: &str) {
             assert!(row["guest"].is_null(), "{row}");
         }
         if row["role"] != "kernel" {
-            let tid = qmpin::ids::Tid(i32::try_from(row["tid"].as_i64().unwrap()).unwrap());
+            let tid = Tid(i32::try_from(row["tid"].as_i64().unwrap()).unwrap());
             let kernels = mask(stage.qemu.pid(), tid);
             assert_eq!(row["allowed_cpus"].as_str(), kernels.as_deref(), "{row}");
         }
@@ -159,6 +159,7 @@ fn plan_document_follows_the_contract_and_changes_nothing() {
         "exclusive",
         "housekeeping",
         "displaced",
+        "memory",
         "report",
     ];
     let ordered = Ordered::read(text);

@@ -51,7 +51,12 @@ fn plan_of(vm: &VmName, topology: &Topology, policy: &Policy, neighbours: &[Neig
         core: Some(0),
         thread: Some(index),
     };
-    let guest = Guest { vcpus: vec![vcpu(0), vcpu(1)], iothreads: Vec::new(), beyond: Vec::new() };
+    let guest = Guest {
+        vcpus: vec![vcpu(0), vcpu(1)],
+        iothreads: Vec::new(),
+        beyond: Vec::new(),
+        memory: Vec::new(),
+    };
     let held = BTreeMap::new();
     plan(&Request {
         vm,

@@ -233,7 +233,8 @@ fn any_question() -> impl Strategy<Value = Question> {
             });
             let isolated = isolated.map(|at| pick(&topology, &at)).unwrap_or_default();
             let promises = Promises { made: made.collect(), isolated };
-            let surroundings = Surroundings { allowed, promises };
+            let memory_on = BTreeMap::new();
+            let surroundings = Surroundings { allowed, promises, memory_on };
             Question { topology, guest, policy, neighbours, surroundings, held: BTreeMap::new() }
         },
     )

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use qmpin::cpuset::CpuSet;
-use qmpin::guest::Guest;
-use qmpin::ids::{CpuId, VcpuIndex};
+use qmpin::guest::{Guest, GuestMemory};
+use qmpin::ids::{CpuId, NodeId, VcpuIndex};
 use qmpin::plan::{Finding, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{FileKind, Policy, PolicyError};
 use qmpin::promises::{Promise, Promises, Strength, Surroundings};
@@ -51,6 +51,9 @@ struct Case {
     /// What the kernel command line isolates.
     #[serde(default)]
     isolated: CpuSet,
+    /// MiB of the VM's memory by node.
+    #[serde(default)]
+    memory_on: BTreeMap<String, u64>,
 }
 
 #[derive(Deserialize)]
@@ -67,6 +70,18 @@ struct GuestShape {
     gone: Vec<u32>,
     #[serde(default)]
     iothreads: Vec<String>,
+    #[serde(default)]
+    memory: Vec<Memory>,
+}
+
+/// A piece of the guest's memory.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Memory {
+    node: Option<u32>,
+    mib: u64,
+    #[serde(default)]
+    bound: Vec<u32>,
 }
 
 #[derive(Deserialize)]
@@ -95,7 +110,9 @@ impl Case {
             strength: if promise.hard { Strength::Hard } else { Strength::Soft },
         });
         let promises = Promises { made: made.collect(), isolated: self.isolated };
-        Surroundings { allowed: None, promises }
+        let on = self.memory_on.iter();
+        let memory_on = on.map(|(node, mib)| (NodeId(node.parse().expect("a node")), mib << 20));
+        Surroundings { allowed: None, promises, memory_on: memory_on.collect() }
     }
 }
 
@@ -114,7 +131,12 @@ fn policy(case: &Case) -> Result<Policy, PolicyError> {
 
 fn guest(shape: &GuestShape) -> Guest {
     let guest = guests::guest(shape.vcpus, shape.threads, shape.nodes, &shape.gone);
-    guests::with_iothreads(guest, &shape.iothreads)
+    let memory = shape.memory.iter().map(|piece| GuestMemory {
+        guest_node: piece.node,
+        bytes: piece.mib << 20,
+        bound: piece.bound.iter().copied().map(NodeId).collect(),
+    });
+    Guest { memory: memory.collect(), ..guests::with_iothreads(guest, &shape.iothreads) }
 }
 
 /// What the planner says to a case, as the file shows it.

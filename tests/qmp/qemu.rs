@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use crate::support::qemu::{Client, Qemu, QemuOptions, newer_qemu_root, wait_until};
 use crate::support::{accels, connect_at_once, skipped};
-use qmpin::ids::Pid;
+use qmpin::ids::{NodeId, Pid};
 use qmpin::peer::Peer;
 use qmpin::qmp::{
-    Channel, ChannelKind, Happening, LeaseReport, Limits, MONITOR_CHARDEV_ID, MONITOR_OBJECT_ID,
-    PeerCheck, QmpError, Roles, Session, Upgrade, lease,
+    AskMemory, Backend, Channel, ChannelKind, Happening, LeaseReport, Limits, MONITOR_CHARDEV_ID,
+    MONITOR_OBJECT_ID, PeerCheck, QmpError, Roles, Session, Upgrade, lease,
 };
 use serde_json::json;
 
@@ -66,6 +66,27 @@ macro_rules! newer_qemu_or_skip {
             None => return skipped($test, "QMPIN_QEMU_ROOT is not set"),
         }
     };
+}
+
+#[tokio::test]
+async fn memory_is_reported_by_a_real_vm() {
+    let memory = |qemu: Qemu| async move {
+        let limits = Limits { memory: AskMemory::Yes, ..limits() };
+        lease(&qemu.paths().shared, only(qemu.pid()), &limits).await.unwrap().roles.memory
+    };
+    let plain = memory(Qemu::start(&QemuOptions::default())).await;
+    assert_eq!(plain.iter().map(|backend| backend.bytes).sum::<u64>(), 64 << 20, "{plain:?}");
+    assert!(plain.iter().all(|backend| backend.on.is_empty()), "{plain:?}");
+    let extra = [
+        "-object",
+        "memory-backend-ram,id=ram-node0,size=64M,host-nodes=0,policy=bind",
+        "-numa",
+        "node,nodeid=0,cpus=0,memdev=ram-node0",
+    ];
+    let extra = extra.map(str::to_owned).to_vec();
+    let bound = memory(Qemu::start(&QemuOptions { extra, ..QemuOptions::default() })).await;
+    let wanted = Backend { guest_node: Some(0), bytes: 64 << 20, on: vec![NodeId(0)] };
+    assert_eq!(bound, [wanted]);
 }
 
 #[tokio::test]

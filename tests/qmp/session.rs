@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use crate::support::qmp_peer::{Peer, cpu, iothread, ourselves, run};
 use proptest::prelude::*;
-use qmpin::ids::VcpuIndex;
-use qmpin::qmp::{Awaited, LeaseReport, Limits, QmpError, Roles, Session, lease};
+use qmpin::ids::{NodeId, VcpuIndex};
+use qmpin::qmp::{
+    AskMemory, Awaited, Backend, LeaseReport, Limits, QmpError, Roles, Session, lease,
+};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
 };
@@ -41,6 +43,41 @@ async fn nothing_is_sent_before_the_greeting_or_to_a_wrong_peer() {
     });
     assert_error!(result, QmpError::WrongPeer { pid, .. } if u32::try_from(pid.0) == Ok(std::process::id()));
     assert_eq!(heard, None);
+}
+
+/// The memory that a peer answers with.
+async fn memory_from(answer: serde_json::Value) -> Vec<Backend> {
+    let peer = Peer::new();
+    let limits = Limits { memory: AskMemory::Yes, ..Limits::default() };
+    let report = run(lease(peer.path(), ourselves, &limits), async {
+        let mut conn = peer.accept().await;
+        conn.greet().await;
+        for reply in [json!({}), json!([cpu(0, 10)]), json!([]), answer] {
+            let command = conn.command().await.unwrap();
+            conn.reply(&command, &reply).await;
+        }
+    });
+    report.await.unwrap().roles.memory
+}
+
+#[tokio::test(start_paused = true)]
+async fn memory_is_read_where_it_was_asked_for_and_nothing_depends_on_it() {
+    let backend = |guest_node, bytes, on: &[u32]| Backend {
+        guest_node,
+        bytes,
+        on: on.iter().copied().map(NodeId).collect(),
+    };
+    let answer = json!([
+        {"id": "ram-node1", "size": 4096, "policy": "bind", "host-nodes": [1], "share": false},
+        {"id": "pc.ram", "size": 8192, "policy": "default", "host-nodes": []},
+        {"size": 1, "policy": "of the future", "host-nodes": [7]},
+    ]);
+    let wanted = [backend(Some(1), 4096, &[1]), backend(None, 8192, &[]), backend(None, 1, &[])];
+    assert_eq!(memory_from(answer).await, wanted);
+    let many: Vec<_> = (0..300).map(|_| json!({"size": 1})).collect();
+    for of_no_use in [json!({}), json!([{"id": "ram-node0"}]), json!([{"size": -1}]), json!(many)] {
+        assert_eq!(memory_from(of_no_use.clone()).await, [], "{of_no_use}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,7 +20,7 @@ pub(crate) fn guest(vcpus: u32, threads: u32, nodes: u32, gone: &[u32]) -> Guest
         }
     };
     let vcpus = (0..vcpus).filter(|index| !gone.contains(index)).map(vcpu).collect();
-    Guest { vcpus, iothreads: Vec::new(), beyond: Vec::new() }
+    Guest { vcpus, iothreads: Vec::new(), beyond: Vec::new(), memory: Vec::new() }
 }
 
 pub(crate) fn with_iothreads(mut guest: Guest, ids: &[String]) -> Guest {

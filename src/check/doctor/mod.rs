@@ -307,7 +307,12 @@ mod tests {
             core: Some(index / threads),
             thread: Some(index % threads),
         };
-        Guest { vcpus: (0..number).map(vcpu).collect(), iothreads: Vec::new(), beyond: Vec::new() }
+        Guest {
+            vcpus: (0..number).map(vcpu).collect(),
+            iothreads: Vec::new(),
+            beyond: Vec::new(),
+            memory: Vec::new(),
+        }
     }
 
     fn host_of(topology: &Topology) -> HostFacts<'_> {

@@ -1,11 +1,12 @@
 //! What the rest of the host leaves to the VM: the CPUs that its own cgroup allows it, read for each plan and looked at in
 //! each pass; and what others were promised, read where no lock is held, since that looks at every thread of the host.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cpuset::CpuSet;
 use crate::discover::{self, cpusets};
 use crate::guest::Allowed;
+use crate::ids::NodeId;
 use crate::knobs::affinity::diff::MaskStep;
 use crate::knobs::ground::{Ground, Host};
 use crate::promises::{Promises, Surroundings};
@@ -30,9 +31,11 @@ impl Limit {
         limit
     }
 
-    /// Reads what others were promised. It takes milliseconds, and no lock should be held meanwhile.
+    /// Reads what others were promised, and where the VM's memory is. It takes milliseconds, and no lock should be held
+    /// meanwhile.
     pub(crate) fn read_promises(&mut self, ground: Ground<'_>) {
         self.surroundings.promises = promises(ground);
+        self.surroundings.memory_on = memory_on(ground);
     }
 
     /// Reads the limit. The CPUs of other VMs are none; where they change meanwhile, the next pass reads it again. Whether
@@ -91,7 +94,16 @@ fn mark(ground: Ground<'_>) -> String {
 
 /// Reads both.
 pub(crate) fn surroundings(ground: Ground<'_>, online: &CpuSet) -> Surroundings {
-    Surroundings { allowed: allowed(ground, online), promises: promises(ground) }
+    Surroundings {
+        allowed: allowed(ground, online),
+        promises: promises(ground),
+        memory_on: memory_on(ground),
+    }
+}
+
+fn memory_on(ground: Ground<'_>) -> BTreeMap<NodeId, u64> {
+    let Host { root, cgroups, .. } = ground.host;
+    discover::memory::by_node(root, cgroups, ground.process.pid)
 }
 
 fn promises(ground: Ground<'_>) -> Promises {

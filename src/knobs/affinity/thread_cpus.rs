@@ -117,6 +117,7 @@ mod tests {
             exclusive: set("12-15"),
             housekeeping: set("0-11"),
             displaced: Vec::new(),
+            memory: None,
             isolation: Level::Pinned,
             report: Vec::new(),
         }

@@ -157,6 +157,7 @@ mod tests {
             exclusive: set("4-7"),
             housekeeping: set("0-3"),
             displaced: Vec::new(),
+            memory: None,
             isolation: Level::Pinned,
             report: vec![],
         }

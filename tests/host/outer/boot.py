@@ -129,6 +129,7 @@ class Machine:
         # On a machine of many emulated CPUs an RCU grace period was seen to hang, and whatever ends a VM with it, until the
         # kernel's stall detector looked: after 60 s by default.
         append = "root=/dev/vda rw console=ttyS0 quiet mitigations=off panic=1 oops=panic rcupdate.rcu_cpu_stall_timeout=10"
+        append = f"{append} {self.shape.data.get('kernel_parameters', '')}".rstrip()
         if self.interactive:
             serial = ["-serial", "mon:stdio"]
         else:

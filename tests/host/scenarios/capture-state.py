@@ -42,7 +42,8 @@ def run(host):
         host.run("systemctl", "set-property", "--runtime", vm.scope, "AllowedCPUs=2-9,12-19")
         halves = 'vcpus = "12,14"\nemulator = "0-9"\ncore_scheduling = true\n'
         with qmpin.Attached(100, "--share", isolation="exclusive", policy=halves) as attached:
-            attached.settle(vm)
+            journal = lambda: (RUN / "100.journal").read_text()
+            wait_until(lambda: '"narrowed"' in journal(), 60, "a mask that was cut", attached.log)
             keep(folder / "shared")
 
 

@@ -195,6 +195,7 @@ mod fixtures {
             exclusive: set(exclusive),
             housekeeping: set("0-23") - set(exclusive),
             displaced: Vec::new(),
+            memory: None,
             isolation: Level::Exclusive,
             report: vec![],
         }

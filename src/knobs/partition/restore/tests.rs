@@ -74,6 +74,7 @@ fn plan(cpus: &str) -> Plan {
         exclusive: set(cpus),
         housekeeping: set("0-11"),
         displaced: Vec::new(),
+        memory: None,
         isolation: Level::Exclusive,
         report: vec![],
     }
