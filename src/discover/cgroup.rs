@@ -5,13 +5,14 @@
 use std::collections::BTreeSet;
 use std::{io, iter};
 
-use super::stat;
+use super::{isolcpus, stat};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};
 use crate::shown;
 use crate::site::{Group, GroupSeen, Seen, Site, levels};
 use crate::sysroot::SysRoot;
+use crate::wording::cpus_in_words;
 
 /// Processes that Proxmox and libvirt put beside QEMU for the VM's sake; names as in `/proc/PID/stat`,
 /// which has 15 characters of them.
@@ -93,6 +94,15 @@ fn has_systemd_cpusets(root: &SysRoot, cgroups: &dyn Cgroups) -> Result<(), Stri
     }
     if !root.path("run/systemd/system").is_ok_and(|path| path.is_dir()) {
         return Err("the host is not run by systemd".to_owned());
+    }
+    // The kernel keeps `isolcpus=` as the mask that every process inherits. It gives all of them their cpuset's CPUs instead
+    // once there is a cpuset, also once that is gone (`cpuset_update_tasks_cpumask` in kernel/cgroup/cpuset.c).
+    let isolated = isolcpus(root);
+    if !isolated.is_empty() {
+        return Err(format!(
+            "{} are isolated on the kernel command line (isolcpus=), and a cpuset would end that for every process",
+            cpus_in_words(&isolated)
+        ));
     }
     Ok(())
 }
@@ -333,6 +343,22 @@ mod tests {
 
     fn unit_of(path: &str) -> Result<(String, String), String> {
         site_of(&format!("0::{path}\n")).map(|site| (site.unit, site.cgroup))
+    }
+
+    #[test]
+    fn where_the_command_line_isolates_cpus_there_is_no_cpuset() {
+        let dir = tempfile::tempdir().expect("a folder");
+        write(dir.path(), "sys/fs/cgroup/cgroup.controllers", "cpuset cpu\n");
+        write(dir.path(), "sys/fs/cgroup/cpuset.cpus.isolated", "\n");
+        write(dir.path(), "run/systemd/system/x", "");
+        let root = SysRoot::at(dir.path());
+        let tree = CgroupTree::of(&root);
+        assert_eq!(can_partition(&root, &tree), Ok(()));
+        write(dir.path(), "proc/cmdline", "quiet isolcpus=domain,managed_irq,2-11\n");
+        write(dir.path(), "sys/devices/system/cpu/isolated", "2-11\n");
+        let why = can_partition(&root, &tree).expect_err("it would end that");
+        assert!(why.contains("CPUs 2-11") && why.contains("isolcpus="), "{why}");
+        assert_eq!(slices_site(&root, &tree, Pid(500)), Err(why));
     }
 
     #[test]

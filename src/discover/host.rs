@@ -38,6 +38,18 @@ pub fn present_cpus(root: &SysRoot) -> CpuSet {
     present.unwrap_or_default() | online_cpus(root).unwrap_or_default()
 }
 
+/// The CPUs that `isolcpus=` takes from the scheduler's domains, and so from every process that does not ask for them
+/// (`kernel/sched/isolation.c`, `drivers/base/cpu.c`). Kernels may show those of partitions in the same file.
+#[must_use]
+pub fn isolcpus(root: &SysRoot) -> CpuSet {
+    let line = root.read_lossy("proc/cmdline").unwrap_or_default();
+    if !line.split_ascii_whitespace().any(|word| word.starts_with("isolcpus=")) {
+        return CpuSet::EMPTY;
+    }
+    let text = root.read_lossy("sys/devices/system/cpu/isolated").unwrap_or_default();
+    CpuSet::parse_cpulist(text.trim()).unwrap_or_default()
+}
+
 /// Whether the kernel keeps some time for others beside real-time threads. Where it does not say, it
 /// does: that is its default.
 #[must_use]

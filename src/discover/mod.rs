@@ -31,8 +31,8 @@ pub use doubt::{Doubt, doubt_of};
 pub use grips::Grips;
 pub use holder::unlinked_holder;
 pub use host::{
-    all_leases, boot_id, doubts, live_leases, live_leases_and_doubts, online_cpus, present_cpus,
-    rt_throttling, way_beside_supervisor,
+    all_leases, boot_id, doubts, isolcpus, live_leases, live_leases_and_doubts, online_cpus,
+    present_cpus, rt_throttling, way_beside_supervisor,
 };
 pub use namespaces::in_our_numbers;
 pub use occupants::{Occupant, OccupantKind, OwnMask, occupants, with_own_masks};

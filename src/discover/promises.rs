@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use super::cpusets::{Below, cgroup_of, held_by, is_within, visit};
-use super::{OwnMask, cgroup, online_cpus, stat, with_own_masks};
+use super::{OwnMask, cgroup, isolcpus, online_cpus, stat, with_own_masks};
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
 use crate::ids::{Pid, Tid};
@@ -53,14 +53,11 @@ pub fn promises(
     Promises { made, isolated }
 }
 
-/// The CPUs that the command line isolated (`kernel/sched/isolation.c`, `drivers/base/cpu.c`).
+/// The CPUs that the command line isolated.
 fn isolated_at_boot(root: &SysRoot) -> CpuSet {
-    let read = |file: &str| {
-        let text = root.read(&format!("sys/devices/system/cpu/{file}")).unwrap_or_default();
-        // `nohz_full` says "(null)" where nothing was asked for.
-        CpuSet::parse_cpulist(text.trim()).unwrap_or_default()
-    };
-    read("isolated") | read("nohz_full")
+    let text = root.read_lossy("sys/devices/system/cpu/nohz_full").unwrap_or_default();
+    // It says "(null)" where nothing was asked for.
+    isolcpus(root) | CpuSet::parse_cpulist(text.trim()).unwrap_or_default()
 }
 
 /// What cgroups have: those that no other can use first. The root's own is the whole machine.

@@ -39,6 +39,8 @@ pub struct Plan {
     pub exclusive: CpuSet,
     /// Online CPUs that are no VM's.
     pub housekeeping: CpuSet,
+    /// Those of `exclusive` that were isolated on the kernel command line.
+    pub isolated: CpuSet,
     /// Who loses CPUs to it.
     pub displaced: Vec<Displaced>,
     /// Where its memory is, relative to its vCPUs; `None` where that is not known or makes no difference.

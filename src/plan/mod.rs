@@ -164,6 +164,7 @@ fn finish(
         emulator: emulator.cpus,
         exclusive,
         housekeeping,
+        isolated: request.surroundings.promises.isolated & exclusive,
         displaced: promised::displaced(request, &exclusive),
         memory: None,
         isolation: request.policy.vm.isolation.value,

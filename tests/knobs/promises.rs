@@ -161,6 +161,7 @@ fn a_thread_with_a_mask_of_its_own_is_named_with_its_unit() {
 #[test]
 fn what_the_command_line_isolates_is_no_choice_of_each_process() {
     let world = host();
+    world.write("proc/cmdline", "root=/dev/vda isolcpus=2-11 quiet\n");
     world.write("sys/devices/system/cpu/isolated", "2-11\n");
     world.write("sys/devices/system/cpu/nohz_full", "2-12,99\n");
     process(&world, 600, "nginx", "system.slice/nginx.service", "0-1,13-23");
@@ -172,6 +173,14 @@ fn what_the_command_line_isolates_is_no_choice_of_each_process() {
         (found.isolated, said(&found)),
         (set("2-12"), vec!["soft: dp.service (tid 602): 4".to_owned()],)
     );
+}
+
+#[test]
+fn cpus_of_a_partition_that_look_isolated_were_not_isolated_at_boot() {
+    let world = host();
+    world.write("proc/cmdline", "root=/dev/vda quiet\n");
+    world.write("sys/devices/system/cpu/isolated", "2-11\n");
+    assert_eq!(read(&world, &known(&[])), Promises::default());
 }
 
 #[test]

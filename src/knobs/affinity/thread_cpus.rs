@@ -116,6 +116,7 @@ mod tests {
             emulator: set("4-11"),
             exclusive: set("12-15"),
             housekeeping: set("0-11"),
+            isolated: CpuSet::EMPTY,
             displaced: Vec::new(),
             memory: None,
             isolation: Level::Pinned,

@@ -156,6 +156,7 @@ mod tests {
             emulator: set(emulator),
             exclusive: set("4-7"),
             housekeeping: set("0-3"),
+            isolated: CpuSet::EMPTY,
             displaced: Vec::new(),
             memory: None,
             isolation: Level::Pinned,

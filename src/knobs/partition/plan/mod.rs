@@ -91,6 +91,11 @@ pub fn isolated(site: &Site, target: &Target) -> Finding {
 /// The next fallback, because a partition is not possible for this reason.
 #[must_use]
 pub fn lower(plan: &Plan, beside: Result<&str, &str>, reason: &str) -> (Separation, Finding) {
+    if !plan.exclusive.is_empty() && plan.exclusive == plan.isolated {
+        let cpus = cpus_in_words(&plan.exclusive);
+        let what = format!("no partition is needed, others keep off {cpus} since boot: {reason}");
+        return (Separation::Affinity, Finding::met(RULE, what));
+    }
     match beside {
         Ok(cgroup) if !plan.exclusive.is_empty() && !plan.housekeeping.is_empty() => {
             let what = format!(
@@ -194,6 +199,7 @@ mod fixtures {
             emulator: set(helpers),
             exclusive: set(exclusive),
             housekeeping: set("0-23") - set(exclusive),
+            isolated: CpuSet::EMPTY,
             displaced: Vec::new(),
             memory: None,
             isolation: Level::Exclusive,
@@ -210,11 +216,23 @@ mod fixtures {
 mod tests {
     use super::fixtures::{plan, set, site};
     use super::*;
+    use crate::plan::Verdict;
     use crate::site::levels;
 
     fn share(vm: &str, cpus: &str) -> Share {
         let cgroup = format!("qemu.slice/{vm}.scope");
         Share { vm: vm.parse().expect("a name"), cgroup, cpus: set(cpus) }
+    }
+
+    #[test]
+    fn cpus_that_were_isolated_at_boot_need_no_partition() {
+        let isolated = |cpus: &str| Plan { isolated: set(cpus), ..plan("12-19", "0-11") };
+        let reason = "CPUs 12-19 are isolated on the kernel command line";
+        let (separation, finding) = choose(&isolated("12-19"), Err(reason), Err(reason), &[]);
+        assert_eq!((separation, finding.verdict), (Separation::Affinity, Verdict::Met));
+        assert!(finding.reason.contains("CPUs 12-19 since boot"), "{}", finding.reason);
+        let (_, finding) = choose(&isolated("12-17"), Err(reason), Err(reason), &[]);
+        assert_eq!(finding.verdict, Verdict::Degraded);
     }
 
     #[test]
@@ -231,7 +249,7 @@ mod tests {
         let none = |plan: &Plan, site: Result<&Site, &str>, shares: &[Share], word: &str| {
             let (separation, finding) = choose(plan, site, Err("no systemd"), shares);
             assert_eq!(separation, Separation::Affinity);
-            assert_eq!(finding.verdict, crate::plan::Verdict::Degraded);
+            assert_eq!(finding.verdict, Verdict::Degraded);
             assert!(finding.reason.contains(word), "{}", finding.reason);
         };
         let site = site();
@@ -254,7 +272,7 @@ mod tests {
         let (separation, finding) =
             choose(&plan, Err("it is in session-3.scope"), Ok(session), &[]);
         assert_eq!(separation, Separation::Slices(session.to_owned()));
-        assert_eq!(finding.verdict, crate::plan::Verdict::Degraded);
+        assert_eq!(finding.verdict, Verdict::Degraded);
         assert!(finding.reason.contains("CPUs 12-19: it is in session-3"), "{}", finding.reason);
         let (separation, finding) =
             choose(&plan, Err("it is in /"), Err("there is no systemd"), &[]);

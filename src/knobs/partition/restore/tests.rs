@@ -73,6 +73,7 @@ fn plan(cpus: &str) -> Plan {
         emulator: set("0-11"),
         exclusive: set(cpus),
         housekeeping: set("0-11"),
+        isolated: CpuSet::EMPTY,
         displaced: Vec::new(),
         memory: None,
         isolation: Level::Exclusive,
