@@ -9,12 +9,15 @@
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug),
 //!                                                                      in_order.rs (by hand)
+//!   verdicts     ─▶ how far each rule is kept                           verdicts.rs, and what
+//!                                                                      would improve it, advice.rs
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
 //! ```
 //!
 //! Ties are broken by the order of cores, never by CPU numbers as such: renumbering the CPUs only
 //! renumbers the plan.
 
+mod advice;
 mod allowed;
 mod answer;
 mod doubts;
@@ -54,11 +57,14 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
     if let Err(PlanError::Infeasible { nearest, .. }) = &mut planned {
         *nearest = nearest::nearest(request);
     }
+    if let Ok(plan) = &mut planned {
+        advice::advise(plan, request);
+    }
     doubts::name(&mut planned, request);
     planned
 }
 
-/// As [`plan`], without looking for what else would do.
+/// As [`plan`], without looking for what else would do, or do better.
 fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
     let claims = Claims::gather(request)?;
     let only = request.policy.vm.vcpus.value.cpus();

@@ -4,7 +4,7 @@
 //!   CPUs by hand left to the planner, one key at a time, then all ─▶ any cores, any cache ─▶ shared CPUs ─▶ all of it
 //! ```
 
-use super::{Nearest, Request, plan_strictly};
+use super::{Nearest, Request, advice, plan_strictly};
 use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Policy, Sharing};
 
 type Change = (&'static str, fn(&mut Policy));
@@ -43,7 +43,9 @@ pub(super) fn nearest(request: &Request<'_>) -> Option<Box<Nearest>> {
         if takes.is_empty() {
             return None;
         }
-        let plan = plan_strictly(&Request { policy: &policy, ..*request }).ok()?;
+        let request = Request { policy: &policy, ..*request };
+        let mut plan = plan_strictly(&request).ok()?;
+        advice::advise(&mut plan, &request);
         Some(Box::new(Nearest { takes: takes.join(" and "), plan }))
     })
 }

@@ -11,7 +11,7 @@ use super::{Plan, Request, allowed, memory, needs, promised};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
 use crate::ids::{CpuId, NodeId};
-use crate::policy::{CpuChoice, Origin, Sourced};
+use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Origin, Sourced};
 use crate::topology::{CoreKind, Llc, Topology};
 use crate::wording::{counted, cpus_in_words};
 
@@ -115,7 +115,8 @@ pub(super) fn report(
     report.extend(caches(request, groups, placement, &cells));
     report.extend(nodes(request.topology, groups, &cells));
     report.extend(memory::finding(request, plan));
-    report.extend(kinds(groups, &used));
+    report.extend(large_cache(request, groups, &used));
+    report.extend(kinds(request, groups, &used));
     report.extend(siblings(placement));
     report.extend(doubled(request, placement, &used));
     report.extend(cores(request, plan));
@@ -255,7 +256,40 @@ fn nodes(topology: &Topology, groups: &[Group<'_>], cells: &Cells) -> Option<Fin
     })
 }
 
-fn kinds(groups: &[Group<'_>], used: &CpuSet) -> Option<Finding> {
+/// Whether the vCPUs are behind the large cache, on a machine where one is much larger than the others.
+fn large_cache(request: &Request<'_>, groups: &[Group<'_>], used: &CpuSet) -> Option<Finding> {
+    let vm = &request.policy.vm;
+    let (large, other): (Vec<_>, Vec<_>) = groups.iter().partition(|group| group.large_cache);
+    if large.is_empty() || other.is_empty() || vm.cache.value != CacheNeed::Any {
+        return None;
+    }
+    let name = |group: &Group<'_>| {
+        let llc = group.llc.and_then(|llc| request.topology.llcs.get(llc.0 as usize));
+        let size = llc.and_then(|llc| llc.size_bytes).map(|bytes| format!("{} MiB, ", bytes >> 20));
+        format!("{}{}", size.unwrap_or_default(), cpus_in_words(&group.cpus))
+    };
+    if !other.iter().any(|group| group.cpus.intersects(used)) {
+        let names: Vec<String> = large.iter().map(|group| name(group)).collect();
+        return Some(Finding::met(
+            "cache",
+            format!("all vCPUs behind the large cache ({})", names.join("; ")),
+        ));
+    }
+    let best = large.iter().max_by_key(|group| group.free_cpus())?;
+    let why = match &vm.vcpus.value {
+        CpuChoice::Auto if !request.held.is_empty() => "the vCPUs were there before".to_owned(),
+        CpuChoice::Auto => format!(
+            "it has {} on {} for this VM",
+            counted(best.free_cpus(), "CPU"),
+            counted(best.free.len(), "core")
+        ),
+        _ => format!("the CPUs are given by hand ({})", vm.vcpus.origin),
+    };
+    let reason = format!("not all vCPUs are behind the large cache ({}): {why}", name(best));
+    Some(Finding::degraded("cache", reason))
+}
+
+fn kinds(request: &Request<'_>, groups: &[Group<'_>], used: &CpuSet) -> Option<Finding> {
     let mine: BTreeSet<_> = groups
         .iter()
         .filter(|group| group.cpus.intersects(used))
@@ -268,8 +302,19 @@ fn kinds(groups: &[Group<'_>], used: &CpuSet) -> Option<Finding> {
             CoreKind::Efficiency => "efficiency",
         })
         .collect();
+    let wants_any = request.policy.vm.cores.value == CoreNeed::Any;
+    let fast = groups.iter().filter(|group| group.kind == Some(CoreKind::Performance));
+    let fast: usize = fast.map(Group::free_cpus).sum();
     match names.as_slice() {
         [] => None,
+        ["efficiency"] if wants_any && request.policy.vm.vcpus.value == CpuChoice::Auto => {
+            let all = counted(request.guest.vcpus.len(), "vCPU");
+            let has = counted(fast, "CPU");
+            let reason = format!(
+                "all vCPUs on efficiency cores: the performance cores have {has} for {all}"
+            );
+            Some(Finding::degraded("one-kind", reason))
+        }
         [one] => Some(Finding::met("one-kind", format!("all vCPUs on {one} cores"))),
         _ => Some(Finding::degraded(
             "one-kind",

@@ -458,6 +458,31 @@ proptest! {
         }
     }
 
+    /// Where the plan says what would help, that does.
+    #[test]
+    fn what_is_advised_would_help(question in any_question()) {
+        let mut question = question;
+        question.policy.vm.vcpus = sourced(CpuChoice::Auto);
+        let Ok(plan) = question.ask() else { return Ok(()) };
+        for finding in plan.report.iter().filter(|finding| finding.falls_short()) {
+            let Some((_, advice)) = finding.reason.split_once("; with ") else { continue };
+            let Some((setting, _)) = advice.split_once(" it would be met") else { continue };
+            let mut better = question.clone();
+            if let Some(cpus) = setting.strip_prefix("[host] reserved = ") {
+                let cpus = cpus.trim_matches('"').parse().expect("a cpulist");
+                better.policy.host.reserved = sourced(CpuChoice::Cpus(cpus));
+            } else {
+                prop_assert_eq!(setting, "displace = true");
+                better.policy.vm.displace = sourced(Displace::Freely);
+            }
+            let better = better.ask().expect("what is advised can be had");
+            let falls_short = better.report.iter().any(|other| {
+                other.rule == finding.rule && other.falls_short()
+            });
+            prop_assert!(!falls_short, "{}: {:?}", finding.reason, better.report);
+        }
+    }
+
     /// What others count on is taken last, and what was isolated at boot first.
     #[test]
     fn others_lose_nothing_where_the_vm_fits_without(question in any_question()) {
