@@ -305,6 +305,7 @@ impl<'a> Attachment<'a> {
         let guest = discover::guest(&roles);
         if guest != self.guest {
             self.guest = guest;
+            self.knobs.affinity.limit.expire();
             self.stale.get_or_insert(Stay::Always);
         }
         self.find_outside();
@@ -321,7 +322,7 @@ impl<'a> Attachment<'a> {
         self.notice_limit();
         self.notice_neighbours();
         if self.stale.is_some() {
-            self.knobs.affinity.limit.read_promises(self.known.ground());
+            self.knobs.affinity.limit.renew(self.known.ground());
         }
         let plan_failed = self.stale.and_then(|stay| self.replan(stay).err());
         let scan = self.scan()?;

@@ -28,6 +28,7 @@ impl Attachment<'_> {
         }
         tracing::info!("online CPUs are now {online}, were {known}");
         self.topology = read_topology(self.known.host.root)?;
+        self.knobs.affinity.limit.expire();
         self.stale = Some(Stay::UnlessBetter);
         Ok(())
     }
@@ -35,6 +36,7 @@ impl Attachment<'_> {
     /// Has the plan made anew where the VM's cgroup allows it other CPUs than before.
     pub(crate) fn notice_limit(&mut self) {
         if self.knobs.affinity.limit.has_changed(self.known.ground(), &self.online) {
+            self.knobs.affinity.limit.expire();
             self.stale = Some(Stay::UnlessBetter);
         }
     }

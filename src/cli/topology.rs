@@ -6,10 +6,14 @@ use std::path::Path;
 
 use super::args::{Global, TopologyArgs, host_policy};
 use super::{Answer, output};
+use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
-use crate::discover::{all_leases, boot_id, live_leases, read_topology};
+use crate::discover::{all_leases, boot_id, live_leases, promises, read_topology};
 use crate::error::{Failure, Kind};
+use crate::knobs::partition::keep::known;
+use crate::promises::Promises;
 use crate::render::{Color, Owners, Picture, TopologyDocument};
+use crate::sched::Kernel;
 
 /// The width of a terminal that does not report one.
 const WIDTH_DEFAULT: usize = 80;
@@ -24,6 +28,13 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
         Ok(boot_id) if root.is_live() => live_leases(&root, &state, &boot_id),
         _ => all_leases(&state),
     };
+    let promises = match boot_id(&root) {
+        Ok(boot_id) if root.is_live() => {
+            let known = known(&state, &boot_id, &leases, &[]);
+            promises(&root, &Kernel, &CgroupTree::of(&root), &known)
+        }
+        _ => Promises::default(),
+    };
     let owners: Owners = leases.into_iter().map(|lease| (lease.vm, lease.exclusive)).collect();
     if args.json {
         output::json(&TopologyDocument::new(&topology, &owners))?;
@@ -36,6 +47,7 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
         owners: &owners,
         reserved,
         shared: policy.host.shared.value.unwrap_or(CpuSet::EMPTY),
+        promises: &promises,
         width: terminal_size::terminal_size().map_or(WIDTH_DEFAULT, |(width, _)| width.0.into()),
         color: color(),
     };

@@ -20,6 +20,8 @@ use crate::topology::Topology;
 
 const RULE: &str = "memory";
 const MIB: u64 = 1 << 20;
+/// Less than this, where it lies, decides nothing: QEMU itself has some 60 MiB.
+const LIES_MIN: u64 = 128 * MIB;
 
 /// How remote a node is from the memory: how many eighths of it are elsewhere, and how far the nearest piece is.
 pub(super) type Remote = (u64, u32);
@@ -47,8 +49,9 @@ impl Pull {
             }
         }
         // Which part of it belongs to which guest node the host does not know.
-        if !pull.is_bound && guest_node.is_none() {
-            pull.bytes.clone_from(&request.surroundings.memory_on);
+        let lies = &request.surroundings.memory_on;
+        if !pull.is_bound && guest_node.is_none() && lies.values().sum::<u64>() >= LIES_MIN {
+            pull.bytes.clone_from(lies);
             pull.total = pull.total.max(pull.bytes.values().sum());
         }
         pull
@@ -68,6 +71,14 @@ impl Pull {
         let distance = if here == most { 0 } else { nearest.min().unwrap_or(0) };
         (8 - eighths(here).min(8), distance)
     }
+}
+
+/// The CPUs of the nodes that the guest's memory is bound to; `None`: it is not bound.
+pub(super) fn bound_nodes(request: &Request<'_>) -> Option<CpuSet> {
+    let bound = request.guest.memory.iter().flat_map(|piece| &piece.bound);
+    let node = |at: &NodeId| request.topology.nodes.iter().find(|node| node.node == *at);
+    let cpus = bound.filter_map(node).fold(CpuSet::EMPTY, |all, node| all | node.cpus);
+    (!cpus.is_empty()).then_some(cpus)
 }
 
 /// Where the guest's memory is, relative to its vCPUs.
@@ -155,10 +166,10 @@ pub(super) fn finding(request: &Request<'_>, plan: &Plan) -> Option<Finding> {
     let vm = &request.policy.vm;
     let why = if vm.vcpus.value != CpuChoice::Auto {
         format!("the CPUs are given by hand ({})", vm.vcpus.origin)
-    } else if !request.held.is_empty() {
-        "the vCPUs were there before; detach and attach the VM to move them".to_owned()
+    } else if request.held.is_empty() {
+        "the memory's nodes do not hold this VM beside what others have".to_owned()
     } else {
-        "the memory's nodes have too few CPUs for this VM".to_owned()
+        "the vCPUs were there before; detach and attach the VM, if it fits there now".to_owned()
     };
     Some(Finding::degraded(RULE, format!("{}: {why}", parts.join("; "))))
 }

@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 
 use super::machine::whole_cores;
 use super::report::Finding;
-use super::{Plan, PlanError, Request};
+use super::{Plan, PlanError, Request, memory};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Displace};
 use crate::promises::{Displaced, Promise, Strength};
@@ -41,6 +41,8 @@ pub(super) fn wishes(request: &Request<'_>, usable: Option<&CpuSet>, helpers: Cp
     let soft = avoided(request);
     let all = soft.iter().fold(CpuSet::EMPTY, |all, cpus| all | *cpus);
     let isolated = request.surroundings.promises.isolated;
+    // Memory that is bound cannot follow.
+    let isolated = memory::bound_nodes(request).map_or(isolated, |cpus| isolated & cpus);
     let isolated = (!isolated.is_empty() && request.held.is_empty())
         .then(|| any.map_or(isolated, |usable| usable & isolated));
     let mut wishes: Vec<Wish> =
@@ -153,10 +155,14 @@ fn why_outside(request: &Request<'_>, isolated: &CpuSet) -> String {
     if request.policy.vm.vcpus.value != CpuChoice::Auto {
         return format!("the CPUs are given by hand ({})", request.policy.vm.vcpus.origin);
     }
-    if !request.held.is_empty() {
+    let near = memory::bound_nodes(request).map_or(*isolated, |cpus| *isolated & cpus);
+    let needed = request.guest.vcpus.len();
+    if near.len() < needed && near != *isolated {
+        return "the guest's memory is bound to another node".to_owned();
+    }
+    if isolated.len() >= needed && !request.held.is_empty() {
         return "they were there before; detach and attach the VM to move them".to_owned();
     }
-    let needed = request.guest.vcpus.len();
     format!("they do not hold {} ({} in all)", counted(needed, "vCPU"), isolated.len())
 }
 

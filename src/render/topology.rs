@@ -16,6 +16,7 @@ mod svg;
 
 use crate::cpuset::CpuSet;
 use crate::ids::NodeId;
+use crate::promises::Promises;
 use crate::topology::{Core, CoreKind, Llc, Node, Topology};
 
 use super::owners::Owners;
@@ -41,6 +42,8 @@ pub struct Picture<'a> {
     pub reserved: CpuSet,
     /// The CPUs where emulator and iothreads of all VMs may meet.
     pub shared: CpuSet,
+    /// What other programs count on.
+    pub promises: &'a Promises,
     /// The terminal's width in columns.
     pub width: usize,
     /// Whether to write colours.

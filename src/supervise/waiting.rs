@@ -276,6 +276,7 @@ impl Wait<'_> {
         let held = earlier_lease(ground)
             .map(|lease| lease.vcpus.into_iter().collect())
             .unwrap_or_default();
+        self.limit.read_promises(ground);
         let around = self.limit.surroundings();
         match self.settings.plan(&topology, &seen.guest, &beside, around, &held, Stay::Always) {
             Ok(_) => true,

@@ -85,6 +85,7 @@ proptest! {
             owners: &owners,
             reserved: CpuSet::EMPTY,
             shared: CpuSet::EMPTY,
+            promises: &qmpin::promises::Promises::default(),
             width: 60,
             color: Color::Never,
         };

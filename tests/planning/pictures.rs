@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use qmpin::cpuset::CpuSet;
 use qmpin::ids::CpuId;
+use qmpin::promises::{Promise, Promises, Strength};
 use qmpin::render::{Color, Owners, Picture, TopologyDocument};
 use qmpin::topology::Topology;
 
@@ -26,7 +27,8 @@ fn owners(vms: &[(&str, &str)]) -> Owners {
 
 fn draw(topology: &Topology, owners: &Owners, width: usize) -> String {
     let (reserved, shared) = (CpuSet::EMPTY, CpuSet::EMPTY);
-    Picture { topology, owners, reserved, shared, width, color: Color::Never }.draw()
+    let promises = &Promises::default();
+    Picture { topology, owners, reserved, shared, promises, width, color: Color::Never }.draw()
 }
 
 /// Compares with `tests/pictures/NAME.txt`.
@@ -38,6 +40,7 @@ fn golden(name: &str, host: &FakeHost, reserved: &str, shared: &str, vms: &[(&st
         owners: &owners,
         reserved: set(reserved),
         shared: set(shared),
+        promises: &Promises::default(),
         width: 80,
         color: Color::Never,
     };
@@ -157,6 +160,7 @@ fn an_owner_shows_on_a_cpu_that_the_host_reserves() {
         owners: &owners,
         reserved,
         shared,
+        promises: &Promises::default(),
         width,
         color: Color::Never,
     }
@@ -175,6 +179,7 @@ fn an_svg_says_whose_each_cpu_is_and_what_is_not_known() {
         owners: &owners,
         reserved,
         shared,
+        promises: &Promises::default(),
         width: 80,
         color: Color::Always,
     };
@@ -312,10 +317,52 @@ proptest! {
         let (reserved, shared) = (CpuSet::EMPTY, CpuSet::EMPTY);
         let owners = &owners;
         let color = Color::Never;
-        let picture = Picture { topology: &topology, owners, reserved, shared, width, color };
+        let promises = &Promises::default();
+        let picture = Picture { topology: &topology, owners, reserved, shared, promises, width, color };
         let whose = |cpu: usize| if owned.contains(CpuId::from_index(cpu).expect("a CPU")) { "VM 100" } else { "free" };
         let expected: Vec<(usize, String)> =
             online.into_iter().map(|cpu| (cpu, whose(cpu).to_owned())).collect();
         prop_assert_eq!(cpus_in_svg(&picture.draw_svg()), expected);
     }
+}
+
+#[test]
+fn what_others_were_promised_is_marked_and_named() {
+    let topology = hosts::ryzen_5900x().topology();
+    let owners = owners(&[("100", "6-7,18-19")]);
+    let promise = |what: &str, cpus: &str, strength| Promise {
+        what: what.to_owned(),
+        cpus: set(cpus),
+        strength,
+    };
+    let mut promises = Promises {
+        made: vec![
+            promise("kubepods.slice (cpuset.cpus.partition)", "8,20", Strength::Hard),
+            promise("dp.service (tid 512)", "9", Strength::Soft),
+            promise("a VM's", "6", Strength::Soft),
+        ],
+        isolated: set("1-2,13-14"),
+    };
+    let draw = |promises: &Promises| {
+        let (topology, owners) = (&topology, &owners);
+        let (reserved, shared) = (set("0,12"), CpuSet::EMPTY);
+        let color = Color::Never;
+        Picture { topology, owners, reserved, shared, promises, width: 80, color }.draw()
+    };
+    let picture = draw(&promises);
+    for row in [
+        "│  0 # │  1 : │  2 : │  3 · │",
+        "│  6 A │  7 A │  8 ! │  9 ~ │",
+        " :  isolated at boot, free                  1-2,13-14\n",
+        " !  kubepods.slice (cpuset.cpus.partition)  8,20\n",
+        " ~  dp.service (tid 512)                    9\n",
+    ] {
+        assert!(picture.contains(row), "{row} is missing in\n{picture}");
+    }
+    assert!(!picture.contains("a VM's"), "what is not drawn has no line:\n{picture}");
+    let many = (0..20).map(|at| promise(&format!("unit{at}"), "3-4", Strength::Soft));
+    promises.made.extend(many);
+    let picture = draw(&promises);
+    assert_eq!(picture.lines().filter(|line| line.starts_with(" ~ ")).count(), 7, "{picture}");
+    assert!(picture.contains(" ~  15 others"), "{picture}");
 }

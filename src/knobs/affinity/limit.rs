@@ -19,6 +19,8 @@ pub(crate) struct Limit {
     surroundings: Surroundings,
     /// What the kernel's files said when it was read.
     mark: String,
+    /// Whether the next plan is to be made with promises that are read again.
+    has_expired: bool,
     /// What was logged last about threads that cannot be pinned.
     said: Option<String>,
 }
@@ -34,8 +36,22 @@ impl Limit {
     /// Reads what others were promised, and where the VM's memory is. It takes milliseconds, and no lock should be held
     /// meanwhile.
     pub(crate) fn read_promises(&mut self, ground: Ground<'_>) {
+        self.has_expired = false;
         self.surroundings.promises = promises(ground);
         self.surroundings.memory_on = memory_on(ground);
+    }
+
+    /// Has them read again for the next plan, because this VM or the host has changed. That a neighbour has come or gone is no
+    /// reason: each VM of the host would look at every thread then.
+    pub(crate) fn expire(&mut self) {
+        self.has_expired = true;
+    }
+
+    /// Reads them where they have expired.
+    pub(crate) fn renew(&mut self, ground: Ground<'_>) {
+        if self.has_expired {
+            self.read_promises(ground);
+        }
     }
 
     /// Reads the limit. The CPUs of other VMs are none; where they change meanwhile, the next pass reads it again. Whether

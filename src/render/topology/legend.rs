@@ -7,14 +7,18 @@
 //! ```
 
 use crate::cpuset::CpuSet;
+use crate::promises::{Promise, Strength};
 use crate::render::paint::{Line, Paint, flow};
 use crate::shown;
 
-use super::marks::{FREE, Marks, OTHERS, RESERVED, SHARED, letter};
+use super::marks::{FREE, HARD, ISOLATED, Marks, OTHERS, RESERVED, SHARED, SOFT, letter};
 use super::{Picture, count};
 
 /// So many VMs get a line each with their CPUs; more are set one after the other.
 const VMS_WITH_LINES_MAX: usize = 8;
+
+/// So many promises to other programs get a line each.
+const PROMISES_WITH_LINES_MAX: usize = 8;
 
 /// So many unknown things are written out.
 const UNKNOWN_MAX: usize = 4;
@@ -73,8 +77,32 @@ fn of_the_host(picture: &Picture<'_>, marks: &Marks<'_>) -> Vec<Entry> {
         (RESERVED, Paint::Host, "reserved for the host"),
         (SHARED, Paint::Shared, "shared by all VMs"),
         (FREE, Paint::Plain, "free"),
+        (ISOLATED, Paint::Plain, "isolated at boot, free"),
     ];
-    kinds.into_iter().map(entry).filter(|entry| !entry.cpus.is_empty()).collect()
+    let kinds = kinds.into_iter().map(entry).filter(|entry| !entry.cpus.is_empty());
+    kinds.chain(promised(picture, marks)).collect()
+}
+
+/// Who has been promised what, as far as that is drawn.
+fn promised(picture: &Picture<'_>, marks: &Marks<'_>) -> Vec<Entry> {
+    let made = &picture.promises.made;
+    let entry = |promise: &Promise| {
+        let (mark, paint) = match promise.strength {
+            Strength::Hard => (HARD, Paint::Host),
+            Strength::Soft => (SOFT, Paint::Shared),
+        };
+        let cpus = promise.cpus.iter().filter(|cpu| marks.of(*cpu).0 == mark).collect();
+        Entry { mark, paint, name: promise.what.clone(), cpus }
+    };
+    let drawn = made.iter().map(entry).filter(|entry| !entry.cpus.is_empty());
+    let mut entries: Vec<Entry> = drawn.collect();
+    if entries.len() > PROMISES_WITH_LINES_MAX {
+        let rest = entries.split_off(PROMISES_WITH_LINES_MAX - 1);
+        let cpus = rest.iter().fold(CpuSet::EMPTY, |all, entry| all | entry.cpus);
+        let name = format!("{} others", rest.len());
+        entries.push(Entry { mark: SOFT, paint: Paint::Shared, name, cpus });
+    }
+    entries
 }
 
 /// The CPUs that are offline, which the picture does not show and which so have no mark.

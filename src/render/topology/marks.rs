@@ -11,6 +11,12 @@ pub(super) const FREE: char = '·';
 pub(super) const RESERVED: char = '#';
 /// The mark of a CPU where threads of all VMs may meet.
 pub(super) const SHARED: char = '+';
+/// The mark of a CPU that another program has to itself.
+pub(super) const HARD: char = '!';
+/// The mark of a CPU that another program counts on.
+pub(super) const SOFT: char = '~';
+/// The mark of a free CPU that was isolated on the kernel command line.
+pub(super) const ISOLATED: char = ':';
 /// The mark of all VMs that come after the letters.
 pub(super) const OTHERS: char = '*';
 
@@ -36,6 +42,12 @@ impl<'a> Marks<'a> {
             (RESERVED, Paint::Host)
         } else if picture.shared.contains(cpu) {
             (SHARED, Paint::Shared)
+        } else if picture.promises.hard().contains(cpu) {
+            (HARD, Paint::Host)
+        } else if picture.promises.soft().any(|promise| promise.cpus.contains(cpu)) {
+            (SOFT, Paint::Shared)
+        } else if picture.promises.isolated.contains(cpu) {
+            (ISOLATED, Paint::Plain)
         } else {
             (FREE, Paint::Plain)
         }

@@ -45,32 +45,45 @@ impl Ground<'_> {
         others.map(|lease| lease.exclusive).chain(held).fold(CpuSet::EMPTY, |all, cpus| all | cpus)
     }
 
-    /// What is qmpin's own on this host.
+    /// What is qmpin's own on this host, with this VM.
     pub(crate) fn known(&self) -> discover::Known {
         let leases = discover::live_leases(self.host.root, self.state, self.boot_id);
-        let of_leases = leases.iter().map(|lease| lease.qemu.pid);
-        let qemus: Vec<Pid> = of_leases.chain([self.process.pid]).collect();
-        let supervisors = leases.iter().filter_map(|lease| lease.supervisor);
-        let itself = i32::try_from(std::process::id()).ok().map(Pid);
-        let supervisors = supervisors.map(|supervisor| supervisor.pid).chain(itself);
-        let processes = qemus.iter().copied().chain(supervisors).collect();
-        discover::Known { processes, qemus, limits: self.unit_limits() }
+        known(self.state, self.boot_id, &leases, &[self.process.pid])
     }
 
     /// What units and other cgroups were limited to before qmpin limited them.
     fn unit_limits(&self) -> BTreeMap<String, CpuSet> {
-        let path = self.state.host_journal_path();
-        let memory = HostJournal::read(&path, self.boot_id).unwrap_or_default();
-        let limit = |(place, value): (&Place, &Value)| {
-            Some((place.limited_cgroup()?.to_owned(), value.cpus()?))
-        };
-        memory.originals().filter_map(limit).collect()
+        unit_limits(self.state, self.boot_id)
     }
 
     /// The other VMs' partitions: what their leases say, and what the kernel still has of them.
     fn shares(&self) -> Vec<Share> {
         shares(self.host, self.state, self.vm, self.boot_id)
     }
+}
+
+/// What is qmpin's own on this host: attached VMs, and QEMUs that are about to be.
+pub(crate) fn known(
+    state: &StateDir,
+    boot_id: &str,
+    leases: &[Lease],
+    also: &[Pid],
+) -> discover::Known {
+    let of_leases = leases.iter().map(|lease| lease.qemu.pid);
+    let qemus: Vec<Pid> = of_leases.chain(also.iter().copied()).collect();
+    let supervisors = leases.iter().filter_map(|lease| lease.supervisor);
+    let itself = i32::try_from(std::process::id()).ok().map(Pid);
+    let supervisors = supervisors.map(|supervisor| supervisor.pid).chain(itself);
+    let processes = qemus.iter().copied().chain(supervisors).collect();
+    discover::Known { processes, qemus, limits: unit_limits(state, boot_id) }
+}
+
+fn unit_limits(state: &StateDir, boot_id: &str) -> BTreeMap<String, CpuSet> {
+    let memory = HostJournal::read(&state.host_journal_path(), boot_id).unwrap_or_default();
+    let limit = |(place, value): (&Place, &Value)| {
+        Some((place.limited_cgroup()?.to_owned(), value.cpus()?))
+    };
+    memory.originals().filter_map(limit).collect()
 }
 
 /// The VM's partition, as far as there is one.
