@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
 use crate::guest::Allowed;
-use crate::ids::NodeId;
+use crate::ids::{NodeId, Tid};
 
 /// CPUs that another program counts on.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -15,6 +15,8 @@ pub struct Promise {
     pub what: String,
     /// Which CPUs.
     pub cpus: CpuSet,
+    /// The thread, or the first of them, where it is a thread's.
+    pub tid: Option<Tid>,
     /// How strong it is.
     pub strength: Strength,
 }
@@ -35,6 +37,9 @@ pub struct Displaced {
     pub what: String,
     /// The CPUs that it loses.
     pub cpus: CpuSet,
+    /// As [`Promise::tid`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tid: Option<Tid>,
 }
 
 /// What the rest of the host leaves to a VM.
@@ -66,8 +71,43 @@ impl Promises {
         hard.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus)
     }
 
+    /// Adds who was displaced before by the VM that is planned, and so no longer looks as if it had been promised anything.
+    pub fn add_displaced(&mut self, displaced: impl Iterator<Item = Displaced>) {
+        for Displaced { what, cpus, tid } in displaced {
+            let is_known = |made: &Promise| made.what == what || (tid.is_some() && made.tid == tid);
+            if !self.made.iter().any(is_known) {
+                self.made.push(Promise { what, cpus, tid, strength: Strength::Soft });
+            }
+        }
+    }
+
     /// The promises that can be broken.
     pub fn soft(&self) -> impl Iterator<Item = &Promise> {
         self.made.iter().filter(|promise| promise.strength == Strength::Soft)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_displaced_before_is_known_once() {
+        let cpus = |list: &str| -> CpuSet { list.parse().expect("a cpulist") };
+        let displaced = |what: &str, tid: Option<i32>| Displaced {
+            what: what.to_owned(),
+            cpus: cpus("14"),
+            tid: tid.map(Tid),
+        };
+        let mut promises = Promises::default();
+        let all = [displaced("dp.service (tid 512)", Some(512)), displaced("a.slice", None)];
+        promises.add_displaced(all.clone().into_iter());
+        promises.add_displaced(all.into_iter());
+        // More threads of the unit have the mask by now, and it is still the same one.
+        promises
+            .add_displaced([displaced("dp.service (tid 512 and 1 more)", Some(512))].into_iter());
+        let made: Vec<&str> = promises.made.iter().map(|made| made.what.as_str()).collect();
+        assert_eq!(made, ["dp.service (tid 512)", "a.slice"]);
+        assert_eq!(promises.soft().count(), 2);
     }
 }

@@ -12,6 +12,7 @@ use crate::ids::{CpuId, Pid, VcpuIndex};
 use crate::leases::{Lease, StateError};
 use crate::locks::HostLock;
 use crate::plan::{Neighbour, Plan, PlanError, Stay};
+use crate::promises::Displaced;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
@@ -135,6 +136,7 @@ impl Attachment<'_> {
             vfio_irqs: policy.vfio_irqs.value,
             sched: policy.sched.value,
             max_vcpus: policy.max_vcpus.value,
+            displaced: self.plan.displaced.clone(),
             kept: self.kept.clone(),
             ..Lease::new(vm.clone(), boot_id.clone(), *process)
         })?;
@@ -144,8 +146,9 @@ impl Attachment<'_> {
 }
 
 /// What others see of a plan.
-fn leased(plan: &Plan) -> (CpuSet, CpuSet, CpuSet, BTreeMap<VcpuIndex, CpuId>) {
-    (plan.exclusive, plan.emulator, plan.iothread_cpus, plan.held())
+fn leased(plan: &Plan) -> ([CpuSet; 3], BTreeMap<VcpuIndex, CpuId>, &[Displaced]) {
+    let sets = [plan.exclusive, plan.emulator, plan.iothread_cpus];
+    (sets, plan.held(), &plan.displaced)
 }
 
 pub(crate) fn this_process(root: &SysRoot) -> Option<ProcessKey> {

@@ -80,14 +80,14 @@ fn of_cgroups(
         if let Some(holder) = held_by(cgroups, group, online) {
             let cpus = holder.cpus.parse().unwrap_or_default();
             let what = format!("{} ({})", holder.cgroup, holder.file());
-            hard.push(Promise { what, cpus, strength: Strength::Hard });
+            hard.push(Promise { what, cpus, tid: None, strength: Strength::Hard });
             return Below::Skip;
         }
         let now = || cgroup::set(cgroups, group, "cpuset.cpus");
         let cpus = before.get(group).copied().unwrap_or_else(now) & *online;
         if !cpus.is_empty() && cpus != *online {
             let what = format!("{group} (cpuset.cpus)");
-            soft.push(Promise { what, cpus, strength: Strength::Soft });
+            soft.push(Promise { what, cpus, tid: None, strength: Strength::Soft });
         }
         Below::Visit
     });
@@ -116,7 +116,8 @@ fn of_threads(
             1 => format!("tid {tid}"),
             _ => format!("tid {tid} and {} more", number - 1),
         };
-        Promise { what: format!("{unit} ({more})"), cpus, strength: Strength::Soft }
+        let what = format!("{unit} ({more})");
+        Promise { what, cpus, tid: Some(tid), strength: Strength::Soft }
     };
     found.into_iter().map(promise).collect()
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::policy::{Knob, VcpuSched, VfioIrqs};
+use crate::promises::Displaced;
 use crate::threads::ProcessKey;
 
 /// The schema of a lease.
@@ -50,6 +51,9 @@ pub struct Lease {
     /// How many vCPUs it may have, where that is bounded. QEMU's other vCPUs are placed as helpers are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_vcpus: Option<u32>,
+    /// Who loses CPUs to it: threads that run elsewhere by now do not show it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub displaced: Vec<Displaced>,
     /// The version of the qmpin that wrote it; 0.1.0 does not say, and uses another lock over all
     /// (module [`locks`](crate::locks)).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -80,6 +84,7 @@ impl Lease {
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
             max_vcpus: None,
+            displaced: Vec::new(),
             writer: Some(env!("CARGO_PKG_VERSION").to_owned()),
             kept: Kept::default(),
         }

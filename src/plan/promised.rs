@@ -121,7 +121,11 @@ fn is_hard(promise: &Promise) -> bool {
 pub(super) fn displaced(request: &Request<'_>, exclusive: &CpuSet) -> Vec<Displaced> {
     let soft = request.surroundings.promises.soft();
     soft.filter(|promise| promise.cpus.intersects(exclusive))
-        .map(|promise| Displaced { what: promise.what.clone(), cpus: promise.cpus & *exclusive })
+        .map(|promise| Displaced {
+            what: promise.what.clone(),
+            cpus: promise.cpus & *exclusive,
+            tid: promise.tid,
+        })
         .collect()
 }
 

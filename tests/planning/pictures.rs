@@ -333,6 +333,7 @@ fn what_others_were_promised_is_marked_and_named() {
     let promise = |what: &str, cpus: &str, strength| Promise {
         what: what.to_owned(),
         cpus: set(cpus),
+        tid: None,
         strength,
     };
     let mut promises = Promises {

@@ -229,6 +229,7 @@ fn any_question() -> impl Strategy<Value = Question> {
             let made = promised.iter().map(|(cpus, strength)| Promise {
                 what: format!("a.service ({strength:?})"),
                 cpus: pick(&topology, cpus),
+                tid: None,
                 strength: *strength,
             });
             let isolated = isolated.map(|at| pick(&topology, &at)).unwrap_or_default();

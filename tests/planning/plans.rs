@@ -107,6 +107,7 @@ impl Case {
         let made = self.promises.iter().map(|promise| Promise {
             what: promise.what.clone(),
             cpus: promise.cpus,
+            tid: None,
             strength: if promise.hard { Strength::Hard } else { Strength::Soft },
         });
         let promises = Promises { made: made.collect(), isolated: self.isolated };

@@ -9,7 +9,7 @@ use crate::guest::Allowed;
 use crate::ids::NodeId;
 use crate::knobs::affinity::diff::MaskStep;
 use crate::knobs::ground::{Ground, Host};
-use crate::promises::{Promises, Surroundings};
+use crate::promises::{Displaced, Promises, Surroundings};
 use crate::threads::ThreadKey;
 use crate::wording::{counted, cpus_in_words};
 
@@ -123,8 +123,18 @@ fn memory_on(ground: Ground<'_>) -> BTreeMap<NodeId, u64> {
 }
 
 fn promises(ground: Ground<'_>) -> Promises {
-    let Host { root, sched, cgroups, .. } = ground.host;
-    discover::promises(root, sched, cgroups, &ground.known())
+    let Ground { host: Host { root, sched, cgroups, .. }, state, vm, boot_id, process } = ground;
+    let mut promises = discover::promises(root, sched, cgroups, &ground.known());
+    // A thread that was moved off the VM's CPUs looks like one that wants nothing.
+    let lease = state.lease(vm).ok().flatten();
+    let lease = lease.filter(|lease| lease.boot_id == boot_id && lease.qemu == process);
+    let lives = |displaced: &Displaced| {
+        let thread = displaced.tid.and_then(|tid| root.path(&format!("proc/{tid}")).ok());
+        displaced.tid.is_some() && thread.is_some_and(|path| path.exists())
+    };
+    let displaced = lease.into_iter().flat_map(|lease| lease.displaced);
+    promises.add_displaced(displaced.filter(lives));
+    promises
 }
 
 /// Reads the CPUs that the VM's cgroup allows it; `None` where these are all.
