@@ -1,6 +1,9 @@
 //! Who else may run on some CPUs: every thread of the host is asked for its mask, as the scheduler has
 //! it, and those that may are named.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
+
 use super::stat::Stat;
 use super::{cgroup, online_cpus, stat};
 use crate::cgroups::CgroupTree;
@@ -9,6 +12,9 @@ use crate::ids::{Pid, Tid};
 use crate::sched::Sched;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::ThreadKey;
+
+/// The links of a folder with one folder in it.
+const LINKS_OF_ONE: u64 = 3;
 
 /// What kind of thread it is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -96,20 +102,24 @@ pub fn with_own_masks(
     usual: &CpuSet,
 ) -> Vec<OwnMask> {
     let mut found = Vec::new();
-    let online = online_cpus(root).unwrap_or_default();
+    let mut cpusets = Cpusets::of(root);
+    // Most threads have all CPUs, or all that partitions leave. Nothing more is read of these.
+    let usual_masks = [cpusets.all, cpusets.all - *usual, cpusets.root, cpusets.root - *usual];
     let processes = root.folder("proc").and_then(|folder| folder.numbers()).unwrap_or_default();
     for pid in processes.into_iter().map(Pid).filter(|pid| !but.contains(pid)) {
-        let Ok(tasks) = root.folder(&format!("proc/{pid}/task")) else { continue };
-        let mut limits = None;
-        for tid in tasks.numbers().unwrap_or_default() {
-            let Ok(allowed) = sched.affinity(Tid(tid)) else { continue };
-            let limits = limits.get_or_insert_with(|| limits_of(root, pid, &online));
-            if limits.iter().any(|limit| allowed == *limit || allowed == *limit - *usual) {
+        for tid in threads_of(root, pid) {
+            let Ok(allowed) = sched.affinity(tid) else { continue };
+            if usual_masks.contains(&allowed) {
                 continue;
             }
-            let Ok(stat) = stat::read_in(&tasks, &format!("{tid}/stat")) else { continue };
-            if !stat.is_dead() && !stat.is_kernel_thread() {
-                let key = ThreadKey { tid: Tid(tid), start: stat.start };
+            // The kernel's own threads for one CPU each are most of these.
+            let Ok(stat) = stat::of(root, format!("{pid}/task/{tid}")) else { continue };
+            if stat.is_dead() || stat.is_kernel_thread() {
+                continue;
+            }
+            let mut limits = cpusets.of_process(root, pid).iter();
+            if !limits.any(|limit| allowed == *limit || allowed == *limit - *usual) {
+                let key = ThreadKey { tid, start: stat.start };
                 found.push(OwnMask { pid, key, cpus: allowed });
             }
         }
@@ -117,11 +127,46 @@ pub fn with_own_masks(
     found
 }
 
-/// What a thread of the process may run on that has no mask of its own; on a host without cpusets that is every CPU.
-fn limits_of(root: &SysRoot, process: Pid, online: &CpuSet) -> Vec<CpuSet> {
-    let mut limits = cgroup::cpuset_limits(root, &CgroupTree::of(root), process);
-    if limits.is_empty() {
-        limits.push(*online);
+/// The threads of a process. Most have one, which the number of links says without a list
+/// (`proc_task_getattr` in fs/proc/base.c).
+fn threads_of(root: &SysRoot, process: Pid) -> Vec<Tid> {
+    let path = format!("proc/{process}/task");
+    let links =
+        root.path(&path).ok().and_then(|path| path.metadata().ok()).map(|data| data.nlink());
+    if links == Some(LINKS_OF_ONE) {
+        return vec![process.main_thread()];
     }
-    limits
+    let tids = root.folder(&path).and_then(|folder| folder.numbers()).unwrap_or_default();
+    tids.into_iter().map(Tid).collect()
+}
+
+/// What cpusets leave to processes, read once for each cgroup.
+struct Cpusets {
+    tree: CgroupTree,
+    all: CpuSet,
+    /// What is left to a process in no other group.
+    root: CpuSet,
+    of: BTreeMap<String, Vec<CpuSet>>,
+}
+
+impl Cpusets {
+    fn of(root: &SysRoot) -> Cpusets {
+        let tree = CgroupTree::of(root);
+        let all = online_cpus(root).unwrap_or_default();
+        let left = cgroup::effective(&tree, "").map_or(all, |(_, cpus)| cpus);
+        Cpusets { tree, all, root: left, of: BTreeMap::new() }
+    }
+
+    /// What a thread of the process may run on that has no mask of its own; on a host without cpusets that is every CPU.
+    fn of_process(&mut self, root: &SysRoot, process: Pid) -> &[CpuSet] {
+        let cgroup = root.read(&format!("proc/{process}/cgroup")).unwrap_or_default();
+        let Cpusets { tree, all, of, .. } = self;
+        of.entry(cgroup).or_insert_with(|| {
+            let mut limits = cgroup::cpuset_limits(root, tree, process);
+            if limits.is_empty() {
+                limits.push(*all);
+            }
+            limits
+        })
+    }
 }
