@@ -29,7 +29,8 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     let follow = if args.once { Follow::Once } else { Follow::Stay };
     let settings = args.vm.settings(global, &root, policy()?, follow);
     if args.dry_run {
-        return plan::show(&root, &settings, plan::Shape::Text(crate::render::Explain::Shortfalls));
+        let shape = plan::Shape::Text(crate::render::Explain::Shortfalls);
+        return plan::show(&root, &settings, shape, plan::Stopped::Refuse);
     }
     let cgroups = CgroupTree::of(&root);
     let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };

@@ -8,8 +8,9 @@ use super::{Answer, output};
 use crate::attachment::leasing::neighbours;
 use crate::attachment::settings::{Follow, Settings};
 use crate::cgroups::CgroupTree;
-use crate::discover::{read_topology, tasks};
-use crate::error::Failure;
+use crate::discover::{VmLocation, read_topology, tasks};
+use crate::error::{Failure, Kind};
+use crate::ids::{Pid, StartTicks};
 use crate::knobs::abilities::Abilities;
 use crate::knobs::affinity::diff::diff;
 use crate::knobs::affinity::limit;
@@ -27,11 +28,12 @@ use crate::leases::Lease;
 use crate::plan::{Plan, PlanError, Stay};
 use crate::policy::Knob;
 use crate::promises::Surroundings;
-use crate::render::{Explain, PlanDocument, host_text, plan_text};
+use crate::render::{Explain, PlanDocument, declared_text, host_text, plan_text};
 use crate::sched::Kernel;
 use crate::sysroot::SysRoot;
 use crate::systemd::SystemBus;
 use crate::threads::ProcessKey;
+use crate::topology::Topology;
 use crate::{discover, journal};
 
 /// How the plan is shown.
@@ -51,15 +53,34 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
         (false, true) => Shape::Text(Explain::All),
         (false, false) => Shape::Text(Explain::Shortfalls),
     };
-    show(&root, &settings, shape)
+    show(&root, &settings, shape, Stopped::ByConfiguration)
+}
+
+/// What is planned where the VM does not run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stopped {
+    /// Nothing: that is an error.
+    Refuse,
+    /// What its Proxmox configuration declares.
+    ByConfiguration,
 }
 
 /// Plans for the host below `root` and prints. Nothing is locked and nothing is written.
-pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<Answer, Failure> {
+pub(super) fn show(
+    root: &SysRoot,
+    settings: &Settings,
+    shape: Shape,
+    stopped: Stopped,
+) -> Result<Answer, Failure> {
     let live = SysRoot::live();
     let Settings { vm, location, state, limits, .. } = settings;
     let topology = read_topology(root)?;
-    let view = look(vm, location, limits, state)?;
+    let view = match look(vm, location, limits, state) {
+        Err(failure) if failure.kind() == Kind::NoVm && stopped == Stopped::ByConfiguration => {
+            return show_declared(root, settings, shape, &topology, failure);
+        }
+        view => view?,
+    };
     let boot_id = discover::boot_id(&live)?;
     let guest = discover::guest(&view.roles);
     // An attached VM stays where it is, where it may.
@@ -116,6 +137,53 @@ pub(super) fn show(root: &SysRoot, settings: &Settings, shape: Shape) -> Result<
             let (host, steps) = host_steps(root, settings, view.process, &plan, &boot_id)?;
             output::text(&host_text(&steps, &host.vfio))?;
         }
+    }
+    Ok(Answer::Done)
+}
+
+/// Plans a VM that does not run, as its configuration declares it. Where there is none, the VM is just not running.
+fn show_declared(
+    root: &SysRoot,
+    settings: &Settings,
+    shape: Shape,
+    topology: &Topology,
+    not_running: Failure,
+) -> Result<Answer, Failure> {
+    let Settings { vm, location, state, .. } = settings;
+    if !matches!(location, VmLocation::Proxmox { .. }) {
+        return Err(not_running);
+    }
+    let guest = match discover::declared_guest(root, vm) {
+        Ok(guest) => guest,
+        Err(why) => {
+            return Err(
+                not_running.hint(format!("a plan without it needs its configuration: {why}"))
+            );
+        }
+    };
+    let boot_id = discover::boot_id(&SysRoot::live())?;
+    let cgroups = CgroupTree::of(root);
+    let host = Host { root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
+    // There is no process; nothing below asks for it but to leave it out.
+    let process = ProcessKey { pid: Pid(0), start: StartTicks(0) };
+    let ground = Ground { host, state, vm, boot_id: &boot_id, process };
+    let around = if root.is_live() {
+        limit::surroundings(ground, &topology.online())
+    } else {
+        Surroundings::default()
+    };
+    let beside = neighbours(ground);
+    let planned = settings.plan(topology, &guest, &beside, &around, &BTreeMap::new(), Stay::Always);
+    let plan = planned.or_else(|error| {
+        if let (PlanError::Infeasible { reason, nearest, .. }, Shape::Json) = (&error, shape) {
+            output::json(&PlanDocument::infeasible(vm, reason, nearest.as_deref()))?;
+        }
+        Err(Failure::from(error))
+    })?;
+    let from = root.root().join(discover::proxmox_config_path(vm)).display().to_string();
+    match shape {
+        Shape::Json => output::json(&PlanDocument::declared(&plan, &from))?,
+        Shape::Text(explain) => output::text(&declared_text(&plan, &from, explain))?,
     }
     Ok(Answer::Done)
 }

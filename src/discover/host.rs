@@ -4,7 +4,7 @@ use super::doubt::{Doubt, doubt_of};
 use super::{DiscoverError, FirstWay, is_alive, lives};
 use crate::cpuset::CpuSet;
 use crate::error::chain;
-use crate::ids::VmName;
+use crate::ids::{CpuId, VmName};
 use crate::leases::{Lease, StateDir};
 use crate::sched::Sched;
 use crate::scheduling::Throttling;
@@ -24,9 +24,38 @@ pub fn boot_id(root: &SysRoot) -> Result<String, ReadError> {
 /// [`DiscoverError`] where the file cannot be read or understood.
 pub fn online_cpus(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
     const PATH: &str = "sys/devices/system/cpu/online";
-    let text = root.read_attribute(PATH).map_err(DiscoverError::OnlineUnreadable)?;
-    CpuSet::parse_cpulist(&text)
+    let text = match root.read_attribute(PATH) {
+        Err(error) if error.is_absent() => {
+            return online_by_folders(root).ok_or(DiscoverError::OnlineUnreadable(error));
+        }
+        text => text.map_err(DiscoverError::OnlineUnreadable)?,
+    };
+    CpuSet::parse_cpulist(text.trim_end_matches('\0'))
         .map_err(|source| DiscoverError::OnlineGarbled { path: root.root().join(PATH), source })
+}
+
+/// The CPUs with a folder that does not say they are offline: captures may lack the list, and a CPU that can never go offline
+/// has no file for that (`Documentation/core-api/cpu_hotplug.rst`).
+fn online_by_folders(root: &SysRoot) -> Option<CpuSet> {
+    const CPU: &str = "sys/devices/system/cpu";
+    let all = numbers_of_folders(root, CPU, "cpu")?;
+    let is_online = |cpu: &CpuId| {
+        let text = root.read_attribute(&format!("{CPU}/cpu{cpu}/online"));
+        text.map_or_else(|error| error.is_absent(), |text| text.trim() != "0")
+    };
+    let online: CpuSet = all.iter().filter(is_online).collect();
+    (!online.is_empty()).then_some(online)
+}
+
+/// The numbers of the folders with this name and a number, such as `cpu12` or `node1`; `None`: there is none.
+pub(super) fn numbers_of_folders(root: &SysRoot, folder: &str, name: &str) -> Option<CpuSet> {
+    let names = root.folder(folder).and_then(|folder| folder.names()).ok()?;
+    let number = |found: &String| {
+        let digits = found.strip_prefix(name)?;
+        CpuId::from_index(digits.parse().ok()?)
+    };
+    let numbers: CpuSet = names.iter().filter_map(number).collect();
+    (!numbers.is_empty()).then_some(numbers)
 }
 
 /// Every CPU that there is, those that are offline as well; where the kernel does not say, those that are

@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod cpusets;
+mod declared;
 mod doubt;
 mod grips;
 mod holder;
@@ -27,6 +28,7 @@ use std::path::PathBuf;
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
+pub use declared::declared_guest;
 pub use doubt::{Doubt, doubt_of};
 pub use grips::Grips;
 pub use holder::unlinked_holder;

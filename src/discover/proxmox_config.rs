@@ -39,15 +39,36 @@ pub fn proxmox_config_path(vm: &VmName) -> String {
 /// # Errors
 /// Why it cannot be read, with the path.
 pub fn proxmox_config(root: &SysRoot, vm: &VmName) -> Result<ProxmoxConfig, String> {
+    Ok(parse(&text(root, vm)?))
+}
+
+/// The lines of a VM's configuration, by key.
+///
+/// # Errors
+/// As [`proxmox_config`].
+pub(super) fn config_lines(
+    root: &SysRoot,
+    vm: &VmName,
+) -> Result<BTreeMap<String, String>, String> {
+    Ok(lines_of(&text(root, vm)?))
+}
+
+/// The lines that hold now: what follows is of snapshots, and of changes that wait for the next start.
+pub(super) fn lines_of(text: &str) -> BTreeMap<String, String> {
+    let own = text.lines().take_while(|line| !line.starts_with('['));
+    let lines = own.filter_map(|line| line.split_once(':'));
+    let lines = lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
+    lines.filter(|(_, value)| !value.is_empty()).collect()
+}
+
+fn text(root: &SysRoot, vm: &VmName) -> Result<String, String> {
     let name = proxmox_config_path(vm);
-    let text = if root.is_live() {
-        let path = root.path(&name).map_err(|error| format!("{error}: {}", error.source))?;
-        let text = read_config(&path, CONFIG_BYTES_MAX);
-        text.map_err(|error| format!("could not read {}: {error}", path.display()))?
-    } else {
-        root.read_lossy(&name).map_err(|error| format!("{error}: {}", error.source))?
-    };
-    Ok(parse(&text))
+    if !root.is_live() {
+        return root.read_lossy(&name).map_err(|error| format!("{error}: {}", error.source));
+    }
+    let path = root.path(&name).map_err(|error| format!("{error}: {}", error.source))?;
+    let text = read_config(&path, CONFIG_BYTES_MAX);
+    text.map_err(|error| format!("could not read {}: {error}", path.display()))
 }
 
 fn parse(text: &str) -> ProxmoxConfig {

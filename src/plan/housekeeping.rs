@@ -203,7 +203,6 @@ impl Claims {
                 waits_for: request.neighbours.iter().map(|other| other.vm.clone()).collect(),
             }
         })?;
-        let cpus = promised::but_soft(request, cpus);
         Ok(Helpers { cpus, found: Found::ByRule(away) })
     }
 }

@@ -79,6 +79,7 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
         let placement = place(request, &groups);
         (groups, placement)
     };
+    // The first with which each vCPU has a CPU; where there is none, the one with which the vCPUs fit best.
     let wishes = promised::wishes(request, usable.as_ref(), housekeeping::spared(request));
     let mut best: Option<(Vec<Group<'_>>, Placement, Fit)> = None;
     for wish in &wishes {

@@ -3,7 +3,8 @@
 //! ```text
 //!   hard       another partition, exclusive CPUs       never: the kernel refuses an overlap
 //!   soft       a unit's CPUs, a thread's own mask      where the VM does not fit without; the widest first, since who
-//!                                                      has many CPUs loses least
+//!                                                      has many CPUs loses least. Helpers may be there: they have
+//!                                                      several CPUs, and the scheduler moves them off a busy one
 //!   isolated   isolcpus=, nohz_full=                   first, for vCPUs; never for helpers, which the kernel would
 //!                                                      leave on the first of them
 //! ```
@@ -74,17 +75,7 @@ fn avoided(request: &Request<'_>) -> Vec<CpuSet> {
 
 /// These CPUs without those that were isolated at boot, where others are left.
 pub(super) fn but_isolated(request: &Request<'_>, cpus: CpuSet) -> CpuSet {
-    without(cpus, &request.surroundings.promises.isolated)
-}
-
-/// These CPUs without those that others count on, where some are left.
-pub(super) fn but_soft(request: &Request<'_>, cpus: CpuSet) -> CpuSet {
-    let soft = request.surroundings.promises.soft();
-    without(cpus, &soft.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus))
-}
-
-fn without(cpus: CpuSet, these: &CpuSet) -> CpuSet {
-    let rest = cpus - *these;
+    let rest = cpus - request.surroundings.promises.isolated;
     if rest.is_empty() { cpus } else { rest }
 }
 

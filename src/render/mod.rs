@@ -19,7 +19,7 @@ pub use config::{ConfigCheckDocument, ConfigDocument, config_text};
 pub use doctor::DoctorDocument;
 pub use owners::Owners;
 pub use paint::Color;
-pub use plan::{Explain, PlanDocument, host_text, plan_text};
+pub use plan::{Explain, PlanDocument, declared_text, host_text, plan_text};
 pub use status::{StatusDocument, VmState, VmStatus};
 pub use threads::ThreadsDocument;
 pub use topology::{Picture, TopologyDocument};

@@ -21,6 +21,9 @@ use crate::wording::counted;
 pub struct PlanDocument {
     schema: &'static str,
     vm: VmName,
+    /// The configuration that it was planned from, where the VM does not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
     vcpus: Vec<VcpuRow>,
     iothreads: Vec<IothreadRow>,
     emulator: CpuSet,
@@ -56,6 +59,7 @@ impl PlanDocument {
         PlanDocument {
             schema: "qmpin.plan/1",
             vm: plan.vm.clone(),
+            from: None,
             vcpus: vcpus.collect(),
             iothreads: iothreads.collect(),
             emulator: plan.emulator,
@@ -65,6 +69,12 @@ impl PlanDocument {
             memory: plan.memory.clone(),
             report: plan.report.clone(),
         }
+    }
+
+    /// That of a VM that does not run.
+    #[must_use]
+    pub fn declared(plan: &Plan, from: &str) -> PlanDocument {
+        PlanDocument { from: Some(from.to_owned()), ..PlanDocument::of(plan) }
     }
 
     /// No plan: nothing would be moved, and the report says why and what would do.
@@ -83,6 +93,7 @@ impl PlanDocument {
         PlanDocument {
             schema: "qmpin.plan/1",
             vm: vm.clone(),
+            from: None,
             vcpus: Vec::new(),
             iothreads: Vec::new(),
             emulator: CpuSet::EMPTY,
@@ -172,6 +183,41 @@ pub fn plan_text(plan: &Plan, threads: usize, steps: &[MaskStep], explain: Expla
             text.push_str(&table(&rows));
         }
     }
+    text.push_str(&findings_text(plan, explain));
+    text
+}
+
+/// The plan of a VM that does not run, for a terminal: where each of its threads would be.
+#[must_use]
+pub fn declared_text(plan: &Plan, from: &str, explain: Explain) -> String {
+    let mut text = format!("VM {} does not run; planned from {from}\n", plan.vm);
+    let sets = [
+        ("exclusive", plan.exclusive),
+        ("housekeeping", plan.housekeeping),
+        ("emulator", plan.emulator),
+        ("iothreads", plan.iothread_cpus),
+    ];
+    for (name, cpus) in sets {
+        if name != "iothreads" || !plan.iothreads.is_empty() {
+            text.push_str(&format!("  {name:<12}  {cpus}\n"));
+        }
+    }
+    let rows = plan.vcpus.iter().map(|planned| {
+        let reason = match explain {
+            Explain::Shortfalls => String::new(),
+            Explain::All => why(plan, planned.vcpu),
+        };
+        [who(&Role::Vcpu(planned.vcpu)), format!("on {}", planned.cpus), reason]
+    });
+    let rows: Vec<[String; 3]> = rows.collect();
+    text.push('\n');
+    text.push_str(&table(&rows));
+    text.push_str(&findings_text(plan, explain));
+    text
+}
+
+/// The findings, a row each, after an empty line; nothing where there are none.
+fn findings_text(plan: &Plan, explain: Explain) -> String {
     let shown = plan
         .report
         .iter()
@@ -186,11 +232,7 @@ pub fn plan_text(plan: &Plan, threads: usize, steps: &[MaskStep], explain: Expla
             [verdict.to_owned(), finding.rule.to_string(), finding.reason.clone()]
         })
         .collect();
-    if !rows.is_empty() {
-        text.push('\n');
-        text.push_str(&table(&rows));
-    }
-    text
+    if rows.is_empty() { String::new() } else { format!("\n{}", table(&rows)) }
 }
 
 fn who(role: &Role) -> String {

@@ -6,6 +6,7 @@ mod support;
 
 mod cli;
 mod config;
+mod declared;
 mod output;
 mod shipped_units;
 mod shown;

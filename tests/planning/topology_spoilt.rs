@@ -25,7 +25,12 @@ fn without_the_online_list_there_is_an_error_that_names_it() {
         let error = read_at(spoilt.dir.path()).expect_err("no topology");
         qmpin::error::Failure::new(qmpin::error::Kind::No, error).report()
     };
-    let gone = error(Spoilt::of(&hosts::two_cpus()).remove("system/cpu/online"));
+    let gone = Spoilt::of(&hosts::two_cpus()).remove("system/cpu/online");
+    for cpu in [0, 1] {
+        fs::remove_dir_all(gone.dir.path().join(format!("sys/devices/system/cpu/cpu{cpu}")))
+            .expect("a folder");
+    }
+    let gone = error(gone);
     assert!(gone.contains("cpu/online") && gone.contains("No such file"), "{gone}");
     let garbled = error(Spoilt::of(&hosts::two_cpus()).put("system/cpu/online", "0-x"));
     assert!(garbled.contains("cpu/online") && garbled.contains("`0-x`"), "{garbled}");
@@ -33,6 +38,46 @@ fn without_the_online_list_there_is_an_error_that_names_it() {
     assert!(empty.contains("lists no CPU"), "{empty}");
     let large = error(Spoilt::of(&hosts::two_cpus()).put("system/cpu/online", "0-4095"));
     assert!(large.contains("4095"), "{large}");
+}
+
+/// Captures of hwloc and util-linux lack some lists, and old kernels have masks alone.
+#[test]
+fn what_a_list_would_say_is_read_from_masks_and_folders() {
+    let host = hosts::ryzen_5900x_l3_as_numa().with_offline(&[13]);
+    let spoilt = Spoilt::of(&host);
+    let system = spoilt.dir.path().join("sys/devices/system");
+    let mut replaced = 0;
+    let mut left = vec![system.clone()];
+    while let Some(folder) = left.pop() {
+        for entry in fs::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+            if path.is_dir() {
+                left.push(path);
+                continue;
+            }
+            let mask = match name.as_str() {
+                "cpulist" => "cpumap",
+                "shared_cpu_list" => "shared_cpu_map",
+                name => match name.strip_suffix("_list") {
+                    Some(mask) => mask,
+                    None => continue,
+                },
+            };
+            let cpus = set(&fs::read_to_string(&path).expect("a list"));
+            fs::remove_file(&path).expect("removed");
+            // Some captures have a NUL at the end.
+            let text = format!("{}\n\0", cpus.to_cpumask());
+            fs::write(path.with_file_name(mask), text).expect("a mask");
+            replaced += 1;
+        }
+    }
+    assert!(replaced > 70, "{replaced}");
+    for list in ["cpu/online", "node/online"] {
+        fs::remove_file(system.join(list)).expect("removed");
+    }
+    fs::write(system.join("cpu/cpu13/online"), "0\n").expect("written");
+    assert_eq!(spoilt.read(), host.topology());
 }
 
 #[test]

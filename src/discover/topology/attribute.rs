@@ -29,11 +29,15 @@ impl From<ReadError> for Why {
     }
 }
 
-/// The text of an attribute, without the white space around it.
+/// The text of an attribute, without the white space around it. Some kernels and captures have NULs there.
 pub(super) fn text(root: &SysRoot, relative: &str) -> Result<String, Why> {
     let mut text = root.read_attribute(relative)?;
-    text.truncate(text.trim_end().len());
+    text.truncate(text.trim_end_matches(is_blank).len());
     Ok(text)
+}
+
+fn is_blank(char: char) -> bool {
+    char.is_whitespace() || char == '\0'
 }
 
 /// What an attribute that was read says, as `parse` understands it.
@@ -46,10 +50,30 @@ pub(super) fn parsed<T>(
     parse(&text).ok_or_else(|| says(root, relative, &text, "which makes no sense there"))
 }
 
-/// A cpulist.
+/// A cpulist; where there is none, the mask beside it, which says the same.
 pub(super) fn cpulist(root: &SysRoot, relative: &str) -> Result<CpuSet, Why> {
-    let text = text(root, relative)?;
+    let text = match text(root, relative) {
+        Err(why) if why.absent => {
+            let mask = mask_beside(relative).map(|mask| parsed(root, &mask, CpuSet::parse_cpumask));
+            return match mask {
+                Some(Err(other)) if !other.absent => Err(other),
+                Some(Ok(cpus)) => Ok(cpus),
+                _ => Err(why),
+            };
+        }
+        text => text?,
+    };
     CpuSet::parse_cpulist(&text).map_err(|error| says(root, relative, &text, &error.to_string()))
+}
+
+/// The file with the same as a mask (`Documentation/admin-guide/cputopology.rst`, `drivers/base/{node,cacheinfo}.c`).
+fn mask_beside(list: &str) -> Option<String> {
+    for (of_list, of_mask) in [("cpulist", "cpumap"), ("shared_cpu_list", "shared_cpu_map")] {
+        if let Some(stem) = list.strip_suffix(of_list) {
+            return Some(format!("{stem}{of_mask}"));
+        }
+    }
+    list.strip_suffix("_list").map(str::to_owned)
 }
 
 /// An id of the kernel's, which writes -1 where it does not know (`include/linux/topology.h`).

@@ -3,6 +3,7 @@
 use super::attribute::{Notes, Why};
 use super::{PerCpu, attribute};
 use crate::cpuset::CpuSet;
+use crate::discover::host::numbers_of_folders;
 use crate::ids::NodeId;
 use crate::sysroot::SysRoot;
 use crate::topology::Node;
@@ -17,7 +18,10 @@ pub(super) fn read_nodes(
 ) -> (Vec<Node>, PerCpu<NodeId>) {
     let mut node_of = PerCpu::none();
     // A node list is written as a cpulist is, and no kernel has more than 1024 nodes.
-    let numbers = attribute::cpulist(root, &format!("{NODE}/online"));
+    let numbers = match attribute::cpulist(root, &format!("{NODE}/online")) {
+        Err(why) if why.absent => numbers_of_folders(root, NODE, "node").ok_or(why),
+        numbers => numbers,
+    };
     let Some(numbers) = notes.value_of(|| "the NUMA nodes".to_owned(), numbers) else {
         return (Vec::new(), node_of);
     };

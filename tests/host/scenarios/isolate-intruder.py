@@ -30,7 +30,8 @@ def run(host):
         with intruder(cpus) as early:
             wait_ran(early)
             alone = state.capture()
-            with qmpin.Attached(100, isolation="exclusive") as attached:
+            # By hand: without that a plan leaves these CPUs to the intruder.
+            with qmpin.Attached(100, "--vcpus", cpus, isolation="exclusive") as attached:
                 attached.settle(vm)
                 with switches.Switches(cpus) as traced, intruder(wider) as late:
                     wait_ran(late)

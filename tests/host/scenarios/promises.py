@@ -87,7 +87,7 @@ def beside_a_partition(host, vm, group):
     with qmpin.Attached(100, isolation="exclusive") as attached:
         attached.settle(vm)
         plan = attached.plan()
-        assert plan["exclusive"] == "14-21", plan
+        assert plan["exclusive"] == "14-23", plan
         wait_until(lambda: state_of(vm.cgroup / "vcpus") == "isolated", BACK_S, "the VM's partition", attached.log)
         assert state_of(group) == "isolated", state_of(group)
     assert attached.code == 0, attached.log()
