@@ -34,7 +34,21 @@ pub fn settle(memory: &HostMemory, applied: &mut [HostApplied]) -> Vec<HostRecor
     let refused = applied.iter().filter_map(HostApplied::unwritten);
     let refused =
         refused.map(|(place, to)| HostRecord::Refused { place: place.clone(), value: to.clone() });
-    settled.chain(refused).collect()
+    settled.chain(refused).chain(applied.iter().filter_map(narrowed)).collect()
+}
+
+/// What a cpuset has cut a thread's mask to, as another program's partition does: that is qmpin's doing, too, and to be known
+/// again at the end. It may have been so before the write: then the VM's own partition has moved the thread.
+fn narrowed(HostApplied { step, outcome, .. }: &HostApplied) -> Option<HostRecord> {
+    match (step, outcome) {
+        (HostStep::Write { place, from, .. }, HostOutcome::Narrowed { to })
+            if matches!(place, Place::Thread(_)) =>
+        {
+            let (place, from, to) = (place.clone(), from.clone(), to.clone());
+            Some(HostRecord::Intent { place, from, to })
+        }
+        _ => None,
+    }
 }
 
 /// Whether its place need not be kept in mind any longer. Kernel threads are: their masks are asked for again.
@@ -45,5 +59,35 @@ fn is_settled(HostApplied { step, outcome, .. }: &HostApplied) -> bool {
         | (HostStep::Settle { .. }, HostOutcome::Done)
         | (HostStep::PutBack { .. } | HostStep::Write { .. }, HostOutcome::Gone) => true,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{StartTicks, Tid};
+    use crate::knobs::host::places::Value;
+    use crate::policy::Knob;
+    use crate::threads::ThreadKey;
+
+    #[test]
+    fn a_mask_that_a_cpuset_has_cut_is_known_again() {
+        let cpus = |list: &str| Value::Cpus(list.parse().expect("a cpulist"));
+        let place = Place::Thread(ThreadKey { tid: Tid(60), start: StartTicks(1) });
+        let step = |from: &str| HostStep::Write {
+            knob: Knob::Kthreads,
+            place: place.clone(),
+            from: cpus(from),
+            to: cpus("0-13"),
+        };
+        let cut = |from: &str| {
+            let outcome = HostOutcome::Narrowed { to: cpus("0-11") };
+            settle(&HostMemory::default(), &mut [HostApplied::usual(step(from), outcome)])
+        };
+        for from in ["14-23", "0-11"] {
+            let (place, to) = (place.clone(), cpus("0-11"));
+            let known = HostRecord::Intent { place, from: cpus(from), to };
+            assert!(cut(from).contains(&known), "{:?}", cut(from));
+        }
     }
 }
