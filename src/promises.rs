@@ -58,8 +58,8 @@ pub struct Surroundings {
 pub struct Promises {
     /// To whom, and what.
     pub made: Vec<Promise>,
-    /// CPUs that were isolated on the kernel command line (`isolcpus=`, `nohz_full=`): set aside for work such as a vCPU's,
-    /// and not balanced, so that threads that share a mask of several of them all stay on the first.
+    /// CPUs that were isolated on the kernel command line (`isolcpus=`, `nohz_full=`): set aside for work such as a
+    /// vCPU's, and not balanced, so that threads that share a mask of several of them all stay on the first.
     pub isolated: CpuSet,
 }
 
@@ -71,7 +71,8 @@ impl Promises {
         hard.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus)
     }
 
-    /// Adds who was displaced before by the VM that is planned, and so no longer looks as if it had been promised anything.
+    /// Adds who was displaced before by the VM that is planned: a thread that runs elsewhere by now does not show what it
+    /// was promised.
     pub fn add_displaced(&mut self, displaced: impl Iterator<Item = Displaced>) {
         for Displaced { what, cpus, tid } in displaced {
             let is_known = |made: &Promise| made.what == what || (tid.is_some() && made.tid == tid);

@@ -37,7 +37,6 @@ impl Attachment<'_> {
     /// Has the plan made anew where the VM's cgroup allows it other CPUs than before.
     pub(crate) fn notice_limit(&mut self) {
         if self.knobs.affinity.limit.has_changed(self.known.ground(), &self.online) {
-            self.knobs.affinity.limit.expire();
             self.stale = Some(Stay::UnlessBetter);
         }
     }

@@ -15,7 +15,7 @@ use crate::guest::{Guest, GuestMemory, GuestVcpu};
 use crate::ids::{IothreadId, NodeId, VcpuIndex, VmName};
 use crate::sysroot::SysRoot;
 
-/// Proxmox's own bound (`$MAX_CPUS` of QemuServer is smaller); the file is somebody's to write.
+/// The most vCPUs that a configuration may declare: a larger number in the file is an error.
 const VCPUS_MAX: u32 = 4096;
 /// What Proxmox gives a VM without `memory`, in MiB.
 const MEMORY_MIB_DEFAULT: u64 = 512;

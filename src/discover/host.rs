@@ -34,8 +34,8 @@ pub fn online_cpus(root: &SysRoot) -> Result<CpuSet, DiscoverError> {
         .map_err(|source| DiscoverError::OnlineGarbled { path: root.root().join(PATH), source })
 }
 
-/// The CPUs with a folder that does not say they are offline: captures may lack the list, and a CPU that can never go offline
-/// has no file for that (`Documentation/core-api/cpu_hotplug.rst`).
+/// The CPUs with a folder that does not say they are offline: captures may lack the list, and a CPU that can never go
+/// offline has no file for that (`Documentation/core-api/cpu_hotplug.rst`).
 fn online_by_folders(root: &SysRoot) -> Option<CpuSet> {
     const CPU: &str = "sys/devices/system/cpu";
     let all = numbers_of_folders(root, CPU, "cpu")?;

@@ -157,7 +157,8 @@ impl Cpusets {
         Cpusets { tree, all, root: left, of: BTreeMap::new() }
     }
 
-    /// What a thread of the process may run on that has no mask of its own; on a host without cpusets that is every CPU.
+    /// What a thread of the process may run on that has no mask of its own; on a host without cpusets that is every
+    /// CPU.
     fn of_process(&mut self, root: &SysRoot, process: Pid) -> &[CpuSet] {
         let cgroup = root.read(&format!("proc/{process}/cgroup")).unwrap_or_default();
         let Cpusets { tree, all, of, .. } = self;

@@ -29,7 +29,7 @@ const PROMISES_MAX: usize = 64;
 pub struct Known {
     /// The QEMUs of attached VMs, and the supervisors of these.
     pub processes: Vec<Pid>,
-    /// The QEMUs alone: what is in their cgroups is theirs.
+    /// The QEMUs alone: other processes in their cgroups serve the VM.
     pub qemus: Vec<Pid>,
     /// What cgroups were limited to before qmpin limited them.
     pub limits: BTreeMap<String, CpuSet>,

@@ -1,4 +1,5 @@
-//! The setting that would improve a plan: where a wish falls short, others are tried, and the first that keeps it is named.
+//! The setting that would improve a plan: where a wish falls short, others are tried, and the first that keeps it is
+//! named.
 //!
 //! ```text
 //!   displace = true ─▶ another core for the host, of each group in turn

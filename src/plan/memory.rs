@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   bound by QEMU (host-nodes)     it cannot move: each guest node's vCPUs go to its nodes
-//!   not bound                      it counts where it lies, in eighths of the guest's size: a guest that has just started
-//!                                  has touched too little of it to decide anything
+//!   not bound                      it counts where it lies, in eighths of the guest's size: a guest that has just
+//!                                  started has touched too little of it to decide anything
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -31,8 +31,8 @@ pub(super) struct Wish {
     pub(super) within: Option<CpuSet>,
 }
 
-/// The wishes to try, the best first. With the last one nothing is left to give up. `usable` are the CPUs that there are
-/// for the vCPUs, `helpers` those that helpers were given by hand.
+/// Returns the wishes to try, the best first. With the last one nothing is left to give up. `usable` are the CPUs that
+/// there are for the vCPUs, `helpers` those that helpers were given by hand.
 pub(super) fn wishes(request: &Request<'_>, usable: Option<&CpuSet>, helpers: CpuSet) -> Vec<Wish> {
     let wish = |beside, within| Wish { beside, within };
     let any = usable.copied();

@@ -1,5 +1,5 @@
-//! Who is which thread: the replies to `query-cpus-fast` and `query-iothreads`, checked; and where the guest's memory was
-//! bound, as `query-memdev` says.
+//! Who is which thread: the replies to `query-cpus-fast` and `query-iothreads`, checked; and where the guest's memory
+//! was bound, the reply to `query-memdev`.
 
 use std::collections::HashSet;
 

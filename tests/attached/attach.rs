@@ -4,12 +4,12 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
 use std::time::Instant;
 
+use crate::support::clean;
 use crate::support::ordered::Ordered;
 use crate::support::qemu::{Accel, PATIENCE, Qemu, QemuOptions, has_kvm, wait_until};
-use crate::support::run::{Stage, mask, masks, needs_two_cpus, taskset};
+use crate::support::run::{Reaped, Stage, mask, masks, needs_two_cpus, taskset};
 use crate::support::skipped;
 use nix::sys::signal::Signal;
 use qmpin::ids::{Pid, Tid};
@@ -105,29 +105,18 @@ fn a_main_thread_with_a_name_that_is_no_utf8_is_read() {
 }
 
 /// A process with a mask of its own, as a poll thread has.
-struct Pinned(Child);
-
-impl Pinned {
-    fn to(cpu: usize) -> Pinned {
-        let child = Command::new("sleep").arg("600").spawn().unwrap();
-        taskset(Tid(child.id().try_into().unwrap()), &[cpu]);
-        Pinned(child)
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn pinned_to(cpu: usize) -> Reaped {
+    let child = Reaped(clean::command("sleep").arg("600").spawn().unwrap());
+    taskset(child.pid().main_thread(), &[cpu]);
+    child
 }
 
 #[test]
 fn who_loses_a_cpu_is_named_by_plan_log_and_status() {
     needs_two_cpus!("who_loses_a_cpu_is_named_by_plan_log_and_status");
     let stage = Stage::new(&options());
-    let pinned = Pinned::to(1);
-    let who = format!("tid {}", pinned.0.id());
+    let pinned = pinned_to(1);
+    let who = format!("tid {}", pinned.pid());
     let said = "from CPU 1: the CPUs are given by hand";
     let done = stage.run(&["plan", "100", "--json"]);
     let document: Value = serde_json::from_str(&done.says(0, &[said]).out).unwrap();
@@ -447,7 +436,7 @@ fn two_vms_keep_apart_and_the_dead_one_s_cpus_are_free_again() {
     first.run(&other).says(1, &["VM 100"]);
     assert_eq!(masks(second.pid()), of_second);
     assert_eq!(first.masks(), pinned);
-    // Killed, its VM alive: its CPUs are its own all the same.
+    // Reaped, its VM alive: its CPUs are its own all the same.
     attached.kill();
     first.run(&other).says(1, &["VM 100"]);
     first.run(&["detach", "100"]).says(0, &["restored"]);

@@ -4,38 +4,26 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
+use crate::support::clean;
 use crate::support::qemu::{QemuOptions, clients_of, wait_until};
-use crate::support::run::{Stage, needs_two_cpus};
+use crate::support::run::{Reaped, Stage, needs_two_cpus};
 use crate::support::skipped;
 use qmpin::leases::StateDir;
 
 /// A process of user 65534 that has locked a folder; ended with the test.
-struct Squatter(Child);
-
-impl Squatter {
-    fn on(folder: &Path) -> Option<Squatter> {
-        let child = Command::new("setpriv")
-            .args(["--reuid=65534", "--clear-groups", "flock", "--no-fork"])
-            .arg(folder)
-            .args(["sleep", "600"])
-            .stdin(Stdio::null())
-            .spawn()
-            .ok()?;
-        let inode = format!(":{} ", fs::metadata(folder).unwrap().ino());
-        wait_until("the folder is locked", || {
-            fs::read_to_string("/proc/locks").unwrap().contains(&inode)
-        });
-        Some(Squatter(child))
-    }
-}
-
-impl Drop for Squatter {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+fn squatter_on(folder: &Path) -> Option<Reaped> {
+    let child = clean::command("setpriv")
+        .args(["--reuid=65534", "--clear-groups", "flock", "--no-fork"])
+        .arg(folder)
+        .args(["sleep", "600"])
+        .spawn()
+        .ok()?;
+    let inode = format!(":{} ", fs::metadata(folder).unwrap().ino());
+    wait_until("the folder is locked", || {
+        fs::read_to_string("/proc/locks").unwrap().contains(&inode)
+    });
+    Some(Reaped(child))
 }
 
 /// A VM whose state folder is there, and can be read by every user, as /run/qmpin is.
@@ -54,7 +42,7 @@ fn lock_of_an_unprivileged_user_on_the_folder_delays_no_command() {
     needs_two_cpus!(test);
     let (stage, state) = stage();
     let before = stage.masks();
-    let Some(_squatter) = Squatter::on(state.path()) else {
+    let Some(_squatter) = squatter_on(state.path()) else {
         return skipped(test, "there is no setpriv, or no flock");
     };
     // Each ends within the limit of `run`; 0.1.0 waited for as long as the lock was held.

@@ -8,12 +8,12 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread;
 
 use crate::support::qemu::wait_until;
 use crate::support::qmp_peer::{cpu, iothread};
-use crate::support::run::{POLICY, Place, finish, masks, needs_two_cpus};
+use crate::support::run::{POLICY, Place, Reaped, finish, masks, needs_two_cpus};
 use crate::support::skipped;
 use nix::sys::signal::{Signal, kill};
 use qmpin::ids::{Pid, Tid};
@@ -33,22 +33,6 @@ fn actor(role: &str, dir: &Path) -> Command {
     command.env(ROLE, role).env(DIR, dir);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command
-}
-
-/// Killed when the test is over.
-struct Actor(Child);
-
-impl Actor {
-    fn pid(&self) -> Pid {
-        Pid(i32::try_from(self.0.id()).unwrap())
-    }
-}
-
-impl Drop for Actor {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 #[test]
@@ -158,9 +142,9 @@ fn is_root(test: &str) -> bool {
 }
 
 /// Starts a victim whose number is `pid`, as root. `None`: another process got the number.
-fn victim_with_number(pid: Pid, dir: &Path) -> Option<Actor> {
+fn victim_with_number(pid: Pid, dir: &Path) -> Option<Reaped> {
     fs::write("/proc/sys/kernel/ns_last_pid", (pid.0 - 1).to_string()).ok()?;
-    let victim = Actor(actor("victim", dir).spawn().unwrap());
+    let victim = Reaped(actor("victim", dir).spawn().unwrap());
     (victim.pid() == pid).then_some(victim)
 }
 
@@ -216,7 +200,7 @@ fn a_listener_that_has_gained_rights_since_is_refused() {
         return;
     }
     let (dir, place) = world();
-    let listener = Actor(actor("listener that gains rights", dir.path()).spawn().unwrap());
+    let listener = Reaped(actor("listener that gains rights", dir.path()).spawn().unwrap());
     wait_until("it has its threads", || dir.path().join("tids").exists());
     let why = format!("user {NOBODY} made the socket, but process {} runs as", listener.pid());
     assert_refused(dir.path(), &place, listener.pid(), &[&why]);
@@ -239,13 +223,13 @@ fn a_listener_of_another_user_that_stays_as_it_is_is_attached() {
     as_nobody.args(command.get_args());
     as_nobody.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
     as_nobody.stdin(Stdio::null()).stdout(Stdio::null());
-    let Ok(mut listener) = as_nobody.spawn().map(Actor) else {
+    let Ok(mut listener) = as_nobody.spawn().map(Reaped) else {
         return skipped(test, "no setpriv");
     };
     wait_until("it has its threads", || {
         // A child of another test may have the copy open for writing for a moment: it cannot be run then.
         if listener.0.try_wait().unwrap().is_some() {
-            listener = Actor(as_nobody.spawn().unwrap());
+            listener = Reaped(as_nobody.spawn().unwrap());
         }
         dir.path().join("tids").exists()
     });

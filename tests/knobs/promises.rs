@@ -45,11 +45,15 @@ fn read(world: &World, known: &Known) -> Promises {
     promises(&world.root, &world.masks, &tree, known)
 }
 
-/// Each as "hard: who: CPUs".
+/// Each as "hard: who: CPUs", sorted.
 fn said(promises: &Promises) -> Vec<String> {
     let strength = |strength| if strength == Strength::Hard { "hard" } else { "soft" };
     let made = promises.made.iter();
-    made.map(|made| format!("{}: {}: {}", strength(made.strength), made.what, made.cpus)).collect()
+    let mut said: Vec<String> = made
+        .map(|made| format!("{}: {}: {}", strength(made.strength), made.what, made.cpus))
+        .collect();
+    said.sort();
+    said
 }
 
 #[test]
@@ -69,8 +73,7 @@ fn a_unit_with_cpus_of_its_own_is_named_with_its_file() {
     // Its own threads have no more than that, and are no promise beside it.
     limit(&world, "system.slice/rt.service", "cpuset.cpus.effective", "16");
     process(&world, 601, "rt", "system.slice/rt.service", "16");
-    let mut found = said(&read(&world, &known(&[])));
-    found.sort();
+    let found = said(&read(&world, &known(&[])));
     assert_eq!(
         found,
         ["soft: lxc/105 (cpuset.cpus): 4-5", "soft: system.slice/rt.service (cpuset.cpus): 16"]
@@ -96,8 +99,7 @@ fn a_partition_or_exclusive_cpus_of_another_program_are_hard() {
     limit(&world, "dpdk", "cpuset.cpus", "12-13");
     limit(&world, "dpdk", "cpuset.cpus.effective", "12-13");
     limit(&world, "dpdk", "cpuset.cpus.partition", "root");
-    let mut found = said(&read(&world, &known(&[])));
-    found.sort();
+    let found = said(&read(&world, &known(&[])));
     assert_eq!(
         found,
         [
@@ -146,8 +148,7 @@ fn a_thread_with_a_mask_of_its_own_is_named_with_its_unit() {
     process(&world, 513, "lcore-worker-14", "system.slice/dp.service", "14");
     process(&world, 514, "lcore-worker-15", "system.slice/dp.service", "15");
     process(&world, 700, "a script", "", "2");
-    let mut found = said(&read(&world, &known(&[])));
-    found.sort();
+    let found = said(&read(&world, &known(&[])));
     assert_eq!(
         found,
         [

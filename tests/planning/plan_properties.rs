@@ -133,7 +133,16 @@ impl Question {
 }
 
 impl Question {
-    /// The cores that others count on and can be driven off.
+    /// The same without CPUs that are given by hand.
+    fn by_rule(mut self) -> Question {
+        let vm = &mut self.policy.vm;
+        for choice in [&mut vm.vcpus, &mut vm.emulator, &mut vm.iothreads] {
+            *choice = sourced(CpuChoice::Auto);
+        }
+        self
+    }
+
+    /// The cores that others count on and can be displaced from.
     fn soft(&self) -> CpuSet {
         let soft = self.surroundings.promises.soft();
         self.whole(&soft.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus))
@@ -440,10 +449,7 @@ proptest! {
     /// Without CPUs by hand nothing but a lack of CPUs stands in the way.
     #[test]
     fn it_is_infeasible_only_where_cpus_are_too_few(question in any_question()) {
-        let mut question = question;
-        question.policy.vm.vcpus = sourced(CpuChoice::Auto);
-        question.policy.vm.emulator = sourced(CpuChoice::Auto);
-        question.policy.vm.iothreads = sourced(CpuChoice::Auto);
+        let question = question.by_rule();
         let (free, vcpus) = (question.free().len(), question.guest.vcpus.len());
         let needed = match question.policy.vm.share.value {
             Sharing::Refuse => vcpus,
@@ -487,10 +493,7 @@ proptest! {
     /// What others count on is taken last, and what was isolated at boot first.
     #[test]
     fn others_lose_nothing_where_the_vm_fits_without(question in any_question()) {
-        let mut question = question;
-        question.policy.vm.vcpus = sourced(CpuChoice::Auto);
-        question.policy.vm.emulator = sourced(CpuChoice::Auto);
-        question.policy.vm.iothreads = sourced(CpuChoice::Auto);
+        let mut question = question.by_rule();
         let (free, vcpus) = (question.free() - question.soft(), question.guest.vcpus.len());
         let Ok(plan) = question.ask() else { return Ok(()) };
         prop_assert!(free.len() < vcpus || plan.displaced.is_empty(), "{plan:?}");

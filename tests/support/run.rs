@@ -172,7 +172,13 @@ pub(crate) fn finish(command: &mut Command) -> Done {
 }
 
 /// Killed when the test is over, whatever became of it.
-struct Reaped(Child);
+pub(crate) struct Reaped(pub(crate) Child);
+
+impl Reaped {
+    pub(crate) fn pid(&self) -> Pid {
+        Pid(i32::try_from(self.0.id()).unwrap())
+    }
+}
 
 impl Drop for Reaped {
     fn drop(&mut self) {

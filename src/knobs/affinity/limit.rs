@@ -1,5 +1,5 @@
-//! What the rest of the host leaves to the VM: the CPUs that its own cgroup allows it, read for each plan and looked at in
-//! each pass; and what others were promised, read where no lock is held, since that looks at every thread of the host.
+//! What the rest of the host leaves to the VM: the CPUs that its own cgroup allows it, read for each plan and compared in
+//! each pass; and what others were promised, read where no lock is held, because that reads every thread of the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,8 +41,8 @@ impl Limit {
         self.surroundings.memory_on = memory_on(ground);
     }
 
-    /// Has them read again for the next plan, because this VM or the host has changed. That a neighbour has come or gone is no
-    /// reason: each VM of the host would look at every thread then.
+    /// Has them read again for the next plan, because this VM or the host has changed. That a neighbour has come or gone
+    /// is no reason: each VM of the host would read every thread then.
     pub(crate) fn expire(&mut self) {
         self.has_expired = true;
     }
@@ -54,8 +54,8 @@ impl Limit {
         }
     }
 
-    /// Reads the limit. The CPUs of other VMs are none; where they change meanwhile, the next pass reads it again. Whether
-    /// it has changed.
+    /// Reads the limit. The CPUs of other VMs are none; where they change meanwhile, the next pass reads it again.
+    /// Returns whether it has changed.
     pub(crate) fn read(&mut self, ground: Ground<'_>, online: &CpuSet) -> bool {
         self.mark = mark(ground);
         let before = self.surroundings.allowed.take();
@@ -63,9 +63,11 @@ impl Limit {
         self.surroundings.allowed != before
     }
 
-    /// Whether it has changed, by reading a few small files where it has not.
+    /// Returns whether it has changed, by reading a few small files where it has not. The promises have expired then.
     pub(crate) fn has_changed(&mut self, ground: Ground<'_>, online: &CpuSet) -> bool {
-        self.mark != mark(ground) && self.read(ground, online)
+        let has_changed = self.mark != mark(ground) && self.read(ground, online);
+        self.has_expired |= has_changed;
+        has_changed
     }
 
     /// What there is for the VM.

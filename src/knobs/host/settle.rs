@@ -37,8 +37,9 @@ pub fn settle(memory: &HostMemory, applied: &mut [HostApplied]) -> Vec<HostRecor
     settled.chain(refused).chain(applied.iter().filter_map(narrowed)).collect()
 }
 
-/// What a cpuset has cut a thread's mask to, as another program's partition does: that is qmpin's doing, too, and to be known
-/// again at the end. It may have been so before the write: then the VM's own partition has moved the thread.
+/// Records what a cpuset has cut a thread's mask to, as another program's partition does, so that the mask counts as
+/// written by qmpin when it is restored. It may have been so before the write: then the VM's own partition has moved the
+/// thread.
 fn narrowed(HostApplied { step, outcome, .. }: &HostApplied) -> Option<HostRecord> {
     match (step, outcome) {
         (HostStep::Write { place, from, .. }, HostOutcome::Narrowed { to })

@@ -79,7 +79,7 @@ def two_nodes(host, vm, on):
 
 
 def where_it_lies(host, vm):
-    """Memory that nobody has bound, on one node and then on the other."""
+    """Memory that is not bound, on one node and then on the other."""
     for on in (0, 1):
         host.run("systemctl", "set-property", "--runtime", vm.scope, f"AllowedMemoryNodes={on}")
         plan = lambda: json.loads(host.run("qmpin", "plan", "100", "--json").stdout)

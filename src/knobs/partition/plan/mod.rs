@@ -93,7 +93,9 @@ pub fn isolated(site: &Site, target: &Target) -> Finding {
 pub fn lower(plan: &Plan, beside: Result<&str, &str>, reason: &str) -> (Separation, Finding) {
     if !plan.exclusive.is_empty() && plan.exclusive == plan.isolated {
         let cpus = cpus_in_words(&plan.exclusive);
-        let what = format!("no partition is needed, others keep off {cpus} since boot: {reason}");
+        let what = format!(
+            "no partition is needed, processes are excluded from {cpus} since boot: {reason}"
+        );
         return (Separation::Affinity, Finding::met(RULE, what));
     }
     match beside {
