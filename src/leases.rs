@@ -33,6 +33,7 @@ pub use supervisor_lock::{Heart, Pulse, SupervisorLock};
 use crate::ids::{Pid, VmName};
 use crate::locks::OlderLock;
 use crate::state_file::{self, FolderLink};
+use crate::threads::ProcessKey;
 
 /// The longest lease that is read.
 const BYTES_MAX: u64 = 4 << 20;
@@ -135,6 +136,13 @@ impl StateDir {
     #[must_use]
     pub fn lease_path(&self, vm: &VmName) -> PathBuf {
         self.vm_path(vm, "lease")
+    }
+
+    /// The lease of a VM, where it is that of this very process; one that cannot be read is none.
+    #[must_use]
+    pub fn lease_of(&self, vm: &VmName, boot_id: &str, qemu: ProcessKey) -> Option<Lease> {
+        let lease = self.lease(vm).ok().flatten();
+        lease.filter(|lease| lease.boot_id == boot_id && lease.qemu == qemu)
     }
 
     /// A VM's lease, if it has one. A file that has not changed is not read again.

@@ -104,6 +104,17 @@ pub(crate) fn other_name(ground: Ground<'_>) -> Option<VmName> {
 #[must_use]
 pub fn neighbours(ground: Ground<'_>) -> Vec<Neighbour> {
     let Ground { host, state, vm, boot_id, .. } = ground;
+    neighbours_of(host, state, vm, boot_id)
+}
+
+/// The same of a VM that need not run.
+#[must_use]
+pub fn neighbours_of(
+    host: Host<'_>,
+    state: &StateDir,
+    vm: &VmName,
+    boot_id: &str,
+) -> Vec<Neighbour> {
     let (leases, doubts) = discover::live_leases_and_doubts(host.root, host.sched, state, boot_id);
     let leases = leases.into_iter().map(|lease| Neighbour {
         vm: lease.vm,

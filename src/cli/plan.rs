@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use super::args::{Global, PlanArgs, PolicyOfVmArgs};
 use super::look::look;
 use super::{Answer, output};
-use crate::attachment::leasing::neighbours;
+use crate::attachment::leasing::{neighbours, neighbours_of};
 use crate::attachment::settings::{Follow, Settings};
 use crate::cgroups::CgroupTree;
 use crate::discover::{VmLocation, read_topology, tasks};
 use crate::error::{Failure, Kind};
-use crate::ids::{Pid, StartTicks};
+use crate::ids::VmName;
 use crate::knobs::abilities::Abilities;
 use crate::knobs::affinity::diff::diff;
 use crate::knobs::affinity::limit;
@@ -84,11 +84,9 @@ pub(super) fn show(
     let boot_id = discover::boot_id(&live)?;
     let guest = discover::guest(&view.roles);
     // An attached VM stays where it is, where it may.
-    let lease = state.lease(vm).ok().flatten();
-    let held: BTreeMap<_, _> = lease
-        .filter(|lease| lease.boot_id == boot_id && lease.qemu == view.process)
-        .map(|lease| lease.vcpus.into_iter().collect())
-        .unwrap_or_default();
+    let lease = state.lease_of(vm, &boot_id, view.process);
+    let held: BTreeMap<_, _> =
+        lease.map(|lease| lease.vcpus.into_iter().collect()).unwrap_or_default();
     let cgroups = CgroupTree::of(&live);
     let host = Host { root: &live, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let online = topology.online();
@@ -97,15 +95,7 @@ pub(super) fn show(
         if root.is_live() { limit::surroundings(ground, &online) } else { Surroundings::default() };
     let beside = neighbours(ground);
     let planned = settings.plan(&topology, &guest, &beside, &around, &held, Stay::Always);
-    let mut plan = match planned {
-        Ok(plan) => plan,
-        Err(error) => {
-            if let (PlanError::Infeasible { reason, nearest, .. }, Shape::Json) = (&error, shape) {
-                output::json(&PlanDocument::infeasible(vm, reason, nearest.as_deref()))?;
-            }
-            return Err(error.into());
-        }
-    };
+    let mut plan = or_document(vm, shape, planned)?;
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
     let memory = journal::memory(&state.journal_path(vm));
     let policy = &settings.policy.vm;
@@ -164,28 +154,29 @@ fn show_declared(
     let boot_id = discover::boot_id(&SysRoot::live())?;
     let cgroups = CgroupTree::of(root);
     let host = Host { root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
-    // There is no process; nothing below asks for it but to leave it out.
-    let process = ProcessKey { pid: Pid(0), start: StartTicks(0) };
-    let ground = Ground { host, state, vm, boot_id: &boot_id, process };
-    let around = if root.is_live() {
-        limit::surroundings(ground, &topology.online())
-    } else {
-        Surroundings::default()
-    };
-    let beside = neighbours(ground);
+    let promises = limit::promises_beside(host, state, &boot_id);
+    let around = Surroundings { promises, ..Surroundings::default() };
+    let beside = neighbours_of(host, state, vm, &boot_id);
     let planned = settings.plan(topology, &guest, &beside, &around, &BTreeMap::new(), Stay::Always);
-    let plan = planned.or_else(|error| {
-        if let (PlanError::Infeasible { reason, nearest, .. }, Shape::Json) = (&error, shape) {
-            output::json(&PlanDocument::infeasible(vm, reason, nearest.as_deref()))?;
-        }
-        Err(Failure::from(error))
-    })?;
+    let plan = or_document(vm, shape, planned)?;
     let from = root.root().join(discover::proxmox_config_path(vm)).display().to_string();
     match shape {
         Shape::Json => output::json(&PlanDocument::declared(&plan, &from))?,
         Shape::Text(explain) => output::text(&declared_text(&plan, &from, explain))?,
     }
     Ok(Answer::Done)
+}
+
+/// The plan; where there is none, the document that says so has been printed.
+fn or_document(
+    vm: &VmName,
+    shape: Shape,
+    planned: Result<Plan, PlanError>,
+) -> Result<Plan, Failure> {
+    if let (Err(PlanError::Infeasible { reason, nearest, .. }), Shape::Json) = (&planned, shape) {
+        output::json(&PlanDocument::infeasible(vm, reason, nearest.as_deref()))?;
+    }
+    Ok(planned?)
 }
 
 /// The rest of the host, and what would be changed about it.

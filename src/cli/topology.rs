@@ -8,12 +8,13 @@ use super::args::{Global, TopologyArgs, host_policy};
 use super::{Answer, output};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
-use crate::discover::{all_leases, boot_id, live_leases, promises, read_topology};
+use crate::discover::{all_leases, boot_id, live_leases, read_topology};
 use crate::error::{Failure, Kind};
-use crate::knobs::partition::keep::known;
-use crate::promises::Promises;
+use crate::knobs::affinity::limit::promises_beside;
+use crate::knobs::ground::Host;
 use crate::render::{Color, Owners, Picture, TopologyDocument};
 use crate::sched::Kernel;
+use crate::systemd::SystemBus;
 
 /// The width of a terminal that does not report one.
 const WIDTH_DEFAULT: usize = 80;
@@ -28,13 +29,6 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
         Ok(boot_id) if root.is_live() => live_leases(&root, &state, &boot_id),
         _ => all_leases(&state),
     };
-    let promises = match boot_id(&root) {
-        Ok(boot_id) if root.is_live() => {
-            let known = known(&state, &boot_id, &leases, &[]);
-            promises(&root, &Kernel, &CgroupTree::of(&root), &known)
-        }
-        _ => Promises::default(),
-    };
     let owners: Owners = leases.into_iter().map(|lease| (lease.vm, lease.exclusive)).collect();
     if args.json {
         output::json(&TopologyDocument::new(&topology, &owners))?;
@@ -42,12 +36,15 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
     }
     let first_core = || topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus);
     let reserved = policy.host.reserved.value.cpus().unwrap_or_else(first_core);
+    let cgroups = CgroupTree::of(&root);
+    let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
+    let promises = boot_id(&root).map(|boot_id| promises_beside(host, &state, &boot_id));
     let picture = Picture {
         topology: &topology,
         owners: &owners,
         reserved,
         shared: policy.host.shared.value.unwrap_or(CpuSet::EMPTY),
-        promises: &promises,
+        promises: &promises.unwrap_or_default(),
         width: terminal_size::terminal_size().map_or(WIDTH_DEFAULT, |(width, _)| width.0.into()),
         color: color(),
     };

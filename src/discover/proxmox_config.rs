@@ -53,12 +53,20 @@ pub(super) fn config_lines(
     Ok(lines_of(&text(root, vm)?))
 }
 
-/// The lines that hold now: what follows is of snapshots, and of changes that wait for the next start.
+/// The same of a text. Of several lines with one key the last counts.
 pub(super) fn lines_of(text: &str) -> BTreeMap<String, String> {
+    let lines = own_lines(text).filter(|(_, value, _)| !value.is_empty());
+    lines.map(|(key, value, _)| (key.to_owned(), value.to_owned())).collect()
+}
+
+/// Key, value and number, from 1, of the lines that hold now: what follows is of snapshots, and of changes that wait for
+/// the next start.
+fn own_lines(text: &str) -> impl Iterator<Item = (&str, &str, usize)> {
     let own = text.lines().take_while(|line| !line.starts_with('['));
-    let lines = own.filter_map(|line| line.split_once(':'));
-    let lines = lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned()));
-    lines.filter(|(_, value)| !value.is_empty()).collect()
+    own.zip(1..).filter_map(|(line, at)| {
+        let (key, value) = line.split_once(':')?;
+        Some((key, value.trim(), at))
+    })
 }
 
 fn text(root: &SysRoot, vm: &VmName) -> Result<String, String> {
@@ -72,16 +80,13 @@ fn text(root: &SysRoot, vm: &VmName) -> Result<String, String> {
 }
 
 fn parse(text: &str) -> ProxmoxConfig {
-    // What follows is of snapshots, and of changes that wait for the next start.
-    let own = text.lines().take_while(|line| !line.starts_with('['));
     let mut config = ProxmoxConfig::default();
     let mut has_numa = false;
     let mut nodes: BTreeMap<&str, bool> = BTreeMap::new();
     let (mut sockets, mut cores) = (Some(1), Some(1));
     config.cores_line = 1;
-    let lines = own.zip(1..).filter_map(|(line, at)| Some((line.split_once(':')?, at)));
-    for ((key, value), at) in lines {
-        let value = Some(value.trim().to_owned()).filter(|value| !value.is_empty());
+    for (key, value, at) in own_lines(text) {
+        let value = Some(value.to_owned()).filter(|value| !value.is_empty());
         match key {
             "affinity" => config.affinity = value,
             "cpulimit" => config.cpulimit = value.filter(|limit| limit.parse() != Ok(0.0)),

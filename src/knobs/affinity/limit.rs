@@ -9,6 +9,8 @@ use crate::guest::Allowed;
 use crate::ids::NodeId;
 use crate::knobs::affinity::diff::MaskStep;
 use crate::knobs::ground::{Ground, Host};
+use crate::knobs::partition::keep::known;
+use crate::leases::StateDir;
 use crate::promises::{Displaced, Promises, Surroundings};
 use crate::threads::ThreadKey;
 use crate::wording::{counted, cpus_in_words};
@@ -124,12 +126,22 @@ fn memory_on(ground: Ground<'_>) -> BTreeMap<NodeId, u64> {
     discover::memory::by_node(root, cgroups, ground.process.pid)
 }
 
+/// Reads what a host has promised to others than the VMs that are attached. That of another machine below a root is not
+/// known: its threads do not run.
+pub(crate) fn promises_beside(host: Host<'_>, state: &StateDir, boot_id: &str) -> Promises {
+    let Host { root, sched, cgroups, .. } = host;
+    if !root.is_live() {
+        return Promises::default();
+    }
+    let leases = discover::live_leases(root, state, boot_id);
+    discover::promises(root, sched, cgroups, &known(state, boot_id, &leases, &[]))
+}
+
 fn promises(ground: Ground<'_>) -> Promises {
     let Ground { host: Host { root, sched, cgroups, .. }, state, vm, boot_id, process } = ground;
     let mut promises = discover::promises(root, sched, cgroups, &ground.known());
     // A thread that was moved off the VM's CPUs looks like one that wants nothing.
-    let lease = state.lease(vm).ok().flatten();
-    let lease = lease.filter(|lease| lease.boot_id == boot_id && lease.qemu == process);
+    let lease = state.lease_of(vm, boot_id, process);
     let lives = |displaced: &Displaced| {
         let thread = displaced.tid.and_then(|tid| root.path(&format!("proc/{tid}")).ok());
         displaced.tid.is_some() && thread.is_some_and(|path| path.exists())

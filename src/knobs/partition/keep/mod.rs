@@ -349,9 +349,8 @@ pub fn would_be(
     let beside = cgroup::slices_site(host.root, cgroups, process.pid);
     let chosen = choose(plan, site.as_ref().map_err(String::as_str), as_strs(&beside), &shares);
     let (Separation::Partition(target), Ok(site)) = (&chosen.0, &site) else { return chosen.1 };
-    let lease = state.lease(&plan.vm).ok().flatten();
-    let is_this = |lease: &Lease| lease.qemu == process && lease.boot_id == boot_id;
-    let attached = lease.filter(|lease| is_this(lease) && lease.knobs.contains(&Knob::Partition));
+    let lease = state.lease_of(&plan.vm, boot_id, process);
+    let attached = lease.filter(|lease| lease.knobs.contains(&Knob::Partition));
     if let Some(lease) = attached {
         let standing = read_standing(state, &plan.vm).filter(|_| lease.partition.is_none());
         let findings = standing.into_iter().flat_map(|standing| standing.findings);
