@@ -83,6 +83,9 @@ number_newtype!(
     Tid(i32)
 );
 
+/// The parent of all kernel threads (`kernel/kthread.c`). New ones have its mask.
+pub const KTHREADD: Tid = Tid(2);
+
 impl Pid {
     /// The process's main thread.
     #[must_use]

@@ -13,7 +13,7 @@ use rustix::thread::{
 };
 
 use crate::cpuset::CpuSet;
-use crate::ids::{CPUS_MAX, CpuId, Pid, Tid};
+use crate::ids::{CPUS_MAX, CpuId, KTHREADD, Pid, Tid};
 use crate::scheduling::{Class, Cookie, OnFork, Scheduling};
 use crate::sys;
 
@@ -156,9 +156,6 @@ impl Sched for Kernel {
         ended.unwrap_or_else(|_| Err(io::Error::other("a thread of qmpin's has panicked")))
     }
 }
-
-/// The parent of all kernel threads (`kernel/kthread.c`).
-const KTHREADD: Tid = Tid(2);
 
 /// 0 would be the calling thread.
 fn some(tid: Tid) -> io::Result<RustixPid> {

@@ -13,7 +13,7 @@ use crate::knobs::host::keep::HostKnobs;
 use crate::knobs::partition::keep::take_back::{free_cpus, hand_back_of, remembered, take_back};
 use crate::knobs::partition::restore::PartitionRestore;
 use crate::leases::{Lease, StateDir, StateError, SupervisorLock};
-use crate::plan::Neighbour;
+use crate::plan::{Neighbour, Neighbours};
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
 
@@ -102,19 +102,14 @@ pub(crate) fn other_name(ground: Ground<'_>) -> Option<VmName> {
 
 /// The other VMs that hold CPUs.
 #[must_use]
-pub fn neighbours(ground: Ground<'_>) -> Vec<Neighbour> {
+pub fn neighbours(ground: Ground<'_>) -> Neighbours {
     let Ground { host, state, vm, boot_id, .. } = ground;
     neighbours_of(host, state, vm, boot_id)
 }
 
 /// The same of a VM that need not run.
 #[must_use]
-pub fn neighbours_of(
-    host: Host<'_>,
-    state: &StateDir,
-    vm: &VmName,
-    boot_id: &str,
-) -> Vec<Neighbour> {
+pub fn neighbours_of(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Neighbours {
     let (leases, doubts) = discover::live_leases_and_doubts(host.root, host.sched, state, boot_id);
     let leases = leases.into_iter().map(|lease| Neighbour {
         vm: lease.vm,

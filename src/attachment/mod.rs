@@ -59,7 +59,7 @@ use crate::knobs::turn::{Snapshot, Turn};
 use crate::knobs::vm::VmKnobs;
 use crate::leases::{FileState, Kept, SupervisorLock};
 use crate::marks::unix_now_s;
-use crate::plan::{Finding, Lasts, Neighbour, Plan, PlanError, Stay};
+use crate::plan::{Finding, Lasts, Neighbours, Plan, PlanError, Stay};
 use crate::qmp::{Channel, Roles};
 use crate::threads::{ProcessKey, Role, Thread, ThreadKey};
 use crate::topology::Topology;
@@ -75,7 +75,7 @@ pub struct Attachment<'a> {
     outside: Vec<Thread>,
     plan: Plan,
     /// The other VMs that the plan was made beside.
-    beside: Vec<Neighbour>,
+    beside: Neighbours,
     /// Whether there should be a new plan, and how much staying is worth then.
     stale: Option<Stay>,
     journal: Journal,

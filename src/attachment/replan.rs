@@ -11,7 +11,7 @@ use crate::discover::{self, DiscoverError, read_topology};
 use crate::ids::{CpuId, Pid, VcpuIndex};
 use crate::leases::{Lease, StateError};
 use crate::locks::HostLock;
-use crate::plan::{Neighbour, Plan, PlanError, Stay};
+use crate::plan::{Neighbours, Plan, PlanError, Stay};
 use crate::promises::Displaced;
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
@@ -51,15 +51,14 @@ impl Attachment<'_> {
 
     /// The CPUs that are other VMs' alone.
     fn others_cpus(&self) -> CpuSet {
-        let others = neighbours(self.known.ground());
-        others.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
+        neighbours(self.known.ground()).exclusive()
     }
 
     /// Plans beside these VMs, in the CPUs that the VM's cgroup has for it.
     pub(crate) fn plan_beside(
         &self,
         settings: &Settings,
-        beside: &[Neighbour],
+        beside: &Neighbours,
         held: &BTreeMap<VcpuIndex, CpuId>,
         stay: Stay,
     ) -> Result<Plan, PlanError> {

@@ -6,7 +6,7 @@ use crate::discover::{self, FirstWay, VmLocation};
 use crate::guest::Guest;
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::leases::StateDir;
-use crate::plan::{Neighbour, Plan, PlanError, Request, Stay, plan};
+use crate::plan::{Machine, Neighbours, Plan, PlanError, Request, Stay, plan};
 use crate::policy::{ChannelChoice, Policy};
 use crate::promises::Surroundings;
 use crate::qmp::{ChannelPaths, Limits};
@@ -48,14 +48,14 @@ impl Settings {
         &self,
         topology: &Topology,
         guest: &Guest,
-        neighbours: &[Neighbour],
+        neighbours: &Neighbours,
         surroundings: &Surroundings,
         held: &BTreeMap<VcpuIndex, CpuId>,
         stay: Stay,
     ) -> Result<Plan, PlanError> {
         plan(&Request {
             vm: &self.vm,
-            topology,
+            machine: &Machine::of(topology),
             guest,
             policy: &self.policy,
             neighbours,

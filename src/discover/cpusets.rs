@@ -226,7 +226,7 @@ fn named_holders(
 /// Finds the cgroups that have some of these CPUs to themselves: the highest of each branch.
 fn holders(cgroups: &dyn Cgroups, cpus: &CpuSet, skip: &dyn Fn(&str) -> bool) -> Vec<Holder> {
     let mut found = Vec::new();
-    visit(cgroups, &mut |group| {
+    visit(cgroups, &mut |group, _| {
         let held = if skip(group) { None } else { held_by(cgroups, group, cpus) };
         let below = if held.is_some() { Below::Skip } else { Below::Visit };
         found.extend(held);
@@ -256,8 +256,8 @@ pub(super) enum Below {
     Skip,
 }
 
-/// Visits the cgroups that may have cpusets, the higher ones first.
-pub(super) fn visit(cgroups: &dyn Cgroups, see: &mut dyn FnMut(&str) -> Below) {
+/// Visits the cgroups that have cpusets, the higher ones first, with what each asks for (`cpuset.cpus`).
+pub(super) fn visit(cgroups: &dyn Cgroups, see: &mut dyn FnMut(&str, CpuSet) -> Below) {
     let mut left = vec![(String::new(), 0)];
     let mut visited = 0;
     while let Some((group, depth)) = left.pop() {
@@ -265,12 +265,15 @@ pub(super) fn visit(cgroups: &dyn Cgroups, see: &mut dyn FnMut(&str) -> Below) {
         if visited > GROUPS_MAX {
             break;
         }
-        if !group.is_empty() && matches!(see(&group), Below::Skip) {
-            continue;
+        if !group.is_empty() {
+            let cpus = cgroups.read(&format!("{group}/cpuset.cpus"));
+            let set = cpus.as_ref().ok().and_then(|text| text.parse().ok()).unwrap_or_default();
+            // Groups in one without the controller do not have it, either.
+            if matches!(see(&group, set), Below::Skip) || cpus.is_err() {
+                continue;
+            }
         }
-        // Groups in one without the controller do not have it, either.
-        let has_cpusets = group.is_empty() || cgroups.read(&format!("{group}/cpuset.cpus")).is_ok();
-        if has_cpusets && depth < DEPTH_MAX {
+        if depth < DEPTH_MAX {
             let children = cgroups.children(&group).unwrap_or_default().into_iter();
             left.extend(children.map(|name| (below(&group, &name), depth + 1)));
         }

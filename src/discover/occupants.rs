@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 
 use super::stat::Stat;
-use super::{cgroup, online_cpus, stat};
+use super::{cgroup, children_of, online_cpus, stat};
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
-use crate::ids::{Pid, Tid};
+use crate::ids::{KTHREADD, Pid, Tid};
 use crate::sched::Sched;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::ThreadKey;
@@ -105,14 +105,18 @@ pub fn with_own_masks(
     let mut cpusets = Cpusets::of(root);
     // Most threads have all CPUs, or all that partitions leave. Nothing more is read of these.
     let usual_masks = [cpusets.all, cpusets.all - *usual, cpusets.root, cpusets.root - *usual];
+    let mut kernels = kernel_threads(root);
+    kernels.sort_unstable();
+    let is_left_out =
+        |pid: &Pid| but.contains(pid) || kernels.binary_search(&pid.main_thread()).is_ok();
     let processes = root.folder("proc").and_then(|folder| folder.numbers()).unwrap_or_default();
-    for pid in processes.into_iter().map(Pid).filter(|pid| !but.contains(pid)) {
+    for pid in processes.into_iter().map(Pid).filter(|pid| !is_left_out(pid)) {
         for tid in threads_of(root, pid) {
             let Ok(allowed) = sched.affinity(tid) else { continue };
             if usual_masks.contains(&allowed) {
                 continue;
             }
-            // The kernel's own threads for one CPU each are most of these.
+            // Some of the kernel's may be missing in the list of them.
             let Ok(stat) = stat::of(root, format!("{pid}/task/{tid}")) else { continue };
             if stat.is_dead() || stat.is_kernel_thread() {
                 continue;
@@ -125,6 +129,13 @@ pub fn with_own_masks(
         }
     }
     found
+}
+
+/// The kernel's own threads, as far as they can be had with one read; none where process 2 is another's.
+fn kernel_threads(root: &SysRoot) -> Vec<Tid> {
+    let parent = stat::of(root, KTHREADD);
+    let children = || children_of(root, KTHREADD).unwrap_or_default();
+    if parent.is_ok_and(|stat| stat.is_kernel_thread()) { children() } else { Vec::new() }
 }
 
 /// The threads of a process. Most have one, which the number of links says without a list

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid as RustixPid, PidfdFlags, pidfd_open};
 
 use super::{stat, tasks};
-use crate::ids::{Pid, VmName};
+use crate::ids::{Pid, Tid, VmName};
 use crate::state_file::read_config;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{ProcessKey, ThreadKey};
@@ -253,6 +253,13 @@ fn same_run_path(a: &Path, b: &Path) -> bool {
         }
     }
     a.is_absolute() && b.is_absolute() && strip(a) == strip(b)
+}
+
+/// The children of a thread, with one read; `None`: on a kernel without `CONFIG_PROC_CHILDREN`. As processes end while it
+/// is read, the kernel may leave out others (`fs/proc/array.c: get_children_pid`).
+pub(crate) fn children_of(root: &SysRoot, thread: Tid) -> Option<Vec<Tid>> {
+    let text = root.read(&format!("proc/{thread}/task/{thread}/children")).ok()?;
+    Some(text.split_ascii_whitespace().filter_map(|tid| tid.parse().ok().map(Tid)).collect())
 }
 
 #[cfg(test)]

@@ -68,7 +68,7 @@ fn of_cgroups(
     before: &BTreeMap<String, CpuSet>,
 ) -> Vec<Promise> {
     let (mut hard, mut soft) = (Vec::new(), Vec::new());
-    visit(cgroups, &mut |group| {
+    visit(cgroups, &mut |group, now| {
         if vms.iter().any(|vm| is_within(group, vm)) {
             return Below::Skip;
         }
@@ -83,8 +83,7 @@ fn of_cgroups(
             hard.push(Promise { what, cpus, tid: None, strength: Strength::Hard });
             return Below::Skip;
         }
-        let now = || cgroup::set(cgroups, group, "cpuset.cpus");
-        let cpus = before.get(group).copied().unwrap_or_else(now) & *online;
+        let cpus = before.get(group).copied().unwrap_or(now) & *online;
         if !cpus.is_empty() && cpus != *online {
             let what = format!("{group} (cpuset.cpus)");
             soft.push(Promise { what, cpus, tid: None, strength: Strength::Soft });

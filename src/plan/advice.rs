@@ -5,7 +5,7 @@
 //!   displace = true ─▶ another core for the host, of each group in turn
 //! ```
 
-use super::{Plan, Request, machine, plan_strictly};
+use super::{Plan, Request, plan_strictly};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Displace, Policy};
 
@@ -91,9 +91,9 @@ fn settings(request: &Request<'_>, plan: &Plan) -> Vec<Setting> {
 
 /// The first core of each group that has none of the host's, and is no other VM's.
 fn first_cores(request: &Request<'_>, plan: &Plan) -> Vec<CpuSet> {
-    let taken = request.topology.online() - plan.exclusive - plan.housekeeping;
-    let groups = machine::groups(request.topology, &CpuSet::EMPTY, &taken, None);
-    let host = request.topology.cores.first().map(|core| core.cpus).unwrap_or_default();
+    let taken = request.machine.online - plan.exclusive - plan.housekeeping;
+    let groups = request.machine.groups(&CpuSet::EMPTY, &taken, None);
+    let host = request.machine.topology.cores.first().map(|core| core.cpus).unwrap_or_default();
     let others = groups.iter().filter(|group| !group.cpus.intersects(&host));
     others.filter_map(|group| Some(group.free.first()?.usable())).collect()
 }

@@ -10,7 +10,7 @@ const RULE: &str = "allowed";
 
 /// The CPUs that this VM's threads can be pinned to.
 pub(super) fn cpus(request: &Request<'_>) -> CpuSet {
-    let online = request.topology.online();
+    let online = request.machine.online;
     request.allowed().map_or(online, |allowed| allowed.cpus & online)
 }
 
@@ -26,7 +26,7 @@ pub(super) fn kept_for_helpers(
     if request.allowed().is_none() || is_by_hand || free.intersects(housekeeping) {
         return CpuSet::EMPTY;
     }
-    let core = request.topology.cores.iter().find(|core| core.cpus.intersects(&free));
+    let core = request.machine.topology.cores.iter().find(|core| core.cpus.intersects(&free));
     core.map_or(CpuSet::EMPTY, |core| core.cpus)
 }
 
@@ -35,7 +35,7 @@ pub(super) fn kept_for_helpers(
 /// # Errors
 /// [`PlanError::Infeasible`] with the CPUs that are not allowed, and the cgroup.
 pub(super) fn check(request: &Request<'_>, key: &str, cpus: &CpuSet) -> Result<(), PlanError> {
-    let outside = (*cpus & request.topology.online()) - self::cpus(request);
+    let outside = (*cpus & request.machine.online) - self::cpus(request);
     match request.allowed() {
         Some(allowed) if !outside.is_empty() => {
             let outside = crate::wording::cpus_in_words(&outside);

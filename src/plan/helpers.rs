@@ -7,7 +7,7 @@
 use std::cmp::Reverse;
 
 use super::machine::Group;
-use super::{Request, groups, machine};
+use super::{Request, groups};
 use crate::cpuset::CpuSet;
 use crate::ids::NodeId;
 
@@ -30,7 +30,7 @@ pub(super) fn choose(
     vcpus: &CpuSet,
     pool: &CpuSet,
 ) -> Option<(CpuSet, Away)> {
-    let topology = request.topology;
+    let topology = request.machine.topology;
     let homes: Vec<NodeId> = groups
         .iter()
         .filter(|group| group.cpus.intersects(vcpus))
@@ -39,31 +39,33 @@ pub(super) fn choose(
     let unknown = homes.is_empty();
     // Groups of two kinds or nodes behind one cache (P and E cores, sub-NUMA clusters) are one place
     // here: what counts is the cache, so the pool behind a cache is joined before it is judged.
-    let caches = machine::caches_group_cores(topology);
-    let behind = |group: &Group<'_>| {
-        let llc = group.llc.filter(|_| caches).and_then(|llc| topology.llcs.get(llc.0 as usize));
-        llc.map_or(group.cpus, |llc| llc.cpus)
+    let caches = request.machine.caches_group_cores;
+    let behind = |at: usize| {
+        let llc = groups[at].llc.filter(|_| caches);
+        let llc = llc.and_then(|llc| topology.llcs.get(llc.0 as usize));
+        llc.map_or(&groups[at].cpus, |llc| &llc.cpus)
     };
     let distance = |group: &Group<'_>| groups::distance(topology, group.node, &homes);
-    let away = groups
-        .iter()
-        .map(|group| (group, behind(group)))
-        .filter(|(_, cpus)| !cpus.intersects(vcpus) && cpus.intersects(pool))
-        .min_by_key(|(group, cpus)| {
-            let here = (*cpus & *pool).len();
-            (distance(group), !group.has_reserved, Reverse(here), group.order)
-        });
-    if let Some((group, cpus)) = away {
-        let same = unknown || group.node.is_none_or(|node| homes.contains(&node));
+    let rank = |at: usize| (distance(&groups[at]), !groups[at].has_reserved);
+    let away: Vec<_> = (0..groups.len())
+        .filter(|at| !behind(*at).intersects(vcpus) && behind(*at).intersects(pool))
+        .map(|at| (rank(at), at))
+        .collect();
+    if let Some((best, _)) = away.iter().min() {
+        let nearest = away.iter().filter(|(rank, _)| rank == best).map(|(_, at)| *at);
+        let widest =
+            nearest.max_by_key(|at| ((*behind(*at) & *pool).len(), Reverse(groups[*at].order)));
+        let at = widest?;
+        let same = unknown || groups[at].node.is_none_or(|node| homes.contains(&node));
         let away = if same { Away::OtherGroupSameNode } else { Away::OtherNode };
-        return Some((cpus & *pool, away));
+        return Some((*behind(at) & *pool, away));
     }
     // The siblings of the vCPUs' CPUs are the last resort, and the vCPUs' own nodes come first.
     let near = groups
         .iter()
         .filter(|group| distance(group) == 0)
         .fold(CpuSet::EMPTY, |all, group| all | group.cpus);
-    let outside = *pool - machine::whole_cores(request, vcpus);
+    let outside = *pool - request.machine.whole_cores(vcpus);
     let best = [outside & near, outside, *pool].into_iter().find(|cpus| !cpus.is_empty());
     best.map(|cpus| (cpus, Away::SameGroup))
 }

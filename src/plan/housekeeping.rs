@@ -1,7 +1,7 @@
 //! The knob *housekeeping*: which CPUs are the host's, where helpers may meet, what other VMs have;
 //! and the check of every set that was given by hand.
 
-use super::machine::{Group, whole_cores};
+use super::machine::Group;
 use super::{Lasts, PlanError, Request, allowed, helpers, promised};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Origin, Sourced};
@@ -46,11 +46,10 @@ impl Claims {
     /// [`PlanError::Policy`] for CPUs by hand that are absent, offline, or another owner's by policy;
     /// [`PlanError::Infeasible`] for CPUs by hand that another VM has.
     pub(super) fn gather(request: &Request<'_>) -> Result<Claims, PlanError> {
-        let topology = request.topology;
+        let topology = request.machine.topology;
         let host = &request.policy.host;
-        let online = topology.online();
-        let taken = request.neighbours.iter().fold(CpuSet::EMPTY, |all, vm| all | vm.exclusive);
-        let others = whole_cores(request, &taken);
+        let online = request.machine.online;
+        let others = request.machine.whole_cores(&request.neighbours.exclusive());
         let mut reserved = match host.reserved.value.cpus() {
             None => topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus),
             Some(cpus) => {
@@ -59,7 +58,7 @@ impl Claims {
             }
         };
         let hard = request.surroundings.promises.hard();
-        let taken = others | whole_cores(request, &hard);
+        let taken = others | request.machine.whole_cores(&hard);
         if reserved.is_subset(&taken) {
             // VMs that came under an older policy, or a partition, have it all, and the host needs a core.
             let left = topology.cores.iter().find(|core| !core.cpus.intersects(&taken));
@@ -79,7 +78,7 @@ impl Claims {
     fn check_vcpus(&self, request: &Request<'_>, cpus: &CpuSet) -> Result<(), PlanError> {
         let origin = &request.policy.vm.vcpus.origin;
         check_online(request, &self.online, "vcpus", cpus, origin)?;
-        let cores = whole_cores(request, cpus);
+        let cores = request.machine.whole_cores(cpus);
         for (owner, theirs, instead) in [
             (
                 "the host ([host] reserved)",
@@ -99,7 +98,7 @@ impl Claims {
                 direct if direct.len() == 1 => (direct, "belongs to"),
                 direct if !direct.is_empty() => (direct, "belong to"),
                 _ => {
-                    let beside = *cpus & whole_cores(request, &(cores & theirs));
+                    let beside = *cpus & request.machine.whole_cores(&(cores & theirs));
                     (
                         beside,
                         if beside.len() == 1 { "shares a core with" } else { "share cores with" },
@@ -125,15 +124,15 @@ impl Claims {
         let what = format!("{}: {key} = \"{}\"", choice.origin, choice.value);
         if !cpus.intersects(&self.others) {
             let for_vcpus = key == "vcpus";
-            let cores = if for_vcpus { whole_cores(request, cpus) } else { *cpus };
+            let cores = if for_vcpus { request.machine.whole_cores(cpus) } else { *cpus };
             promised::check(request, &what, &cores)?;
             return allowed::check(request, &what, cpus);
         }
         let mut clashes = Vec::new();
         let mut owners = Vec::new();
-        for other in request.neighbours {
+        for other in request.neighbours.iter() {
             let direct = *cpus & other.exclusive;
-            let beside = (*cpus & whole_cores(request, &other.exclusive)) - other.exclusive;
+            let beside = (*cpus & request.machine.whole_cores(&other.exclusive)) - other.exclusive;
             if direct.is_empty() && beside.is_empty() {
                 continue;
             }
@@ -148,7 +147,7 @@ impl Claims {
                 } else {
                     "are the sibling halves"
                 };
-                let theirs = whole_cores(request, &beside) & other.exclusive;
+                let theirs = request.machine.whole_cores(&beside) & other.exclusive;
                 clashes.push(format!(
                     "{} {are} of VM {}'s {theirs}",
                     cpus_in_words(&beside),
@@ -200,7 +199,7 @@ impl Claims {
                     request.allowed().map_or(String::new(), |limit| format!("; {}", limit.why))
                 ),
                 nearest: None,
-                waits_for: request.neighbours.iter().map(|other| other.vm.clone()).collect(),
+                waits_for: request.neighbours.names(),
             }
         })?;
         Ok(Helpers { cpus, found: Found::ByRule(away) })
@@ -219,7 +218,7 @@ pub(super) fn spared(request: &Request<'_>) -> CpuSet {
         spared |= choice.cpus().unwrap_or(CpuSet::EMPTY);
     }
     let held: CpuSet = request.held.values().copied().collect();
-    whole_cores(request, &spared) - whole_cores(request, &held)
+    request.machine.whole_cores(&spared) - request.machine.whole_cores(&held)
 }
 
 fn check_online(
@@ -233,7 +232,7 @@ fn check_online(
     if missing.is_empty() {
         return Ok(());
     }
-    let present: CpuSet = request.topology.cpus.iter().map(|cpu| cpu.id).collect();
+    let present: CpuSet = request.machine.topology.cpus.iter().map(|cpu| cpu.id).collect();
     let absent = missing - present;
     let (which, what, lasts) = if absent.is_empty() {
         (missing, "offline", Lasts::WhileOffline)

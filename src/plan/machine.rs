@@ -7,9 +7,9 @@
 //!   free   = none of its CPUs is reserved, shared, or another VM's
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 
-use super::Request;
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, LlcId, NodeId};
 use crate::topology::{Core, CoreKind, Topology};
@@ -40,9 +40,23 @@ impl FreeCore<'_> {
     }
 }
 
-/// Cores of one kind behind one cache, on one node.
+/// A machine, and what is worked out of it once for all its plans.
 #[derive(Clone, Debug)]
-pub(super) struct Group<'a> {
+pub struct Machine<'a> {
+    /// As it was read.
+    pub topology: &'a Topology,
+    /// All online CPUs.
+    pub(super) online: CpuSet,
+    /// Whether caches distinguish cores: each is known, and some cache has more than one core.
+    pub(super) caches_group_cores: bool,
+    places: Vec<Place>,
+    /// Those of each place, with all their threads.
+    cores: Vec<Vec<FreeCore<'a>>>,
+}
+
+/// Where a group is, and what it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
     /// Where its first core stands: groups are ordered by it.
     pub(super) order: usize,
     pub(super) node: Option<NodeId>,
@@ -50,11 +64,25 @@ pub(super) struct Group<'a> {
     pub(super) llc: Option<LlcId>,
     pub(super) kind: Option<CoreKind>,
     pub(super) large_cache: bool,
-    /// Whether CPUs of it are reserved for the host.
-    pub(super) has_reserved: bool,
     /// All its online CPUs, free or not.
     pub(super) cpus: CpuSet,
+}
+
+/// Cores of one kind behind one cache, on one node.
+#[derive(Clone, Debug)]
+pub(super) struct Group<'a> {
+    place: &'a Place,
+    /// Whether CPUs of it are reserved for the host.
+    pub(super) has_reserved: bool,
     pub(super) free: Vec<FreeCore<'a>>,
+}
+
+impl Deref for Group<'_> {
+    type Target = Place;
+
+    fn deref(&self) -> &Place {
+        self.place
+    }
 }
 
 impl Group<'_> {
@@ -73,12 +101,6 @@ impl Group<'_> {
 pub(super) fn free_cpus(groups: &[Group<'_>]) -> CpuSet {
     let cores = groups.iter().flat_map(|group| &group.free);
     cores.fold(CpuSet::EMPTY, |all, core| all | core.usable())
-}
-
-/// The set with every core it touches made whole.
-pub(super) fn whole_cores(request: &Request<'_>, cpus: &CpuSet) -> CpuSet {
-    let cores = cpus.iter().filter_map(|cpu| request.topology.core_of(cpu));
-    cores.fold(*cpus, |all, core| all | core.cpus)
 }
 
 /// What decides where a core is grouped. The first that distinguishes cores without making every
@@ -103,8 +125,7 @@ fn by_node(core: &Core) -> Option<Key> {
     core.node.map(|node| Key::Node(node.0))
 }
 
-/// Whether caches distinguish cores: each is known, and some cache has more than one core.
-pub(super) fn caches_group_cores(topology: &Topology) -> bool {
+fn caches_group_cores(topology: &Topology) -> bool {
     let cores = &topology.cores;
     // LLC ids are dense, so as many caches as cores means one for each.
     cores.iter().all(|core| core.llc.is_some())
@@ -125,61 +146,86 @@ fn grouping(topology: &Topology) -> fn(&Core) -> Option<Key> {
     |_| Some(Key::Machine)
 }
 
-/// Forms the groups. A core is free where none of its CPUs is in `blocked` and, with CPUs given by
-/// hand (`only`), where at least one of them is given: then just those are usable.
-pub(super) fn groups<'a>(
-    topology: &'a Topology,
-    reserved: &CpuSet,
-    blocked: &CpuSet,
-    only: Option<&'a CpuSet>,
-) -> Vec<Group<'a>> {
-    let key = grouping(topology);
-    let smallest = topology.llcs.iter().filter_map(|llc| llc.size_bytes).min().unwrap_or(0);
-    let mut groups: Vec<Group<'a>> = Vec::with_capacity(topology.llcs.len());
-    // Sorted by what makes a group. Ids are dense in the order of cores, so a new one is mostly the
-    // last, and mates mostly follow each other.
-    let mut places: Vec<(_, usize)> = Vec::with_capacity(topology.llcs.len());
-    let mut last = None;
-    for (at, core) in topology.cores.iter().enumerate() {
-        // A cache may reach over nodes (sub-NUMA clustering); a group does not.
-        let here = (key(core), core.node, core.kind);
-        let known = match last {
-            Some((before, place)) if before == here => Ok(place),
-            _ => match places.binary_search_by_key(&here, |(other, _)| *other) {
-                Ok(found) => Ok(places[found].1),
-                Err(slot) => Err(slot),
-            },
-        };
-        let place = known.unwrap_or_else(|slot| {
-            let size = core.llc.and_then(|llc| topology.llcs.get(llc.0 as usize)?.size_bytes);
-            groups.push(Group {
-                order: at,
-                node: core.node,
-                llc: core.llc,
-                kind: core.kind,
-                large_cache: size.is_some_and(|size| {
-                    size >= LARGE_CACHE_BYTES && size >= smallest.saturating_mul(LARGE_CACHE_RATIO)
-                }),
-                has_reserved: false,
-                cpus: CpuSet::EMPTY,
-                free: Vec::new(),
+impl<'a> Machine<'a> {
+    /// Forms the groups of a machine.
+    #[must_use]
+    pub fn of(topology: &'a Topology) -> Machine<'a> {
+        let key = grouping(topology);
+        let smallest = topology.llcs.iter().filter_map(|llc| llc.size_bytes).min().unwrap_or(0);
+        let (mut places, mut cores): (Vec<Place>, Vec<Vec<FreeCore<'_>>>) = Default::default();
+        let mut known = BTreeMap::new();
+        for (order, core) in topology.cores.iter().enumerate() {
+            // A cache may reach over nodes (sub-NUMA clustering); a group does not.
+            let here = (key(core), core.node, core.kind);
+            let at = *known.entry(here).or_insert_with(|| {
+                let size = core.llc.and_then(|llc| topology.llcs.get(llc.0 as usize)?.size_bytes);
+                places.push(Place {
+                    order,
+                    node: core.node,
+                    llc: core.llc,
+                    kind: core.kind,
+                    large_cache: size.is_some_and(|size| {
+                        size >= LARGE_CACHE_BYTES
+                            && size >= smallest.saturating_mul(LARGE_CACHE_RATIO)
+                    }),
+                    cpus: CpuSet::EMPTY,
+                });
+                cores.push(Vec::new());
+                places.len() - 1
             });
-            places.insert(slot, (here, groups.len() - 1));
-            groups.len() - 1
-        });
-        last = Some((here, place));
-        let group = &mut groups[place];
-        group.cpus |= core.cpus;
-        if core.cpus.intersects(blocked) {
-            continue;
+            places[at].cpus |= core.cpus;
+            cores[at].push(FreeCore { core, only: None, threads: core.cpus.len() });
         }
-        let threads = only.map_or_else(|| core.cpus.len(), |only| (core.cpus & *only).len());
-        if threads > 0 {
-            group.free.push(FreeCore { core, only, threads });
+        Machine {
+            topology,
+            online: topology.online(),
+            caches_group_cores: caches_group_cores(topology),
+            places,
+            cores,
         }
     }
-    for group in &mut groups {
-        group.has_reserved = group.cpus.intersects(reserved);
+
+    /// The set with every core it touches made whole.
+    pub(super) fn whole_cores(&self, cpus: &CpuSet) -> CpuSet {
+        let mut whole = *cpus;
+        if cpus.len() <= self.places.len() {
+            let cores = cpus.iter().filter_map(|cpu| self.topology.core_of(cpu));
+            cores.for_each(|core| whole |= core.cpus);
+            return whole;
+        }
+        for (place, cores) in self.places.iter().zip(&self.cores) {
+            // Most groups are another's as a whole, or not at all.
+            if place.cpus.intersects(cpus) && !place.cpus.is_subset(cpus) {
+                let touched = cores.iter().filter(|free| free.core.cpus.intersects(cpus));
+                touched.for_each(|free| whole |= free.core.cpus);
+            }
+        }
+        whole
     }
-    groups
+
+    /// The groups with the cores that are free: none of its CPUs is in `blocked` and, with CPUs given by hand (`only`),
+    /// at least one of them is given: then just those are usable.
+    pub(super) fn groups<'b>(
+        &'b self,
+        reserved: &CpuSet,
+        blocked: &CpuSet,
+        only: Option<&'b CpuSet>,
+    ) -> Vec<Group<'b>> {
+        let usable = |free: &FreeCore<'b>| {
+            let threads = only.map_or(free.threads, |only| (free.core.cpus & *only).len());
+            (threads > 0).then_some(FreeCore { only, threads, ..*free })
+        };
+        let group = |(place, cores): (&'b Place, &'b Vec<FreeCore<'a>>)| {
+            let free = if place.cpus.is_subset(blocked) {
+                Vec::new()
+            } else if !place.cpus.intersects(blocked) && only.is_none() {
+                cores.clone()
+            } else {
+                let free = cores.iter().filter(|free| !free.core.cpus.intersects(blocked));
+                free.filter_map(usable).collect()
+            };
+            Group { place, has_reserved: place.cpus.intersects(reserved), free }
+        };
+        self.places.iter().zip(&self.cores).map(group).collect()
+    }
 }

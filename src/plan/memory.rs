@@ -76,7 +76,7 @@ impl Pull {
 /// The CPUs of the nodes that the guest's memory is bound to; `None`: it is not bound.
 pub(super) fn bound_nodes(request: &Request<'_>) -> Option<CpuSet> {
     let bound = request.guest.memory.iter().flat_map(|piece| &piece.bound);
-    let node = |at: &NodeId| request.topology.nodes.iter().find(|node| node.node == *at);
+    let node = |at: &NodeId| request.machine.topology.nodes.iter().find(|node| node.node == *at);
     let cpus = bound.filter_map(node).fold(CpuSet::EMPTY, |all, node| all | node.cpus);
     (!cpus.is_empty()).then_some(cpus)
 }
@@ -113,7 +113,7 @@ impl Cell {
 }
 
 fn cells(request: &Request<'_>, plan: &Plan) -> Vec<Cell> {
-    if request.topology.nodes.iter().filter(|node| !node.cpus.is_empty()).count() < 2 {
+    if request.machine.topology.nodes.iter().filter(|node| !node.cpus.is_empty()).count() < 2 {
         return Vec::new();
     }
     let mut nodes: BTreeMap<Option<u32>, CpuSet> = BTreeMap::new();
@@ -122,7 +122,7 @@ fn cells(request: &Request<'_>, plan: &Plan) -> Vec<Cell> {
         *nodes.entry(vcpu.node).or_default() |= cpus;
     }
     let several = nodes.len() > 1;
-    let node_of = |cpu| request.topology.cpu(cpu)?.node;
+    let node_of = |cpu| request.machine.topology.cpu(cpu)?.node;
     nodes
         .into_iter()
         .map(|(guest_node, cpus)| Cell {

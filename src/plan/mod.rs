@@ -30,6 +30,7 @@ mod machine;
 mod memory;
 mod nearest;
 mod needs;
+mod neighbours;
 mod promised;
 pub(crate) mod report;
 mod request;
@@ -38,13 +39,15 @@ mod verdicts;
 
 pub use answer::{Lasts, Nearest, Plan, PlanError, PlannedVcpu};
 pub use memory::PlacedMemory;
+pub use neighbours::{Neighbour, Neighbours};
 pub use report::{Finding, Placed, Verdict, Why};
-pub use request::{Neighbour, Request, Stay};
+pub use request::{Request, Stay};
 
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Overflow, Sharing};
 use housekeeping::Claims;
-use machine::{Group, whole_cores};
+use machine::Group;
+pub use machine::Machine;
 use vcpus::{Fit, Placement};
 
 /// Answers a [`Request`].
@@ -74,7 +77,7 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
         (only, _) => Some(only.map_or(claims.allowed, |only| only & claims.allowed)),
     };
     let attempt = |blocked: &CpuSet, usable| {
-        let mut groups = machine::groups(request.topology, &claims.reserved, blocked, usable);
+        let mut groups = request.machine.groups(&claims.reserved, blocked, usable);
         needs::restrict(&mut groups, &request.policy.vm);
         let placement = place(request, &groups);
         (groups, placement)
@@ -98,13 +101,13 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
     let (groups, placement, _) = best.ok_or_else(|| PlanError::Infeasible {
         reason: verdicts::shortage(request, &claims, &attempt(&blocked, usable.as_ref()).0),
         nearest: None,
-        waits_for: request.neighbours.iter().map(|other| other.vm.clone()).collect(),
+        waits_for: request.neighbours.names(),
     })?;
     finish(request, &claims, &groups, &placement, only.as_ref())
 }
 
 fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
-    let Request { topology, guest, held, .. } = *request;
+    let Request { machine: Machine { topology, .. }, guest, held, .. } = *request;
     let sharing = request.policy.vm.share.value;
     if let CpuChoice::InOrder(order) = &request.policy.vm.vcpus.value {
         return in_order::place(topology, groups, guest, held, order, sharing);
@@ -130,7 +133,8 @@ fn finish(
     only: Option<&CpuSet>,
 ) -> Result<Plan, PlanError> {
     let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
-    let exclusive = only.copied().unwrap_or_else(|| whole_cores(request, &used) & claims.allowed);
+    let exclusive =
+        only.copied().unwrap_or_else(|| request.machine.whole_cores(&used) & claims.allowed);
     let housekeeping = claims.online - exclusive - claims.others;
     let place =
         |key, choice| claims.helpers(request, groups, key, choice, &exclusive, &housekeeping);

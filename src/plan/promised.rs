@@ -11,7 +11,6 @@
 
 use std::cmp::Reverse;
 
-use super::machine::whole_cores;
 use super::report::Finding;
 use super::{Plan, PlanError, Request, memory};
 use crate::cpuset::CpuSet;
@@ -65,9 +64,9 @@ fn avoided(request: &Request<'_>) -> Vec<CpuSet> {
     if request.policy.vm.displace.value == Displace::Freely {
         return Vec::new();
     }
-    let held = whole_cores(request, &request.held.values().copied().collect());
+    let held = request.machine.whole_cores(&request.held.values().copied().collect());
     let promises = request.surroundings.promises.soft();
-    let cores = promises.map(|promise| whole_cores(request, &promise.cpus) - held);
+    let cores = promises.map(|promise| request.machine.whole_cores(&promise.cpus) - held);
     let mut cores: Vec<CpuSet> = cores.filter(|cpus| !cpus.is_empty()).collect();
     cores.sort_by_key(|cpus| Reverse(cpus.len()));
     cores

@@ -2,25 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use crate::cpuset::CpuSet;
+use super::{Machine, Neighbours};
 use crate::guest::{Allowed, Guest};
 use crate::ids::{CpuId, VcpuIndex, VmName};
 use crate::policy::Policy;
 use crate::promises::Surroundings;
-use crate::topology::Topology;
-
-/// Another attached VM.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Neighbour {
-    /// Its name.
-    pub vm: VmName,
-    /// The CPUs that are its alone.
-    pub exclusive: CpuSet,
-    /// Where its emulator threads and iothreads may run.
-    pub helpers: CpuSet,
-    /// Where its lease cannot be read: which file, why, and what to do. `exclusive` is then all that it may have.
-    pub doubt: Option<String>,
-}
 
 /// The question.
 #[derive(Clone, Copy, Debug)]
@@ -28,13 +14,13 @@ pub struct Request<'a> {
     /// For which VM.
     pub vm: &'a VmName,
     /// On which machine.
-    pub topology: &'a Topology,
+    pub machine: &'a Machine<'a>,
     /// What it has.
     pub guest: &'a Guest,
     /// What is wanted.
     pub policy: &'a Policy,
     /// Who else is there.
-    pub neighbours: &'a [Neighbour],
+    pub neighbours: &'a Neighbours,
     /// What the rest of the host leaves to it.
     pub surroundings: &'a Surroundings,
     /// Where its vCPUs are by an earlier plan: they stay, where they still may.

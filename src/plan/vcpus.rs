@@ -11,11 +11,11 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use super::Request;
 use super::groups::{self, Need};
 use super::machine::{FreeCore, Group};
 use super::memory::Pull;
 use super::report::{Placed, Why};
+use super::{Machine, Request};
 use crate::cpuset::CpuSet;
 use crate::guest::{Guest, GuestVcpu};
 use crate::ids::{CpuId, NodeId, VcpuIndex};
@@ -116,7 +116,7 @@ enum Keep {
 
 /// Places every vCPU of a VM that holds nothing yet. `None`: the free cores do not hold them.
 pub(super) fn fresh(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
-    let Request { topology, guest, .. } = *request;
+    let Request { machine: Machine { topology, .. }, guest, .. } = *request;
     let cores = guest_cores(&guest.vcpus);
     let keeps: &[Keep] =
         if threads(&cores) > 1 { &[Keep::GuestCores, Keep::Nothing] } else { &[Keep::Nothing] };
@@ -211,7 +211,7 @@ fn place(
         // Cells are of one guest node each, or the only one has all.
         let node = if cells.len() > 1 { cell.first().and_then(|core| core.node) } else { None };
         let pull = Pull::of(request, node);
-        let chosen = groups::choose(request.topology, &groups, need, &elsewhere, &pull)?;
+        let chosen = groups::choose(request.machine.topology, &groups, need, &elsewhere, &pull)?;
         elsewhere.extend(chosen.iter().filter_map(|at| groups[*at].node));
         let host = chosen.iter().map(|at| &groups[*at]);
         if need.threads > 1 {

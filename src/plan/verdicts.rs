@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::helpers::Away;
 use super::housekeeping::{Claims, Found, Helpers};
-use super::machine::{Group, caches_group_cores, whole_cores};
+use super::machine::Group;
 use super::report::Finding;
 use super::vcpus::{Placement, Siblings};
 use super::{Plan, Request, allowed, memory, needs, promised};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
-use crate::ids::{CpuId, NodeId};
+use crate::ids::{CpuId, LlcId, NodeId};
 use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Origin, Sourced};
 use crate::topology::{CoreKind, Llc, Topology};
 use crate::wording::{counted, cpus_in_words};
@@ -65,7 +65,7 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'
         "{needs}; {} on {} free of {}: {taken}{next}",
         counted(cpus, "CPU"),
         counted(cores, "core"),
-        counted(request.topology.online().len(), "online CPU"),
+        counted(request.machine.online.len(), "online CPU"),
     )
 }
 
@@ -113,7 +113,7 @@ pub(super) fn report(
     report.extend(promised::findings(request, plan, &used));
     report.extend(needs::findings(groups, &request.policy.vm, &used));
     report.extend(caches(request, groups, placement, &cells));
-    report.extend(nodes(request.topology, groups, &cells));
+    report.extend(nodes(request.machine.topology, &cells));
     report.extend(memory::finding(request, plan));
     report.extend(large_cache(request, groups, &used));
     report.extend(kinds(request, groups, &used));
@@ -131,7 +131,7 @@ pub(super) fn report(
 
 fn reserved(request: &Request<'_>, claims: &Claims) -> Finding {
     let policy = &request.policy.host.reserved;
-    let first = || request.topology.cores.first().map(|core| core.cpus);
+    let first = || request.machine.topology.cores.first().map(|core| core.cpus);
     let asked = policy.value.cpus().or_else(first);
     let origin = match &policy.origin {
         Origin::Default => "auto: the first core".to_owned(),
@@ -170,16 +170,18 @@ fn caches(
     placement: &Placement,
     cells: &Cells,
 ) -> Option<Finding> {
-    let topology = request.topology;
+    let topology = request.machine.topology;
     if topology.llcs.is_empty() {
         let reason = "the kernel does not say which CPUs share a cache";
         return Some(Finding::degraded("one-llc", reason));
     }
-    if !caches_group_cores(topology) {
+    if !request.machine.caches_group_cores {
         return Some(Finding::met("one-llc", "every core has a cache of its own"));
     }
-    let behind =
-        |used: &CpuSet| topology.llcs.iter().filter(|llc| llc.cpus.intersects(used)).count();
+    let caches_of = |used: &CpuSet| -> BTreeSet<LlcId> {
+        used.iter().filter_map(|cpu| topology.cpu(cpu)?.llc).collect()
+    };
+    let behind = |used: &CpuSet| caches_of(used).len();
     if cells.len() > 1 {
         let over: Vec<String> = cells
             .iter()
@@ -198,7 +200,7 @@ fn caches(
     let vcpus = counted(number, "vCPU");
     Some(match behind(used) {
         1 => {
-            let llc = topology.llcs.iter().find(|llc| llc.cpus.intersects(used))?;
+            let llc = caches_of(used).first().and_then(|llc| topology.llcs.get(llc.0 as usize))?;
             Finding::met(
                 "one-llc",
                 format!("{vcpus} behind one cache, {}", cpus_in_words(&llc.cpus)),
@@ -223,10 +225,9 @@ fn free_behind(group: &Group<'_>, llc: &Llc) -> usize {
     if group.cpus.is_subset(&llc.cpus) { group.free_cpus() } else { 0 }
 }
 
-fn nodes(topology: &Topology, groups: &[Group<'_>], cells: &Cells) -> Option<Finding> {
+fn nodes(topology: &Topology, cells: &Cells) -> Option<Finding> {
     let of = |used: &CpuSet| -> BTreeSet<NodeId> {
-        let mine = groups.iter().filter(|group| group.cpus.intersects(used));
-        mine.filter_map(|group| group.node).collect()
+        used.iter().filter_map(|cpu| topology.core_of(cpu)?.node).collect()
     };
     let names = |nodes: &BTreeSet<NodeId>| {
         let names: Vec<String> = nodes.iter().map(ToString::to_string).collect();
@@ -259,12 +260,15 @@ fn nodes(topology: &Topology, groups: &[Group<'_>], cells: &Cells) -> Option<Fin
 /// Whether the vCPUs are behind the large cache, on a machine where one is much larger than the others.
 fn large_cache(request: &Request<'_>, groups: &[Group<'_>], used: &CpuSet) -> Option<Finding> {
     let vm = &request.policy.vm;
+    if vm.cache.value != CacheNeed::Any || !groups.iter().any(|group| group.large_cache) {
+        return None;
+    }
     let (large, other): (Vec<_>, Vec<_>) = groups.iter().partition(|group| group.large_cache);
-    if large.is_empty() || other.is_empty() || vm.cache.value != CacheNeed::Any {
+    if other.is_empty() {
         return None;
     }
     let name = |group: &Group<'_>| {
-        let llc = group.llc.and_then(|llc| request.topology.llcs.get(llc.0 as usize));
+        let llc = group.llc.and_then(|llc| request.machine.topology.llcs.get(llc.0 as usize));
         let size = llc.and_then(|llc| llc.size_bytes).map(|bytes| format!("{} MiB, ", bytes >> 20));
         format!("{}{}", size.unwrap_or_default(), cpus_in_words(&group.cpus))
     };
@@ -290,11 +294,8 @@ fn large_cache(request: &Request<'_>, groups: &[Group<'_>], used: &CpuSet) -> Op
 }
 
 fn kinds(request: &Request<'_>, groups: &[Group<'_>], used: &CpuSet) -> Option<Finding> {
-    let mine: BTreeSet<_> = groups
-        .iter()
-        .filter(|group| group.cpus.intersects(used))
-        .filter_map(|group| group.kind)
-        .collect();
+    let topology = request.machine.topology;
+    let mine: BTreeSet<_> = used.iter().filter_map(|cpu| topology.core_of(cpu)?.kind).collect();
     let names: Vec<&str> = mine
         .iter()
         .map(|kind| match kind {
@@ -303,13 +304,12 @@ fn kinds(request: &Request<'_>, groups: &[Group<'_>], used: &CpuSet) -> Option<F
         })
         .collect();
     let wants_any = request.policy.vm.cores.value == CoreNeed::Any;
-    let fast = groups.iter().filter(|group| group.kind == Some(CoreKind::Performance));
-    let fast: usize = fast.map(Group::free_cpus).sum();
     match names.as_slice() {
         [] => None,
         ["efficiency"] if wants_any && request.policy.vm.vcpus.value == CpuChoice::Auto => {
             let all = counted(request.guest.vcpus.len(), "vCPU");
-            let has = counted(fast, "CPU");
+            let fast = groups.iter().filter(|group| group.kind == Some(CoreKind::Performance));
+            let has = counted(fast.map(Group::free_cpus).sum(), "CPU");
             let reason = format!(
                 "all vCPUs on efficiency cores: the performance cores have {has} for {all}"
             );
@@ -342,7 +342,7 @@ fn doubled(request: &Request<'_>, placement: &Placement, used: &CpuSet) -> Optio
         return None;
     }
     let shares = |cpu: CpuId| {
-        let core = request.topology.core_of(cpu);
+        let core = request.machine.topology.core_of(cpu);
         core.is_some_and(|core| (core.cpus & *used).len() > 1)
     };
     let doubled = placement.placed.iter().filter(|placed| shares(placed.cpu)).count();
@@ -360,7 +360,7 @@ fn cores(request: &Request<'_>, plan: &Plan) -> Option<Finding> {
     if plan.exclusive.is_empty() {
         return None;
     }
-    let split = whole_cores(request, &plan.exclusive) - plan.exclusive;
+    let split = request.machine.whole_cores(&plan.exclusive) - plan.exclusive;
     Some(if split.is_empty() {
         Finding::met("whole-cores", "no core is shared with the host or another VM")
     } else {
@@ -411,16 +411,16 @@ fn helper(rule: &'static str, found: &Helpers, request: &Request<'_>, plan: &Pla
             Finding::met(rule, format!("{cpus}: behind another cache, on the same node"))
         }
         Found::ByRule(Away::OtherNode) => {
-            let node = found.cpus.first().and_then(|cpu| request.topology.cpu(cpu)?.node);
+            let node = found.cpus.first().and_then(|cpu| request.machine.topology.cpu(cpu)?.node);
             let node = node.map_or(String::new(), |node| format!(" {node}"));
             Finding::met(rule, format!("{cpus}: behind another cache, on node{node}, the nearest"))
         }
-        Found::ByRule(Away::SameGroup) if !caches_group_cores(request.topology) => Finding::met(
+        Found::ByRule(Away::SameGroup) if !request.machine.caches_group_cores => Finding::met(
             rule,
             format!("{cpus}: outside the vCPUs' cores; no shared cache is known"),
         ),
         Found::ByRule(Away::SameGroup) => {
-            let siblings = whole_cores(request, &plan.exclusive) & found.cpus;
+            let siblings = request.machine.whole_cores(&plan.exclusive) & found.cpus;
             let beside = if siblings.is_empty() { "" } else { ", and on siblings of vCPUs" };
             let reason =
                 format!("{cpus}: behind the vCPUs' own cache{beside}, for want of another");
@@ -430,17 +430,18 @@ fn helper(rule: &'static str, found: &Helpers, request: &Request<'_>, plan: &Pla
 }
 
 fn neighbours(request: &Request<'_>, plan: &Plan) -> Option<Finding> {
+    if !request.neighbours.helpers().intersects(&plan.exclusive) {
+        return None;
+    }
     let close: Vec<String> = request
         .neighbours
         .iter()
         .filter(|vm| vm.helpers.intersects(&plan.exclusive))
         .map(|vm| format!("VM {} ({})", vm.vm, vm.helpers & plan.exclusive))
         .collect();
-    (!close.is_empty()).then(|| {
-        let reason = format!(
-            "helpers of {} may still run on CPUs of this VM until that VM is planned anew",
-            close.join(", ")
-        );
-        Finding::degraded("neighbours", reason)
-    })
+    let reason = format!(
+        "helpers of {} may still run on CPUs of this VM until that VM is planned anew",
+        close.join(", ")
+    );
+    Some(Finding::degraded("neighbours", reason))
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use qmpin::cpuset::CpuSet;
 use qmpin::guest::{Guest, GuestVcpu};
 use qmpin::ids::{CoreId, CpuId, LlcId, NodeId, VcpuIndex, VmName};
-use qmpin::plan::{Neighbour, Plan, Request, Stay, plan};
+use qmpin::plan::{Machine, Neighbour, Neighbours, Plan, Request, Stay, plan};
 use qmpin::policy::Policy;
 use qmpin::promises::Surroundings;
 use qmpin::topology::{Core, Cpu, Llc, Node, Topology};
@@ -23,13 +23,14 @@ pub(crate) fn measure(table: &mut Table) {
     let (topology, policy) = (machine(), Policy::default());
     let (mut one, mut all) = (Samples::default(), Samples::default());
     for _ in 0..ROUNDS {
-        let mut neighbours: Vec<Neighbour> = Vec::new();
+        let mut neighbours = Neighbours::default();
         let start = Instant::now();
+        let machine = Machine::of(&topology);
         let mut last = start;
         for number in 0..VMS {
             last = Instant::now();
             let vm: VmName = (100 + number).to_string().parse().unwrap();
-            let plan = plan_of(&vm, &topology, &policy, &neighbours);
+            let plan = plan_of(&vm, &machine, &policy, &neighbours);
             let helpers = plan.emulator | plan.iothread_cpus;
             neighbours.push(Neighbour { vm, exclusive: plan.exclusive, helpers, doubt: None });
         }
@@ -40,7 +41,7 @@ pub(crate) fn measure(table: &mut Table) {
     table.alone("planning on 1024 CPUs: 500 VMs, one by one", &all, "< 10 ms");
 }
 
-fn plan_of(vm: &VmName, topology: &Topology, policy: &Policy, neighbours: &[Neighbour]) -> Plan {
+fn plan_of(vm: &VmName, machine: &Machine<'_>, policy: &Policy, neighbours: &Neighbours) -> Plan {
     // Two SMT threads of one guest core: a VM fills a core, and 500 of them nearly the machine.
     let vcpu = |index| GuestVcpu {
         index: VcpuIndex(index),
@@ -60,7 +61,7 @@ fn plan_of(vm: &VmName, topology: &Topology, policy: &Policy, neighbours: &[Neig
     let held = BTreeMap::new();
     plan(&Request {
         vm,
-        topology,
+        machine,
         guest: &guest,
         policy,
         neighbours,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use qmpin::cpuset::CpuSet;
-use qmpin::plan::{Plan, PlanError, PlannedVcpu, Request, Stay, plan};
+use qmpin::plan::{Machine, Neighbours, Plan, PlanError, PlannedVcpu, Request, Stay, plan};
 use qmpin::policy::{FileKind, Policy};
 use qmpin::promises::Surroundings;
 use qmpin::topology::{CoreKind, Llc, Topology};
@@ -32,10 +32,10 @@ fn planned_with(topology: &Topology, vcpus: u32, threads: u32) -> Result<Plan, P
     let policy = Policy::default().with_file(FILE, path, FileKind::Cluster);
     plan(&Request {
         vm: &"100".parse().expect("a name"),
-        topology,
+        machine: &Machine::of(topology),
         guest: &guests::guest(vcpus, threads, 0, &[]),
         policy: &policy.expect("a good policy"),
-        neighbours: &[],
+        neighbours: &Neighbours::default(),
         surroundings: &Surroundings::default(),
         held: &BTreeMap::new(),
         stay: Stay::Always,

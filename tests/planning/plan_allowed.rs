@@ -7,7 +7,7 @@ use std::path::Path;
 
 use qmpin::cpuset::CpuSet;
 use qmpin::guest::Allowed;
-use qmpin::plan::{Plan, PlanError, Request, Stay, Verdict, plan};
+use qmpin::plan::{Machine, Neighbours, Plan, PlanError, Request, Stay, Verdict, plan};
 use qmpin::policy::{FileKind, Policy};
 use qmpin::promises::Surroundings;
 
@@ -26,10 +26,10 @@ fn planned(vcpus: u32, policy: &str, allowed: &str) -> Result<Plan, PlanError> {
     let allowed = Allowed { cpus: cpus(allowed), why: WHY.to_owned() };
     plan(&Request {
         vm: &"100".parse().expect("a name"),
-        topology: &hosts::ryzen_5900x().topology(),
+        machine: &Machine::of(&hosts::ryzen_5900x().topology()),
         guest: &guests::guest(vcpus, 2, 0, &[]),
         policy: &policy,
-        neighbours: &[],
+        neighbours: &Neighbours::default(),
         surroundings: &Surroundings { allowed: Some(allowed), ..Surroundings::default() },
         held: &BTreeMap::new(),
         stay: Stay::Always,

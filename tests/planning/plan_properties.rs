@@ -12,7 +12,9 @@ use qmpin::cpuset::CpuSet;
 use qmpin::guest::{Allowed, Guest};
 use qmpin::ids::{CpuId, Pid, StartTicks, Tid, VcpuIndex, VmName};
 use qmpin::knobs::affinity::diff::{desired, diff};
-use qmpin::plan::{Neighbour, Plan, PlanError, PlannedVcpu, Request, Stay, Verdict, plan};
+use qmpin::plan::{
+    Machine, Neighbour, Neighbours, Plan, PlanError, PlannedVcpu, Request, Stay, Verdict, plan,
+};
 use qmpin::policy::{CpuChoice, Displace, Origin, Overflow, Policy, Sharing, Sourced};
 use qmpin::promises::{Promise, Promises, Strength, Surroundings};
 use qmpin::threads::{Role, Thread, ThreadKey};
@@ -35,7 +37,7 @@ struct Question {
     topology: Topology,
     guest: Guest,
     policy: Policy,
-    neighbours: Vec<Neighbour>,
+    neighbours: Neighbours,
     surroundings: Surroundings,
     held: BTreeMap<VcpuIndex, CpuId>,
 }
@@ -62,7 +64,7 @@ impl Question {
     fn ask_for(&self, vm: &VmName) -> Result<Plan, PlanError> {
         plan(&Request {
             vm,
-            topology: &self.topology,
+            machine: &Machine::of(&self.topology),
             guest: &self.guest,
             policy: &self.policy,
             neighbours: &self.neighbours,
@@ -119,7 +121,7 @@ impl Question {
     }
 
     fn others(&self) -> CpuSet {
-        self.neighbours.iter().fold(CpuSet::EMPTY, |all, other| all | other.exclusive)
+        self.neighbours.exclusive()
     }
 
     /// The CPUs that this VM's vCPUs may have, CPU by CPU.
@@ -256,7 +258,7 @@ fn plain_question() -> impl Strategy<Value = Question> {
         topology: host.topology(),
         guest,
         policy: Policy::default(),
-        neighbours: Vec::new(),
+        neighbours: Neighbours::default(),
         surroundings: Surroundings::default(),
         held: BTreeMap::new(),
     })
@@ -560,7 +562,7 @@ proptest! {
                 topology: host.topology(),
                 guest: guest.clone(),
                 policy: Policy::default(),
-                neighbours: vec![Neighbour { vm: vm(1), exclusive, helpers: CpuSet::EMPTY, doubt: None }],
+                neighbours: [Neighbour { vm: vm(1), exclusive, helpers: CpuSet::EMPTY, doubt: None }].into_iter().collect(),
                 surroundings: Surroundings::default(),
                 held: BTreeMap::new(),
             };
@@ -663,10 +665,10 @@ proptest! {
         leaving in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
     ) {
         let mut base = question;
-        base.neighbours.clear();
+        base.neighbours = Neighbours::default();
         base.policy.vm = Policy::default().vm;
         let mut attached: BTreeMap<usize, (Guest, Plan)> = BTreeMap::new();
-        let beside = |attached: &BTreeMap<usize, (Guest, Plan)>, at: usize| -> Vec<Neighbour> {
+        let beside = |attached: &BTreeMap<usize, (Guest, Plan)>, at: usize| -> Neighbours {
             let others = attached.iter().filter(|(other, _)| **other != at);
             others.map(|(other, (_, plan))| Neighbour {
                 doubt: None,

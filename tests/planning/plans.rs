@@ -13,7 +13,9 @@ use serde::Deserialize;
 use qmpin::cpuset::CpuSet;
 use qmpin::guest::{Guest, GuestMemory};
 use qmpin::ids::{CpuId, NodeId, VcpuIndex};
-use qmpin::plan::{Finding, Neighbour, Plan, PlanError, Request, Stay, Verdict, plan};
+use qmpin::plan::{
+    Finding, Machine, Neighbour, Neighbours, Plan, PlanError, Request, Stay, Verdict, plan,
+};
 use qmpin::policy::{FileKind, Policy, PolicyError};
 use qmpin::promises::{Promise, Promises, Strength, Surroundings};
 use qmpin::topology::Topology;
@@ -155,7 +157,7 @@ fn answer(case: &Case) -> String {
         .find(|(name, _)| *name == case.host)
         .unwrap_or_else(|| panic!("there is no host {}", case.host));
     let topology = host.with_offline(&case.offline).topology();
-    let neighbours: Vec<Neighbour> = case
+    let neighbours: Neighbours = case
         .others
         .iter()
         .map(|other| Neighbour {
@@ -170,7 +172,7 @@ fn answer(case: &Case) -> String {
         let vm = "100".parse().expect("a VM's name");
         plan(&Request {
             vm: &vm,
-            topology: &topology,
+            machine: &Machine::of(&topology),
             guest,
             policy: &policy,
             neighbours: &neighbours,

@@ -2,17 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::discover::stat;
 use crate::discover::stat::Stat;
 use crate::discover::tasks::{or_gone, thread};
-use crate::ids::{Pid, Tid};
+use crate::discover::{children_of, stat};
+use crate::ids::{KTHREADD, Pid, Tid};
 use crate::sched::Sched;
 use crate::shown;
 use crate::sysroot::{ReadError, SysRoot};
 use crate::threads::{Role, Thread, ThreadKey};
-
-/// The parent of all kernel threads (`kernel/kthread.c`). New ones have its mask.
-pub(crate) const KTHREADD: Tid = Tid(2);
 
 /// Where kernel threads are looked for. What is found by either is one only by its flag (`PF_KTHREAD`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,12 +26,9 @@ pub enum KthreadScan {
 /// a kernel without `CONFIG_PROC_CHILDREN`, all processes.
 pub(crate) fn all_kernel_threads(root: &SysRoot, scan: KthreadScan) -> Vec<Tid> {
     if scan == KthreadScan::Children
-        && let Ok(children) = root.read(&format!("proc/{KTHREADD}/task/{KTHREADD}/children"))
+        && let Some(children) = children_of(root, KTHREADD)
     {
-        return children
-            .split_ascii_whitespace()
-            .filter_map(|tid| tid.parse().ok().map(Tid))
-            .collect();
+        return children;
     }
     let numbers = root.folder("proc").and_then(|folder| folder.numbers()).unwrap_or_default();
     numbers.into_iter().map(Tid).filter(|tid| *tid != KTHREADD).collect()

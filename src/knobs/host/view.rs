@@ -8,7 +8,7 @@ use crate::cpuset::CpuSet;
 use crate::discover::host::online_cpus;
 use crate::discover::stat::Stat;
 use crate::discover::{DiscoverError, stat, tasks};
-use crate::ids::CpuId;
+use crate::ids::{CpuId, KTHREADD};
 use crate::knobs::ground::Host;
 use crate::knobs::host::interrupts::{irq_nodes, irq_places};
 use crate::knobs::host::kernel_threads::KthreadScan;
@@ -170,8 +170,8 @@ impl Reader<'_> {
     }
 
     fn kernel_threads(&mut self, wants: &Wants, scan: KthreadScan) {
-        for tid in std::iter::once(kernel_threads::KTHREADD)
-            .chain(kernel_threads::all_kernel_threads(self.root, scan))
+        for tid in
+            std::iter::once(KTHREADD).chain(kernel_threads::all_kernel_threads(self.root, scan))
         {
             let Ok(stat) = stat::of(self.root, tid) else { continue };
             // Those of an attached VM go with the VM.
