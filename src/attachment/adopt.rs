@@ -58,6 +58,7 @@ fn same_places(one: &Policy, other: &Policy) -> bool {
         && vm.emulator.value == other.vm.emulator.value
         && vm.cores.value == other.vm.cores.value
         && vm.cache.value == other.vm.cache.value
+        && vm.smt.value == other.vm.smt.value
         && vm.share.value == other.vm.share.value
         && host.reserved.value == other.host.reserved.value
         && host.shared.value == other.host.shared.value

@@ -19,7 +19,7 @@ use super::vcpus::{GuestCore, Placement, guest_cores, threads};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
 use crate::ids::{CpuId, NodeId, VcpuIndex};
-use crate::policy::Sharing;
+use crate::policy::{Sharing, Smt, VmPolicy};
 use crate::topology::{CoreKind, Topology};
 
 /// Places the vCPUs that hold nothing, or nothing valid, around those that do. `None`: nothing that
@@ -29,8 +29,9 @@ pub(super) fn extended(
     groups: &[Group<'_>],
     guest: &Guest,
     held: &BTreeMap<VcpuIndex, CpuId>,
-    sharing: Sharing,
+    vm: &VmPolicy,
 ) -> Option<Placement> {
+    let sharing = vm.share.value;
     if held.is_empty() {
         return None;
     }
@@ -68,6 +69,10 @@ pub(super) fn extended(
         // of its own is better, even a far one.
         let found = state
             .beside_sibling(core)
+            .or_else(|| {
+                let fills = vm.smt.value == Smt::Siblings && threads == 1;
+                if fills { state.filling(node) } else { None }
+            })
             .or_else(|| state.own_core(node, Reach::GroupsInUse, threads))
             .or_else(|| if threads == 1 { state.idle_sibling(node) } else { None })
             .or_else(|| state.own_core(node, Reach::Anywhere, threads))
@@ -141,6 +146,15 @@ impl Extension<'_> {
             .flat_map(|group| &group.free)
             .find(|core| core.threads >= threads && !core.usable().intersects(&self.used));
         Some((found?.thread(0)?, Why::OwnCore))
+    }
+
+    /// The idle thread of a core where cores are to be filled.
+    fn filling(&self, node: Option<u32>) -> Option<(CpuId, Why)> {
+        let fills = |(cpu, why)| match why {
+            Why::SecondThreadBeside(vcpu) => (cpu, Why::Fills(vcpu)),
+            why => (cpu, why),
+        };
+        self.idle_sibling(node).map(fills)
     }
 
     fn idle_sibling(&self, node: Option<u32>) -> Option<(CpuId, Why)> {

@@ -24,14 +24,15 @@ const LARGE_CACHE_RATIO: u64 = 2;
 pub(super) struct FreeCore<'a> {
     core: &'a Core,
     only: Option<&'a CpuSet>,
-    /// How many of its CPUs are usable.
+    /// How many of its CPUs are usable, from the first on.
     pub(super) threads: usize,
 }
 
 impl FreeCore<'_> {
     /// The CPUs of it that may be used.
     pub(super) fn usable(&self) -> CpuSet {
-        self.only.map_or(self.core.cpus, |only| self.core.cpus & *only)
+        let cpus = self.only.map_or(self.core.cpus, |only| self.core.cpus & *only);
+        if self.threads == cpus.len() { cpus } else { cpus.iter().take(self.threads).collect() }
     }
 
     /// The usable CPU of that place among its siblings.

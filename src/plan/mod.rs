@@ -5,7 +5,8 @@
 //!   housekeeping ─▶ which CPUs are the host's, shared, other VMs'      housekeeping.rs
 //!   allowed      ─▶ which CPUs the VM's cgroup does not allow it         allowed.rs
 //!   promised     ─▶ which CPUs other programs count on                   promised.rs
-//!   needs        ─▶ which of the others it may have at all                needs.rs
+//!   needs        ─▶ which of the others it may have at all                needs.rs, and how many threads
+//!                                                                      of a core, smt.rs
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug),
 //!                                                                      in_order.rs (by hand)
@@ -34,6 +35,7 @@ mod neighbours;
 mod promised;
 pub(crate) mod report;
 mod request;
+mod smt;
 mod vcpus;
 mod verdicts;
 
@@ -79,6 +81,7 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
     let attempt = |blocked: &CpuSet, usable| {
         let mut groups = request.machine.groups(&claims.reserved, blocked, usable);
         needs::restrict(&mut groups, &request.policy.vm);
+        smt::restrict(&mut groups, &request.policy.vm);
         let placement = place(request, &groups);
         (groups, placement)
     };
@@ -113,7 +116,7 @@ fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
         return in_order::place(topology, groups, guest, held, order, sharing);
     }
     let fresh = || vcpus::fresh(request, groups);
-    match extension::extended(topology, groups, guest, held, sharing) {
+    match extension::extended(topology, groups, guest, held, &request.policy.vm) {
         Some(stay) if request.stay == Stay::UnlessBetter && stay.falls_short() => {
             Some(fresh().filter(|fresh| !fresh.falls_short()).unwrap_or(stay))
         }

@@ -1,11 +1,11 @@
 //! What would do, where a VM cannot have what its policy wants: the first of these that can be had.
 //!
 //! ```text
-//!   CPUs by hand left to the planner, one key at a time, then all ─▶ any cores, any cache ─▶ shared CPUs ─▶ all of it
+//!   CPUs by hand left to the planner, one key at a time, then all ─▶ threads of cores, any cores, any cache ─▶ shared CPUs ─▶ all of it
 //! ```
 
 use super::{Nearest, Request, advice, plan_strictly};
-use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Policy, Sharing};
+use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Policy, Sharing, Smt};
 
 type Change = (&'static str, fn(&mut Policy));
 
@@ -14,7 +14,12 @@ const BY_HAND: [Change; 3] = [
     ("iothreads = \"auto\"", |policy| policy.vm.iothreads.value = CpuChoice::Auto),
     ("emulator = \"auto\"", |policy| policy.vm.emulator.value = CpuChoice::Auto),
 ];
-const NEEDS: [Change; 2] = [
+const NEEDS: [Change; 3] = [
+    ("smt = \"prefer\"", |policy| {
+        if policy.vm.smt.value == Smt::Isolate {
+            policy.vm.smt.value = Smt::Prefer;
+        }
+    }),
     ("cores = \"any\"", |policy| policy.vm.cores.value = CoreNeed::Any),
     ("cache = \"any\"", |policy| policy.vm.cache.value = CacheNeed::Any),
 ];

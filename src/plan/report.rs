@@ -68,6 +68,8 @@ pub enum Why {
     SiblingOf(VcpuIndex),
     /// No core was left, so it has the second thread of a core of this VM.
     SecondThreadBeside(VcpuIndex),
+    /// Beside another vCPU, because cores are to be filled (`smt = "siblings"`).
+    Fills(VcpuIndex),
     /// More vCPUs than CPUs, and sharing is allowed: it shares its CPU.
     Wrapped,
     /// The policy names this CPU for it.
@@ -86,6 +88,7 @@ impl Why {
             Why::OwnCore => "own-core",
             Why::SiblingOf(_) => "guest-siblings",
             Why::SecondThreadBeside(_) => "cores-then-siblings",
+            Why::Fills(_) => "smt",
             Why::Wrapped => "share",
             Why::ByHand => "by-hand",
             Why::Held => "stay",
@@ -102,6 +105,7 @@ impl fmt::Display for Why {
             Why::SecondThreadBeside(vcpu) => {
                 write!(f, "every core of the set has a vCPU: the sibling beside vCPU {vcpu}")
             }
+            Why::Fills(vcpu) => write!(f, "smt = \"siblings\": the same core as vCPU {vcpu}"),
             Why::Wrapped => f.write_str("more vCPUs than CPUs and share = true: the CPU is shared"),
             Why::ByHand => f.write_str("vcpus names this CPU for it"),
             Why::Held => f.write_str("it was there before and still may be"),

@@ -15,7 +15,7 @@ use super::groups::{self, Need};
 use super::machine::{FreeCore, Group};
 use super::memory::Pull;
 use super::report::{Placed, Why};
-use super::{Machine, Request};
+use super::{Machine, Request, smt};
 use crate::cpuset::CpuSet;
 use crate::guest::{Guest, GuestVcpu};
 use crate::ids::{CpuId, NodeId, VcpuIndex};
@@ -118,16 +118,21 @@ enum Keep {
 pub(super) fn fresh(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
     let Request { machine: Machine { topology, .. }, guest, .. } = *request;
     let cores = guest_cores(&guest.vcpus);
+    let filled = smt::filled(&request.policy.vm, groups, &cores);
+    let together = filled.as_ref().unwrap_or(&cores);
     let keeps: &[Keep] =
-        if threads(&cores) > 1 { &[Keep::GuestCores, Keep::Nothing] } else { &[Keep::Nothing] };
-    let by_node = cells(&cores);
-    let placed = keeps.iter().find_map(|keep| {
+        if threads(together) > 1 { &[Keep::GuestCores, Keep::Nothing] } else { &[Keep::Nothing] };
+    let by_node = cells(together);
+    let mut placed = keeps.iter().find_map(|keep| {
         place(request, groups, &by_node, *keep).or_else(|| {
             // Node by node leaves threads over that the guest as a whole can use.
             let several = by_node.len() > 1;
-            several.then(|| place(request, groups, &[cores.iter().collect()], *keep)).flatten()
+            several.then(|| place(request, groups, &[together.iter().collect()], *keep)).flatten()
         })
     })?;
+    if filled.is_some() {
+        smt::say_why(&mut placed);
+    }
     Some(Placement::of(topology, &cores, placed, Vec::new()))
 }
 

@@ -7,11 +7,11 @@ use super::housekeeping::{Claims, Found, Helpers};
 use super::machine::Group;
 use super::report::Finding;
 use super::vcpus::{Placement, Siblings};
-use super::{Plan, Request, allowed, memory, needs, promised};
+use super::{Plan, Request, allowed, memory, needs, promised, smt};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
 use crate::ids::{CpuId, LlcId, NodeId};
-use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Origin, Sourced};
+use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Origin, Smt, Sourced};
 use crate::topology::{CoreKind, Llc, Topology};
 use crate::wording::{counted, cpus_in_words};
 
@@ -36,7 +36,13 @@ pub(super) fn shortage(request: &Request<'_>, claims: &Claims, groups: &[Group<'
         };
         taken.push(format!("{who} {}", cpus_in_words(&claims.others)));
     }
-    let needs = if vcpus == 1 { "needs a CPU of its own" } else { "need a CPU each" };
+    let alone = request.policy.vm.smt.value == Smt::Isolate;
+    let needs = match (vcpus, alone) {
+        (1, false) => "needs a CPU of its own".to_owned(),
+        (_, false) => "need a CPU each".to_owned(),
+        (1, true) => "needs a core alone (smt = \"isolate\")".to_owned(),
+        (_, true) => "need a core each (smt = \"isolate\")".to_owned(),
+    };
     let needs = format!("{} {needs}", counted(vcpus, "vCPU"));
     let Sourced { value: by_hand, origin } = &request.policy.vm.vcpus;
     if *by_hand != CpuChoice::Auto {
@@ -117,7 +123,8 @@ pub(super) fn report(
     report.extend(memory::finding(request, plan));
     report.extend(large_cache(request, groups, &used));
     report.extend(kinds(request, groups, &used));
-    report.extend(siblings(placement));
+    report.extend(siblings(request, placement));
+    report.extend(smt::finding(request, placement, &used));
     report.extend(doubled(request, placement, &used));
     report.extend(cores(request, plan));
     report.extend(sharing(placement));
@@ -323,8 +330,16 @@ fn kinds(request: &Request<'_>, groups: &[Group<'_>], used: &CpuSet) -> Option<F
     }
 }
 
-fn siblings(placement: &Placement) -> Option<Finding> {
+fn siblings(request: &Request<'_>, placement: &Placement) -> Option<Finding> {
+    let Sourced { value, origin } = &request.policy.vm.smt;
     match placement.siblings {
+        Siblings::Apart if *value == Smt::Isolate => Some(Finding::degraded(
+            "guest-siblings",
+            format!(
+                "the guest has threads=2 or more, and smt = \"isolate\" ({origin}) gives each vCPU a core: start it \
+                 with threads=1"
+            ),
+        )),
         Siblings::Together => {
             Some(Finding::met("guest-siblings", "guest siblings are on sibling CPUs"))
         }
@@ -338,7 +353,8 @@ fn siblings(placement: &Placement) -> Option<Finding> {
 
 /// Cores that vCPUs share without the guest knowing. Sharing a CPU is another finding.
 fn doubled(request: &Request<'_>, placement: &Placement, used: &CpuSet) -> Option<Finding> {
-    if placement.siblings != Siblings::None {
+    // Who asks for siblings is not told of them.
+    if placement.siblings != Siblings::None || request.policy.vm.smt.value == Smt::Siblings {
         return None;
     }
     let shares = |cpu: CpuId| {

@@ -9,7 +9,7 @@ use toml::Spanned;
 
 use super::{
     CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Displace, Knob, Level, Origin, Overflow,
-    ParseCpuChoiceError, Policy, Sharing, Sourced, VcpuSched, VfioIrqs, mistakes,
+    ParseCpuChoiceError, Policy, Sharing, Smt, Sourced, VcpuSched, VfioIrqs, mistakes,
 };
 
 /// The longest check interval taken, in seconds.
@@ -51,6 +51,7 @@ struct RawFile {
     emulator: Option<Spanned<String>>,
     cores: Option<Spanned<CoreNeed>>,
     cache: Option<Spanned<CacheNeed>>,
+    smt: Option<Spanned<Smt>>,
     share: Option<Spanned<bool>>,
     displace: Option<Spanned<bool>>,
     overflow: Option<Spanned<Overflow>>,
@@ -156,6 +157,7 @@ impl Policy {
         vm.emulator.lay(source.choice("emulator", raw.emulator, CpuChoice::parse_set)?);
         vm.cores.lay(source.keep(raw.cores));
         vm.cache.lay(source.keep(raw.cache));
+        vm.smt.lay(source.keep(raw.smt));
         let sharing = |share| if share { Sharing::Wrap } else { Sharing::Refuse };
         vm.share.lay(source.keep(raw.share).map(|share| share.map(sharing)));
         let displace = |freely| if freely { Displace::Freely } else { Displace::WhereNeeded };

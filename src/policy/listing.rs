@@ -47,6 +47,7 @@ impl Policy {
             entry(Table::Vm, "vcpus", &vm.vcpus),
             entry(Table::Vm, "iothreads", &vm.iothreads),
             entry(Table::Vm, "emulator", &vm.emulator),
+            entry(Table::Vm, "smt", &vm.smt),
             entry(Table::Vm, "share", &vm.share.clone().map(|share| share == Sharing::Wrap)),
             entry(
                 Table::Vm,

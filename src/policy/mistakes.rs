@@ -35,6 +35,7 @@ fn may_be(key: &str) -> Option<&'static str> {
         "shared" => "CPUs in quotes, such as \"2,14\"",
         "cores" => "\"any\", \"performance\" or \"efficiency\"",
         "cache" => "\"any\", \"large\" or \"ordinary\"",
+        "smt" => "\"prefer\", \"siblings\" or \"isolate\"",
         "overflow" => "\"shared\" or \"refuse\"",
         "channel" => "\"auto\", \"lease\" or \"persistent\"",
         "isolation" => "\"none\", \"pinned\", \"exclusive\" or \"strict\"",

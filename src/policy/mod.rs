@@ -26,7 +26,7 @@ pub use file::{FileKind, PolicyError};
 pub use isolation::{Knob, Level};
 pub use listing::{Entry, Table};
 pub use values::{
-    CacheNeed, ChannelChoice, CoreNeed, Displace, Overflow, RtPriority, Sharing, VcpuSched,
+    CacheNeed, ChannelChoice, CoreNeed, Displace, Overflow, RtPriority, Sharing, Smt, VcpuSched,
     VfioIrqs,
 };
 
@@ -114,6 +114,8 @@ pub struct VmPolicy {
     pub cores: Sourced<CoreNeed>,
     /// Which cache its vCPUs are to be behind.
     pub cache: Sourced<CacheNeed>,
+    /// How its vCPUs use the threads of a core.
+    pub smt: Sourced<Smt>,
     /// Whether more vCPUs than CPUs are taken.
     pub share: Sourced<Sharing>,
     /// When its vCPUs take CPUs that other programs count on.
@@ -173,6 +175,7 @@ impl Default for Policy {
                 emulator: Sourced::default(CpuChoice::Auto),
                 cores: Sourced::default(CoreNeed::Any),
                 cache: Sourced::default(CacheNeed::Any),
+                smt: Sourced::default(Smt::Prefer),
                 share: Sourced::default(Sharing::Refuse),
                 displace: Sourced::default(Displace::WhereNeeded),
                 overflow: Sourced::default(Overflow::Shared),

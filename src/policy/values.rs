@@ -60,6 +60,26 @@ pub enum CacheNeed {
     Ordinary,
 }
 
+/// How its vCPUs use the threads of a core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Smt {
+    /// A core for each guest core while there are any, then the second threads.
+    #[default]
+    Prefer,
+    /// Cores are filled thread by thread: the fewest cores, and siblings of the same VM.
+    Siblings,
+    /// A core for each vCPU, of which the other threads are idle.
+    Isolate,
+}
+
+/// As it is written in a policy file.
+impl fmt::Display for Smt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// As it is written in a policy file.
 impl fmt::Display for CoreNeed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

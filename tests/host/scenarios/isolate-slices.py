@@ -56,7 +56,7 @@ def run(host):
                 assert not cpulist.parse(threads.allowed(wholly.pid)) & mine
                 assert cpulist.parse(host.read(vm.cgroup / "cpuset.cpus.effective")) >= mine
 
-            with attach() as attached:
+            with attach(cpus) as attached:
                 attached.settle(vm)
                 assert "systemd keeps the units beside" in attached.log(), attached.log()
                 wait_for(kept_off, attached)
@@ -74,7 +74,7 @@ def run(host):
             assert attached.code == 0, attached.log()
             state.check_same(alone, state.capture())
 
-            with attach() as attached:
+            with attach(cpus) as attached:
                 attached.settle(vm)
                 wait_for(kept_off, attached)
                 attached.stop(signal.SIGKILL)
@@ -85,7 +85,7 @@ def run(host):
             some = f"0-{max(cpulist.parse(host.online())) - 1}"
             host.run("systemctl", "set-property", "--runtime", "101.scope", f"AllowedCPUs={some}")
             limit = CGROUPS / "qemu.slice/101.scope/cpuset.cpus"
-            with attach():
+            with attach(cpus):
                 wait_until(lambda: not cpulist.parse(host.read(limit)) & mine, 60, "the limit without the VM's CPUs", lambda: host.read(limit))
                 assert cpulist.parse(host.read(limit)) == cpulist.parse(some) - mine
             assert host.read(limit) == some
@@ -133,8 +133,9 @@ def has_partitions():
     return (int(major), int(minor.split("-")[0])) >= (6, 7)
 
 
-def attach():
-    return qmpin.Attached(100, isolation="exclusive", check_interval_s=TIMER_S)
+def attach(cpus):
+    """By hand: left to it, qmpin would choose others than those that `taskset` was given."""
+    return qmpin.Attached(100, "--vcpus", cpus, isolation="exclusive", check_interval_s=TIMER_S)
 
 
 def is_leak(thread, mine):
