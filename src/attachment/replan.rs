@@ -128,6 +128,7 @@ impl Attachment<'_> {
             emulator: self.plan.emulator,
             iothreads: self.plan.iothread_cpus,
             vcpus: self.plan.held().into_iter().collect(),
+            floats: self.plan.floats(),
             knobs: policy.wanted_knobs(),
             partition: self.knobs.partition.cgroup(),
             slices: self.knobs.partition.slices(),
@@ -144,8 +145,8 @@ impl Attachment<'_> {
 }
 
 /// What others see of a plan.
-fn leased(plan: &Plan) -> ([CpuSet; 3], BTreeMap<VcpuIndex, CpuId>, &[Displaced]) {
-    let sets = [plan.exclusive, plan.emulator, plan.iothread_cpus];
+fn leased(plan: &Plan) -> ([CpuSet; 4], BTreeMap<VcpuIndex, CpuId>, &[Displaced]) {
+    let sets = [plan.exclusive, plan.emulator, plan.iothread_cpus, plan.floats()];
     (sets, plan.held(), &plan.displaced)
 }
 

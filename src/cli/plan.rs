@@ -194,6 +194,7 @@ fn host_steps(
         exclusive: plan.exclusive,
         iothreads: plan.iothread_cpus,
         vcpus: plan.held().into_iter().collect(),
+        floats: plan.floats(),
         knobs: policy.wanted_knobs(),
         vfio_irqs: policy.vfio_irqs.value,
         ..Lease::new(settings.vm.clone(), boot_id.to_owned(), process)

@@ -37,6 +37,9 @@ pub struct Lease {
     pub iothreads: CpuSet,
     /// Where each vCPU is.
     pub vcpus: Vec<(VcpuIndex, CpuId)>,
+    /// The CPUs that its vCPUs share, where each may run on any of them.
+    #[serde(skip_serializing_if = "CpuSet::is_empty")]
+    pub floats: CpuSet,
     /// What else is to be done about its CPUs.
     pub knobs: BTreeSet<Knob>,
     /// The cgroup in which it has, or is about to have, an isolated partition.
@@ -64,6 +67,12 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// Where its vCPUs are.
+    #[must_use]
+    pub fn vcpu_cpus(&self) -> CpuSet {
+        self.floats | self.vcpus.iter().map(|(_, cpu)| *cpu).collect()
+    }
+
     /// A lease of this version with no CPUs and no knobs yet, and no supervisor.
     #[must_use]
     pub fn new(vm: VmName, boot_id: String, qemu: ProcessKey) -> Lease {
@@ -78,6 +87,7 @@ impl Lease {
             emulator: CpuSet::EMPTY,
             iothreads: CpuSet::EMPTY,
             vcpus: Vec::new(),
+            floats: CpuSet::EMPTY,
             knobs: BTreeSet::new(),
             partition: None,
             slices: None,

@@ -60,6 +60,7 @@ pub(super) fn parse(text: &str, vm: &VmName) -> Result<Lease, String> {
         emulator: optional(&mut members, "emulator"),
         iothreads: optional(&mut members, "iothreads"),
         vcpus: optional(&mut members, "vcpus"),
+        floats: optional(&mut members, "floats"),
         knobs,
         partition: optional(&mut members, "partition"),
         slices: optional(&mut members, "slices"),

@@ -14,7 +14,7 @@ use crate::promises::Displaced;
 pub struct PlannedVcpu {
     /// Which vCPU.
     pub vcpu: VcpuIndex,
-    /// On which CPUs: one, or the housekeeping CPUs after an overflow.
+    /// On which CPUs: one, the set it floats over, or the housekeeping CPUs after an overflow.
     pub cpus: CpuSet,
     /// Why there.
     pub why: Why,
@@ -62,8 +62,17 @@ impl Plan {
     /// The single CPUs held by vCPUs, for the next plan.
     #[must_use]
     pub fn held(&self) -> BTreeMap<VcpuIndex, CpuId> {
-        let own = self.vcpus.iter().filter(|planned| planned.why != Why::Overflow);
+        let is_pinned =
+            |planned: &&PlannedVcpu| !matches!(planned.why, Why::Overflow | Why::Floats);
+        let own = self.vcpus.iter().filter(is_pinned);
         own.filter_map(|planned| Some((planned.vcpu, planned.cpus.first()?))).collect()
+    }
+
+    /// The CPUs over which vCPUs float; empty where each has its own.
+    #[must_use]
+    pub fn floats(&self) -> CpuSet {
+        let floating = self.vcpus.iter().filter(|planned| planned.why == Why::Floats);
+        floating.fold(CpuSet::EMPTY, |all, planned| all | planned.cpus)
     }
 
     /// The worst verdict in the report.

@@ -9,7 +9,7 @@
 //!                                                                      of a core, smt.rs
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug),
-//!                                                                      in_order.rs (by hand)
+//!                                                                      in_order.rs, float.rs (by hand)
 //!   verdicts     ─▶ how far each rule is kept                           verdicts.rs, and what
 //!                                                                      would improve it, advice.rs
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
@@ -23,6 +23,7 @@ mod allowed;
 mod answer;
 mod doubts;
 mod extension;
+mod float;
 mod groups;
 mod helpers;
 mod housekeeping;
@@ -46,6 +47,7 @@ pub use report::{Finding, Placed, Verdict, Why};
 pub use request::{Request, Stay};
 
 use crate::cpuset::CpuSet;
+use crate::guest::GuestVcpu;
 use crate::policy::{CpuChoice, Overflow, Sharing};
 use housekeeping::Claims;
 use machine::Group;
@@ -115,6 +117,9 @@ fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
     if let CpuChoice::InOrder(order) = &request.policy.vm.vcpus.value {
         return in_order::place(topology, groups, guest, held, order, sharing);
     }
+    if float::is_wanted(request) {
+        return float::place(groups, guest);
+    }
     let fresh = || vcpus::fresh(request, groups);
     match extension::extended(topology, groups, guest, held, &request.policy.vm) {
         Some(stay) if request.stay == Stay::UnlessBetter && stay.falls_short() => {
@@ -135,7 +140,7 @@ fn finish(
     placement: &Placement,
     only: Option<&CpuSet>,
 ) -> Result<Plan, PlanError> {
-    let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
+    let used = placement.used();
     let exclusive =
         only.copied().unwrap_or_else(|| request.machine.whole_cores(&used) & claims.allowed);
     let housekeeping = claims.online - exclusive - claims.others;
@@ -157,6 +162,10 @@ fn finish(
             why: placed.why,
         })
         .collect();
+    if let Some(cpus) = placement.floats {
+        let floating = |vcpu: &GuestVcpu| PlannedVcpu { vcpu: vcpu.index, cpus, why: Why::Floats };
+        planned.extend(request.guest.vcpus.iter().map(floating));
+    }
     let mut left_alone = Vec::new();
     let spare = promised::but_isolated(request, (housekeeping & claims.allowed) - claims.hard);
     let spare = if spare.is_empty() { claims.allowed } else { spare };

@@ -31,7 +31,7 @@ pub(super) fn findings(groups: &[Group<'_>], vm: &VmPolicy, used: &CpuSet) -> Ve
     let meets = Needs::of(groups, vm);
     let by_hand = match vm.vcpus.value {
         CpuChoice::Auto => None,
-        CpuChoice::Cpus(_) | CpuChoice::InOrder(_) => Some(&vm.vcpus.origin),
+        CpuChoice::Cpus(_) | CpuChoice::InOrder(_) | CpuChoice::Float(_) => Some(&vm.vcpus.origin),
     };
     let finding = |rule, wish: String, differ: bool, met: &dyn Fn(&Group<'_>) -> bool| {
         let unmet = groups.iter().any(|group| group.cpus.intersects(used) && !met(group));

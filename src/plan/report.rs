@@ -72,6 +72,8 @@ pub enum Why {
     Fills(VcpuIndex),
     /// More vCPUs than CPUs, and sharing is allowed: it shares its CPU.
     Wrapped,
+    /// The policy has it float over a set.
+    Floats,
     /// The policy names this CPU for it.
     ByHand,
     /// It was there before, and still may be.
@@ -90,6 +92,7 @@ impl Why {
             Why::SecondThreadBeside(_) => "cores-then-siblings",
             Why::Fills(_) => "smt",
             Why::Wrapped => "share",
+            Why::Floats => "float",
             Why::ByHand => "by-hand",
             Why::Held => "stay",
             Why::Overflow => "overflow",
@@ -107,6 +110,7 @@ impl fmt::Display for Why {
             }
             Why::Fills(vcpu) => write!(f, "smt = \"siblings\": the same core as vCPU {vcpu}"),
             Why::Wrapped => f.write_str("more vCPUs than CPUs and share = true: the CPU is shared"),
+            Why::Floats => f.write_str("it may run on any CPU of the set"),
             Why::ByHand => f.write_str("vcpus names this CPU for it"),
             Why::Held => f.write_str("it was there before and still may be"),
             Why::Overflow => f.write_str("no CPU is left: overflow = \"shared\""),

@@ -29,6 +29,8 @@ pub(super) struct Placement {
     /// vCPUs for which no CPU was left.
     pub(super) unplaced: Vec<VcpuIndex>,
     pub(super) siblings: Siblings,
+    /// The CPUs over which all vCPUs float; none is placed then.
+    pub(super) floats: Option<CpuSet>,
 }
 
 impl Placement {
@@ -144,7 +146,7 @@ impl Placement {
         unplaced: Vec<VcpuIndex>,
     ) -> Placement {
         placed.sort_unstable_by_key(|placed| placed.vcpu);
-        let mut placement = Placement { placed, unplaced, siblings: Siblings::None };
+        let mut placement = Placement { placed, unplaced, ..Placement::default() };
         if threads(cores) > 1 {
             let together = cores.iter().all(|core| placement.is_together(topology, core));
             placement.siblings = if together { Siblings::Together } else { Siblings::Apart };
@@ -167,6 +169,16 @@ impl Placement {
     pub(super) fn cpu(&self, vcpu: VcpuIndex) -> Option<CpuId> {
         let at = self.placed.binary_search_by_key(&vcpu, |placed| placed.vcpu).ok()?;
         Some(self.placed[at].cpu)
+    }
+
+    /// Where a vCPU may run, if it is placed.
+    pub(super) fn cpus(&self, vcpu: VcpuIndex) -> Option<CpuSet> {
+        self.floats.or_else(|| self.cpu(vcpu).map(CpuSet::single))
+    }
+
+    /// All CPUs that have vCPUs.
+    pub(super) fn used(&self) -> CpuSet {
+        self.floats.unwrap_or_else(|| self.placed.iter().map(|placed| placed.cpu).collect())
     }
 
     /// How many vCPUs are on each CPU that has any.

@@ -7,7 +7,7 @@ use super::housekeeping::{Claims, Found, Helpers};
 use super::machine::Group;
 use super::report::Finding;
 use super::vcpus::{Placement, Siblings};
-use super::{Plan, Request, allowed, memory, needs, promised, smt};
+use super::{Plan, Request, allowed, float, memory, needs, promised, smt};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
 use crate::ids::{CpuId, LlcId, NodeId};
@@ -114,7 +114,7 @@ pub(super) fn report(
     if *value != CpuChoice::Auto {
         report.push(Finding::met("by-hand", format!("vcpus = \"{value}\" ({origin})")));
     }
-    let used: CpuSet = placement.placed.iter().map(|placed| placed.cpu).collect();
+    let used = placement.used();
     let cells = cells(request, placement);
     report.extend(promised::findings(request, plan, &used));
     report.extend(needs::findings(groups, &request.policy.vm, &used));
@@ -128,6 +128,7 @@ pub(super) fn report(
     report.extend(doubled(request, placement, &used));
     report.extend(cores(request, plan));
     report.extend(sharing(placement));
+    report.extend(float::finding(request, placement));
     report.extend(overflow(claims, placement, plan));
     for (rule, found) in [("emulator", helpers[0]), ("iothreads", helpers[1])] {
         report.push(helper(rule, found, request, plan));
@@ -160,8 +161,8 @@ type Cells = BTreeMap<Option<u32>, CpuSet>;
 fn cells(request: &Request<'_>, placement: &Placement) -> Cells {
     let mut cells = Cells::new();
     for vcpu in &request.guest.vcpus {
-        if let Some(cpu) = placement.cpu(vcpu.index) {
-            cells.entry(vcpu.node).or_default().insert(cpu);
+        if let Some(cpus) = placement.cpus(vcpu.index) {
+            *cells.entry(vcpu.node).or_default() |= cpus;
         }
     }
     cells
@@ -203,7 +204,7 @@ fn caches(
         });
     }
     let used = cells.values().next()?;
-    let number = placement.placed.len();
+    let number = request.guest.vcpus.len() - placement.unplaced.len();
     let vcpus = counted(number, "vCPU");
     Some(match behind(used) {
         1 => {
@@ -333,6 +334,10 @@ fn kinds(request: &Request<'_>, groups: &[Group<'_>], used: &CpuSet) -> Option<F
 fn siblings(request: &Request<'_>, placement: &Placement) -> Option<Finding> {
     let Sourced { value, origin } = &request.policy.vm.smt;
     match placement.siblings {
+        Siblings::Apart if placement.floats.is_some() => Some(Finding::degraded(
+            "guest-siblings",
+            "the guest has threads=2 or more, and its vCPUs float: start it with threads=1",
+        )),
         Siblings::Apart if *value == Smt::Isolate => Some(Finding::degraded(
             "guest-siblings",
             format!(

@@ -17,7 +17,12 @@ pub enum CpuChoice {
     Cpus(CpuSet),
     /// These CPUs by hand, each for the vCPU of its place in the list.
     InOrder(CpuOrder),
+    /// Any of these CPUs, by hand: the scheduler chooses.
+    Float(CpuSet),
 }
+
+/// What a set begins with over which vCPUs float.
+const FLOAT: &str = "float:";
 
 /// CPUs in an order of the administrator's, each once.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,8 +64,8 @@ impl CpuChoice {
         if cpus.is_empty() { Err(ParseCpuChoiceError::Empty) } else { Ok(CpuChoice::Cpus(cpus)) }
     }
 
-    /// Reads `auto` or a cpulist for vCPUs. A list that ascends is a set, as everywhere else; any other is kept
-    /// in its order.
+    /// Reads `auto`, a cpulist for vCPUs, or `float:` and a set. A list that ascends is a set, as everywhere else; any
+    /// other is kept in its order.
     ///
     /// # Errors
     /// As [`parse_set`](CpuChoice::parse_set), and for a CPU that is named twice.
@@ -70,6 +75,15 @@ impl CpuChoice {
         }
         if text.trim().eq_ignore_ascii_case("auto") {
             return Err(ParseCpuChoiceError::Auto);
+        }
+        if let Some(set) = text.trim().strip_prefix(FLOAT) {
+            let cpus = CpuSet::parse_cpulist(set)?;
+            let is_empty = cpus.is_empty();
+            return if is_empty {
+                Err(ParseCpuChoiceError::Empty)
+            } else {
+                Ok(CpuChoice::Float(cpus))
+            };
         }
         let order = CpuSet::parse_in_order(text)?;
         let (mut set, mut again) = (CpuSet::EMPTY, CpuSet::EMPTY);
@@ -94,7 +108,7 @@ impl CpuChoice {
     pub fn cpus(&self) -> Option<CpuSet> {
         match self {
             CpuChoice::Auto => None,
-            CpuChoice::Cpus(cpus) => Some(*cpus),
+            CpuChoice::Cpus(cpus) | CpuChoice::Float(cpus) => Some(*cpus),
             CpuChoice::InOrder(order) => Some(order.0.iter().copied().collect()),
         }
     }
@@ -120,6 +134,7 @@ impl fmt::Display for CpuChoice {
             CpuChoice::Auto => f.write_str("auto"),
             CpuChoice::Cpus(cpus) => cpus.fmt(f),
             CpuChoice::InOrder(order) => order.fmt(f),
+            CpuChoice::Float(cpus) => write!(f, "{FLOAT}{cpus}"),
         }
     }
 }
@@ -167,6 +182,17 @@ mod tests {
         }
         let shown = vcpus("18-20,6,7,8,2").map(|choice| choice.to_string());
         assert_eq!(shown.as_deref(), Ok("18-20,6-8,2"));
+    }
+
+    #[test]
+    fn a_set_to_float_over_is_kept_apart_from_one_for_pins() {
+        let floats = vcpus("float:6-11,18-23").expect("good");
+        assert_eq!(floats, CpuChoice::Float("6-11,18-23".parse().expect("a cpulist")));
+        assert_eq!(floats.to_string(), "float:6-11,18-23");
+        for bad in ["float:", "float: ", "float:x", "float:auto", "Float:1", "float:3-1"] {
+            assert!(vcpus(bad).is_err(), "{bad}");
+        }
+        assert!(CpuChoice::parse_set("float:1").is_err(), "for vCPUs alone");
     }
 
     #[test]

@@ -94,6 +94,8 @@ struct VmRow {
     emulator: CpuSet,
     iothreads: CpuSet,
     vcpus: Vec<VcpuRow>,
+    #[serde(skip_serializing_if = "CpuSet::is_empty")]
+    floats: CpuSet,
     knobs: Vec<Knob>,
     sched: VcpuSched,
     partition: Option<PartitionRow>,
@@ -149,6 +151,7 @@ impl StatusDocument {
                 emulator: lease.emulator,
                 iothreads: lease.iothreads,
                 vcpus: lease.vcpus.into_iter().map(vcpu).collect(),
+                floats: lease.floats,
                 knobs: lease.knobs.into_iter().collect(),
                 sched: lease.sched,
                 partition: partition.map(|file| PartitionRow {

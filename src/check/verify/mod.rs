@@ -2,7 +2,7 @@
 //!
 //! | check | holds when |
 //! |---|---|
-//! | `vcpus` | every vCPU may run on one CPU of the VM's own, no two on the same |
+//! | `vcpus` | every vCPU may run on one CPU of the VM's own, no two on the same; or all float over the set that is named |
 //! | `helpers` | no other thread of the VM may run there |
 //! | `sched` | every vCPU that has its CPU to itself has the priority, and no other thread has it |
 //! | `core-scheduling` | all threads of the VM have one cookie, where others share a core with it |

@@ -10,6 +10,7 @@ use crate::wording::{counted, cpus_in_words};
 
 pub(crate) fn vcpus(facts: &VmFacts<'_>) -> Check {
     let own = &facts.lease.exclusive;
+    let floats = &facts.lease.floats;
     let mut used = CpuSet::EMPTY;
     let mut wrong = Vec::new();
     let mut number = 0;
@@ -17,7 +18,11 @@ pub(crate) fn vcpus(facts: &VmFacts<'_>) -> Check {
         let Role::Vcpu(index) = thread.role else { continue };
         number += 1;
         let on = &thread.allowed;
-        if on.len() != 1 || !on.is_subset(own) {
+        if !floats.is_empty() {
+            if **on != *floats {
+                wrong.push(format!("vCPU {index} may run on {}", cpus_in_words(on)));
+            }
+        } else if on.len() != 1 || !on.is_subset(own) {
             wrong.push(format!("vCPU {index} may run on {}", cpus_in_words(on)));
         } else if on.intersects(&used) {
             wrong.push(format!("vCPU {index} shares {}", cpus_in_words(on)));
@@ -28,7 +33,10 @@ pub(crate) fn vcpus(facts: &VmFacts<'_>) -> Check {
         return broken("vcpus", "QEMU names no vCPU".to_owned());
     }
     let vcpus = counted(number, "vCPU");
-    let why = format!("{vcpus}, each alone on one of {}", cpus_in_words(own));
+    let why = match floats.is_empty() {
+        true => format!("{vcpus}, each alone on one of {}", cpus_in_words(own)),
+        false => format!("{vcpus}, each on any of {}", cpus_in_words(floats)),
+    };
     judged("vcpus", wrong.into_iter(), why)
 }
 

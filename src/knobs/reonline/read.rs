@@ -98,8 +98,7 @@ pub fn reonline_facts(
     };
     stands(cpus.iter().filter(|cpu| !has_switch(cpu)).collect(), &Blocker::NoSwitch);
     for lease in others {
-        let vcpus: CpuSet = lease.vcpus.iter().map(|(_, cpu)| *cpu).collect();
-        stands(of(lease.exclusive | vcpus), &Blocker::Leased(lease.vm.clone()));
+        stands(of(lease.exclusive | lease.vcpu_cpus()), &Blocker::Leased(lease.vm.clone()));
     }
     for (group, has) in tree.partitions {
         stands(of(has), &Blocker::Partition(group));

@@ -25,8 +25,7 @@ impl VfioWant {
     #[must_use]
     pub fn of(lease: &Lease) -> VfioWant {
         let Lease { vfio_irqs: to, iothreads, exclusive, .. } = *lease;
-        let vcpus = lease.vcpus.iter().map(|(_, cpu)| *cpu).collect();
-        VfioWant { to, iothreads, vcpus, exclusive }
+        VfioWant { to, iothreads, vcpus: lease.vcpu_cpus(), exclusive }
     }
 }
 
