@@ -54,7 +54,9 @@ impl Attachment<'_> {
 fn same_places(one: &Policy, other: &Policy) -> bool {
     let (vm, host) = (&one.vm, &one.host);
     vm.vcpus.value == other.vm.vcpus.value
+        && vm.vcpu_cpus == other.vm.vcpu_cpus
         && vm.iothreads.value == other.vm.iothreads.value
+        && vm.iothread_cpus == other.vm.iothread_cpus
         && vm.emulator.value == other.vm.emulator.value
         && vm.cores.value == other.vm.cores.value
         && vm.cache.value == other.vm.cache.value

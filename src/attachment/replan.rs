@@ -134,6 +134,7 @@ impl Attachment<'_> {
             slices: self.knobs.partition.slices(),
             vfio_irqs: policy.vfio_irqs.value,
             sched: policy.sched.value,
+            sched_vcpus: policy.sched_vcpus.value,
             max_vcpus: policy.max_vcpus.value,
             displaced: self.plan.displaced.clone(),
             kept: self.kept.clone(),

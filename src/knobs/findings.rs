@@ -38,7 +38,7 @@ pub fn findings(facts: &Facts<'_>) -> Vec<Finding> {
     let Facts { topology, plan, policy, .. } = facts;
     let mut findings = plan.report.clone();
     findings.extend(facts.partition.clone());
-    findings.extend(of_priority(plan, policy.sched.value, facts.throttling));
+    findings.extend(of_priority(plan, policy.priority(), facts.throttling));
     let (cookies, made) = (facts.cookies.as_ref(), facts.made);
     findings.extend(of_cookies(topology, plan, policy, cookies, made));
     findings.extend(facts.reonline.map(of_reonline));

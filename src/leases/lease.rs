@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::cpuset::CpuSet;
 use crate::ids::{CpuId, VcpuIndex, VmName};
-use crate::policy::{Knob, VcpuSched, VfioIrqs};
+use crate::policy::{Knob, VcpuPriority, VcpuSched, VcpuSet, VfioIrqs};
 use crate::promises::Displaced;
 use crate::threads::ProcessKey;
 
@@ -51,6 +51,9 @@ pub struct Lease {
     pub vfio_irqs: VfioIrqs,
     /// How its vCPU threads are to be scheduled.
     pub sched: VcpuSched,
+    /// Which of them that is about; `None`: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sched_vcpus: Option<VcpuSet>,
     /// How many vCPUs it may have, where that is bounded. QEMU's other vCPUs are placed as helpers are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_vcpus: Option<u32>,
@@ -67,6 +70,12 @@ pub struct Lease {
 }
 
 impl Lease {
+    /// The priority of its vCPUs, and which of them.
+    #[must_use]
+    pub fn priority(&self) -> VcpuPriority {
+        VcpuPriority { sched: self.sched, vcpus: self.sched_vcpus }
+    }
+
     /// Where its vCPUs are.
     #[must_use]
     pub fn vcpu_cpus(&self) -> CpuSet {
@@ -93,6 +102,7 @@ impl Lease {
             slices: None,
             vfio_irqs: VfioIrqs::default(),
             sched: VcpuSched::default(),
+            sched_vcpus: None,
             max_vcpus: None,
             displaced: Vec::new(),
             writer: Some(env!("CARGO_PKG_VERSION").to_owned()),

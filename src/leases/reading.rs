@@ -66,6 +66,7 @@ pub(super) fn parse(text: &str, vm: &VmName) -> Result<Lease, String> {
         slices: optional(&mut members, "slices"),
         vfio_irqs: optional(&mut members, "vfio_irqs"),
         sched: optional(&mut members, "sched"),
+        sched_vcpus: optional(&mut members, "sched_vcpus"),
         max_vcpus: optional(&mut members, "max_vcpus"),
         displaced: optional(&mut members, "displaced"),
         writer: optional(&mut members, "writer"),

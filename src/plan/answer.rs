@@ -20,6 +20,15 @@ pub struct PlannedVcpu {
     pub why: Why,
 }
 
+/// Where an iothread belongs.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlannedIothread {
+    /// Which iothread.
+    pub iothread: IothreadId,
+    /// On which CPUs.
+    pub cpus: CpuSet,
+}
+
 /// The answer: every thread's CPUs, and how far the rules were kept.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Plan {
@@ -30,8 +39,8 @@ pub struct Plan {
     /// vCPUs that are left where they are.
     pub left_alone: Vec<VcpuIndex>,
     /// By id.
-    pub iothreads: Vec<IothreadId>,
-    /// Where every iothread may run.
+    pub iothreads: Vec<PlannedIothread>,
+    /// Where iothreads may run: those above together, and one that is plugged.
     pub iothread_cpus: CpuSet,
     /// Where emulator threads may run, and all that has no place of its own.
     pub emulator: CpuSet,
@@ -57,6 +66,13 @@ impl Plan {
     pub fn vcpu(&self, index: VcpuIndex) -> Option<CpuSet> {
         let at = self.vcpus.binary_search_by_key(&index, |planned| planned.vcpu).ok()?;
         Some(self.vcpus[at].cpus)
+    }
+
+    /// Where one iothread belongs.
+    #[must_use]
+    pub fn iothread(&self, id: &IothreadId) -> CpuSet {
+        let own = self.iothreads.iter().find(|planned| planned.iothread == *id);
+        own.map_or(self.iothread_cpus, |planned| planned.cpus)
     }
 
     /// The single CPUs held by vCPUs, for the next plan.

@@ -22,32 +22,44 @@ use crate::ids::{CpuId, NodeId, VcpuIndex};
 use crate::policy::{Sharing, Smt, VmPolicy};
 use crate::topology::{CoreKind, Topology};
 
-/// Places the vCPUs that hold nothing, or nothing valid, around those that do. `None`: nothing that
-/// is held is valid, so it is a fresh start.
+/// Places the vCPUs that hold nothing, or nothing valid, around those that do, and those that are `fixed` where that says.
+/// `None`: nothing is fixed, and nothing that is held is valid, so it is a fresh start.
 pub(super) fn extended(
     topology: &Topology,
     groups: &[Group<'_>],
     guest: &Guest,
-    held: &BTreeMap<VcpuIndex, CpuId>,
+    [fixed, held]: [&BTreeMap<VcpuIndex, CpuId>; 2],
     vm: &VmPolicy,
 ) -> Option<Placement> {
     let sharing = vm.share.value;
-    if held.is_empty() {
+    if held.is_empty() && fixed.is_empty() {
         return None;
     }
     let mut state = Extension {
         topology,
         groups,
+        smt: vm.smt.value,
         free: free_cpus(groups),
         on: BTreeMap::new(),
         used: CpuSet::EMPTY,
         homes: BTreeMap::new(),
     };
     for vcpu in &guest.vcpus {
+        if let Some(cpu) = fixed.get(&vcpu.index) {
+            state.put(vcpu.index, vcpu.node, *cpu, Why::ByHand);
+        }
+    }
+    // Whichever thread of a core it had: which of them are idle is another's choice.
+    let cores = groups.iter().flat_map(|group| &group.free);
+    let may_stay = cores.fold(CpuSet::EMPTY, |all, core| all | core.free());
+    for vcpu in guest.vcpus.iter().filter(|vcpu| !fixed.contains_key(&vcpu.index)) {
         let Some(cpu) = held.get(&vcpu.index).copied() else { continue };
         // Shared by an earlier policy; this one gives each vCPU its own.
-        let doubled = sharing == Sharing::Refuse && state.used.contains(cpu);
-        if state.free.contains(cpu) && !doubled {
+        let core = topology.core_of(cpu).filter(|_| vm.smt.value == Smt::Isolate);
+        let has_user =
+            |used: &CpuSet| core.map_or(used.contains(cpu), |core| core.cpus.intersects(used));
+        let doubled = sharing == Sharing::Refuse && has_user(&state.used);
+        if may_stay.contains(cpu) && !doubled {
             state.put(vcpu.index, vcpu.node, cpu, Why::Held);
         }
     }
@@ -96,6 +108,7 @@ enum Reach {
 struct Extension<'a> {
     topology: &'a Topology,
     groups: &'a [Group<'a>],
+    smt: Smt,
     free: CpuSet,
     on: BTreeMap<VcpuIndex, Placed>,
     used: CpuSet,
@@ -117,7 +130,7 @@ impl Extension<'_> {
 
     /// An unused CPU of the core that this one belongs to.
     fn idle_beside(&self, cpu: CpuId) -> Option<CpuId> {
-        let core = self.topology.core_of(cpu)?;
+        let core = self.topology.core_of(cpu).filter(|_| self.smt != Smt::Isolate)?;
         ((core.cpus & self.free) - self.used).first()
     }
 
@@ -144,7 +157,7 @@ impl Extension<'_> {
         let found = order
             .iter()
             .flat_map(|group| &group.free)
-            .find(|core| core.threads >= threads && !core.usable().intersects(&self.used));
+            .find(|core| core.threads >= threads && !core.intersects(&self.used));
         Some((found?.thread(0)?, Why::OwnCore))
     }
 

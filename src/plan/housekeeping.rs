@@ -2,8 +2,9 @@
 //! and the check of every set that was given by hand.
 
 use super::machine::Group;
-use super::{Lasts, PlanError, Request, allowed, helpers, promised};
+use super::{Lasts, PlanError, Request, allowed, helpers, iothreads, promised};
 use crate::cpuset::CpuSet;
+use crate::ids::IothreadId;
 use crate::policy::{CpuChoice, Origin, Sourced};
 use crate::wording::{cpus_in_words, listed};
 
@@ -70,14 +71,29 @@ impl Claims {
         let kept = allowed::kept_for_helpers(request, &(reserved | shared), &taken);
         let claims = Claims { online, allowed, reserved, shared, kept, others, hard };
         if let Some(cpus) = request.policy.vm.vcpus.value.cpus() {
-            claims.check_vcpus(request, &cpus)?;
+            claims.check_vcpus(request, "vcpus", &request.policy.vm.vcpus, &cpus)?;
+        }
+        for (IothreadId(id), cpus) in &request.policy.vm.iothread_cpus {
+            let key = format!("[iothread.{id}] cpu");
+            check_online(request, &claims.online, &key, &cpus.value, &cpus.origin)?;
+            claims.check_by_hand(request, &key, &cpus.value, &cpus.clone().map(CpuChoice::Cpus))?;
         }
         Ok(claims)
     }
 
-    fn check_vcpus(&self, request: &Request<'_>, cpus: &CpuSet) -> Result<(), PlanError> {
-        let origin = &request.policy.vm.vcpus.origin;
-        check_online(request, &self.online, "vcpus", cpus, origin)?;
+    /// Checks CPUs that vCPUs have by hand under this key.
+    ///
+    /// # Errors
+    /// As [`Claims::gather`].
+    pub(super) fn check_vcpus(
+        &self,
+        request: &Request<'_>,
+        key: &str,
+        choice: &Sourced<CpuChoice>,
+        cpus: &CpuSet,
+    ) -> Result<(), PlanError> {
+        let origin = &choice.origin;
+        check_online(request, &self.online, key, cpus, origin)?;
         let cores = request.machine.whole_cores(cpus);
         for (owner, theirs, instead) in [
             (
@@ -106,11 +122,11 @@ impl Claims {
                 }
             };
             let reason =
-                format!("vcpus = \"{cpus}\": {} {verb} {owner}; {instead}", cpus_in_words(&clash));
+                format!("{key} = \"{cpus}\": {} {verb} {owner}; {instead}", cpus_in_words(&clash));
             let lasts = Lasts::ForGood;
             return Err(PlanError::Policy { origin: origin.clone(), reason, lasts });
         }
-        self.check_by_hand(request, "vcpus", cpus, &request.policy.vm.vcpus)
+        self.check_by_hand(request, key, cpus, choice)
     }
 
     /// Checks that no CPU of a set by hand, nor a sibling of one, is another VM's, and that the VM is allowed all of them.
@@ -123,7 +139,7 @@ impl Claims {
     ) -> Result<(), PlanError> {
         let what = format!("{}: {key} = \"{}\"", choice.origin, choice.value);
         if !cpus.intersects(&self.others) {
-            let for_vcpus = key == "vcpus";
+            let for_vcpus = key.contains("vcpu");
             let cores = if for_vcpus { request.machine.whole_cores(cpus) } else { *cpus };
             promised::check(request, &what, &cores)?;
             return allowed::check(request, &what, cpus);
@@ -214,7 +230,8 @@ pub(super) fn spared(request: &Request<'_>) -> CpuSet {
         return CpuSet::EMPTY;
     }
     let mut spared = CpuSet::EMPTY;
-    for choice in [&vm.emulator.value, &vm.iothreads.value] {
+    spared |= iothreads::taken_by_hand(request);
+    for choice in [&vm.emulator.value, &vm.iothreads.value.cpus] {
         spared |= choice.cpus().unwrap_or(CpuSet::EMPTY);
     }
     let held: CpuSet = request.held.values().copied().collect();

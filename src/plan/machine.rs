@@ -29,10 +29,20 @@ pub(super) struct FreeCore<'a> {
 }
 
 impl FreeCore<'_> {
+    /// The CPUs of it that are free, also those that are to be idle.
+    pub(super) fn free(&self) -> CpuSet {
+        self.only.map_or(self.core.cpus, |only| self.core.cpus & *only)
+    }
+
     /// The CPUs of it that may be used.
     pub(super) fn usable(&self) -> CpuSet {
-        let cpus = self.only.map_or(self.core.cpus, |only| self.core.cpus & *only);
+        let cpus = self.free();
         if self.threads == cpus.len() { cpus } else { cpus.iter().take(self.threads).collect() }
+    }
+
+    /// Whether any of its CPUs, usable or not, is in the set.
+    pub(super) fn intersects(&self, cpus: &CpuSet) -> bool {
+        self.core.cpus.intersects(cpus)
     }
 
     /// The usable CPU of that place among its siblings.

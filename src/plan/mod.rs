@@ -9,10 +9,10 @@
 //!                                                                      of a core, smt.rs
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug),
-//!                                                                      in_order.rs, float.rs (by hand)
+//!                                                                      in_order.rs, float.rs, fixed.rs (by hand)
 //!   verdicts     ─▶ how far each rule is kept                           verdicts.rs, and what
 //!                                                                      would improve it, advice.rs
-//!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs
+//!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs, iothreads.rs
 //! ```
 //!
 //! Ties are broken by the order of cores, never by CPU numbers as such: renumbering the CPUs only
@@ -23,11 +23,13 @@ mod allowed;
 mod answer;
 mod doubts;
 mod extension;
+mod fixed;
 mod float;
 mod groups;
 mod helpers;
 mod housekeeping;
 mod in_order;
+mod iothreads;
 mod machine;
 mod memory;
 mod nearest;
@@ -40,15 +42,19 @@ mod smt;
 mod vcpus;
 mod verdicts;
 
-pub use answer::{Lasts, Nearest, Plan, PlanError, PlannedVcpu};
+pub use answer::{Lasts, Nearest, Plan, PlanError, PlannedIothread, PlannedVcpu};
 pub use memory::PlacedMemory;
 pub use neighbours::{Neighbour, Neighbours};
 pub use report::{Finding, Placed, Verdict, Why};
 pub use request::{Request, Stay};
 
+use std::collections::BTreeMap;
+
 use crate::cpuset::CpuSet;
 use crate::guest::GuestVcpu;
-use crate::policy::{CpuChoice, Overflow, Sharing};
+use crate::ids::{CpuId, VcpuIndex};
+use crate::policy::{CpuChoice, Overflow, Sharing, Spread};
+use fixed::Fixed;
 use housekeeping::Claims;
 use machine::Group;
 pub use machine::Machine;
@@ -80,11 +86,14 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
         (None, None) => None,
         (only, _) => Some(only.map_or(claims.allowed, |only| only & claims.allowed)),
     };
+    // What was named for one vCPU was looked into, and no wish takes it back.
+    let fixed = Fixed::gather(request, &claims)?;
     let attempt = |blocked: &CpuSet, usable| {
-        let mut groups = request.machine.groups(&claims.reserved, blocked, usable);
+        let blocked = *blocked - fixed.cores;
+        let mut groups = request.machine.groups(&claims.reserved, &blocked, usable);
         needs::restrict(&mut groups, &request.policy.vm);
         smt::restrict(&mut groups, &request.policy.vm);
-        let placement = place(request, &groups);
+        let placement = place(request, &groups, &fixed.on);
         (groups, placement)
     };
     // The first with which each vCPU has a CPU; where there is none, the one with which the vCPUs fit best.
@@ -108,10 +117,16 @@ fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
         nearest: None,
         waits_for: request.neighbours.names(),
     })?;
-    finish(request, &claims, &groups, &placement, only.as_ref())
+    let mut plan = finish(request, &claims, &groups, &placement, only.as_ref())?;
+    plan.report.extend(fixed.finding());
+    Ok(plan)
 }
 
-fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
+fn place(
+    request: &Request<'_>,
+    groups: &[Group<'_>],
+    fixed: &BTreeMap<VcpuIndex, CpuId>,
+) -> Option<Placement> {
     let Request { machine: Machine { topology, .. }, guest, held, .. } = *request;
     let sharing = request.policy.vm.share.value;
     if let CpuChoice::InOrder(order) = &request.policy.vm.vcpus.value {
@@ -121,7 +136,8 @@ fn place(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Placement> {
         return float::place(groups, guest);
     }
     let fresh = || vcpus::fresh(request, groups);
-    match extension::extended(topology, groups, guest, held, &request.policy.vm) {
+    match extension::extended(topology, groups, guest, [fixed, held], &request.policy.vm) {
+        Some(stay) if !fixed.is_empty() => Some(stay),
         Some(stay) if request.stay == Stay::UnlessBetter && stay.falls_short() => {
             Some(fresh().filter(|fresh| !fresh.falls_short()).unwrap_or(stay))
         }
@@ -147,12 +163,23 @@ fn finish(
     let place =
         |key, choice| claims.helpers(request, groups, key, choice, &exclusive, &housekeeping);
     let vm = &request.policy.vm;
-    let emulator = place("emulator", &vm.emulator)?;
-    let iothreads = match (&vm.emulator.value, &vm.iothreads.value) {
+    let mut emulator = place("emulator", &vm.emulator)?;
+    let for_iothreads = vm.iothreads.clone().map(|choice| choice.cpus);
+    let mut iothreads = match (&vm.emulator.value, &for_iothreads.value) {
         // The rule is the same for both.
         (CpuChoice::Auto, CpuChoice::Auto) => emulator.clone(),
-        _ => place("iothreads", &vm.iothreads)?,
+        _ => place("iothreads", &for_iothreads)?,
     };
+    let dealt = iothreads::planned(request, &iothreads.cpus);
+    if !dealt.is_empty() {
+        iothreads.cpus = dealt.iter().fold(CpuSet::EMPTY, |all, one| all | one.cpus);
+    }
+    // An iothread that has a CPU to itself is alone there, where that can be.
+    let apart = emulator.cpus - iothreads.cpus;
+    let alone = vm.iothreads.value.spread == Spread::Each && vm.emulator.value == CpuChoice::Auto;
+    if alone && !dealt.is_empty() && !apart.is_empty() {
+        emulator.cpus = apart;
+    }
     let mut planned: Vec<PlannedVcpu> = placement
         .placed
         .iter()
@@ -182,7 +209,7 @@ fn finish(
         vm: request.vm.clone(),
         vcpus: planned,
         left_alone,
-        iothreads: request.guest.iothreads.clone(),
+        iothreads: dealt,
         iothread_cpus: iothreads.cpus,
         emulator: emulator.cpus,
         exclusive,

@@ -9,9 +9,11 @@ use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Policy, Sharing, Smt};
 
 type Change = (&'static str, fn(&mut Policy));
 
-const BY_HAND: [Change; 3] = [
+const BY_HAND: [Change; 5] = [
     ("vcpus = \"auto\"", |policy| policy.vm.vcpus.value = CpuChoice::Auto),
-    ("iothreads = \"auto\"", |policy| policy.vm.iothreads.value = CpuChoice::Auto),
+    ("no [vcpu.N]", |policy| policy.vm.vcpu_cpus.clear()),
+    ("no [iothread.N]", |policy| policy.vm.iothread_cpus.clear()),
+    ("iothreads = \"auto\"", |policy| policy.vm.iothreads.value.cpus = CpuChoice::Auto),
     ("emulator = \"auto\"", |policy| policy.vm.emulator.value = CpuChoice::Auto),
 ];
 const NEEDS: [Change; 3] = [

@@ -111,7 +111,7 @@ impl fmt::Display for Why {
             Why::Fills(vcpu) => write!(f, "smt = \"siblings\": the same core as vCPU {vcpu}"),
             Why::Wrapped => f.write_str("more vCPUs than CPUs and share = true: the CPU is shared"),
             Why::Floats => f.write_str("it may run on any CPU of the set"),
-            Why::ByHand => f.write_str("vcpus names this CPU for it"),
+            Why::ByHand => f.write_str("the policy names this CPU for it"),
             Why::Held => f.write_str("it was there before and still may be"),
             Why::Overflow => f.write_str("no CPU is left: overflow = \"shared\""),
         }

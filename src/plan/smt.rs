@@ -14,6 +14,7 @@ use super::report::{Finding, Placed, Why};
 use super::vcpus::{GuestCore, Placement, threads};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Smt, Sourced, VmPolicy};
+use crate::topology::Core;
 use crate::wording::{counted, cpus_in_words};
 
 /// The rule's name in the report.
@@ -71,10 +72,6 @@ pub(super) fn finding(
     if *value == Smt::Prefer || used.is_empty() {
         return None;
     }
-    if topology.cores.iter().all(|core| core.cpus.len() == 1) {
-        let reason = format!("{value} ({origin}): each core of this machine has one thread");
-        return Some(Finding::met(RULE, reason));
-    }
     let of_hand = match request.policy.vm.vcpus.value {
         CpuChoice::Auto => String::new(),
         _ => format!("; the CPUs are given by hand ({})", request.policy.vm.vcpus.origin),
@@ -83,7 +80,10 @@ pub(super) fn finding(
     Some(match value {
         Smt::Prefer => return None,
         Smt::Isolate => {
-            let doubled = mine.filter(|core| (core.cpus & *used).len() > 1);
+            let users = |core: &&Core| {
+                placement.placed.iter().filter(|placed| core.cpus.contains(placed.cpu)).count()
+            };
+            let doubled = mine.filter(|core| users(core) > 1 || placement.floats.is_some());
             let doubled = doubled.fold(CpuSet::EMPTY, |all, core| all | (core.cpus & *used));
             if doubled.is_empty() && placement.unplaced.is_empty() {
                 Finding::met(RULE, format!("each vCPU has a core alone ({origin})"))
@@ -93,6 +93,9 @@ pub(super) fn finding(
                 let cpus = cpus_in_words(&doubled);
                 Finding::degraded(RULE, format!("vCPUs share cores on {cpus} ({origin}){of_hand}"))
             }
+        }
+        Smt::Siblings if topology.cores.iter().all(|core| core.cpus.len() == 1) => {
+            Finding::met(RULE, format!("each core of this machine has one thread ({origin})"))
         }
         Smt::Siblings => {
             let nodes = request.guest.vcpus.iter().map(|vcpu| vcpu.node);

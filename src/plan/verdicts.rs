@@ -7,10 +7,10 @@ use super::housekeeping::{Claims, Found, Helpers};
 use super::machine::Group;
 use super::report::Finding;
 use super::vcpus::{Placement, Siblings};
-use super::{Plan, Request, allowed, float, memory, needs, promised, smt};
+use super::{Plan, Request, allowed, float, iothreads, memory, needs, promised, smt};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
-use crate::ids::{CpuId, LlcId, NodeId};
+use crate::ids::{CpuId, IothreadId, LlcId, NodeId};
 use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Origin, Smt, Sourced};
 use crate::topology::{CoreKind, Llc, Topology};
 use crate::wording::{counted, cpus_in_words};
@@ -133,6 +133,8 @@ pub(super) fn report(
     for (rule, found) in [("emulator", helpers[0]), ("iothreads", helpers[1])] {
         report.push(helper(rule, found, request, plan));
     }
+    report.extend(iothreads::finding(request, &plan.iothreads));
+    report.extend(no_such_iothread(request));
     report.extend(neighbours(request, plan));
     report
 }
@@ -448,6 +450,25 @@ fn helper(rule: &'static str, found: &Helpers, request: &Request<'_>, plan: &Pla
             Finding::degraded(rule, reason)
         }
     }
+}
+
+/// Names the tables of iothreads that the VM does not have.
+fn no_such_iothread(request: &Request<'_>) -> Option<Finding> {
+    let has = |id: &IothreadId| request.guest.iothreads.contains(id);
+    let strange: Vec<String> = request
+        .policy
+        .vm
+        .iothread_cpus
+        .iter()
+        .filter(|(id, _)| !has(id))
+        .map(|(id, cpus)| format!("{id} ({})", cpus.origin))
+        .collect();
+    (!strange.is_empty()).then(|| {
+        let has: Vec<String> = request.guest.iothreads.iter().map(ToString::to_string).collect();
+        let has = if has.is_empty() { "none".to_owned() } else { has.join(", ") };
+        let reason = format!("the VM has no iothread {}; it has {has}", strange.join(", "));
+        Finding::degraded("by-hand", reason)
+    })
 }
 
 fn neighbours(request: &Request<'_>, plan: &Plan) -> Option<Finding> {

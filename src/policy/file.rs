@@ -1,5 +1,7 @@
 //! One policy file as written: every key optional, every value with its line.
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,9 +10,12 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::{
-    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Displace, Knob, Level, Origin, Overflow,
-    ParseCpuChoiceError, Policy, Sharing, Smt, Sourced, VcpuSched, VfioIrqs, mistakes,
+    CacheNeed, ChannelChoice, CoreNeed, CpuChoice, Displace, IothreadChoice, Knob, Level, Origin,
+    Overflow, ParseCpuChoiceError, Policy, Sharing, Smt, Sourced, VcpuSched, VfioIrqs, mistakes,
+    single,
 };
+use crate::cpuset::CpuSet;
+use crate::ids::{IothreadId, VcpuIndex};
 
 /// The longest check interval taken, in seconds.
 const CHECK_INTERVAL_S_MAX: u64 = 3600;
@@ -60,6 +65,9 @@ struct RawFile {
     check_interval_s: Option<Spanned<u64>>,
     isolation: Option<Spanned<Level>>,
     sched: Option<Spanned<VcpuSched>>,
+    sched_vcpus: Option<Spanned<String>>,
+    vcpu: Option<BTreeMap<String, Spanned<RawThread>>>,
+    iothread: Option<BTreeMap<String, Spanned<RawThread>>>,
     partition: Option<Spanned<bool>>,
     irqs: Option<Spanned<bool>>,
     vfio_irqs: Option<Spanned<VfioIrqs>>,
@@ -76,6 +84,13 @@ struct RawFile {
 struct RawHost {
     reserved: Option<Spanned<String>>,
     shared: Option<Spanned<String>>,
+}
+
+/// `[vcpu.0]`, `[iothread.io0]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawThread {
+    cpu: Option<Spanned<String>>,
 }
 
 /// Turns spans of one file into lines, and reasons into errors.
@@ -113,24 +128,69 @@ impl Source<'_> {
         })
     }
 
-    fn choice(
+    /// Reads the text of a key.
+    fn parsed<T, E: Display>(
         &self,
         key: &str,
         value: Option<Spanned<String>>,
-        parse: fn(&str) -> Result<CpuChoice, ParseCpuChoiceError>,
-    ) -> Result<Option<Sourced<CpuChoice>>, PolicyError> {
+        parse: impl FnOnce(&str) -> Result<T, E>,
+    ) -> Result<Option<Sourced<T>>, PolicyError> {
         let Some(value) = value else { return Ok(None) };
         let (text, at) = (value.get_ref(), value.span().start);
-        let choice =
+        let parsed =
             parse(text).map_err(|error| self.error(at, format!("{key} = \"{text}\": {error}")))?;
-        if choice != CpuChoice::Auto && self.kind == FileKind::Cluster {
-            let reason = format!(
-                "{key} = \"{text}\": CPU numbers mean something else on every node; say cores and cache, or put it \
-                 in the node's own /etc/qmpin"
-            );
-            return Err(self.error(at, reason));
+        Ok(Some(Sourced { value: parsed, origin: self.origin(at) }))
+    }
+
+    /// Refuses CPU numbers in a file for several nodes.
+    fn for_this_host(&self, key: &str, value: &str, at: usize) -> Result<(), PolicyError> {
+        if self.kind != FileKind::Cluster {
+            return Ok(());
         }
-        Ok(Some(Sourced { value: choice, origin: self.origin(at) }))
+        let reason = format!(
+            "{key} = \"{value}\": CPU numbers mean something else on every node; say cores and cache, or put it in the \
+             node's own /etc/qmpin"
+        );
+        Err(self.error(at, reason))
+    }
+
+    fn choice<T: Display>(
+        &self,
+        key: &str,
+        value: Option<Spanned<String>>,
+        parse: fn(&str) -> Result<T, ParseCpuChoiceError>,
+        names_cpus: fn(&T) -> bool,
+    ) -> Result<Option<Sourced<T>>, PolicyError> {
+        let at = value.as_ref().map_or(0, |value| value.span().start);
+        let choice = self.parsed(key, value, parse)?;
+        if let Some(choice) = choice.as_ref().filter(|choice| names_cpus(&choice.value)) {
+            self.for_this_host(key, &choice.value.to_string(), at)?;
+        }
+        Ok(choice)
+    }
+
+    /// The CPUs of single threads: a table for each.
+    fn threads<K: Ord, T, E: Display>(
+        &self,
+        name: &str,
+        tables: Option<BTreeMap<String, Spanned<RawThread>>>,
+        whose: impl Fn(&str) -> Option<K>,
+        parse: impl Fn(&str) -> Result<T, E>,
+    ) -> Result<BTreeMap<K, Sourced<T>>, PolicyError> {
+        let mut threads = BTreeMap::new();
+        for (who, table) in tables.into_iter().flatten() {
+            let at = table.span().start;
+            let Some(key) = whose(&who) else {
+                let reason =
+                    format!("[{name}.{who}]: write the number of a vCPU, such as [{name}.0]");
+                return Err(self.error(at, reason));
+            };
+            let Some(cpu) = table.into_inner().cpu else { continue };
+            let (place, at) = (format!("[{name}.{who}] cpu"), cpu.span().start);
+            self.for_this_host(&place, cpu.get_ref(), at)?;
+            threads.extend(self.parsed(&place, Some(cpu), &parse)?.map(|cpu| (key, cpu)));
+        }
+        Ok(threads)
     }
 }
 
@@ -152,9 +212,22 @@ impl Policy {
             source.error(span.start, source.mistake(error.message(), span))
         })?;
         let vm = &mut self.vm;
-        vm.vcpus.lay(source.choice("vcpus", raw.vcpus, CpuChoice::parse_vcpus)?);
-        vm.iothreads.lay(source.choice("iothreads", raw.iothreads, CpuChoice::parse_set)?);
-        vm.emulator.lay(source.choice("emulator", raw.emulator, CpuChoice::parse_set)?);
+        let by_hand = |choice: &CpuChoice| *choice != CpuChoice::Auto;
+        vm.vcpus.lay(source.choice("vcpus", raw.vcpus, CpuChoice::parse_vcpus, by_hand)?);
+        let iothreads =
+            source.choice("iothreads", raw.iothreads, IothreadChoice::parse, |choice| {
+                choice.cpus != CpuChoice::Auto
+            })?;
+        vm.iothreads.lay(iothreads);
+        vm.emulator.lay(source.choice("emulator", raw.emulator, CpuChoice::parse_set, by_hand)?);
+        let index = |who: &str| who.parse().ok().map(VcpuIndex);
+        vm.vcpu_cpus.extend(source.threads("vcpu", raw.vcpu, index, single::one_cpu)?);
+        let id = |who: &str| Some(IothreadId(who.to_owned()));
+        let cpus = |text: &str| match CpuSet::parse_cpulist(text) {
+            Ok(cpus) if cpus.is_empty() => Err("it names no CPU".to_owned()),
+            cpus => cpus.map_err(|error| error.to_string()),
+        };
+        vm.iothread_cpus.extend(source.threads("iothread", raw.iothread, id, cpus)?);
         vm.cores.lay(source.keep(raw.cores));
         vm.cache.lay(source.keep(raw.cache));
         vm.smt.lay(source.keep(raw.smt));
@@ -167,6 +240,8 @@ impl Policy {
         vm.isolation.lay(source.keep(raw.isolation));
         vm.vfio_irqs.lay(source.keep(raw.vfio_irqs));
         vm.sched.lay(source.keep(raw.sched));
+        let vcpus = source.parsed("sched_vcpus", raw.sched_vcpus, str::parse)?;
+        vm.sched_vcpus.lay(vcpus.map(|vcpus| vcpus.map(Some)));
         for (knob, value) in [
             (Knob::Partition, raw.partition),
             (Knob::Irqs, raw.irqs),
@@ -203,10 +278,10 @@ impl Policy {
             return Err(source.error(host.span().start, reason));
         }
         let host = host.into_inner();
-        let reserved = source.choice("reserved", host.reserved, CpuChoice::parse_set)?;
+        let reserved = source.choice("reserved", host.reserved, CpuChoice::parse_set, by_hand)?;
         self.host.reserved.lay(reserved);
         let at = host.shared.as_ref().map_or(0, |shared| shared.span().start);
-        let shared = source.choice("shared", host.shared, CpuChoice::parse_set)?;
+        let shared = source.choice("shared", host.shared, CpuChoice::parse_set, by_hand)?;
         if shared.as_ref().is_some_and(|shared| shared.value == CpuChoice::Auto) {
             let reason =
                 "shared = \"auto\": name CPUs, or leave the line out: there are none by default";
@@ -237,6 +312,14 @@ mod tests {
             ("overflow = \"drop\"\n", 1, "overflow = \"drop\": must be \"shared\" or \"refuse\""),
             ("irqs = true\nvfio_irqs = \"vcpu\"\n", 2, "did you mean \"vcpus\"?"),
             ("isolation = \"Strict\"\n", 1, "did you mean \"strict\"?"),
+            ("share = true\n[vcpu]\ncpu = \"1\"\n", 3, "[vcpu.0]"),
+            ("[vcpu.x]\ncpu = \"1\"\n", 1, "[vcpu.x]: write the number"),
+            ("[vcpu.0]\ncpu = \"1-2\"\n", 2, "a vCPU has one CPU"),
+            ("[vcpu.0]\ncpus = \"1\"\n", 2, "did you mean `cpu`?"),
+            ("[iothread.io0]\ncpu = \"\"\n", 2, "it names no CPU"),
+            ("iothreads = \"all\"\n", 1, "`all` is not a CPU number"),
+            ("sched_vcpus = \"7-1\"\n", 1, "ends before it begins"),
+            ("smt = \"Isolate\"\n", 1, "did you mean \"isolate\"?"),
             ("vcpus = 5\n", 1, "vcpus = 5: must be \"auto\", or CPUs in quotes"),
             ("vcpus = [1, 2]\n", 1, "vcpus = [1, 2]: must be \"auto\", or CPUs"),
             ("vcpus = \"Auto\"\n", 1, "did you mean auto?"),

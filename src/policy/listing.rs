@@ -3,15 +3,43 @@
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::cpuset::CpuSet;
+use crate::ids::{IothreadId, VcpuIndex};
+
 use super::{Displace, Knob, Origin, Policy, Sharing, Sourced};
 
 /// In which part of a policy file a key stands.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Table {
     /// The VM's own, at the top.
     Vm,
+    /// `[vcpu.0]`.
+    Vcpu(VcpuIndex),
+    /// `[iothread.io0]`.
+    Iothread(IothreadId),
     /// `[host]`.
     Host,
+}
+
+impl Table {
+    /// What stands before its keys, as in `host.reserved`; `None`: nothing.
+    #[must_use]
+    pub fn name(&self) -> Option<String> {
+        match self {
+            Table::Vm => None,
+            Table::Vcpu(vcpu) => Some(format!("vcpu.{vcpu}")),
+            // A name in quotes is TOML's for any text.
+            Table::Iothread(IothreadId(id)) if is_bare(id) => Some(format!("iothread.{id}")),
+            Table::Iothread(IothreadId(id)) => {
+                Some(format!("iothread.{}", Value::from(id.as_str())))
+            }
+            Table::Host => Some("host".to_owned()),
+        }
+    }
+}
+
+fn is_bare(key: &str) -> bool {
+    !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
 }
 
 /// One key of a policy.
@@ -63,6 +91,7 @@ impl Policy {
                 &vm.check_interval.clone().map(|interval| interval.as_secs()),
             ),
             entry(Table::Vm, "sched", &vm.sched),
+            entry(Table::Vm, "sched_vcpus", &vm.sched_vcpus),
             entry(Table::Vm, "vfio_irqs", &vm.vfio_irqs),
         ];
         let wanted = vm.wanted_knobs();
@@ -76,6 +105,14 @@ impl Policy {
             },
             by_level: !vm.knobs.contains_key(&knob),
         }));
+        let vcpus = vm.vcpu_cpus.iter();
+        entries.extend(
+            vcpus.map(|(vcpu, cpu)| {
+                entry(Table::Vcpu(*vcpu), "cpu", &cpu.clone().map(CpuSet::single))
+            }),
+        );
+        let iothreads = vm.iothread_cpus.iter();
+        entries.extend(iothreads.map(|(id, cpus)| entry(Table::Iothread(id.clone()), "cpu", cpus)));
         entries.push(entry(Table::Host, "reserved", &host.reserved));
         entries.push(entry(Table::Host, "shared", &host.shared));
         entries
@@ -92,25 +129,25 @@ mod tests {
     #[test]
     fn what_is_listed_is_a_policy_file_that_says_the_same() {
         let text = "isolation = \"strict\"\nvcpus = \"6-11\"\nshare = true\nsched = \"fifo:2\"\nnoise = false\n\
-                    cache = \"ordinary\"\ncheck_interval_s = 7\n[host]\nshared = \"1-2\"\n";
+                    cache = \"ordinary\"\ncheck_interval_s = 7\niothreads = \"each:1-2\"\nsched_vcpus = \"1-7\"\n\
+                    [vcpu.0]\ncpu = \"7\"\n[iothread.\"io 0\"]\ncpu = \"1\"\n[iothread.io1]\ncpu = \"2-3\"\n\
+                    [host]\nshared = \"1-2\"\n";
         let parse = |text: &str| {
             let parsed = Policy::default().with_file(text, Path::new("x.toml"), FileKind::Host);
             parsed.expect("good")
         };
         let policy = parse(text);
-        let mut again = String::new();
-        for table in [Table::Vm, Table::Host] {
-            if table == Table::Host {
-                again.push_str("[host]\n");
+        let (mut again, mut table) = (String::new(), None);
+        for entry in policy.entries().iter().filter(|entry| !entry.value.is_null()) {
+            if entry.table.name() != table {
+                table = entry.table.name();
+                again.push_str(&format!("[{}]\n", table.as_deref().unwrap_or_default()));
             }
-            for entry in policy.entries().iter().filter(|entry| entry.table == table) {
-                if !entry.value.is_null() {
-                    again.push_str(&format!("{} = {}\n", entry.key, entry.value));
-                }
-            }
+            again.push_str(&format!("{} = {}\n", entry.key, entry.value));
         }
         let values = |policy: &Policy| -> Vec<_> {
-            policy.entries().into_iter().map(|entry| (entry.key, entry.value)).collect()
+            let entries = policy.entries().into_iter();
+            entries.map(|entry| (entry.table.name(), entry.key, entry.value)).collect()
         };
         assert_eq!(values(&parse(&again)), values(&policy), "{again}");
     }

@@ -12,6 +12,13 @@ pub(super) fn in_words(said: &str, before: &str, value: &str) -> String {
         let keys = || format!("; the keys here are {}", known.join(", "));
         return format!("`{field}` is no key of a policy{}", meant.unwrap_or_else(keys));
     }
+    // A table for one of them is where the number or name was left out.
+    if names.is_empty() && said.contains("RawThread") {
+        return format!(
+            "{}{value}: such a table is for one thread, as in [vcpu.0] or [iothread.io0]",
+            before.trim_start()
+        );
+    }
     let key = before.trim_end().strip_suffix('=').unwrap_or(before).trim();
     let is_of_value = ["invalid type", "invalid value", "unknown variant"];
     let may_be = may_be(key.rsplit('.').next().unwrap_or(key));
@@ -40,6 +47,11 @@ fn may_be(key: &str) -> Option<&'static str> {
         "channel" => "\"auto\", \"lease\" or \"persistent\"",
         "isolation" => "\"none\", \"pinned\", \"exclusive\" or \"strict\"",
         "vfio_irqs" => "\"iothreads\", \"vcpus\" or \"leave\"",
+        "sched_vcpus" => "indices of vCPUs in quotes, such as \"1-7\"",
+        "vcpu" => {
+            "a table for each vCPU: [vcpu.0] with cpu = \"6\"; for all of them, did you mean `vcpus`?"
+        }
+        "iothread" => "a table for each iothread: [iothread.io0] with cpu = \"2\"",
         "sched" => "\"other\", or \"fifo:1\" to \"fifo:99\"",
         "check_interval_s" => "a whole number of seconds from 1 to 3600",
         "host" => "a table of its own: [host]",

@@ -14,6 +14,7 @@ mod file;
 mod isolation;
 mod listing;
 mod mistakes;
+mod single;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,12 +26,14 @@ pub use cpus::{CpuChoice, CpuOrder, ParseCpuChoiceError};
 pub use file::{FileKind, PolicyError};
 pub use isolation::{Knob, Level};
 pub use listing::{Entry, Table};
+pub use single::{IothreadChoice, Spread, VcpuSet};
 pub use values::{
-    CacheNeed, ChannelChoice, CoreNeed, Displace, Overflow, RtPriority, Sharing, Smt, VcpuSched,
-    VfioIrqs,
+    CacheNeed, ChannelChoice, CoreNeed, Displace, Overflow, RtPriority, Sharing, Smt, VcpuPriority,
+    VcpuSched, VfioIrqs,
 };
 
 use crate::cpuset::CpuSet;
+use crate::ids::{CpuId, IothreadId, VcpuIndex};
 
 /// The slow timer's default: how long an external change can go unnoticed, in seconds.
 pub const CHECK_INTERVAL_S_DEFAULT: u64 = 5;
@@ -87,7 +90,7 @@ impl<T> Sourced<T> {
     }
 
     /// The same in other terms.
-    fn map<U>(self, terms: impl FnOnce(T) -> U) -> Sourced<U> {
+    pub fn map<U>(self, terms: impl FnOnce(T) -> U) -> Sourced<U> {
         Sourced { value: terms(self.value), origin: self.origin }
     }
 }
@@ -106,8 +109,12 @@ pub struct HostPolicy {
 pub struct VmPolicy {
     /// The CPUs for vCPUs; where they are in an order, vCPU by vCPU.
     pub vcpus: Sourced<CpuChoice>,
+    /// The CPUs of single vCPUs, which stand beside what `vcpus` says.
+    pub vcpu_cpus: BTreeMap<VcpuIndex, Sourced<CpuId>>,
     /// The CPUs for iothreads.
-    pub iothreads: Sourced<CpuChoice>,
+    pub iothreads: Sourced<IothreadChoice>,
+    /// The CPUs of single iothreads.
+    pub iothread_cpus: BTreeMap<IothreadId, Sourced<CpuSet>>,
     /// The CPUs for emulator threads: the main loop and all that is neither vCPU nor iothread.
     pub emulator: Sourced<CpuChoice>,
     /// Which kind of cores its vCPUs are to have.
@@ -132,6 +139,8 @@ pub struct VmPolicy {
     pub isolation: Sourced<Level>,
     /// How the scheduler treats its vCPU threads.
     pub sched: Sourced<VcpuSched>,
+    /// Which of them that is about; `None`: all.
+    pub sched_vcpus: Sourced<Option<VcpuSet>>,
     /// Knobs that are set on their own, whatever the level says.
     pub knobs: BTreeMap<Knob, Sourced<bool>>,
     /// Where the interrupts of its own devices go, where interrupts are moved at all.
@@ -139,6 +148,12 @@ pub struct VmPolicy {
 }
 
 impl VmPolicy {
+    /// The priority that vCPUs are to have, and which of them.
+    #[must_use]
+    pub fn priority(&self) -> VcpuPriority {
+        VcpuPriority { sched: self.sched.value, vcpus: self.sched_vcpus.value }
+    }
+
     /// The knobs that are wanted: the level's, but for those that are set on their own.
     #[must_use]
     pub fn wanted_knobs(&self) -> BTreeSet<Knob> {
@@ -171,7 +186,9 @@ impl Default for Policy {
             },
             vm: VmPolicy {
                 vcpus: Sourced::default(CpuChoice::Auto),
-                iothreads: Sourced::default(CpuChoice::Auto),
+                vcpu_cpus: BTreeMap::new(),
+                iothreads: Sourced::default(IothreadChoice::AUTO),
+                iothread_cpus: BTreeMap::new(),
                 emulator: Sourced::default(CpuChoice::Auto),
                 cores: Sourced::default(CoreNeed::Any),
                 cache: Sourced::default(CacheNeed::Any),
@@ -183,6 +200,7 @@ impl Default for Policy {
                 channel: Sourced::default(ChannelChoice::Auto),
                 isolation: Sourced::default(Level::Exclusive),
                 sched: Sourced::default(VcpuSched::Other),
+                sched_vcpus: Sourced::default(None),
                 knobs: BTreeMap::new(),
                 vfio_irqs: Sourced::default(VfioIrqs::default()),
                 check_interval: Sourced::default(Duration::from_secs(CHECK_INTERVAL_S_DEFAULT)),

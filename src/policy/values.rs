@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::VcpuSet;
+use crate::ids::VcpuIndex;
 use crate::scheduling::{Class, OnFork, Scheduling};
 
 /// Whether a VM may have more vCPUs than CPUs.
@@ -135,6 +137,23 @@ pub enum VcpuSched {
     Other,
     /// `SCHED_FIFO` with this priority.
     Fifo(RtPriority),
+}
+
+/// The priority that vCPU threads are to have, and which of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct VcpuPriority {
+    /// Which priority.
+    pub sched: VcpuSched,
+    /// Which vCPUs; `None`: all of them.
+    pub vcpus: Option<VcpuSet>,
+}
+
+impl VcpuPriority {
+    /// Whether it is about this vCPU.
+    #[must_use]
+    pub fn is_about(&self, vcpu: VcpuIndex) -> bool {
+        self.vcpus.is_none_or(|vcpus| vcpus.contains(vcpu))
+    }
 }
 
 /// A real-time priority: 1 to 99 (`man 7 sched`).

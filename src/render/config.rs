@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::ids::VmName;
-use crate::policy::{Entry, Origin, Policy, Table};
+use crate::policy::{Entry, Origin, Policy};
 use crate::shown;
 
 /// `config show --json`.
@@ -33,9 +33,9 @@ impl ConfigDocument<'_> {
     #[must_use]
     pub fn of<'a>(vm: &'a VmName, policy: &Policy) -> ConfigDocument<'a> {
         let row = |entry: Entry| Row {
-            key: match entry.table {
-                Table::Vm => entry.key.to_owned(),
-                Table::Host => format!("host.{}", entry.key),
+            key: match entry.table.name() {
+                None => entry.key.to_owned(),
+                Some(table) => format!("{table}.{}", entry.key),
             },
             value: entry.value,
             origin: entry.origin.to_string(),
@@ -101,13 +101,13 @@ pub fn config_text(policy: &Policy) -> String {
     };
     let width = entries.iter().map(|entry| line(entry).len()).max().unwrap_or(0);
     let mut text = String::new();
-    for table in [Table::Vm, Table::Host] {
-        if table == Table::Host {
-            text.push_str("\n[host]\n");
+    let mut table = None;
+    for entry in &entries {
+        if entry.table.name() != table {
+            table = entry.table.name();
+            text.push_str(&format!("\n[{}]\n", table.as_deref().unwrap_or_default()));
         }
-        for entry in entries.iter().filter(|entry| entry.table == table) {
-            text.push_str(&format!("{:width$}  # {}\n", line(entry), origin(entry)));
-        }
+        text.push_str(&format!("{:width$}  # {}\n", line(entry), origin(entry)));
     }
     text
 }

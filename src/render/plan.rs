@@ -55,7 +55,7 @@ impl PlanDocument {
         let iothreads = plan
             .iothreads
             .iter()
-            .map(|id| IothreadRow { iothread: id.clone(), cpus: plan.iothread_cpus });
+            .map(|one| IothreadRow { iothread: one.iothread.clone(), cpus: one.cpus });
         PlanDocument {
             schema: "qmpin.plan/1",
             vm: plan.vm.clone(),

@@ -15,7 +15,7 @@ use qmpin::discover::VmLocation;
 use qmpin::ids::Tid;
 use qmpin::knobs::ground::Host;
 use qmpin::leases::StateDir;
-use qmpin::policy::{CpuChoice, Policy, Sharing, Sourced};
+use qmpin::policy::{CpuChoice, IothreadChoice, Policy, Sharing, Sourced, Spread};
 use qmpin::qmp::Limits;
 use qmpin::sched::{Kernel, Sched};
 use qmpin::sysroot::SysRoot;
@@ -212,7 +212,7 @@ fn settings(vm: &Vm) -> Settings {
     let on = |cpu| Sourced::default(CpuChoice::Cpus(CpuSet::single(cpu)));
     let mut policy = Policy::default();
     policy.vm.vcpus = on(vcpu_cpu());
-    policy.vm.iothreads = on(vcpu_cpu());
+    policy.vm.iothreads = on(vcpu_cpu()).map(|cpus| IothreadChoice { cpus, spread: Spread::Pool });
     policy.vm.emulator = on(emulator_cpu());
     policy.vm.share = Sourced::default(Sharing::Wrap);
     Settings {

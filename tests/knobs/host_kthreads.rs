@@ -5,7 +5,10 @@
 
 use crate::support::host_world::{CHILDREN, CHILDREN_BEFORE, KTHREADS};
 use crate::support::made_up::{BOOT, BOUND, MOVABLE, World, set};
+use qmpin::ids::StartTicks;
 use qmpin::knobs::host::keep::HostKnobs;
+use qmpin::leases::Lease;
+use qmpin::threads::ProcessKey;
 
 /// One that is in no list.
 const LEFT_OUT: i32 = 22;
@@ -69,4 +72,47 @@ fn one_that_comes_later_and_is_always_left_out_is_found_in_the_end() {
         world.mask(24) == set("0-3")
     });
     assert!(looks.is_some_and(|looks| looks > 1), "{looks:?}");
+}
+
+/// Two VMs end at the same moment: the one restores masks while the other's partition is still there.
+#[test]
+fn what_the_partition_of_another_vm_that_ends_cuts_is_restored_by_that_vm() {
+    let world = world();
+    let before = world.picture();
+    let own = world.mask(21);
+    let with_partition = |vm: &str, exclusive: &str| {
+        world.strict(vm, exclusive);
+        let name = vm.parse().expect("a name");
+        let lease = world.state.lease(&name).expect("readable").expect("a lease");
+        Lease { partition: Some(format!("qemu.slice/{vm}.scope")), ..lease }
+    };
+    let leases = [with_partition("100", "4-5"), with_partition("101", "6-7")];
+    for lease in &leases {
+        world.state.write_lease(lease).expect("written");
+    }
+    world.masks.partition("4-7");
+    let mut knobs = [HostKnobs::default(), HostKnobs::default()];
+    for one in &mut knobs {
+        world.reconcile_with(one);
+    }
+    assert_eq!(world.mask(21), set("0-3"));
+    // 101's QEMU has ended, and nothing else about it has been done yet.
+    let ended = ProcessKey { start: StartTicks(1), ..leases[1].qemu };
+    world.state.write_lease(&Lease { qemu: ended, ..leases[1].clone() }).expect("written");
+    world.masks.partition("6-7");
+    world.forget("100");
+    let report = world.reconcile_with(&mut knobs[0]);
+    let left = report.applied.iter().filter(|one| one.is_left_changed());
+    assert_eq!(left.count(), 0, "{:?}", report.applied);
+    assert_eq!(world.mask(21), own - set("6-7"));
+    assert!(world.journal().is_some(), "101 finds in it what is left");
+    world.masks.partition("");
+    world.forget("101");
+    let report = world.reconcile_with(&mut knobs[1]);
+    assert!(report.applied.iter().all(|one| !one.is_left_changed()), "{:?}", report.applied);
+    assert_eq!(world.changed_since(&before), [""; 0]);
+    assert_eq!(world.journal(), None);
+    // 100's supervisor, which lives a moment longer, does not write it again.
+    world.reconcile_with(&mut knobs[0]);
+    assert_eq!(world.journal(), None);
 }

@@ -15,10 +15,12 @@ use qmpin::knobs::affinity::diff::{desired, diff};
 use qmpin::plan::{
     Machine, Neighbour, Neighbours, Plan, PlanError, PlannedVcpu, Request, Stay, Verdict, plan,
 };
-use qmpin::policy::{CpuChoice, Displace, Origin, Overflow, Policy, Sharing, Sourced};
+use qmpin::policy::{
+    CpuChoice, Displace, IothreadChoice, Origin, Overflow, Policy, Sharing, Smt, Sourced, Spread,
+};
 use qmpin::promises::{Promise, Promises, Strength, Surroundings};
 use qmpin::threads::{Role, Thread, ThreadKey};
-use qmpin::topology::Topology;
+use qmpin::topology::{Core, Topology};
 
 use crate::support::fake_host::{FakeHost, Numbering};
 use crate::support::{guests, hosts};
@@ -138,9 +140,12 @@ impl Question {
     /// The same without CPUs that are given by hand.
     fn by_rule(mut self) -> Question {
         let vm = &mut self.policy.vm;
-        for choice in [&mut vm.vcpus, &mut vm.emulator, &mut vm.iothreads] {
+        for choice in [&mut vm.vcpus, &mut vm.emulator] {
             *choice = sourced(CpuChoice::Auto);
         }
+        vm.iothreads = sourced(IothreadChoice::AUTO);
+        vm.vcpu_cpus.clear();
+        vm.smt = sourced(Smt::Prefer);
         self
     }
 
@@ -197,12 +202,24 @@ fn any_guest() -> impl Strategy<Value = Guest> {
     })
 }
 
+/// How threads of cores are used, a CPU for one vCPU, and what iothreads there are and how they are spread.
+type Ways = (Smt, Option<(u32, Index)>, u32, Spread);
+
+fn ways() -> impl Strategy<Value = Ways> {
+    let smt =
+        prop_oneof![4 => Just(Smt::Prefer), 1 => Just(Smt::Siblings), 1 => Just(Smt::Isolate)];
+    let table = prop::option::weighted(0.2, (0..6u32, any::<Index>()));
+    let spread = prop_oneof![Just(Spread::Pool), Just(Spread::Each)];
+    (smt, table, 0..4u32, spread)
+}
+
 /// Any policy that names online CPUs. It may still contradict itself, and be refused.
 fn any_question() -> impl Strategy<Value = Question> {
     let sets = (some_cpus(4), some_cpus(4), some_cpus(24), some_cpus(6), some_cpus(6));
     let others = prop::collection::vec(prop::collection::vec(any::<Index>(), 1..6), 0..3);
     let host_says = (some_cpus(24), some_promises(), some_cpus(12));
-    (hosts::any_host(), any_guest(), sets, others, host_says, any::<(bool, bool, bool)>()).prop_map(
+    let flags = any::<(bool, bool, bool, bool)>();
+    (hosts::any_host(), any_guest(), sets, others, host_says, flags, ways()).prop_map(
         |(
             host,
             guest,
@@ -210,16 +227,28 @@ fn any_question() -> impl Strategy<Value = Question> {
             others,
             host_says,
             flags,
+            (smt, table, iothread_count, spread),
         )| {
+            let ids: Vec<String> =
+                (0..iothread_count).map(|number| format!("io{number}")).collect();
+            let guest = guests::with_iothreads(guest, &ids);
             let (limit, promised, isolated) = host_says;
             let topology = host.topology();
             let mut policy = Policy::default();
             policy.host.reserved = sourced(choice(&topology, reserved.as_ref()));
             policy.host.shared = sourced(shared.map(|at| pick(&topology, &at)));
             let by_hand = if flags.2 { written } else { choice };
-            policy.vm.vcpus = sourced(by_hand(&topology, vcpus.as_ref()));
+            policy.vm.vcpus = sourced(match by_hand(&topology, vcpus.as_ref()) {
+                CpuChoice::Cpus(cpus) if flags.3 => CpuChoice::Float(cpus),
+                choice => choice,
+            });
+            policy.vm.smt = sourced(smt);
+            policy.vm.vcpu_cpus.extend(table.and_then(|(vcpu, at)| {
+                Some((VcpuIndex(vcpu), sourced(pick(&topology, &[at]).first()?)))
+            }));
             policy.vm.emulator = sourced(choice(&topology, emulator.as_ref()));
-            policy.vm.iothreads = sourced(choice(&topology, iothreads.as_ref()));
+            let cpus = choice(&topology, iothreads.as_ref());
+            policy.vm.iothreads = sourced(IothreadChoice { cpus, spread });
             policy.vm.share = sourced(if flags.0 { Sharing::Wrap } else { Sharing::Refuse });
             policy.vm.overflow = sourced(if flags.1 { Overflow::Shared } else { Overflow::Refuse });
             let neighbours = others.iter().enumerate().map(|(at, cpus)| {
@@ -268,9 +297,39 @@ fn met(plan: &Plan, rule: &str) -> bool {
     plan.report.iter().any(|finding| finding.rule == rule && finding.verdict == Verdict::Met)
 }
 
-/// The CPUs of vCPUs that have one of their own.
+fn falls_short(plan: &Plan, rule: &str) -> bool {
+    plan.report.iter().any(|finding| finding.rule == rule && finding.falls_short())
+}
+
+/// The CPUs of vCPUs that have one of their own, or float.
 fn pinned(plan: &Plan) -> CpuSet {
-    plan.held().values().copied().collect()
+    plan.floats() | plan.held().values().copied().collect()
+}
+
+/// What is said of the ways that were asked for.
+fn check_ways(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
+    let vm = &question.policy.vm;
+    for planned in &plan.vcpus {
+        let refused = !question.held.is_empty() && falls_short(plan, "by-hand");
+        if let Some(table) = vm.vcpu_cpus.get(&planned.vcpu).filter(|_| !refused) {
+            prop_assert_eq!(planned.cpus, CpuSet::single(table.value), "{:?}", plan);
+        }
+    }
+    let on = |core: &Core| plan.held().values().filter(|cpu| core.cpus.contains(**cpu)).count();
+    if met(plan, "smt") && vm.smt.value == Smt::Isolate {
+        prop_assert!(question.topology.cores.iter().all(|core| on(core) <= 1), "{:?}", plan);
+    }
+    let by_rule = vm.vcpus.value == CpuChoice::Auto && vm.vcpu_cpus.is_empty();
+    let has_all = plan.held().len() == question.guest.vcpus.len();
+    if by_rule && vm.smt.value == Smt::Isolate && vm.share.value == Sharing::Refuse && has_all {
+        prop_assert!(met(plan, "smt"), "{:?}", plan);
+    }
+    let dealt = plan.iothreads.iter().fold(CpuSet::EMPTY, |all, one| all | one.cpus);
+    prop_assert!(dealt.is_subset(&plan.iothread_cpus));
+    if vm.iothreads.value.spread == Spread::Each {
+        prop_assert!(plan.iothreads.iter().all(|one| one.cpus.len() == 1), "{:?}", plan);
+    }
+    Ok(())
 }
 
 /// What holds for a plan whatever was asked.
@@ -282,7 +341,10 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
     prop_assert!(!plan.housekeeping.is_empty());
     prop_assert!(!plan.emulator.is_empty() && !plan.iothread_cpus.is_empty());
     prop_assert!(used.is_subset(&plan.exclusive));
-    prop_assert!(used.is_subset(&question.free()), "{used} of {}", question.free());
+    let tables = question.policy.vm.vcpu_cpus.values().map(|table| table.value).collect();
+    let free = question.free() | tables;
+    prop_assert!(used.is_subset(&free), "{used} of {free}");
+    check_ways(question, plan)?;
     prop_assert!(plan.exclusive.is_subset(&question.topology.online()));
     if let Some(Allowed { cpus, .. }) = &question.surroundings.allowed {
         let all = plan.exclusive | plan.emulator | plan.iothread_cpus;
@@ -293,13 +355,15 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
     for never in [host, shared, question.others()] {
         prop_assert!(!question.whole(&plan.exclusive).intersects(&never), "{plan:?}");
     }
-    for (helpers, choice) in [
-        (plan.emulator, &question.policy.vm.emulator),
-        (plan.iothread_cpus, &question.policy.vm.iothreads),
+    let vm = &question.policy.vm;
+    for (helpers, choice, spread) in [
+        (plan.emulator, &vm.emulator.value, Spread::Pool),
+        (plan.iothread_cpus, &vm.iothreads.value.cpus, vm.iothreads.value.spread),
     ] {
-        match choice.value.cpus() {
+        match choice.cpus() {
             None => prop_assert!(helpers.is_subset(&plan.housekeeping)),
-            Some(cpus) => prop_assert_eq!(helpers, cpus),
+            Some(cpus) if spread == Spread::Pool => prop_assert_eq!(helpers, cpus),
+            Some(cpus) => prop_assert!(helpers.is_subset(&cpus)),
         }
         prop_assert!(!helpers.intersects(&question.whole(&question.others())));
     }
@@ -310,9 +374,7 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
     let soft = question.surroundings.promises.soft();
     let soft = soft.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus);
     prop_assert_eq!(named, soft & plan.exclusive, "who is displaced is named");
-    let falls_short =
-        |rule| plan.report.iter().any(|finding| finding.rule == rule && finding.falls_short());
-    prop_assert_eq!(falls_short("promises"), !named.is_empty());
+    prop_assert_eq!(falls_short(plan, "promises"), !named.is_empty());
     let placed: BTreeSet<VcpuIndex> = plan.vcpus.iter().map(|vcpu| vcpu.vcpu).collect();
     let left: BTreeSet<VcpuIndex> = plan.left_alone.iter().copied().collect();
     let all: BTreeSet<VcpuIndex> = question.guest.vcpus.iter().map(|vcpu| vcpu.index).collect();
@@ -320,7 +382,7 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
     prop_assert_eq!(&placed | &left, all, "every vCPU is somewhere, and no other");
     prop_assert_eq!(placed.len(), plan.vcpus.len());
     let held = plan.held();
-    if question.policy.vm.share.value == Sharing::Refuse {
+    if question.policy.vm.share.value == Sharing::Refuse && plan.floats().is_empty() {
         prop_assert_eq!(used.len(), held.len(), "a CPU each");
     }
     if let CpuChoice::InOrder(order) = &question.policy.vm.vcpus.value {
@@ -340,13 +402,15 @@ fn check(question: &Question, plan: &Plan) -> Result<(), TestCaseError> {
         }
     }
     prop_assert_eq!(met(plan, "share"), false);
+    let floating = if plan.floats().is_empty() { 0 } else { question.guest.vcpus.len() };
     prop_assert_eq!(
-        used.len() < held.len(),
+        used.len() < held.len().max(floating),
         plan.report.iter().any(|finding| finding.rule == "share"),
         "sharing is reported, and nothing else is"
     );
     if met(plan, "guest-siblings") {
         let mut on: BTreeMap<Option<u32>, BTreeSet<_>> = BTreeMap::new();
+        prop_assert!(plan.floats().is_empty());
         for vcpu in &question.guest.vcpus {
             let cpu = held.get(&vcpu.index);
             let core = cpu.and_then(|cpu| question.topology.cpu(*cpu)).and_then(|cpu| cpu.core);
@@ -379,7 +443,7 @@ fn threads_of(plan: &Plan, at: &[Index], online: &CpuSet) -> Vec<Thread> {
     let mut roles: Vec<Role> = vec![Role::Emulator, Role::Kernel];
     roles.extend(plan.vcpus.iter().map(|vcpu| Role::Vcpu(vcpu.vcpu)));
     roles.extend(plan.left_alone.iter().map(|vcpu| Role::Vcpu(*vcpu)));
-    roles.extend(plan.iothreads.iter().cloned().map(Role::Iothread));
+    roles.extend(plan.iothreads.iter().map(|one| Role::Iothread(one.iothread.clone())));
     roles.extend([Role::Vhost, Role::Worker]);
     (1..)
         .zip(at.iter().cycle())
@@ -437,7 +501,9 @@ proptest! {
                             "--share" => vm.share = sourced(Sharing::Wrap),
                             "vcpus = \"auto\"" => vm.vcpus = sourced(CpuChoice::Auto),
                             "emulator = \"auto\"" => vm.emulator = sourced(CpuChoice::Auto),
-                            "iothreads = \"auto\"" => vm.iothreads = sourced(CpuChoice::Auto),
+                            "iothreads = \"auto\"" => vm.iothreads.value.cpus = CpuChoice::Auto,
+                            "no [vcpu.N]" => vm.vcpu_cpus.clear(),
+                            "smt = \"prefer\"" => vm.smt = sourced(Smt::Prefer),
                             other => prop_assert!(false, "{other} would change nothing here"),
                         }
                     }
@@ -619,8 +685,13 @@ proptest! {
         for (vcpu, cpu) in first.held() {
             prop_assert_eq!(second.held().get(&vcpu).copied(), Some(cpu), "vCPU {} stays", vcpu);
         }
-        let free = (question.free() - pinned(&second)).len();
-        prop_assert!(free == 0 || second.held().len() == larger.guest.vcpus.len(), "{free} CPUs idle");
+        // The other threads of a core alone are to be idle.
+        let taken = match question.policy.vm.smt.value {
+            Smt::Isolate => question.whole(&pinned(&second)),
+            Smt::Prefer | Smt::Siblings => pinned(&second),
+        };
+        let free = (question.free() - taken).len();
+        prop_assert!(free == 0 || !second.floats().is_empty() || second.held().len() == larger.guest.vcpus.len(), "{free} CPUs idle");
 
         let smaller = Question { held: second.held(), ..question.clone() };
         let third = smaller.ask().expect("hot-remove is never refused");

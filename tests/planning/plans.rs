@@ -236,6 +236,9 @@ fn shown(plan: &Plan, topology: &Topology) -> String {
     ] {
         let _ = writeln!(text, "{name:<12}  {cpus}");
     }
+    for iothread in plan.iothreads.iter().filter(|one| one.cpus != plan.iothread_cpus) {
+        let _ = writeln!(text, "{:<12}  {}", format!("  {}", iothread.iothread), iothread.cpus);
+    }
     for displaced in &plan.displaced {
         let _ = writeln!(text, "displaces     {} from {}", displaced.what, displaced.cpus);
     }

@@ -33,6 +33,8 @@ pub(crate) struct Masks {
     of: Mutex<BTreeMap<i32, CpuSet>>,
     /// Threads that cannot be moved although nothing about them says so, and what the kernel says to it.
     stubborn: Mutex<BTreeMap<i32, i32>>,
+    /// The CPUs of partitions, which the kernel takes out of every mask that is set.
+    partitions: Mutex<CpuSet>,
 }
 
 impl Masks {
@@ -43,6 +45,11 @@ impl Masks {
     /// From now on the kernel refuses to move this thread, with this error.
     pub(crate) fn refuse(&self, tid: i32, errno: i32) {
         self.stubborn.lock().expect("sound").insert(tid, errno);
+    }
+
+    /// From now on partitions have these CPUs.
+    pub(crate) fn partition(&self, cpus: &str) {
+        *self.partitions.lock().expect("sound") = set(cpus);
     }
 
     /// From now on every thread can be moved.
@@ -61,7 +68,7 @@ impl Sched for Masks {
         if let Some(errno) = self.stubborn.lock().expect("sound").get(&tid.0) {
             return Err(io::Error::from_raw_os_error(*errno));
         }
-        self.of().insert(tid.0, *cpus);
+        self.of().insert(tid.0, *cpus - *self.partitions.lock().expect("sound"));
         Ok(())
     }
 }

@@ -33,9 +33,10 @@ pub(crate) fn vcpus(facts: &VmFacts<'_>) -> Check {
         return broken("vcpus", "QEMU names no vCPU".to_owned());
     }
     let vcpus = counted(number, "vCPU");
-    let why = match floats.is_empty() {
-        true => format!("{vcpus}, each alone on one of {}", cpus_in_words(own)),
-        false => format!("{vcpus}, each on any of {}", cpus_in_words(floats)),
+    let why = if floats.is_empty() {
+        format!("{vcpus}, each alone on one of {}", cpus_in_words(own))
+    } else {
+        format!("{vcpus}, each on any of {}", cpus_in_words(floats))
     };
     judged("vcpus", wrong.into_iter(), why)
 }
@@ -50,6 +51,7 @@ pub(crate) fn helpers(facts: &VmFacts<'_>) -> Check {
 
 pub(crate) fn sched(facts: &VmFacts<'_>) -> Option<Check> {
     let wanted = facts.lease.sched.wanted()?;
+    let is_about = |index| facts.lease.priority().is_about(index);
     let helpers = facts.lease.emulator | facts.lease.iothreads;
     let vcpus = || facts.threads.iter().filter(|one| matches!(one.role, Role::Vcpu(_)));
     let has_its_own = |on: &CpuSet| {
@@ -61,7 +63,7 @@ pub(crate) fn sched(facts: &VmFacts<'_>) -> Option<Check> {
     for one in facts.threads {
         let Some(now) = facts.scheduling.get(&one.key) else { continue };
         match one.role {
-            Role::Vcpu(index) if has_its_own(&one.allowed) => {
+            Role::Vcpu(index) if is_about(index) && has_its_own(&one.allowed) => {
                 number += 1;
                 if *now != wanted {
                     wrong.push(format!("vCPU {index} is {now} and not {wanted}"));

@@ -4,7 +4,9 @@ use clap::Args;
 
 use super::{Global, Place, VmArgs};
 use crate::error::Failure;
-use crate::policy::{ChannelChoice, CpuChoice, Level, Origin, Overflow, Policy, Sharing, Sourced};
+use crate::policy::{
+    ChannelChoice, CpuChoice, IothreadChoice, Level, Origin, Overflow, Policy, Sharing, Sourced,
+};
 use crate::sysroot::SysRoot;
 
 /// Policy by hand; stronger than any file.
@@ -15,8 +17,8 @@ pub(in crate::cli) struct PolicyArgs {
     #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_vcpus)]
     vcpus: Option<CpuChoice>,
     /// CPUs for iothreads
-    #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_set)]
-    iothreads: Option<CpuChoice>,
+    #[arg(long, value_name = "CPULIST|auto|each", value_parser = IothreadChoice::parse)]
+    iothreads: Option<IothreadChoice>,
     /// CPUs for the emulator threads
     #[arg(long, value_name = "CPULIST|auto", value_parser = CpuChoice::parse_set)]
     emulator: Option<CpuChoice>,

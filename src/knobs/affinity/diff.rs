@@ -23,7 +23,7 @@ pub fn desired(plan: &Plan, role: &Role) -> Option<CpuSet> {
     }
     match role {
         Role::Vcpu(index) => plan.vcpu(*index),
-        Role::Iothread(_) => Some(plan.iothread_cpus),
+        Role::Iothread(id) => Some(plan.iothread(id)),
         Role::Emulator | Role::Worker | Role::Vhost | Role::Kernel => Some(plan.emulator),
     }
 }

@@ -94,7 +94,7 @@ fn in_words(found: CpuSet, as_planned: CpuSet, allowed: CpuSet, planned: CpuSet)
 mod tests {
     use super::*;
     use crate::ids::{IothreadId, StartTicks, Tid, VcpuIndex};
-    use crate::plan::{PlannedVcpu, Why};
+    use crate::plan::{PlannedIothread, PlannedVcpu, Why};
     use crate::policy::Level;
 
     fn set(text: &str) -> CpuSet {
@@ -111,7 +111,10 @@ mod tests {
             vm: "100".parse().expect("a name"),
             vcpus: [(0, "12"), (1, "14")].map(planned).to_vec(),
             left_alone: vec![VcpuIndex(2)],
-            iothreads: vec![IothreadId("io".to_owned())],
+            iothreads: vec![PlannedIothread {
+                iothread: IothreadId("io".to_owned()),
+                cpus: set("0-3"),
+            }],
             iothread_cpus: set("0-3"),
             emulator: set("4-11"),
             exclusive: set("12-15"),

@@ -1,5 +1,6 @@
 //! What became of a step about a place of the host.
 
+use crate::cpuset::CpuSet;
 use crate::knobs::host::places::{Place, Value};
 use crate::knobs::host::step::HostStep;
 use crate::knobs::outcome::Outcome;
@@ -70,6 +71,18 @@ impl HostApplied {
             HostStep::Later { .. } => true,
             HostStep::Settle { .. } => matches!(self.outcome, HostOutcome::Refused { .. }),
             HostStep::Write { .. } | HostStep::LeaveAlone { .. } => false,
+        }
+    }
+
+    /// Whether it is a thread whose mask was restored but for some of these CPUs.
+    #[must_use]
+    pub fn lacks_only(&self, cpus: &CpuSet) -> bool {
+        match (&self.step, &self.outcome) {
+            (
+                HostStep::PutBack { place: Place::Thread(_), to: Value::Cpus(to), .. },
+                HostOutcome::Narrowed { to: Value::Cpus(now) },
+            ) => (*to - *now).is_subset(cpus),
+            _ => false,
         }
     }
 

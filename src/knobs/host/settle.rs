@@ -39,12 +39,13 @@ pub fn settle(memory: &HostMemory, applied: &mut [HostApplied]) -> Vec<HostRecor
 
 /// Records what a cpuset has cut a thread's mask to, as another program's partition does, so that the mask counts as
 /// written by qmpin when it is restored. It may have been so before the write: then the VM's own partition has moved the
-/// thread.
+/// thread. A restored mask is cut by the partition of a VM that ends at the same time.
 fn narrowed(HostApplied { step, outcome, .. }: &HostApplied) -> Option<HostRecord> {
     match (step, outcome) {
-        (HostStep::Write { place, from, .. }, HostOutcome::Narrowed { to })
-            if matches!(place, Place::Thread(_)) =>
-        {
+        (
+            HostStep::Write { place, from, .. } | HostStep::PutBack { place, from, .. },
+            HostOutcome::Narrowed { to },
+        ) if matches!(place, Place::Thread(_)) => {
             let (place, from, to) = (place.clone(), from.clone(), to.clone());
             Some(HostRecord::Intent { place, from, to })
         }

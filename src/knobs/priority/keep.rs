@@ -44,7 +44,7 @@ impl Priority {
         journal: &mut Journal,
     ) -> Result<PriorityReport, JournalError> {
         let Turn { bench, plan, snapshot, .. } = *turn;
-        let sched = turn.policy.sched.value;
+        let priority = turn.policy.priority();
         if !self.is_due {
             return Ok(PriorityReport::default());
         }
@@ -62,7 +62,7 @@ impl Priority {
         let is_first = !journal.memory().scheduling().has_baseline();
         let before = || seen.iter().map(|one| (one.thread.tid, one.thread.start, one.now));
         let baseline = is_first.then(|| Record::Priorities(before().collect()));
-        let raised = raised(plan, sched);
+        let raised = raised(plan, priority);
         let mut settled: BTreeMap<ThreadKey, Scheduling> =
             seen.iter().map(|one| (one.thread, one.now)).collect();
         let steps = steps(&raised, seen, journal.memory().scheduling());

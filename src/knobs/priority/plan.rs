@@ -15,7 +15,7 @@ use crate::knobs::priority::journal::SchedMemory;
 use crate::knobs::step::ThreadStep;
 use crate::plan::Plan;
 use crate::plan::report::{Finding, Why};
-use crate::policy::{Level, VcpuSched};
+use crate::policy::{Level, VcpuPriority};
 use crate::scheduling::{Scheduling, Throttling};
 use crate::threads::{Role, ThreadKey};
 use crate::wording::{counted, cpus_in_words};
@@ -42,8 +42,8 @@ pub type PriorityStep = ThreadStep<Scheduling>;
 /// The vCPUs that are to have the priority: those that are pinned, each to a CPU where no other thread of
 /// the VM may run.
 #[must_use]
-pub fn raised(plan: &Plan, sched: VcpuSched) -> BTreeMap<VcpuIndex, Scheduling> {
-    let Some(wanted) = sched.wanted().filter(|_| plan.isolation != Level::None) else {
+pub fn raised(plan: &Plan, priority: VcpuPriority) -> BTreeMap<VcpuIndex, Scheduling> {
+    let Some(wanted) = priority.sched.wanted().filter(|_| plan.isolation != Level::None) else {
         return BTreeMap::new();
     };
     let helpers = plan.emulator | plan.iothread_cpus;
@@ -52,7 +52,7 @@ pub fn raised(plan: &Plan, sched: VcpuSched) -> BTreeMap<VcpuIndex, Scheduling> 
     plan.vcpus
         .iter()
         .filter(|planned| planned.why != Why::Overflow && !planned.cpus.intersects(&helpers))
-        .filter(|planned| users(&planned.cpus) == 1)
+        .filter(|planned| users(&planned.cpus) == 1 && priority.is_about(planned.vcpu))
         .map(|planned| (planned.vcpu, wanted))
         .collect()
 }
@@ -79,21 +79,25 @@ pub fn steps(
 
 /// How far the policy's wish is met, where it has one.
 #[must_use]
-pub fn finding(plan: &Plan, sched: VcpuSched, throttling: Throttling) -> Option<Finding> {
+pub fn finding(plan: &Plan, priority: VcpuPriority, throttling: Throttling) -> Option<Finding> {
+    let sched = priority.sched;
     sched.wanted()?;
-    let raised = raised(plan, sched);
+    let raised = raised(plan, priority);
     let on: CpuSet = plan
         .vcpus
         .iter()
         .filter(|planned| raised.contains_key(&planned.vcpu))
         .fold(CpuSet::EMPTY, |all, planned| all | planned.cpus);
-    let left = plan.vcpus.len() + plan.left_alone.len() - raised.len();
+    let all = plan.vcpus.iter().map(|planned| &planned.vcpu).chain(&plan.left_alone);
+    let left = all.filter(|vcpu| priority.is_about(**vcpu)).count() - raised.len();
     if plan.isolation == Level::None {
         let reason = format!("{sched} is for pinned vCPUs, and isolation = \"none\" pins none");
         return Some(Finding::impossible(RULE, reason));
     }
     if raised.is_empty() {
-        let reason = format!("{sched} is for vCPUs that have a CPU to themselves, and none has");
+        let which = priority.vcpus.map_or(String::new(), |vcpus| format!(" of vCPUs {vcpus}"));
+        let reason =
+            format!("{sched} is for vCPUs that have a CPU to themselves, and none{which} has");
         return Some(Finding::impossible(RULE, reason));
     }
     let mut short = Vec::new();
@@ -127,18 +131,32 @@ mod tests {
     use crate::journal::{Memory, Record};
     use crate::knobs::priority::journal::PriorityIntent;
     use crate::plan::{PlannedVcpu, Verdict};
+    use crate::policy::VcpuSched;
     use crate::scheduling::OnFork;
 
     fn set(list: &str) -> CpuSet {
         list.parse().expect("a cpulist")
     }
 
-    fn sched() -> VcpuSched {
-        VcpuSched::try_from("fifo:1".to_owned()).expect("a policy")
+    fn sched() -> VcpuPriority {
+        let sched = VcpuSched::try_from("fifo:1".to_owned()).expect("a policy");
+        VcpuPriority { sched, vcpus: None }
+    }
+
+    #[test]
+    fn only_the_vcpus_that_are_named_have_it() {
+        let good = plan(&[("4", Why::OwnCore), ("5", Why::OwnCore)], "0-3");
+        let some = |list: &str| VcpuPriority { vcpus: list.parse().ok(), ..sched() };
+        let of =
+            |list| raised(&good, some(list)).into_keys().map(|index| index.0).collect::<Vec<_>>();
+        assert_eq!((of("1"), of("0-7"), of("2")), (vec![1], vec![0, 1], vec![]));
+        let verdict = |list| finding(&good, some(list), Throttling::On).map(|found| found.verdict);
+        assert_eq!(verdict("1"), Some(Verdict::Met));
+        assert_eq!(verdict("2-3"), Some(Verdict::Impossible));
     }
 
     fn fifo() -> Scheduling {
-        sched().wanted().expect("a priority")
+        sched().sched.wanted().expect("a priority")
     }
 
     fn plan(vcpus: &[(&str, Why)], emulator: &str) -> Plan {
@@ -176,7 +194,7 @@ mod tests {
         };
         let good = plan(&[("4", Why::OwnCore), ("5", Why::OwnCore)], "0-3");
         assert_eq!(of(&good), [0, 1]);
-        assert_eq!(raised(&good, VcpuSched::Other), BTreeMap::new());
+        assert_eq!(raised(&good, VcpuPriority::default()), BTreeMap::new());
         assert_eq!(of(&Plan { isolation: Level::None, ..good.clone() }), [0; 0]);
         let wrapped = plan(&[("4", Why::OwnCore), ("5", Why::OwnCore), ("4", Why::Wrapped)], "0-3");
         assert_eq!(of(&wrapped), [1]);
@@ -200,7 +218,7 @@ mod tests {
         assert_eq!(verdict(&wrapped, Throttling::On), Some(Verdict::Impossible));
         let partly = plan(&[("4", Why::OwnCore), ("0-3", Why::Overflow)], "0-3");
         assert_eq!(verdict(&partly, Throttling::On), Some(Verdict::Degraded));
-        assert_eq!(finding(&good, VcpuSched::Other, Throttling::Off), None);
+        assert_eq!(finding(&good, VcpuPriority::default(), Throttling::Off), None);
     }
 
     #[test]

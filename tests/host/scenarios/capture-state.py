@@ -38,12 +38,15 @@ def run(host):
         finally:
             stranger.kill()
             stranger.wait()
-        # The kernel cuts the mask of the emulator threads, and the journal says what it made of it.
+        # 0.1.0 plans past the limit: the kernel cuts the mask of the emulator threads, and the journal says what it made of it.
         host.run("systemctl", "set-property", "--runtime", vm.scope, "AllowedCPUs=2-9,12-19")
-        halves = 'vcpus = "12,14"\nemulator = "0-9"\ncore_scheduling = true\n'
+        planned = host.run("qmpin", "plan", "100", "--vcpus", "12,14", "--emulator", "0-9", "--share", check=False)
+        is_cut = planned.returncode == 0
+        halves = f'vcpus = "12,14"\nemulator = "{0 if is_cut else 2}-9"\ncore_scheduling = true\n'
         with qmpin.Attached(100, "--share", isolation="exclusive", policy=halves) as attached:
             journal = lambda: (RUN / "100.journal").read_text()
-            wait_until(lambda: '"narrowed"' in journal(), 60, "a mask that was cut", attached.log)
+            wait_until(lambda: not is_cut or '"narrowed"' in journal(), 60, "a mask that was cut", attached.log)
+            attached.settle(vm)
             keep(folder / "shared")
 
 

@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use walk::{Site, Which, new_kernel_threads};
 
-use crate::discover::{DiscoverError, live_leases, live_leases_and_doubts};
+use crate::cpuset::CpuSet;
+use crate::discover::{DiscoverError, all_leases, live_leases, live_leases_and_doubts};
 use crate::error::chain;
 use crate::journal::{JournalError, Memory, UnknownLines};
 use crate::knobs::ground::Host;
@@ -49,6 +50,7 @@ use crate::locks::{CheckLock, HostLock};
 use crate::policy::Knob;
 use crate::sysroot::SysRoot;
 use crate::threads::ThreadKey;
+use crate::wording::{counted, cpus_in_words};
 
 /// How often kernel threads are looked at after the last VM. A thread is created in microseconds.
 const PASSES_MAX: usize = 4;
@@ -267,6 +269,9 @@ impl HostKnobs {
         if !wants.is_empty() {
             applied.retain(|one| !matches!(one.step, HostStep::Later { .. }));
         }
+        let others = if wants.is_empty() { partitions(state, boot_id) } else { CpuSet::EMPTY };
+        let (waits, applied): (Vec<HostApplied>, Vec<HostApplied>) =
+            applied.into_iter().partition(|one| one.lacks_only(&others));
         let numbers: BTreeSet<u32> = applied.iter().filter_map(HostApplied::managed_irq).collect();
         let mut managed = BTreeMap::new();
         if !numbers.is_empty() {
@@ -298,6 +303,16 @@ impl HostKnobs {
             held_back: Vec::new(),
         };
         let is_left = report.applied.iter().any(HostApplied::is_left_changed);
+        if !waits.is_empty() {
+            // The last of them to go finds in the journal what is left.
+            let threads = counted(waits.len(), "kernel thread");
+            tracing::info!(
+                "{threads} may not run on {} yet: VMs that end at the same time have partitions there, and restore that",
+                cpus_in_words(&others)
+            );
+            self.known = HostMemory::default();
+            return Ok(report);
+        }
         if wants.is_empty() && !is_left && report.unknown.is_none() {
             self.settle(site)?;
         }
@@ -397,6 +412,13 @@ impl HostKnobs {
             }
         }
     }
+}
+
+/// The CPUs for which VMs that have not forgotten their leases yet have, or had, partitions.
+fn partitions(state: &StateDir, boot_id: &str) -> CpuSet {
+    let leases = all_leases(state).into_iter();
+    let partitions = leases.filter(|lease| lease.boot_id == boot_id && lease.partition.is_some());
+    partitions.fold(CpuSet::EMPTY, |all, lease| all | lease.exclusive)
 }
 
 /// The host as it is, and what is to be done about it for all who want something of it. An irqbalance in `silent` is not
