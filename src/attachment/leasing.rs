@@ -110,6 +110,13 @@ pub fn neighbours(ground: Ground<'_>) -> Neighbours {
 /// The same of a VM that need not run.
 #[must_use]
 pub fn neighbours_of(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &str) -> Neighbours {
+    let all = all_neighbours(host, state, boot_id).into_iter();
+    all.filter(|neighbour| neighbour.vm != *vm).collect()
+}
+
+/// Every VM that holds CPUs.
+#[must_use]
+pub fn all_neighbours(host: Host<'_>, state: &StateDir, boot_id: &str) -> Vec<Neighbour> {
     let (leases, doubts) = discover::live_leases_and_doubts(host.root, host.sched, state, boot_id);
     let leases = leases.into_iter().map(|lease| Neighbour {
         vm: lease.vm,
@@ -123,7 +130,7 @@ pub fn neighbours_of(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &st
         exclusive: doubt.cpus,
         helpers: CpuSet::EMPTY,
     });
-    leases.chain(doubts).filter(|neighbour| neighbour.vm != *vm).collect()
+    leases.chain(doubts).collect()
 }
 
 /// A dead VM whose CPUs are free again, and of which systemd has something yet.

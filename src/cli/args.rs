@@ -82,7 +82,7 @@ Examples:
   qmpin attach 100
   qmpin attach 100 --vcpus 6-11,18-23 --isolation strict
   qmpin attach win --qmp /run/win/qmp.sock --once")]
-    Attach(AttachArgs),
+    Attach(Box<AttachArgs>),
     /// Restore the host; works after any crash
     #[command(after_help = "\
 Examples:
@@ -107,8 +107,9 @@ Examples:
 Examples:
   qmpin plan 100
   qmpin plan 100 --explain
-  qmpin plan 100 --vcpus 2-5 --share")]
-    Plan(PlanArgs),
+  qmpin plan 100 --vcpus 2-5 --share
+  qmpin plan --all           every VM of this host, and what is left")]
+    Plan(Box<PlanArgs>),
     /// Show attached VMs, their CPUs, and what was refused
     #[command(after_help = "\
 Examples:
@@ -155,7 +156,7 @@ pub(super) struct VmArgs {
 }
 
 /// How QEMU is found and asked.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(super) struct AskArgs {
     /// The QMP socket of a VM that is not Proxmox's
     #[arg(long, value_name = "PATH", requires = "vm")]
@@ -421,14 +422,38 @@ pub(super) struct ThreadsArgs {
 
 #[derive(Args, Debug)]
 pub(super) struct PlanArgs {
-    /// Print the document qmpin.plan/1
+    /// A Proxmox vmid, or any name with --qmp
+    #[arg(value_name = "VM", required_unless_present = "all")]
+    pub(super) vm: Option<VmName>,
+    #[command(flatten)]
+    pub(super) all: AllPlanArgs,
+    /// Print the document qmpin.plan/1, or qmpin.plan-all/1
     #[arg(long)]
     pub(super) json: bool,
     /// Say for each choice which rule made it
-    #[arg(long)]
+    #[arg(long, conflicts_with = "all")]
     pub(super) explain: bool,
     #[command(flatten)]
-    pub(super) of: PolicyOfVmArgs,
+    pub(super) ask: AskArgs,
+    #[command(flatten)]
+    pub(super) root: RootArgs,
+    #[command(flatten)]
+    pub(super) policy: PolicyArgs,
+}
+
+/// All VMs at once.
+#[derive(Args, Debug)]
+pub(super) struct AllPlanArgs {
+    /// Place every VM of this host that has a policy, is enabled, or attached
+    #[arg(long, conflicts_with_all = ["vm", "vcpus", "iothreads", "emulator", "share", "overflow", "channel",
+        "isolation"])]
+    pub(super) all: bool,
+    /// Place attached VMs anew, too
+    #[arg(long, requires = "all")]
+    pub(super) replan: bool,
+    /// Write the picture to FILE as SVG; - is standard output
+    #[arg(long, value_name = "FILE", requires = "all", conflicts_with = "json")]
+    pub(super) svg: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

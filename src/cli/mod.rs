@@ -25,6 +25,7 @@ mod looked_after;
 mod may_start;
 mod output;
 mod plan;
+mod plan_all;
 mod reload;
 mod serve;
 mod status;

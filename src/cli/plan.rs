@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::args::{Global, PlanArgs, PolicyOfVmArgs};
+use super::args::{Global, PlanArgs, VmArgs};
 use super::look::look;
-use super::{Answer, output};
+use super::{Answer, output, plan_all};
 use crate::attachment::leasing::{neighbours, neighbours_of};
 use crate::attachment::settings::{Follow, Settings};
 use crate::cgroups::CgroupTree;
@@ -44,9 +44,10 @@ pub(super) enum Shape {
 }
 
 pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
-    let PolicyOfVmArgs { vm, policy, root } = &args.of;
-    let root = root.root()?;
-    let policy = policy.policy(global, &root, vm)?;
+    let Some(vm) = &args.vm else { return plan_all::run(global, args) };
+    let vm = VmArgs { vm: vm.clone(), ask: args.ask.clone() };
+    let root = args.root.root()?;
+    let policy = args.policy.policy(global, &root, &vm)?;
     let settings = vm.settings(global, &root, policy, Follow::Once);
     let shape = match (args.json, args.explain) {
         (true, _) => Shape::Json,

@@ -12,9 +12,12 @@ use crate::discover::{all_leases, boot_id, live_leases, read_topology};
 use crate::error::{Failure, Kind};
 use crate::knobs::affinity::limit::promises_beside;
 use crate::knobs::ground::Host;
+use crate::policy::Policy;
+use crate::promises::Promises;
 use crate::render::{Color, Owners, Picture, TopologyDocument};
 use crate::sched::Kernel;
 use crate::systemd::SystemBus;
+use crate::topology::Topology;
 
 /// The width of a terminal that does not report one.
 const WIDTH_DEFAULT: usize = 80;
@@ -34,31 +37,53 @@ pub(super) fn run(global: &Global, args: &TopologyArgs) -> Result<Answer, Failur
         output::json(&TopologyDocument::new(&topology, &owners))?;
         return Ok(Answer::Done);
     }
-    let first_core = || topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus);
-    let reserved = policy.host.reserved.value.cpus().unwrap_or_else(first_core);
     let cgroups = CgroupTree::of(&root);
     let host = Host { root: &root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let promises = boot_id(&root).map(|boot_id| promises_beside(host, &state, &boot_id));
-    let picture = Picture {
-        topology: &topology,
-        owners: &owners,
-        reserved,
-        shared: policy.host.shared.value.unwrap_or(CpuSet::EMPTY),
-        promises: &promises.unwrap_or_default(),
-        width: terminal_size::terminal_size().map_or(WIDTH_DEFAULT, |(width, _)| width.0.into()),
-        color: color(),
-    };
+    let promises = promises.unwrap_or_default();
+    let sheet = Sheet { topology: &topology, owners: &owners, policy: &policy };
+    let picture = picture(&sheet, &promises);
     match &args.svg {
         None => output::painted(&picture.draw())?,
-        Some(path) if path.as_os_str() == "-" => output::document(&picture.draw_svg())?,
-        Some(path) => {
-            fs::write(path, picture.draw_svg()).map_err(|error| not_written(path, &error))?;
-        }
+        Some(path) => put_svg(path, &picture)?,
     }
     for unknown in &topology.unknown {
         tracing::debug!("{} is not known: {}", unknown.what, unknown.reason);
     }
     Ok(Answer::Done)
+}
+
+/// What is drawn: the machine, who has its CPUs, and what the host keeps.
+pub(super) struct Sheet<'a> {
+    pub(super) topology: &'a Topology,
+    pub(super) owners: &'a Owners,
+    pub(super) policy: &'a Policy,
+}
+
+/// The picture of a machine, as wide as the terminal.
+pub(super) fn picture<'a>(sheet: &Sheet<'a>, promises: &'a Promises) -> Picture<'a> {
+    let Sheet { topology, owners, policy } = *sheet;
+    let first_core = || topology.cores.first().map_or(CpuSet::EMPTY, |core| core.cpus);
+    Picture {
+        topology,
+        owners,
+        reserved: policy.host.reserved.value.cpus().unwrap_or_else(first_core),
+        shared: policy.host.shared.value.unwrap_or(CpuSet::EMPTY),
+        promises,
+        width: terminal_size::terminal_size().map_or(WIDTH_DEFAULT, |(width, _)| width.0.into()),
+        color: color(),
+    }
+}
+
+/// Writes a picture as SVG to a file; `-` is standard output.
+///
+/// # Errors
+/// A failure that names the file.
+pub(super) fn put_svg(path: &Path, picture: &Picture<'_>) -> Result<(), Failure> {
+    if path.as_os_str() == "-" {
+        return output::document(&picture.draw_svg());
+    }
+    fs::write(path, picture.draw_svg()).map_err(|error| not_written(path, &error))
 }
 
 fn not_written(path: &Path, error: &io::Error) -> Failure {

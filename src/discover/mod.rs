@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod cpusets;
 mod declared;
 mod doubt;
+mod enabled;
 mod grips;
 mod holder;
 pub(crate) mod host;
@@ -30,6 +31,7 @@ use crate::sysroot::ReadError;
 
 pub use declared::declared_guest;
 pub use doubt::{Doubt, doubt_of};
+pub use enabled::enabled_vms;
 pub use grips::Grips;
 pub use holder::unlinked_holder;
 pub use host::{

@@ -81,6 +81,11 @@ impl Claims {
         Ok(claims)
     }
 
+    /// The CPUs that no vCPU of this VM gets.
+    pub(super) fn never(&self) -> CpuSet {
+        self.reserved | self.shared | self.kept | self.others | self.hard
+    }
+
     /// Checks CPUs that vCPUs have by hand under this key.
     ///
     /// # Errors

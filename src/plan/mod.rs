@@ -19,6 +19,7 @@
 //! renumbers the plan.
 
 mod advice;
+mod all;
 mod allowed;
 mod answer;
 mod doubts;
@@ -42,6 +43,7 @@ mod smt;
 mod vcpus;
 mod verdicts;
 
+pub use all::{AllPlanned, Declared, Left, plan_all};
 pub use answer::{Lasts, Nearest, Plan, PlanError, PlannedIothread, PlannedVcpu};
 pub use memory::PlacedMemory;
 pub use neighbours::{Neighbour, Neighbours};
@@ -81,7 +83,7 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
 fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
     let claims = Claims::gather(request)?;
     let only = request.policy.vm.vcpus.value.cpus();
-    let blocked = claims.reserved | claims.shared | claims.kept | claims.others | claims.hard;
+    let blocked = claims.never();
     let usable = match (only, request.allowed()) {
         (None, None) => None,
         (only, _) => Some(only.map_or(claims.allowed, |only| only & claims.allowed)),

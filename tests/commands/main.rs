@@ -8,5 +8,6 @@ mod cli;
 mod config;
 mod declared;
 mod output;
+mod plan_all;
 mod shipped_units;
 mod shown;
