@@ -7,6 +7,7 @@
 pub mod check;
 pub mod cli;
 pub mod cpuset;
+pub mod devices;
 pub mod error;
 pub mod guest;
 pub mod ids;

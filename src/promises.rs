@@ -1,10 +1,11 @@
 //! What the host has promised to others than VMs: CPUs that a plan never takes, or takes last and says from whom.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::cpuset::CpuSet;
+use crate::devices::Device;
 use crate::guest::Allowed;
 use crate::ids::{NodeId, Tid};
 
@@ -51,6 +52,10 @@ pub struct Surroundings {
     pub promises: Promises,
     /// How many bytes of the VM's memory lie on which node; empty where that is not known.
     pub memory_on: BTreeMap<NodeId, u64>,
+    /// The devices that the VM has for itself, or is to have.
+    pub devices: Vec<Device>,
+    /// The nodes with devices that are set aside for VMs.
+    pub set_aside: BTreeSet<NodeId>,
 }
 
 /// All that the host has promised.

@@ -156,7 +156,12 @@ fn show_declared(
     let cgroups = CgroupTree::of(root);
     let host = Host { root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let promises = limit::promises_beside(host, state, &boot_id);
-    let around = Surroundings { promises, ..Surroundings::default() };
+    let around = Surroundings {
+        promises,
+        devices: discover::declared_devices(root, vm),
+        set_aside: discover::devices::nodes_set_aside(root),
+        ..Surroundings::default()
+    };
     let beside = neighbours_of(host, state, vm, &boot_id);
     let planned = settings.plan(topology, &guest, &beside, &around, &BTreeMap::new(), Stay::Always);
     let plan = or_document(vm, shape, planned)?;

@@ -50,7 +50,8 @@ pub(super) fn run(global: &Global, args: &PlanArgs) -> Result<Answer, Failure> {
     let counts: Vec<(VmName, usize)> =
         declared.iter().map(|one| (one.vm.clone(), one.guest.vcpus.len())).collect();
     let promises = promises_beside(host, &state, &boot_id);
-    let around = Surroundings { promises, ..Surroundings::default() };
+    let set_aside = discover::devices::nodes_set_aside(&root);
+    let around = Surroundings { promises, set_aside, ..Surroundings::default() };
     let machine = Machine::of(&topology);
     let beside = staying.into_iter().collect();
     let all = plan_all(&machine, declared, beside, &around, &host_policy);
@@ -124,7 +125,8 @@ fn all_vms(
 fn declare(dirs: &PolicyDirs, root: &SysRoot, vm: &VmName) -> Result<Declared, String> {
     let policy = dirs.load(Some(vm)).map_err(|error| chain(&error))?;
     let guest = discover::declared_guest(root, vm)?;
-    Ok(Declared { vm: vm.clone(), guest, policy })
+    let devices = discover::declared_devices(root, vm);
+    Ok(Declared { vm: vm.clone(), guest, devices, policy })
 }
 
 fn reason(error: &PlanError) -> String {

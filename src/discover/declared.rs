@@ -10,7 +10,9 @@
 
 use std::collections::BTreeMap;
 
+use super::devices;
 use super::proxmox_config::config_lines;
+use crate::devices::Device;
 use crate::guest::{Guest, GuestMemory, GuestVcpu};
 use crate::ids::{IothreadId, NodeId, VcpuIndex, VmName};
 use crate::sysroot::SysRoot;
@@ -28,6 +30,12 @@ const MIB: u64 = 1 << 20;
 pub fn declared_guest(root: &SysRoot, vm: &VmName) -> Result<Guest, String> {
     let lines = config_lines(root, vm)?;
     guest(&lines).map_err(|why| format!("{}: {why}", super::proxmox_config_path(vm)))
+}
+
+/// Reads the devices that it would have for itself; none where its configuration cannot be read.
+#[must_use]
+pub fn declared_devices(root: &SysRoot, vm: &VmName) -> Vec<Device> {
+    config_lines(root, vm).map(|lines| devices::declared(root, &lines)).unwrap_or_default()
 }
 
 /// The guest's cores.

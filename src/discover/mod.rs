@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod cpusets;
 mod declared;
+pub mod devices;
 mod doubt;
 mod enabled;
 mod grips;
@@ -29,7 +30,7 @@ use std::path::PathBuf;
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
-pub use declared::declared_guest;
+pub use declared::{declared_devices, declared_guest};
 pub use doubt::{Doubt, doubt_of};
 pub use enabled::enabled_vms;
 pub use grips::Grips;

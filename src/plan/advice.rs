@@ -10,8 +10,9 @@ use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Displace, Policy};
 
 /// The rules that are wishes: the VM runs without them, and better with them. The most important first.
-const WISHES: [&str; 8] = [
+const WISHES: [&str; 9] = [
     "memory",
+    "devices",
     "one-node",
     "one-kind",
     "cache",

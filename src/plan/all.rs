@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use super::housekeeping::Claims;
 use super::{Machine, Neighbour, Neighbours, Plan, PlanError, Request, Stay, plan};
 use crate::cpuset::CpuSet;
+use crate::devices::Device;
 use crate::guest::Guest;
 use crate::ids::{LlcId, NodeId, VmName};
 use crate::policy::{CpuChoice, Policy};
@@ -25,6 +26,8 @@ pub struct Declared {
     pub vm: VmName,
     /// What it would have, once it is started.
     pub guest: Guest,
+    /// The devices that it would have for itself.
+    pub devices: Vec<Device>,
     /// What it asks for.
     pub policy: Policy,
 }
@@ -69,14 +72,15 @@ pub fn plan_all(
         (has_choice, Reverse(one.guest.vcpus.len()), by_number(&one.vm))
     });
     let mut plans = Vec::with_capacity(declared.len());
-    for Declared { vm, guest, policy } in declared {
+    for Declared { vm, guest, devices, policy } in declared {
+        let around = Surroundings { devices, ..surroundings.clone() };
         let planned = plan(&Request {
             vm: &vm,
             machine,
             guest: &guest,
             policy: &policy,
             neighbours: &neighbours,
-            surroundings,
+            surroundings: &around,
             held: &BTreeMap::new(),
             stay: Stay::Always,
         });

@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 
+use super::devices::Far;
 use super::machine::Group;
 use super::memory::{Pull, Remote};
 use crate::ids::NodeId;
@@ -63,7 +64,8 @@ const KINDS: [&[Option<CoreKind>]; 3] = [
 ];
 
 /// The groups to use, in the order to fill them, as places in `groups`. `None`: all together do not
-/// hold it. Groups near the memory of `pull` come first, others only where those do not hold it.
+/// hold it. Groups near the memory of `pull` come first, of these the ones that are not `far`, others only where those do not
+/// hold it.
 /// `elsewhere` are the nodes that other NUMA nodes of this guest have: who gives a guest nodes wants
 /// them on different ones, as near as can be.
 pub(super) fn choose(
@@ -72,13 +74,13 @@ pub(super) fn choose(
     need: Need,
     elsewhere: &[NodeId],
     pull: &Pull,
+    far: &dyn Fn(Option<NodeId>) -> Far,
 ) -> Option<Vec<usize>> {
     for kinds in KINDS {
         let able = |at: &usize| kinds.contains(&groups[*at].kind) && !groups[*at].free.is_empty();
-        let mut able: Vec<(Remote, usize)> = (0..groups.len())
-            .filter(able)
-            .map(|at| (pull.remote(topology, groups[at].node), at))
-            .collect();
+        let remote = |at: usize| (pull.remote(topology, groups[at].node), far(groups[at].node));
+        let mut able: Vec<((Remote, Far), usize)> =
+            (0..groups.len()).filter(able).map(|at| (remote(at), at)).collect();
         able.sort_unstable();
         let mut ends: Vec<usize> =
             (1..able.len()).filter(|at| able[*at].0 != able[*at - 1].0).collect();

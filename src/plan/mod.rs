@@ -7,6 +7,7 @@
 //!   promised     ─▶ which CPUs other programs count on                   promised.rs
 //!   needs        ─▶ which of the others it may have at all                needs.rs, and how many threads
 //!                                                                      of a core, smt.rs
+//!   memory, devices ─▶ which nodes come first                           memory.rs, devices.rs
 //!   vcpus        ─▶ which group(s), then which core and thread         groups.rs, vcpus.rs,
 //!                                                                      extension.rs (hotplug),
 //!                                                                      in_order.rs, float.rs, fixed.rs (by hand)
@@ -22,6 +23,7 @@ mod advice;
 mod all;
 mod allowed;
 mod answer;
+mod devices;
 mod doubts;
 mod extension;
 mod fixed;

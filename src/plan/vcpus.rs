@@ -11,6 +11,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use super::devices::{self, Far};
 use super::groups::{self, Need};
 use super::machine::{FreeCore, Group};
 use super::memory::Pull;
@@ -228,7 +229,10 @@ fn place(
         // Cells are of one guest node each, or the only one has all.
         let node = if cells.len() > 1 { cell.first().and_then(|core| core.node) } else { None };
         let pull = Pull::of(request, node);
-        let chosen = groups::choose(request.machine.topology, &groups, need, &elsewhere, &pull)?;
+        // Which part of the guest has the devices is not known: the first goes near them.
+        let far = |node| if at == 0 { devices::far(request, node) } else { Far::default() };
+        let topology = request.machine.topology;
+        let chosen = groups::choose(topology, &groups, need, &elsewhere, &pull, &far)?;
         elsewhere.extend(chosen.iter().filter_map(|at| groups[*at].node));
         let host = chosen.iter().map(|at| &groups[*at]);
         if need.threads > 1 {

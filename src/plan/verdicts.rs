@@ -7,7 +7,7 @@ use super::housekeeping::{Claims, Found, Helpers};
 use super::machine::Group;
 use super::report::Finding;
 use super::vcpus::{Placement, Siblings};
-use super::{Plan, Request, allowed, float, iothreads, memory, needs, promised, smt};
+use super::{Plan, Request, allowed, devices, float, iothreads, memory, needs, promised, smt};
 use crate::cpuset::CpuSet;
 use crate::guest::Guest;
 use crate::ids::{CpuId, IothreadId, LlcId, NodeId};
@@ -121,6 +121,7 @@ pub(super) fn report(
     report.extend(caches(request, groups, placement, &cells));
     report.extend(nodes(request.machine.topology, &cells));
     report.extend(memory::finding(request, plan));
+    report.extend(devices::finding(request, plan));
     report.extend(large_cache(request, groups, &used));
     report.extend(kinds(request, groups, &used));
     report.extend(siblings(request, placement));

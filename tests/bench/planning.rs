@@ -31,6 +31,7 @@ pub(crate) fn measure(table: &mut Table) {
         let declared = (0..VMS).map(|number| Declared {
             vm: (100 + number).to_string().parse().unwrap(),
             guest: guest(),
+            devices: Vec::new(),
             policy: policy.clone(),
         });
         let declared: Vec<Declared> = declared.collect();

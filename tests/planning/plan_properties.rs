@@ -275,7 +275,8 @@ fn any_question() -> impl Strategy<Value = Question> {
             let isolated = isolated.map(|at| pick(&topology, &at)).unwrap_or_default();
             let promises = Promises { made: made.collect(), isolated };
             let memory_on = BTreeMap::new();
-            let surroundings = Surroundings { allowed, promises, memory_on };
+            let surroundings =
+                Surroundings { allowed, promises, memory_on, ..Surroundings::default() };
             Question { topology, guest, policy, neighbours, surroundings, held: BTreeMap::new() }
         },
     )

@@ -3,7 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::panic)] // that is how a test says no
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use qmpin::cpuset::CpuSet;
+use qmpin::devices::{Device, DeviceKind};
 use qmpin::guest::{Guest, GuestMemory};
 use qmpin::ids::{CpuId, NodeId, VcpuIndex};
 use qmpin::plan::{
@@ -53,6 +54,12 @@ struct Case {
     /// What the kernel command line isolates.
     #[serde(default)]
     isolated: CpuSet,
+    /// Devices by their kind and node.
+    #[serde(default)]
+    devices: Vec<DeviceShape>,
+    /// Nodes with devices for VMs.
+    #[serde(default)]
+    set_aside: BTreeSet<u32>,
     /// MiB of the VM's memory by node.
     #[serde(default)]
     memory_on: BTreeMap<String, u64>,
@@ -94,6 +101,15 @@ struct Other {
     helpers: CpuSet,
 }
 
+/// A device that is passed through.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DeviceShape {
+    class: u32,
+    address: String,
+    node: Option<u32>,
+}
+
 /// What other programs count on.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -115,7 +131,18 @@ impl Case {
         let promises = Promises { made: made.collect(), isolated: self.isolated };
         let on = self.memory_on.iter();
         let memory_on = on.map(|(node, mib)| (NodeId(node.parse().expect("a node")), mib << 20));
-        Surroundings { allowed: None, promises, memory_on: memory_on.collect() }
+        let devices = self.devices.iter().map(|device| Device {
+            kind: DeviceKind::of_class(device.class),
+            address: device.address.clone(),
+            node: device.node.map(NodeId),
+        });
+        Surroundings {
+            allowed: None,
+            promises,
+            memory_on: memory_on.collect(),
+            devices: devices.collect(),
+            set_aside: self.set_aside.iter().copied().map(NodeId).collect(),
+        }
     }
 }
 

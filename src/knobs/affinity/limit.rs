@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cpuset::CpuSet;
+use crate::devices::Device;
 use crate::discover::{self, cpusets};
 use crate::guest::Allowed;
 use crate::ids::NodeId;
@@ -41,6 +42,7 @@ impl Limit {
         self.has_expired = false;
         self.surroundings.promises = promises(ground);
         self.surroundings.memory_on = memory_on(ground);
+        (self.surroundings.devices, self.surroundings.set_aside) = devices(ground);
     }
 
     /// Has them read again for the next plan, because this VM or the host has changed. That a neighbour has come or gone
@@ -114,11 +116,24 @@ fn mark(ground: Ground<'_>) -> String {
 
 /// Reads both.
 pub(crate) fn surroundings(ground: Ground<'_>, online: &CpuSet) -> Surroundings {
+    let (devices, set_aside) = devices(ground);
     Surroundings {
         allowed: allowed(ground, online),
         promises: promises(ground),
         memory_on: memory_on(ground),
+        devices,
+        set_aside,
     }
+}
+
+/// The VM's own devices, and the nodes with devices for VMs. On a host with one node they decide nothing.
+fn devices(ground: Ground<'_>) -> (Vec<Device>, BTreeSet<NodeId>) {
+    let root = ground.host.root;
+    if discover::memory::has_one_node(root) {
+        return Default::default();
+    }
+    let own = discover::devices::of_process(root, ground.process);
+    (own, discover::devices::nodes_set_aside(root))
 }
 
 fn memory_on(ground: Ground<'_>) -> BTreeMap<NodeId, u64> {

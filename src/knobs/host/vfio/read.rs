@@ -9,27 +9,20 @@
 //! No name is trusted: what QEMU has open counts by its device number, and an interrupt that the host
 //! has asked for as well, such as a shared line, is not the VM's.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
-
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
+use std::collections::BTreeMap;
 
 use crate::cpuset::CpuSet;
-use crate::discover::process::is_alive;
+use crate::discover::devices::open_devices;
 use crate::knobs::host::places::{Place, VfioIrq};
 use crate::sysroot::SysRoot;
 use crate::threads::ProcessKey;
-
-/// Where groups (`/dev/vfio/12`) and devices (`/dev/vfio/devices/vfio0`) are
-/// (`Documentation/driver-api/vfio.rst`).
-const DEVICES: &str = "/dev/vfio/";
 
 /// The interrupts of all devices that this QEMU process has, by the place that has their CPUs. What
 /// cannot be read is left out: it is then treated as any other.
 #[must_use]
 pub fn vfio_irqs(root: &SysRoot, vm: ProcessKey) -> BTreeMap<Place, VfioIrq> {
     let mut irqs = BTreeMap::new();
-    for device in devices(root, vm) {
+    for device in open_devices(root, vm) {
         let of_device = format!("sys/bus/pci/devices/{device}");
         let numbers = root.folder(&format!("{of_device}/msi_irqs")).and_then(|msi| msi.numbers());
         let mut numbers = numbers.unwrap_or_default();
@@ -47,56 +40,6 @@ pub fn vfio_irqs(root: &SysRoot, vm: ProcessKey) -> BTreeMap<Place, VfioIrq> {
     irqs
 }
 
-/// The PCI addresses of all devices that the process has.
-fn devices(root: &SysRoot, vm: ProcessKey) -> BTreeSet<String> {
-    let fds = format!("proc/{}/fd", vm.pid);
-    let numbers = root.folder(&fds).and_then(|folder| folder.numbers()).unwrap_or_default();
-    let mut devices = BTreeSet::new();
-    for number in numbers {
-        let fd = format!("{fds}/{number}");
-        // Read first, since to look at a file may mean to wait for who serves it.
-        let is_named = |name: &Path| name.to_str().is_some_and(|name| name.contains(DEVICES));
-        if root.link(&fd).is_ok_and(|name| is_named(&name))
-            && let Some(device) = character_device(root, &fd)
-        {
-            devices.extend(of_character_device(root, device));
-        }
-    }
-    // The number may have become another process's meanwhile.
-    if is_alive(root, vm) { devices } else { BTreeSet::new() }
-}
-
-/// The number of the character device that is open there.
-fn character_device(root: &SysRoot, fd: &str) -> Option<(u32, u32)> {
-    let path = root.path(fd).ok()?;
-    let stat = statx(CWD, &path, AtFlags::STATX_DONT_SYNC, StatxFlags::TYPE).ok()?;
-    let is_character_device =
-        FileType::from_raw_mode(stat.stx_mode.into()) == FileType::CharacterDevice;
-    is_character_device.then_some((stat.stx_rdev_major, stat.stx_rdev_minor))
-}
-
-/// The devices behind a character device of vfio's: one for itself (`Documentation/driver-api/vfio.rst`,
-/// "VFIO device cdev"), or all of a group.
-fn of_character_device(root: &SysRoot, (major, minor): (u32, u32)) -> Vec<String> {
-    let node = format!("sys/dev/char/{major}:{minor}");
-    let Ok(link) = root.link(&node) else { return Vec::new() };
-    let name = |path: Option<&Path>| Some(path?.file_name()?.to_str()?.to_owned());
-    let found = match (name(Some(&link)), name(link.parent()).as_deref()) {
-        (Some(_), Some("vfio-dev")) => {
-            let device = root.link(&format!("{node}/device")).ok();
-            name(device.as_deref()).into_iter().collect()
-        }
-        (Some(group), Some("vfio")) => {
-            // Without an IOMMU the group has a prefix (`drivers/vfio/group.c`).
-            let group = group.strip_prefix("noiommu-").unwrap_or(&group);
-            let folder = root.folder(&format!("sys/kernel/iommu_groups/{group}/devices"));
-            folder.and_then(|folder| folder.names()).unwrap_or_default()
-        }
-        _ => Vec::new(),
-    };
-    found.into_iter().filter(|device| is_pci_address(device)).collect()
-}
-
 /// Whether all who have asked for the interrupt are vfio for this device
 /// (`drivers/vfio/pci/vfio_pci_intrs.c`); none is not all.
 fn is_vfios_alone(root: &SysRoot, number: i32, device: &str) -> bool {
@@ -107,19 +50,6 @@ fn is_vfios_alone(root: &SysRoot, number: i32, device: &str) -> bool {
         kind == "vfio-intx" || kind.starts_with("vfio-msi[") || kind.starts_with("vfio-msix[")
     };
     actions.is_ok_and(|actions| actions.trim().split(',').all(is_vfios))
-}
-
-/// `0000:0a:00.0`, with more digits before the first colon where there are many domains.
-fn is_pci_address(name: &str) -> bool {
-    let is_hex = |text: &str, least: usize| {
-        text.len() >= least && text.bytes().all(|byte| byte.is_ascii_hexdigit())
-    };
-    let parts = name.rsplit_once('.').and_then(|(rest, function)| {
-        let (rest, device) = rest.rsplit_once(':')?;
-        let (domain, bus) = rest.rsplit_once(':')?;
-        Some([(domain, 4), (bus, 2), (device, 2), (function, 1)])
-    });
-    parts.is_some_and(|parts| parts.into_iter().all(|(text, least)| is_hex(text, least)))
 }
 
 #[cfg(test)]
@@ -233,16 +163,6 @@ mod tests {
         for host in ["nvme0q3", "", "vfio-msix[0](0000:0b:00.0)", "my-vfio-msi[0](0000:0a:00.0)"] {
             machine.actions(40, host);
             assert_eq!(machine.found(), [41], "{host}");
-        }
-    }
-
-    #[test]
-    fn an_address_is_an_address() {
-        for good in ["0000:0a:00.0", "10000:e1:1f.7"] {
-            assert!(is_pci_address(good), "{good}");
-        }
-        for bad in ["", "0a:00.0", "0000:0a:00", "../0000:0a:00.0", "0000:0a:00.0/..", "vfio0"] {
-            assert!(!is_pci_address(bad), "{bad}");
         }
     }
 }
