@@ -52,6 +52,8 @@ pub struct Surroundings {
     pub promises: Promises,
     /// How many bytes of the VM's memory lie on which node; empty where that is not known.
     pub memory_on: BTreeMap<NodeId, u64>,
+    /// The CPUs that VMs which are enabled and not started yet would have.
+    pub expected: CpuSet,
     /// The devices that the VM has for itself, or is to have.
     pub devices: Vec<Device>,
     /// The nodes with devices that are set aside for VMs.

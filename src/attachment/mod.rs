@@ -26,6 +26,8 @@ use std::cell::Cell;
 
 use known::Known;
 
+use std::collections::BTreeMap;
+
 use crate::attachment::error::{PassError, Seen, StartError};
 pub(crate) use crate::attachment::found::Found;
 use crate::attachment::leasing::{
@@ -184,7 +186,7 @@ impl<'a> Attachment<'a> {
             let (vm, pid) = (vm.clone(), Some(supervisor.pid));
             return Err(StartError::AlreadyAttached { vm, pid });
         }
-        let (held, kept) = earlier_lease(ground)
+        let (held, kept): (BTreeMap<_, _>, _) = earlier_lease(ground)
             .map(|lease| (lease.vcpus.into_iter().collect(), lease.kept))
             .unwrap_or_default();
         let swept = sweep(ground);
@@ -194,6 +196,11 @@ impl<'a> Attachment<'a> {
         // Without the leases' lock: a VM that does not fit is refused before there is a journal.
         let beside = neighbours(ground);
         limit.read(ground, &topology.online());
+        if held.is_empty() {
+            let around = limit.surroundings();
+            let expected = settings.expected(&topology, &guest, &beside, around);
+            limit.expect(expected);
+        }
         let around = limit.surroundings();
         let plan = settings.plan(&topology, &guest, &beside, around, &held, Stay::Always);
         let plan = plan.map_err(|reason| no_room(process, &roles, &guest, reason))?;

@@ -9,13 +9,14 @@ use clap::{Args, Parser, Subcommand};
 
 pub(super) use policy::{PolicyArgs, host_policy};
 
-use crate::attachment::settings::{Follow, Settings};
+use crate::attachment::settings::{Follow, Settings, declare};
 use crate::discover::{
-    PolicyDirs, ProxmoxConfig, VmLocation, memory, proxmox_config, proxmox_config_path,
+    PolicyDirs, ProxmoxConfig, VmLocation, enabled_vms, memory, proxmox_config, proxmox_config_path,
 };
 use crate::error::{Failure, Kind};
 use crate::ids::VmName;
 use crate::leases::StateDir;
+use crate::plan::Declared;
 use crate::policy::{Origin, Policy, Sourced};
 use crate::qmp::{AskMemory, Limits};
 use crate::sysroot::SysRoot;
@@ -230,7 +231,15 @@ impl VmArgs {
             limits: self.ask.limits(policy.vm.max_vcpus.value),
             policy,
             follow,
+            enabled: self.others_enabled(global, root),
         }
+    }
+
+    /// The other VMs that are enabled, as far as they are known.
+    fn others_enabled(&self, global: &Global, root: &SysRoot) -> Vec<Declared> {
+        let dirs = global.policy_dirs(root, Place::Proxmox);
+        let others = enabled_vms(root).into_iter().filter(|vm| *vm != self.vm);
+        others.filter_map(|vm| declare(&dirs, root, &vm).ok()).collect()
     }
 
     /// The policy, with the number of vCPUs that Proxmox's configuration has where no policy file has one.

@@ -92,9 +92,12 @@ pub(super) fn show(
     let host = Host { root: &live, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let online = topology.online();
     let ground = Ground { host, state, vm, boot_id: &boot_id, process: view.process };
-    let around =
+    let mut around =
         if root.is_live() { limit::surroundings(ground, &online) } else { Surroundings::default() };
     let beside = neighbours(ground);
+    if held.is_empty() && root.is_live() {
+        around.expected = settings.expected(&topology, &guest, &beside, &around);
+    }
     let planned = settings.plan(&topology, &guest, &beside, &around, &held, Stay::Always);
     let mut plan = or_document(vm, shape, planned)?;
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
@@ -156,13 +159,14 @@ fn show_declared(
     let cgroups = CgroupTree::of(root);
     let host = Host { root, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
     let promises = limit::promises_beside(host, state, &boot_id);
-    let around = Surroundings {
+    let mut around = Surroundings {
         promises,
         devices: discover::declared_devices(root, vm),
         set_aside: discover::devices::nodes_set_aside(root),
         ..Surroundings::default()
     };
     let beside = neighbours_of(host, state, vm, &boot_id);
+    around.expected = settings.expected(topology, &guest, &beside, &around);
     let planned = settings.plan(topology, &guest, &beside, &around, &BTreeMap::new(), Stay::Always);
     let plan = or_document(vm, shape, planned)?;
     let from = root.root().join(discover::proxmox_config_path(vm)).display().to_string();

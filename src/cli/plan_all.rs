@@ -6,15 +6,16 @@ use super::args::{AllPlanArgs, Global, Place, PlanArgs, host_policy};
 use super::topology::{Sheet, picture, put_svg};
 use super::{Answer, output};
 use crate::attachment::leasing::all_neighbours;
+use crate::attachment::settings::declare;
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
 use crate::discover::{self, PolicyDirs, all_leases, enabled_vms, read_topology};
-use crate::error::{Failure, chain};
+use crate::error::Failure;
 use crate::ids::VmName;
 use crate::knobs::affinity::limit::promises_beside;
 use crate::knobs::ground::Host;
 use crate::leases::{Lease, StateDir};
-use crate::plan::{Declared, Machine, Neighbour, PlanError, plan_all};
+use crate::plan::{Machine, Neighbour, PlanError, plan_all};
 use crate::promises::Surroundings;
 use crate::render::{Owners, PlanAllDocument, PlanDocument, VmOfAll, VmPlace};
 use crate::sched::Kernel;
@@ -119,14 +120,6 @@ fn all_vms(
     vms.extend(enabled_vms(root));
     vms.extend(attached.iter().map(|one| one.vm.clone()));
     Ok(vms)
-}
-
-/// What a VM would need, or why that is not known.
-fn declare(dirs: &PolicyDirs, root: &SysRoot, vm: &VmName) -> Result<Declared, String> {
-    let policy = dirs.load(Some(vm)).map_err(|error| chain(&error))?;
-    let guest = discover::declared_guest(root, vm)?;
-    let devices = discover::declared_devices(root, vm);
-    Ok(Declared { vm: vm.clone(), guest, devices, policy })
 }
 
 fn reason(error: &PlanError) -> String {

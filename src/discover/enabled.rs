@@ -6,17 +6,14 @@ use std::collections::BTreeSet;
 use crate::ids::VmName;
 use crate::sysroot::SysRoot;
 
-/// Where an administrator enables units.
-const UNITS: &str = "etc/systemd/system";
+/// Where the links to enabled units of qmpin are.
+const WANTS: &str = "etc/systemd/system/multi-user.target.wants";
 
 /// Reads them, in the order of their names.
 #[must_use]
 pub fn enabled_vms(root: &SysRoot) -> BTreeSet<VmName> {
-    let names = |folder: &str| root.folder(folder).and_then(|folder| folder.names());
-    let wants = names(UNITS).unwrap_or_default();
-    let wants = wants.iter().filter(|name| name.strip_suffix(".wants").is_some());
-    let units = wants.flat_map(|name| names(&format!("{UNITS}/{name}")).unwrap_or_default());
-    units.filter_map(|unit| vm_of(&unit)).collect()
+    let units = root.folder(WANTS).and_then(|folder| folder.names()).unwrap_or_default();
+    units.iter().filter_map(|unit| vm_of(unit)).collect()
 }
 
 fn vm_of(unit: &str) -> Option<VmName> {
@@ -37,14 +34,13 @@ mod tests {
         let root = SysRoot::at(dir.path());
         assert!(enabled_vms(&root).is_empty());
         for unit in [
-            "multi-user.target.wants/qmpin@100.path",
-            "multi-user.target.wants/qmpin@win.service",
-            "multi-user.target.wants/qmpin-sweep.service",
-            "multi-user.target.wants/qmpin@.path",
-            "qmpin@102.path.d/own.conf",
-            "timers.target.wants/qmpin-running@103.timer",
+            "qmpin@100.path",
+            "qmpin@win.service",
+            "qmpin-sweep.service",
+            "qmpin@.path",
+            "qmpin-running@103.timer",
         ] {
-            let path = dir.path().join(UNITS).join(unit);
+            let path = dir.path().join(WANTS).join(unit);
             fs::create_dir_all(path.parent().expect("a folder")).expect("made");
             fs::write(path, "").expect("written");
         }

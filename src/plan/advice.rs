@@ -37,7 +37,8 @@ pub(super) fn advise(plan: &mut Plan, request: &Request<'_>) {
     }
     let mut helped: Vec<(&str, String)> = Vec::new();
     for (words, policy) in settings(request, plan) {
-        let Ok(other) = plan_strictly(&Request { policy: &policy, ..*request }) else { continue };
+        let with = Request { policy: &policy, ..*request };
+        let Ok(other) = plan_strictly(&with, &CpuSet::EMPTY) else { continue };
         let after = shortfalls(&other);
         let lost: Vec<&str> =
             after.iter().filter(|rule| !before.contains(rule)).map(|at| WISHES[*at]).collect();

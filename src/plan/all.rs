@@ -62,11 +62,24 @@ pub struct Left {
 #[must_use]
 pub fn plan_all(
     machine: &Machine<'_>,
-    mut declared: Vec<Declared>,
+    declared: Vec<Declared>,
     mut neighbours: Neighbours,
     surroundings: &Surroundings,
     host: &Policy,
 ) -> AllPlanned {
+    let plans = place_all(machine, declared, &mut neighbours, surroundings);
+    let left = left(machine, &neighbours, surroundings, host);
+    let largest_vm_vcpus = left.iter().map(|left| left.free.len()).sum();
+    AllPlanned { plans, left, largest_vm_vcpus }
+}
+
+/// The same without what is left. Who is placed becomes a neighbour of the next one.
+pub(super) fn place_all(
+    machine: &Machine<'_>,
+    mut declared: Vec<Declared>,
+    neighbours: &mut Neighbours,
+    surroundings: &Surroundings,
+) -> Vec<(VmName, Result<Plan, PlanError>)> {
     declared.sort_by_cached_key(|one| {
         let has_choice = one.policy.vm.vcpus.value == CpuChoice::Auto;
         (has_choice, Reverse(one.guest.vcpus.len()), by_number(&one.vm))
@@ -79,7 +92,7 @@ pub fn plan_all(
             machine,
             guest: &guest,
             policy: &policy,
-            neighbours: &neighbours,
+            neighbours,
             surroundings: &around,
             held: &BTreeMap::new(),
             stay: Stay::Always,
@@ -94,9 +107,7 @@ pub fn plan_all(
         }
         plans.push((vm, planned));
     }
-    let left = left(machine, &neighbours, surroundings, host);
-    let largest_vm_vcpus = left.iter().map(|left| left.free.len()).sum();
-    AllPlanned { plans, left, largest_vm_vcpus }
+    plans
 }
 
 /// Proxmox's numbers in their order, then other names.

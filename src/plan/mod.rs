@@ -25,6 +25,7 @@ mod allowed;
 mod answer;
 mod devices;
 mod doubts;
+mod expected;
 mod extension;
 mod fixed;
 mod float;
@@ -47,6 +48,7 @@ mod verdicts;
 
 pub use all::{AllPlanned, Declared, Left, plan_all};
 pub use answer::{Lasts, Nearest, Plan, PlanError, PlannedIothread, PlannedVcpu};
+pub use expected::expected_cpus;
 pub use memory::PlacedMemory;
 pub use neighbours::{Neighbour, Neighbours};
 pub use report::{Finding, Placed, Verdict, Why};
@@ -70,7 +72,7 @@ use vcpus::{Fit, Placement};
 /// [`PlanError::Policy`] where the policy itself is wrong for this machine, [`PlanError::Infeasible`]
 /// where the machine cannot hold the VM.
 pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
-    let mut planned = plan_strictly(request);
+    let mut planned = expected::beside(request, plan_strictly(request, &CpuSet::EMPTY));
     if let Err(PlanError::Infeasible { nearest, .. }) = &mut planned {
         *nearest = nearest::nearest(request);
     }
@@ -81,11 +83,11 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
     planned
 }
 
-/// As [`plan`], without looking for what else would do, or do better.
-fn plan_strictly(request: &Request<'_>) -> Result<Plan, PlanError> {
+/// As [`plan`], without looking for what else would do, or do better. No vCPU gets CPUs of `beside`.
+fn plan_strictly(request: &Request<'_>, beside: &CpuSet) -> Result<Plan, PlanError> {
     let claims = Claims::gather(request)?;
     let only = request.policy.vm.vcpus.value.cpus();
-    let blocked = claims.never();
+    let blocked = claims.never() | *beside;
     let usable = match (only, request.allowed()) {
         (None, None) => None,
         (only, _) => Some(only.map_or(claims.allowed, |only| only & claims.allowed)),

@@ -5,6 +5,7 @@
 //! ```
 
 use super::{Nearest, Request, advice, plan_strictly};
+use crate::cpuset::CpuSet;
 use crate::policy::{CacheNeed, CoreNeed, CpuChoice, Policy, Sharing, Smt};
 
 type Change = (&'static str, fn(&mut Policy));
@@ -51,7 +52,7 @@ pub(super) fn nearest(request: &Request<'_>) -> Option<Box<Nearest>> {
             return None;
         }
         let request = Request { policy: &policy, ..*request };
-        let mut plan = plan_strictly(&request).ok()?;
+        let mut plan = plan_strictly(&request, &CpuSet::EMPTY).ok()?;
         advice::advise(&mut plan, &request);
         Some(Box::new(Nearest { takes: takes.join(" and "), plan }))
     })

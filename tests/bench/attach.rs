@@ -222,5 +222,6 @@ fn settings(vm: &Vm) -> Settings {
         policy,
         limits: Limits::default(),
         follow: Follow::Stay,
+        enabled: Vec::new(),
     }
 }

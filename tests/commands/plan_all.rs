@@ -150,6 +150,28 @@ fn what_does_not_fit_or_is_not_known_is_said_and_the_rest_is_planned() {
     assert_eq!(document["vms"].as_array().map(Vec::len), Some(5));
 }
 
+/// Who is started first leaves the others what they are to have, where it loses nothing by that.
+#[test]
+fn one_vm_is_planned_as_it_is_among_all() {
+    let world = World::new();
+    let alone = |vm: &str| -> Value {
+        let mut command = crate::support::clean::command(env!("CARGO_BIN_EXE_qmpin"));
+        command.args(["plan", vm, "--json", "--sysroot"]).arg(world.0.path());
+        let done = command.arg("--proxmox-dir").arg(world.0.path().join("none")).output();
+        serde_json::from_slice(&done.expect("it runs").stdout).expect("a document")
+    };
+    world.vm(100, "cores: 2\n");
+    world.policy(100, "");
+    assert_eq!(alone("100")["exclusive"], "6-7,18-19");
+    world.vm(101, "cores: 5\n");
+    world.write("etc/systemd/system/multi-user.target.wants/qmpin@101.path", "");
+    assert_eq!(of_vms(&world.document(0, &[]))[1], "100 planned 1-2,13-14");
+    assert_eq!(alone("100")["exclusive"], "1-2,13-14");
+    // Where that costs something it has what is best for it.
+    world.vm(100, "cores: 4\nargs: -smp 12,cores=6,threads=2\n");
+    assert_eq!(alone("100")["exclusive"], "6-11,18-23");
+}
+
 #[test]
 fn it_is_drawn_as_a_picture_too() {
     let world = World::new();

@@ -115,6 +115,7 @@ impl Guest {
             policy,
             limits: Limits::default(),
             follow: Follow::Once,
+            enabled: Vec::new(),
         }
     }
 

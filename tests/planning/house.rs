@@ -59,6 +59,7 @@ const WORDS: [&str; 21] = [
     "leases::lease",
     "mask",
     "policy",
+    "devices",
     "promises",
     "scheduling",
     "shown",

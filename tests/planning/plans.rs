@@ -60,6 +60,9 @@ struct Case {
     /// Nodes with devices for VMs.
     #[serde(default)]
     set_aside: BTreeSet<u32>,
+    /// What VMs that are not started yet would have.
+    #[serde(default)]
+    expected: CpuSet,
     /// MiB of the VM's memory by node.
     #[serde(default)]
     memory_on: BTreeMap<String, u64>,
@@ -141,6 +144,7 @@ impl Case {
             promises,
             memory_on: memory_on.collect(),
             devices: devices.collect(),
+            expected: self.expected,
             set_aside: self.set_aside.iter().copied().map(NodeId).collect(),
         }
     }

@@ -74,6 +74,11 @@ impl Limit {
         has_changed
     }
 
+    /// Says which CPUs VMs that are not started yet would have.
+    pub(crate) fn expect(&mut self, cpus: CpuSet) {
+        self.surroundings.expected = cpus;
+    }
+
     /// What there is for the VM.
     pub(crate) fn surroundings(&self) -> &Surroundings {
         &self.surroundings
@@ -123,6 +128,7 @@ pub(crate) fn surroundings(ground: Ground<'_>, online: &CpuSet) -> Surroundings 
         memory_on: memory_on(ground),
         devices,
         set_aside,
+        ..Surroundings::default()
     }
 }
 

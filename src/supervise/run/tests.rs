@@ -76,6 +76,7 @@ fn stage() -> (Loop, Stage) {
         policy: Policy::default(),
         limits: Limits::default(),
         follow: Follow::Stay,
+        enabled: Vec::new(),
     };
     let process = ProcessKey { pid: crate::ids::Pid(1), start: crate::ids::StartTicks(1) };
     let line = Line::played(says, ask);
