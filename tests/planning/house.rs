@@ -44,7 +44,7 @@ const PLANNERS: [&str; 11] = [
 ];
 /// What planners may import beside each other, modules with what is below them. A planner is as pure as these are, so they are looked
 /// at as well.
-const WORDS: [&str; 21] = [
+const WORDS: [&str; 22] = [
     "cpuset",
     "guest",
     "ids",
