@@ -4,18 +4,20 @@ use super::args::{Global, VerifyArgs};
 use super::host_look::host_facts;
 use super::look::look;
 use super::{Answer, output};
+use crate::cgroups::CgroupTree;
 use crate::check::verify::{VmFacts, host_checks, vm_checks};
-use crate::discover::{boot_id, read_topology, tasks};
+use crate::discover::{self, boot_id, read_topology, tasks};
 use crate::error::{Failure, Kind};
 use crate::journal;
 use crate::knobs::core_scheduling::plan::beside;
 use crate::knobs::core_scheduling::read::cookies;
 use crate::knobs::host::irqbalance::read::Silent;
 use crate::knobs::host::kernel_threads::{KthreadScan, kernel_threads};
+use crate::plan::memory_seen;
 use crate::render::VerifyDocument;
 use crate::sched::{Kernel, Sched as _};
 use crate::standing::read_standing;
-use crate::threads::Thread;
+use crate::threads::{Role, Thread};
 
 pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure> {
     let root = args.root.root()?;
@@ -51,6 +53,13 @@ pub(super) fn run(global: &Global, args: &VerifyArgs) -> Result<Answer, Failure>
     checks.extend(host_checks(&facts));
     let findings = read_standing(&state, vm).map(|standing| standing.findings).unwrap_or_default();
     let document = VerifyDocument::new(vm, checks, findings);
+    let guest = discover::guest(&view.roles);
+    let on = |vcpu| {
+        let is_its = |thread: &&Thread| thread.role == Role::Vcpu(vcpu);
+        threads.iter().find(is_its).map(|thread| *thread.allowed).unwrap_or_default()
+    };
+    let lies = discover::memory::by_node(&root, &CgroupTree::of(&root), pid);
+    let document = document.with_memory(memory_seen(&topology, &guest, &lies, &on));
     output::answer(args.json, &document, VerifyDocument::to_text)?;
     Ok(if document.holds() { Answer::Done } else { Answer::No })
 }

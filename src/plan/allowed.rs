@@ -26,6 +26,9 @@ pub(super) fn kept_for_helpers(
     if request.allowed().is_none() || is_by_hand || free.intersects(housekeeping) {
         return CpuSet::EMPTY;
     }
+    let by_hand = request.policy.vm.vcpu_cpus.values().map(|own| own.value).collect();
+    let rest = free - request.machine.whole_cores(&by_hand);
+    let free = if rest.is_empty() { free } else { rest };
     let core = request.machine.topology.cores.iter().find(|core| core.cpus.intersects(&free));
     core.map_or(CpuSet::EMPTY, |core| core.cpus)
 }

@@ -13,8 +13,8 @@ use serde::Serialize;
 use super::report::Finding;
 use super::{Plan, Request};
 use crate::cpuset::CpuSet;
-use crate::guest::GuestMemory;
-use crate::ids::NodeId;
+use crate::guest::{Guest, GuestMemory};
+use crate::ids::{NodeId, VcpuIndex};
 use crate::policy::CpuChoice;
 use crate::topology::Topology;
 
@@ -37,7 +37,10 @@ pub(super) struct Pull {
 impl Pull {
     /// That of one guest node; `None`: of the whole guest.
     pub(super) fn of(request: &Request<'_>, guest_node: Option<u32>) -> Pull {
-        let memory = &request.guest.memory;
+        Pull::from(&request.guest.memory, &request.surroundings.memory_on, guest_node)
+    }
+
+    fn from(memory: &[GuestMemory], lies: &BTreeMap<NodeId, u64>, guest_node: Option<u32>) -> Pull {
         let here = |piece: &&GuestMemory| guest_node.is_none() || piece.guest_node == guest_node;
         let mut pull = Pull::default();
         for piece in memory.iter().filter(here) {
@@ -49,7 +52,6 @@ impl Pull {
             }
         }
         // Which part of it belongs to which guest node the host does not know.
-        let lies = &request.surroundings.memory_on;
         if !pull.is_bound && guest_node.is_none() && lies.values().sum::<u64>() >= LIES_MIN {
             pull.bytes.clone_from(lies);
             pull.total = pull.total.max(pull.bytes.values().sum());
@@ -113,21 +115,47 @@ impl Cell {
 }
 
 fn cells(request: &Request<'_>, plan: &Plan) -> Vec<Cell> {
-    if request.machine.topology.nodes.iter().filter(|node| !node.cpus.is_empty()).count() < 2 {
+    let on = |vcpu| plan.vcpu(vcpu).unwrap_or_default();
+    let Request { machine, guest, surroundings, .. } = request;
+    cells_of(machine.topology, guest, &surroundings.memory_on, &on)
+}
+
+/// What is to be said of a guest's memory while its vCPUs may run there: a sentence, and the sums. `lies` are bytes by
+/// node. `None`: it is not known, or makes no difference.
+#[must_use]
+pub fn memory_seen(
+    topology: &Topology,
+    guest: &Guest,
+    lies: &BTreeMap<NodeId, u64>,
+    on: &dyn Fn(VcpuIndex) -> CpuSet,
+) -> Option<(String, PlacedMemory)> {
+    let cells = cells_of(topology, guest, lies, on);
+    let several = cells.len() > 1;
+    let parts: Vec<String> = cells.iter().map(|cell| in_words(cell, several)).collect();
+    Some((parts.join("; "), sums(&cells)?))
+}
+
+fn cells_of(
+    topology: &Topology,
+    guest: &Guest,
+    lies: &BTreeMap<NodeId, u64>,
+    on: &dyn Fn(VcpuIndex) -> CpuSet,
+) -> Vec<Cell> {
+    if topology.nodes.iter().filter(|node| !node.cpus.is_empty()).count() < 2 {
         return Vec::new();
     }
     let mut nodes: BTreeMap<Option<u32>, CpuSet> = BTreeMap::new();
-    for vcpu in &request.guest.vcpus {
-        let cpus = plan.vcpu(vcpu.index).unwrap_or_default();
+    for vcpu in &guest.vcpus {
+        let cpus = on(vcpu.index);
         *nodes.entry(vcpu.node).or_default() |= cpus;
     }
     let several = nodes.len() > 1;
-    let node_of = |cpu| request.machine.topology.cpu(cpu)?.node;
+    let node_of = |cpu| topology.cpu(cpu)?.node;
     nodes
         .into_iter()
         .map(|(guest_node, cpus)| Cell {
             guest_node,
-            pull: Pull::of(request, guest_node.filter(|_| several)),
+            pull: Pull::from(&guest.memory, lies, guest_node.filter(|_| several)),
             vcpus: cpus.iter().filter_map(node_of).collect(),
         })
         .filter(|cell| !cell.pull.bytes.is_empty() && !cell.vcpus.is_empty())
@@ -136,7 +164,10 @@ fn cells(request: &Request<'_>, plan: &Plan) -> Vec<Cell> {
 
 /// Sums it up for the whole guest.
 pub(super) fn placed(request: &Request<'_>, plan: &Plan) -> Option<PlacedMemory> {
-    let cells = cells(request, plan);
+    sums(&cells(request, plan))
+}
+
+fn sums(cells: &[Cell]) -> Option<PlacedMemory> {
     let first = cells.first()?;
     let nodes: BTreeSet<NodeId> =
         cells.iter().flat_map(|cell| cell.pull.bytes.keys()).copied().collect();

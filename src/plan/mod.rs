@@ -49,7 +49,7 @@ mod verdicts;
 pub use all::{AllPlanned, Declared, Left, plan_all};
 pub use answer::{Lasts, Nearest, Plan, PlanError, PlannedIothread, PlannedVcpu};
 pub use expected::expected_cpus;
-pub use memory::PlacedMemory;
+pub use memory::{PlacedMemory, memory_seen};
 pub use neighbours::{Neighbour, Neighbours};
 pub use report::{Finding, Placed, Verdict, Why};
 pub use request::{Request, Stay};

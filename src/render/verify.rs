@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::table::table;
 use crate::check::verify::{Check, CheckVerdict};
 use crate::ids::VmName;
-use crate::plan::Finding;
+use crate::plan::{Finding, PlacedMemory};
 use crate::shown;
 
 /// `verify --json`.
@@ -15,6 +15,10 @@ pub struct VerifyDocument {
     vm: VmName,
     holds: bool,
     checks: Vec<Check>,
+    /// Where the guest's memory is now, relative to its vCPUs; null where that is not known or makes no difference.
+    memory: Option<PlacedMemory>,
+    #[serde(skip)]
+    memory_in_words: Option<String>,
     /// What of the plan in force falls short, as `qmpin plan` prints it. It breaks no promise.
     findings: Vec<Finding>,
 }
@@ -24,7 +28,22 @@ impl VerifyDocument {
     #[must_use]
     pub fn new(vm: &VmName, checks: Vec<Check>, findings: Vec<Finding>) -> VerifyDocument {
         let holds = checks.iter().all(|check| check.verdict != CheckVerdict::Broken);
-        VerifyDocument { schema: "qmpin.verify/1", vm: vm.clone(), holds, checks, findings }
+        VerifyDocument {
+            schema: "qmpin.verify/1",
+            vm: vm.clone(),
+            holds,
+            checks,
+            memory: None,
+            memory_in_words: None,
+            findings,
+        }
+    }
+
+    /// With where the guest's memory is, in words and sums.
+    #[must_use]
+    pub fn with_memory(self, seen: Option<(String, PlacedMemory)>) -> VerifyDocument {
+        let (words, memory) = seen.unzip();
+        VerifyDocument { memory, memory_in_words: words, ..self }
     }
 
     /// Whether no promise is broken.
@@ -47,6 +66,9 @@ impl VerifyDocument {
         }));
         let all = if self.holds { "all holds" } else { "not all holds" };
         let mut text = format!("VM {}: {all}\n{}", self.vm, table(&rows));
+        if let Some(words) = &self.memory_in_words {
+            text.push_str(&format!("memory: {words}\n"));
+        }
         if !self.findings.is_empty() {
             text.push_str("the plan in force falls short:\n");
         }

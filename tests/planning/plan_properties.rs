@@ -58,6 +58,7 @@ impl std::fmt::Debug for Question {
         write!(f, "reserved {:?} shared {:?} ", host.reserved.value, host.shared.value)?;
         write!(f, "vcpus {:?} {:?} ", vm.vcpus.value, vm.share.value)?;
         write!(f, "emulator {:?} iothreads {:?} ", vm.emulator.value, vm.iothreads.value)?;
+        write!(f, " smt {:?} by hand {:?} ", vm.smt.value, vm.vcpu_cpus)?;
         write!(f, "{:?} {:?} held {:?}", self.neighbours, self.surroundings, self.held)
     }
 }
@@ -118,6 +119,10 @@ impl Question {
         {
             return CpuSet::EMPTY;
         }
+        // Another one than a vCPU has by hand, where there is one.
+        let tables = self.policy.vm.vcpu_cpus.values().map(|table| table.value).collect();
+        let rest = left - self.whole(&tables);
+        let left = if rest.is_empty() { left } else { rest };
         let core = self.topology.cores.iter().find(|core| core.cpus.intersects(&left));
         core.map_or(CpuSet::EMPTY, |core| core.cpus)
     }

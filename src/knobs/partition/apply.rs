@@ -2,7 +2,7 @@
 //!
 //! Each write is read back. What the kernel refuses is an outcome, and the rest goes on.
 
-use std::{fmt, io};
+use std::{fmt, fs, io};
 
 use crate::cgroups::Cgroups;
 use crate::cpuset::CpuSet;
@@ -169,7 +169,8 @@ fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
         Some((_, "scope")) => "Scope",
         _ => "Service",
     };
-    if let Some(folder) = path.parent() {
+    let made = path.parent().filter(|folder| !folder.exists());
+    if let Some(folder) = made {
         create_folder(folder)?;
     }
     let text = format!(
@@ -179,7 +180,12 @@ fn write_drop_in(root: &SysRoot, unit: &str, relative: &str) -> io::Result<()> {
     // Whole, or not at all: systemd may read it at any time.
     let new = root.path(&drop_in_new(relative)).map_err(|error| error.source)?;
     let (folder, name) = folder_of(&path, FolderLink::Refuse)?;
-    folder.replace_by(name, new.file_name().unwrap_or(name), text.as_bytes())
+    let written = folder.replace_by(name, new.file_name().unwrap_or(name), text.as_bytes());
+    if let (Err(_), Some(empty)) = (&written, made) {
+        // Nothing remembers a folder without the file. Where it is not empty, it is another's by now.
+        let _ = fs::remove_dir(empty);
+    }
+    written
 }
 
 /// What steps of a partition are carried out with.

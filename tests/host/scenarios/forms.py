@@ -28,7 +28,7 @@ def run(host):
 
 
 def attached(policy):
-    return qmpin.Attached(100, isolation="exclusive", policy=policy, check_interval_s=1)
+    return qmpin.Attached(100, isolation="exclusive", policy=f"check_interval_s = 1\n{policy}")
 
 
 def holds(host):

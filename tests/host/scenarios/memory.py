@@ -52,6 +52,8 @@ def one_node(host, vm, on):
         assert all(cpulist.parse(row["cpus"]) <= NODES[on] for row in plan["vcpus"]), plan
         assert plan["memory"] == {"nodes": str(on), "bound": True, "local_mib": 64, "remote_mib": 0}, plan["memory"]
         assert finding(plan)["verdict"] == "met", plan
+        verified = host.run("qmpin", "verify", "100").stdout
+        assert "memory: 64 MiB of guest memory local, 0 MiB remote" in verified, verified
     assert attached.code == 0, attached.log()
 
 
@@ -65,6 +67,7 @@ def by_hand(host, vm):
         assert said["reason"] in attached.log(), attached.log()
         document = json.loads(host.run("qmpin", "verify", "100", "--json", check=False).stdout)
         assert said in document["findings"], document
+        assert document["memory"] == plan["memory"], document
     assert attached.code == 0, attached.log()
 
 
