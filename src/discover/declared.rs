@@ -43,6 +43,9 @@ pub fn declared_devices(root: &SysRoot, vm: &VmName) -> Vec<Device> {
 struct Smp {
     vcpus: u32,
     sockets: u32,
+    /// In a socket; Proxmox itself has one in each.
+    dies: u32,
+    /// In a die.
     cores: u32,
     threads: u32,
 }
@@ -50,7 +53,8 @@ struct Smp {
 fn guest(lines: &BTreeMap<String, String>) -> Result<Guest, String> {
     let smp = smp(lines)?;
     let nodes = nodes(lines)?;
-    let per_socket = smp.cores * smp.threads;
+    let per_die = smp.cores * smp.threads;
+    let per_socket = smp.dies * per_die;
     let is_numa = lines.get("numa").is_some_and(|numa| numa == "1");
     let node_of = |index: u32| match (is_numa, nodes.is_empty()) {
         (false, _) => None,
@@ -65,9 +69,9 @@ fn guest(lines: &BTreeMap<String, String>) -> Result<Guest, String> {
         index: VcpuIndex(index),
         node: node_of(index),
         socket: Some(index / per_socket),
-        die: None,
+        die: (smp.dies > 1).then_some(index % per_socket / per_die),
         cluster: None,
-        core: Some(index % per_socket / smp.threads),
+        core: Some(index % per_die / smp.threads),
         thread: Some(index % smp.threads),
     };
     let memory = if is_numa && !nodes.is_empty() {
@@ -98,8 +102,8 @@ fn smp(lines: &BTreeMap<String, String>) -> Result<Smp, String> {
             .filter(|number| (1..=VCPUS_MAX).contains(number))
             .ok_or_else(|| format!("{key}: {text} is no number from 1 to {VCPUS_MAX}")),
     };
-    let mut smp =
-        Smp { vcpus: 0, sockets: number("sockets", 1)?, cores: number("cores", 1)?, threads: 1 };
+    let (sockets, cores) = (number("sockets", 1)?, number("cores", 1)?);
+    let mut smp = Smp { vcpus: 0, sockets, dies: 1, cores, threads: 1 };
     let mut wanted = match lines.get("vcpus") {
         None => None,
         Some(_) => Some(number("vcpus", 1)?),
@@ -119,13 +123,15 @@ fn smp(lines: &BTreeMap<String, String>) -> Result<Smp, String> {
             match key {
                 "cpus" if at == 0 || part.contains('=') => wanted = Some(of(value)?),
                 "sockets" => smp.sockets = of(value)?,
+                "dies" => smp.dies = of(value)?,
                 "cores" => smp.cores = of(value)?,
                 "threads" => smp.threads = of(value)?,
                 _ => {}
             }
         }
     }
-    let all = smp.sockets.checked_mul(smp.cores).and_then(|all| all.checked_mul(smp.threads));
+    let more = [smp.dies, smp.cores, smp.threads];
+    let all = more.into_iter().try_fold(smp.sockets, u32::checked_mul);
     let all = all.filter(|all| *all <= VCPUS_MAX);
     let all = all.ok_or_else(|| format!("it declares more than {VCPUS_MAX} vCPUs"))?;
     smp.vcpus = wanted.unwrap_or(all).min(all);
@@ -227,6 +233,13 @@ mod tests {
         assert_eq!(places("sockets: 2\ncores: 2\nvcpus: 3\n"), two[..3]);
         let siblings = [(None, 0, 0, 0), (None, 0, 0, 1), (None, 0, 1, 0), (None, 0, 1, 1)];
         assert_eq!(places("cores: 4\nargs: -k de -smp 4,cores=2,threads=2\n"), siblings);
+        let dies =
+            of("cores: 8\nargs: -smp 8,sockets=1,dies=2,cores=2,threads=2\n").expect("a guest");
+        let dies: Vec<_> =
+            dies.vcpus.iter().map(|vcpu| (vcpu.die, vcpu.core, vcpu.thread)).collect();
+        assert_eq!(dies.len(), 8);
+        assert_eq!(dies[3], (Some(0), Some(1), Some(1)));
+        assert_eq!(dies[4], (Some(1), Some(0), Some(0)));
         // What waits for the next start, and snapshots, are not what is started.
         assert_eq!(places("cores: 1\n[PENDING]\ncores: 4\n[old]\ncores: 8\n").len(), 1);
     }
