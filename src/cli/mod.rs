@@ -27,6 +27,7 @@ mod output;
 mod plan;
 mod plan_all;
 mod reload;
+mod scene;
 mod serve;
 mod status;
 mod threads;

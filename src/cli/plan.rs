@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::args::{Global, PlanArgs, VmArgs};
 use super::look::look;
+use super::scene::Scene;
 use super::{Answer, output, plan_all};
-use crate::attachment::leasing::{neighbours, neighbours_of};
+use crate::attachment::leasing::neighbours_of;
 use crate::attachment::settings::{Follow, Settings};
 use crate::cgroups::CgroupTree;
 use crate::discover::{VmLocation, read_topology, tasks};
@@ -15,7 +16,7 @@ use crate::knobs::abilities::Abilities;
 use crate::knobs::affinity::diff::diff;
 use crate::knobs::affinity::limit;
 use crate::knobs::findings::{Facts, findings};
-use crate::knobs::ground::{Ground, Host};
+use crate::knobs::ground::Host;
 use crate::knobs::host::Wants;
 use crate::knobs::host::irqbalance::read::Silent;
 use crate::knobs::host::journal::HostJournal;
@@ -82,32 +83,20 @@ pub(super) fn show(
         }
         view => view?,
     };
-    let boot_id = discover::boot_id(&live)?;
+    let scene = Scene::read(root, settings, view.process, &topology)?;
+    let (boot_id, held) = (&scene.boot_id, &scene.held);
     let guest = discover::guest(&view.roles);
-    // An attached VM stays where it is, where it may.
-    let lease = state.lease_of(vm, &boot_id, view.process);
-    let held: BTreeMap<_, _> =
-        lease.map(|lease| lease.vcpus.into_iter().collect()).unwrap_or_default();
+    let mut plan = or_document(vm, shape, scene.plan(settings, &topology, &guest, held))?;
     let cgroups = CgroupTree::of(&live);
     let host = Host { root: &live, sched: &Kernel, cgroups: &cgroups, units: &SystemBus };
-    let online = topology.online();
-    let ground = Ground { host, state, vm, boot_id: &boot_id, process: view.process };
-    let mut around =
-        if root.is_live() { limit::surroundings(ground, &online) } else { Surroundings::default() };
-    let beside = neighbours(ground);
-    if held.is_empty() && root.is_live() {
-        around.expected = settings.expected(&topology, &guest, &beside, &around);
-    }
-    let planned = settings.plan(&topology, &guest, &beside, &around, &held, Stay::Always);
-    let mut plan = or_document(vm, shape, planned)?;
     let mut threads = tasks::observe(view.process, view.scan, &view.identified).threads;
     let memory = journal::memory(&state.journal_path(vm));
     let policy = &settings.policy.vm;
     let has_partition = root.is_live() && policy.wanted_knobs().contains(&Knob::Partition);
-    let partition = has_partition.then(|| would_be(host, state, view.process, &plan, &boot_id));
+    let partition = has_partition.then(|| would_be(host, state, view.process, &plan, boot_id));
     let reonline = if root.is_live() && held.is_empty() {
-        let memory = HostJournal::read(&state.host_journal_path(), &boot_id)?;
-        would_take(host, state, &boot_id, &plan, policy, &memory)
+        let memory = HostJournal::read(&state.host_journal_path(), boot_id)?;
+        would_take(host, state, boot_id, &plan, policy, &memory)
     } else {
         None
     };
@@ -128,7 +117,7 @@ pub(super) fn show(
         Shape::Text(explain) => {
             let steps = diff(&plan, view.process.pid, &threads, &topology.online());
             output::text(&plan_text(&plan, threads.len(), &steps, explain))?;
-            let (host, steps) = host_steps(root, settings, view.process, &plan, &boot_id)?;
+            let (host, steps) = host_steps(root, settings, view.process, &plan, boot_id)?;
             output::text(&host_text(&steps, &host.vfio))?;
         }
     }
