@@ -26,7 +26,50 @@ pub struct ProxmoxConfig {
     pub args: Option<String>,
     /// Whether the guest's memory is bound to nodes of the host: `numa: 1`, and `hostnodes=` in every `numaN`.
     pub is_memory_bound: bool,
+    /// Every line that has a value, by key; of several lines with one key the last counts.
+    pub lines: BTreeMap<String, String>,
 }
+
+impl ProxmoxConfig {
+    /// Reads the text of a configuration.
+    #[must_use]
+    pub fn of_text(text: &str) -> ProxmoxConfig {
+        parse(text)
+    }
+
+    /// Returns the value of a line.
+    #[must_use]
+    pub fn line(&self, key: &str) -> Option<&str> {
+        self.lines.get(key).map(String::as_str)
+    }
+
+    /// Returns the lines whose key is this name with a number, such as `scsi0`, by number.
+    pub fn numbered<'a>(&'a self, name: &'a str) -> impl Iterator<Item = (u32, &'a str)> {
+        let mut found: Vec<(u32, &str)> = self
+            .lines
+            .iter()
+            .filter(|(key, _)| is_numbered(key, name))
+            .filter_map(|(key, value)| Some((key.get(name.len()..)?.parse().ok()?, value.as_str())))
+            .collect();
+        found.sort_unstable();
+        found.into_iter()
+    }
+
+    /// Returns whether a kind of device can be plugged while the VM runs (`PVE/QemuServer.pm:
+    /// parse_hotplug_features`).
+    #[must_use]
+    pub fn has_hotplug(&self, feature: &str) -> bool {
+        let features = match self.line("hotplug") {
+            None | Some("1") => HOTPLUG_DEFAULT,
+            Some(features) => features,
+        };
+        let is_between = |char: char| [',', ';', '\0'].contains(&char) || char.is_whitespace();
+        features.split(is_between).any(|one| one == feature)
+    }
+}
+
+/// What can be plugged where the configuration does not say.
+const HOTPLUG_DEFAULT: &str = "network,disk,usb";
 
 /// Where a VM's configuration is, below the root.
 #[must_use]
@@ -85,6 +128,7 @@ fn parse(text: &str) -> ProxmoxConfig {
     let mut nodes: BTreeMap<&str, bool> = BTreeMap::new();
     let (mut sockets, mut cores) = (Some(1), Some(1));
     config.cores_line = 1;
+    config.lines = lines_of(text);
     for (key, value, at) in own_lines(text) {
         let value = Some(value.to_owned()).filter(|value| !value.is_empty());
         match key {
@@ -148,8 +192,9 @@ mod tests {
         assert_eq!(config.affinity.as_deref(), Some("6-11,18-23"));
         assert_eq!(config.cpulimit, None);
         assert_eq!(parse("cpulimit: 2.5\n").cpulimit.as_deref(), Some("2.5"));
+        let lines = [("\u{fffd}".to_owned(), "1".to_owned())].into();
         let nothing =
-            ProxmoxConfig { max_vcpus: Some(1), cores_line: 1, ..ProxmoxConfig::default() };
+            ProxmoxConfig { max_vcpus: Some(1), cores_line: 1, lines, ..ProxmoxConfig::default() };
         assert_eq!(parse("affinity:\nno line\n\u{fffd}: 1"), nothing);
     }
 
@@ -164,6 +209,31 @@ mod tests {
         ] {
             let config = parse(text);
             assert_eq!((config.max_vcpus, config.cores_line), (max, line), "{text}");
+        }
+    }
+
+    #[test]
+    fn lines_are_found_by_key_and_number() {
+        let config = parse("scsi10: b\nscsi2: a\nscsihw: lsi\nscsi: x\nscsi3:\n[old]\nscsi4: c\n");
+        assert_eq!(config.numbered("scsi").collect::<Vec<_>>(), [(2, "a"), (10, "b")]);
+        assert_eq!((config.line("scsihw"), config.line("scsi4")), (Some("lsi"), None));
+    }
+
+    #[test]
+    fn hotplug_is_what_the_line_or_the_default_says() {
+        for (text, cpu, disk) in [
+            ("", false, true),
+            ("hotplug: 1\n", false, true),
+            ("hotplug: 0\n", false, false),
+            ("hotplug: network,cpu\n", true, false),
+            ("hotplug: disk;cpu usb\n", true, true),
+        ] {
+            let config = parse(text);
+            assert_eq!(
+                (config.has_hotplug("cpu"), config.has_hotplug("disk")),
+                (cpu, disk),
+                "{text}"
+            );
         }
     }
 }
