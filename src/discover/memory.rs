@@ -51,6 +51,27 @@ pub(crate) fn by_node(
     found
 }
 
+/// How much of a VM's memory is in transparent huge pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HugeShare {
+    /// Its anonymous memory, in bytes; huge pages that were reserved are not in it.
+    pub anon: u64,
+    /// What of it is in huge pages, in bytes.
+    pub huge: u64,
+}
+
+/// Returns how much of the VM's memory is in transparent huge pages, by its own cgroup. `smaps` has more, and takes
+/// the longer the larger the VM is.
+pub(crate) fn huge_share(root: &SysRoot, cgroups: &dyn Cgroups, process: Pid) -> Option<HugeShare> {
+    let group = cgroup::own_cgroup(root, cgroups, process)?;
+    let text = cgroups.read(&format!("{group}/memory.stat")).ok()?;
+    let value = |key: &str| {
+        let mut lines = text.lines().filter_map(|line| line.split_once(' '));
+        lines.find(|(name, _)| *name == key)?.1.trim().parse().ok()
+    };
+    Some(HugeShare { anon: value("anon")?, huge: value("anon_thp")? })
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -91,5 +112,26 @@ mod tests {
         assert_eq!(host("0-1\n", &[]), BTreeMap::new());
         let garbled = "anon N0=many N=5 Nx=1 N1\nanonymous N0=3\n\nanon\n";
         assert_eq!(host("0-1\n", &[("memory.numa_stat", garbled)]), BTreeMap::new());
+    }
+
+    #[test]
+    fn huge_pages_are_counted_by_the_cgroup() {
+        let tree = |stat: &str| {
+            let dir = tempfile::tempdir().expect("a folder");
+            for (path, text) in [
+                ("proc/500/cgroup", "0::/qemu.slice/100.scope\n"),
+                ("sys/fs/cgroup/qemu.slice/100.scope/cgroup.procs", "500\n"),
+                ("sys/fs/cgroup/qemu.slice/100.scope/memory.stat", stat),
+            ] {
+                let path = dir.path().join(path);
+                fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+                fs::write(path, text).expect("a file");
+            }
+            let root = SysRoot::at(dir.path());
+            huge_share(&root, &CgroupTree::of(&root), Pid(500))
+        };
+        let share = Some(HugeShare { anon: 4_194_304, huge: 2_097_152 });
+        assert_eq!(tree("anon 4194304\nfile 7\nanon_thp 2097152\n"), share);
+        assert_eq!(tree("anon 4194304\n"), None, "an older kernel");
     }
 }

@@ -39,6 +39,7 @@ pub use host::{
     all_leases, boot_id, doubts, isolcpus, live_leases, live_leases_and_doubts, online_cpus,
     present_cpus, rt_throttling, way_beside_supervisor,
 };
+pub use memory::HugeShare;
 pub use namespaces::in_our_numbers;
 pub use occupants::{Occupant, OccupantKind, OwnMask, occupants, with_own_masks};
 pub use peer::prove_peer;

@@ -1,6 +1,7 @@
 //! `status` and `verify` on a real QEMU: what they say is what the kernel says.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use crate::support::hosts;
 use crate::support::qemu::{QemuOptions, wait_until};
 use crate::support::run::{Stage, needs_two_cpus, taskset};
 use nix::sys::signal::Signal;
@@ -57,22 +58,101 @@ fn doctor_names_what_a_vm_costs_and_the_line_that_mends_it() {
     let checks = |advice: &[Value]| -> Vec<String> {
         advice.iter().map(|one| one["check"].as_str().expect("a name").to_owned()).collect()
     };
-    let of_host = ["partition", "irqbalance", "rt-throttling"];
-    assert_eq!(checks(&advice(&[])), of_host);
+    let of_host = [
+        "partition",
+        "irqbalance",
+        "rt-throttling",
+        "ksm",
+        "swap",
+        "huge-pages",
+        "halt-poll",
+        "mitigations",
+    ];
+    // Not every kernel has other schedulers.
+    let known = |advice: &[Value]| {
+        let mut checks = checks(advice);
+        checks.retain(|check| check != "sched-ext");
+        checks.dedup();
+        checks
+    };
+    assert_eq!(known(&advice(&[])), of_host);
     let of_vm = advice(&["100"]);
-    assert_eq!(checks(&of_vm), [&of_host[..], &["guest-cores", "config", "channel"]].concat());
-    let read = of_vm[4]["reason"].as_str().expect("a sentence");
+    let vm = ["guest-cores", "guest-caches", "cpu-flags", "storage", "config", "channel"];
+    let mut checked = known(&of_vm);
+    // A host with several nodes has one more.
+    checked.retain(|check| check != "guest-nodes");
+    assert_eq!(checked, [&of_host[..], &vm].concat());
+    let found = |advice: &[Value], check: &str| {
+        let found = advice.iter().find(|one| one["check"] == check);
+        found.unwrap_or_else(|| panic!("{check}: {advice:?}")).clone()
+    };
+    let read = found(&of_vm, "config");
     assert!(
-        read.contains("/etc/pve/qemu-server/100.conf"),
+        read["reason"].as_str().expect("a sentence").contains("/etc/pve/qemu-server/100.conf"),
         "there is none on this machine: {read}"
     );
-    assert_eq!(of_vm[5]["health"], "costs", "Proxmox's socket is visited");
-    assert!(of_vm[5]["mend"].as_str().expect("a line").contains("100.qmpin,server=on"));
+    assert_eq!((&read["health"], &read["severity"]), (&"fine".into(), &"unknown".into()));
+    let channel = found(&of_vm, "channel");
+    assert_eq!(channel["health"], "costs", "Proxmox's socket is visited");
+    assert!(channel["mend"].as_str().expect("a line").contains("100.qmpin,server=on"));
     // With a socket of its own there is nothing to say.
     std::fs::write(stage.qemu.dir().join("100.qmpin"), "").expect("made");
-    assert_eq!(advice(&["100"])[5]["health"], "fine");
+    assert_eq!(found(&advice(&["100"]), "channel")["health"], "fine");
     stage.run(&["doctor", "101"]).says(3, &["not running"]);
     stage.run(&["doctor", "--qmp", "/x"]).says(2, &["VM"]);
+}
+
+#[test]
+fn qemu_takes_the_line_that_doctor_prints() {
+    let options = QemuOptions { vcpus: 8, ..QemuOptions::default() };
+    let stage = Stage::new(&options);
+    stage.place.config("qmpin.toml", "");
+    // A 5900X: six cores of two threads behind each cache, so eight vCPUs on one of them share some.
+    let host = tempfile::tempdir().expect("a folder");
+    hosts::ryzen_5900x().write(host.path()).expect("a tree");
+    let write = |path: &str, text: &str| {
+        let path = host.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
+        std::fs::write(path, text).expect("a file");
+    };
+    write("proc/cpuinfo", "vendor_id\t: AuthenticAMD\nflags\t\t: fpu constant_tsc nonstop_tsc\n");
+    write(
+        "etc/pve/qemu-server/100.conf",
+        "cores: 8\ncpu: host\nargs: -k de\nscsihw: virtio-scsi-single\nscsi0: a:vm-100-disk-0,size=8G\n",
+    );
+    let sysroot = host.path().display().to_string();
+    let advice = json(&stage, 1, &["doctor", "100", "--sysroot", &sysroot, "--json"]);
+    let mend = |check: &str| -> String {
+        let rows = advice["advice"].as_array().expect("rows").iter();
+        let mut costs = rows.filter(|row| row["check"] == check && row["severity"] == "costs");
+        let row = costs.next().unwrap_or_else(|| panic!("{check}: {advice}"));
+        row["mend"].as_str().expect("a command").to_owned()
+    };
+    let line = mend("guest-cores");
+    assert_eq!((mend("cpu-flags"), mend("channel")), (line.clone(), line.clone()), "one line");
+    assert_eq!(
+        line,
+        "args: -k de -smp 8,sockets=1,cores=4,threads=2,maxcpus=8 -global x86_64-cpu.topoext=on \
+         -qmp unix:/run/qemu-server/100.qmpin,server=on,wait=off"
+    );
+    assert_eq!(mend("storage"), "qm set 100 --scsi0 a:vm-100-disk-0,size=8G,iothread=1");
+    // The text has each command once.
+    let text = stage.run(&["doctor", "100", "--sysroot", &sysroot]);
+    assert_eq!(text.out.matches(&line).count(), 1, "{}", text.out);
+    assert!(text.out.contains("\nguest-cores, cpu-flags, channel:\n"), "{}", text.out);
+
+    let words = line.strip_prefix("args: ").expect("a line").split(' ').map(str::to_owned);
+    let mut words: Vec<String> = words.collect();
+    // The folder is Proxmox's own.
+    words.truncate(words.len() - 2);
+    drop(stage);
+    let stage = Stage::new(&QemuOptions { extra: words, ..options });
+    let threads = json(&stage, 0, &["threads", "100", "--json"]);
+    let vcpus = threads["threads"].as_array().expect("threads").iter();
+    let thread =
+        vcpus.filter(|thread| thread["role"] == "vcpu").map(|vcpu| &vcpu["guest"]["thread"]);
+    let expected: Vec<Value> = [0, 1].repeat(4).into_iter().map(Value::from).collect();
+    assert!(thread.eq(&expected), "{threads}");
 }
 
 #[test]

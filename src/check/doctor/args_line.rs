@@ -25,6 +25,43 @@ struct Word<'a> {
     read: String,
 }
 
+impl Word<'_> {
+    /// Whether it is this option; QEMU takes two dashes for one.
+    fn is_option(&self, name: &str) -> bool {
+        self.read == name
+            || self.read.strip_prefix("--").is_some_and(|bare| name.strip_prefix('-') == Some(bare))
+    }
+}
+
+/// The parts between commas of all words of a line; none where it cannot be split.
+fn parts(line: &str) -> Vec<String> {
+    let words = split(line).unwrap_or_default();
+    words.iter().flat_map(|word| word.read.split(',')).map(str::to_owned).collect()
+}
+
+/// Returns whether the line has this setting, such as `l3-cache=off`, in any of its options.
+pub(crate) fn has_setting(line: &str, setting: &str) -> bool {
+    parts(line).iter().any(|part| part == setting)
+}
+
+/// Returns whether the line sets this property in any way: `+topoext`, `topoext=on`, or `x86_64-cpu.topoext=off`.
+pub(crate) fn names_property(line: &str, property: &str) -> bool {
+    parts(line).iter().any(|part| {
+        let name = part.split('=').next().unwrap_or(part).trim_start_matches(['+', '-']);
+        name == property || name.strip_suffix(property).is_some_and(|rest| rest.ends_with('.'))
+    })
+}
+
+/// Returns whether the line has a setting whose name begins so, such as `smp-cache.`.
+pub(crate) fn has_prefix(line: &str, prefix: &str) -> bool {
+    parts(line).iter().any(|part| part.starts_with(prefix))
+}
+
+/// Returns whether the line has this option.
+pub(crate) fn has_option(line: &str, name: &str) -> bool {
+    split(line).is_ok_and(|words| words.iter().any(|word| word.is_option(name)))
+}
+
 /// The value of `args:` with these options; the same as `before` where it has them all.
 ///
 /// # Errors
@@ -36,25 +73,19 @@ pub(crate) fn merged(before: &str, options: &[&QemuOption]) -> Result<String, &'
     let mut at = 0;
     while let Some(word) = words.get(at) {
         let value = words.get(at + 1);
-        let same = |option: &&QemuOption| {
-            // QEMU takes two dashes for one.
-            word.read.strip_prefix("--").map_or(word.read == option.name, |name| {
-                option.name.strip_prefix('-') == Some(name)
-            })
-        };
-        let found = options.iter().position(same);
-        let is_it = |option: &QemuOption| value.is_some_and(|value| value.read == option.value);
-        match found {
-            Some(option) if !has[option] && is_it(options[option]) => has[option] = true,
-            Some(option) if options[option].when_there == WhenThere::Replace => {
-                at += 2;
-                continue;
-            }
-            _ => {
-                kept.push(word.raw);
-                at += 1;
-                continue;
-            }
+        let named = || options.iter().enumerate().filter(|(_, option)| word.is_option(option.name));
+        let is_there = |option: &QemuOption| value.is_some_and(|value| value.read == option.value);
+        let found = named().find(|(at, option)| !has[*at] && is_there(option)).map(|(at, _)| at);
+        let is_replaced = named().any(|(_, option)| option.when_there == WhenThere::Replace);
+        if let Some(found) = found {
+            has[found] = true;
+        } else if is_replaced {
+            at += 2;
+            continue;
+        } else {
+            kept.push(word.raw);
+            at += 1;
+            continue;
         }
         kept.push(word.raw);
         kept.extend(value.map(|value| value.raw));
@@ -148,6 +179,43 @@ mod tests {
         assert_eq!(merged(&quoted, &[&smp, &qmp]), Ok(format!("{quoted} -smp {}", smp.value)));
         let twice = format!("-smp {} -smp 2", smp.value);
         assert_eq!(merged(&twice, &[&smp]), Ok(format!("-smp {}", smp.value)));
+        let same = format!("-smp {0} -smp {0}", smp.value);
+        assert_eq!(merged(&same, &[&smp]), Ok(format!("-smp {}", smp.value)));
+    }
+
+    #[test]
+    fn several_options_of_one_name_are_each_found_again() {
+        let global = |value: &str| QemuOption {
+            name: "-global",
+            value: value.to_owned(),
+            when_there: WhenThere::Add,
+        };
+        let (one, two) = (global("x86_64-cpu.topoext=on"), global("x86_64-cpu.invtsc=on"));
+        let line =
+            "-global x86_64-cpu.invtsc=on -global ICH9-LPC.x=1 -global x86_64-cpu.topoext=on";
+        assert_eq!(merged(line, &[&one, &two]).as_deref(), Ok(line));
+        let half = "-global x86_64-cpu.invtsc=on";
+        let both = format!("{half} -global x86_64-cpu.topoext=on");
+        assert_eq!(merged(half, &[&one, &two]), Ok(both));
+    }
+
+    #[test]
+    fn a_property_is_found_in_each_way_to_write_it() {
+        for line in [
+            "-cpu host,+topoext",
+            "-cpu 'host,-topoext'",
+            "-cpu host,topoext=on -k de",
+            "-global x86_64-cpu.topoext=on",
+        ] {
+            assert!(names_property(line, "topoext"), "{line}");
+        }
+        for line in ["", "-cpu host,notopoext", "-fw_cfg name=topoext2", "-k 'topoext"] {
+            assert!(!names_property(line, "topoext"), "{line}");
+        }
+        let line = "-cpu host,l3-cache=off -machine smp-cache.0.cache=l3 --smp 4";
+        assert!(has_setting(line, "l3-cache=off") && !has_setting(line, "l3-cache"));
+        assert!(has_prefix(line, "smp-cache.") && has_option(line, "-smp"));
+        assert!(!has_option(line, "-m"));
     }
 
     #[test]
