@@ -60,6 +60,8 @@ pub struct Core {
     pub die: Option<u32>,
     /// The kind of core, on hybrid machines.
     pub kind: Option<CoreKind>,
+    /// How much the processor prefers it: a larger number is better. It may change while the machine runs.
+    pub rank: Option<u32>,
 }
 
 /// The CPUs that share a last-level cache.

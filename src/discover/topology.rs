@@ -11,6 +11,7 @@
 //!  …/cpuN/topology/{package,die}_cpus_list, ids    once per package and die
 //!  …/cpuN/cache/indexM/{type,shared_cpu_list,size} once per LLC group             `cache`
 //!  …/cpuN/cpu_capacity, devices/cpu_{core,atom}    once per core                  `kinds`
+//!  …/cpuN/cpufreq, …/cpuN/acpi_cppc                once per core, where there     `ranks`
 //!  devices/system/node/{online,nodeN/…}            once per node                  `nodes`
 //! ```
 //!
@@ -26,6 +27,7 @@ mod cache;
 mod groups;
 mod kinds;
 mod nodes;
+mod ranks;
 
 use std::thread;
 
@@ -56,6 +58,7 @@ pub fn read_topology(root: &SysRoot) -> Result<Topology, DiscoverError> {
     let llcs = cache::read_llcs(root, &online, &mut notes);
     let (nodes, node_of) = nodes::read_nodes(root, &online, &mut notes);
     let kind_of = kinds::read_kinds(root, &online, &cores, &mut notes);
+    let rank_of = ranks::read_ranks(root, &cores);
 
     let package_of =
         ids_of_groups(root, "the package", "physical_package_id", &packages, &mut notes);
@@ -88,6 +91,7 @@ pub fn read_topology(root: &SysRoot) -> Result<Topology, DiscoverError> {
             package: common(id, cpus, "package", &package_of, &mut notes),
             die: common(id, cpus, "die", &die_of, &mut notes),
             kind: common(id, cpus, "kind", &kind_of, &mut notes),
+            rank: cpus.first().and_then(|cpu| rank_of.get(cpu)),
         }
     }));
     topology.llcs.extend((0..).zip(&llcs).map(|(llc, (cpus, size_bytes))| Llc {

@@ -18,6 +18,8 @@ use crate::topology::{Core, CoreKind, Topology};
 /// than a product's ordinary unevenness: parts with 16 and 8 MiB L3s exist, and have none.
 const LARGE_CACHE_BYTES: u64 = 64 << 20;
 const LARGE_CACHE_RATIO: u64 = 2;
+/// Ranks that differ by less than such a part of the best are taken for the same.
+const RANK_STEPS: u32 = 20;
 
 /// A core that may be given away. It borrows: a plan looks at every core of the machine and uses few.
 #[derive(Clone, Copy, Debug)]
@@ -157,6 +159,15 @@ fn grouping(topology: &Topology) -> fn(&Core) -> Option<Key> {
     |_| Some(Key::Machine)
 }
 
+/// Of cores behind one cache, those that the processor prefers come first. A small difference is none: ranks of the
+/// kernel's change while the machine runs.
+fn best_first(cores: &mut [FreeCore<'_>]) {
+    let best = cores.iter().filter_map(|free| free.core.rank).max().unwrap_or(0);
+    let step = (best / RANK_STEPS).max(1);
+    // One that is not known is no worse than the best.
+    cores.sort_by_key(|free| free.core.rank.map_or(0, |rank| (best - rank) / step));
+}
+
 impl<'a> Machine<'a> {
     /// Forms the groups of a machine.
     #[must_use]
@@ -186,6 +197,9 @@ impl<'a> Machine<'a> {
             });
             places[at].cpus |= core.cpus;
             cores[at].push(FreeCore { core, only: None, threads: core.cpus.len() });
+        }
+        for cores in &mut cores {
+            best_first(cores);
         }
         Machine {
             topology,
@@ -238,5 +252,37 @@ impl<'a> Machine<'a> {
             Group { place, has_reserved: place.cpus.intersects(reserved), free }
         };
         self.places.iter().zip(&self.cores).map(group).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::CoreId;
+
+    #[test]
+    fn cores_that_the_processor_prefers_come_first_and_a_small_difference_is_none() {
+        let ordered = |ranks: [Option<u32>; 4]| -> Vec<usize> {
+            let core = |(at, rank): (u32, Option<u32>)| Core {
+                id: CoreId(at),
+                cpus: CpuId::from_index(at as usize).map(CpuSet::single).unwrap_or_default(),
+                llc: Some(LlcId(0)),
+                node: None,
+                package: None,
+                die: None,
+                kind: None,
+                rank,
+            };
+            let cores: Vec<Core> = (0..).zip(ranks).map(core).collect();
+            let topology = Topology { cores, ..Topology::default() };
+            let machine = Machine::of(&topology);
+            let groups = machine.groups(&CpuSet::EMPTY, &CpuSet::EMPTY, None);
+            let first = |core: &FreeCore<'_>| core.thread(0).map(CpuId::index);
+            groups.iter().flat_map(|group| &group.free).filter_map(first).collect()
+        };
+        assert_eq!(ordered([None; 4]), [0, 1, 2, 3]);
+        assert_eq!(ordered([Some(166), Some(231), Some(226), Some(196)]), [1, 2, 3, 0]);
+        assert_eq!(ordered([Some(226), Some(231), None, Some(1)]), [0, 1, 2, 3]);
+        assert_eq!(ordered([Some(0), Some(0), Some(3), Some(0)]), [2, 0, 1, 3]);
     }
 }

@@ -136,6 +136,7 @@ fn machine(cores: u32) -> Topology {
         package: Some(0),
         die: Some(0),
         kind: None,
+        rank: None,
     }));
     topology.llcs.extend((0..cores / CORES_PER_LLC).map(|llc| Llc {
         llc: LlcId(llc),

@@ -262,7 +262,7 @@ impl FakeHost {
         let core = |(id, (_, members)): (u32, &(usize, CpuSet))| {
             let first = cpus.iter().find(|cpu| members.contains(cpu.id))?;
             let Cpu { llc, node, package, die, kind, .. } = *first;
-            Some(Core { id: CoreId(id), cpus: *members, llc, node, package, die, kind })
+            Some(Core { id: CoreId(id), cpus: *members, llc, node, package, die, kind, rank: None })
         };
         Topology {
             cores: (0..).zip(&cores).filter_map(core).collect(),

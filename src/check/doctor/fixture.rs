@@ -83,7 +83,16 @@ impl World {
                 }
                 behind |= cpus;
                 let (node, package, die) = (Some(NodeId(0)), Some(0), Some(0));
-                topology.cores.push(Core { id, cpus, llc, node, package, die, kind: None });
+                topology.cores.push(Core {
+                    id,
+                    cpus,
+                    llc,
+                    node,
+                    package,
+                    die,
+                    kind: None,
+                    rank: None,
+                });
             }
             let size_bytes = Some(32 << 20);
             topology.llcs.push(Llc {
