@@ -35,6 +35,16 @@ impl Fixed {
         let mut fixed = Fixed::default();
         for vcpu in &request.guest.vcpus {
             let Some(own) = by_hand.get(&vcpu.index) else { continue };
+            let mut held = request.held.iter();
+            if let Some((other, _)) =
+                held.find(|(other, cpu)| **cpu == own.value && **other != vcpu.index)
+            {
+                fixed.refused.push(format!(
+                    "{}: [vcpu.{}] cpu = \"{}\": vCPU {other} has it since before; detach and attach the VM",
+                    own.origin, vcpu.index, own.value
+                ));
+                continue;
+            }
             match check_host(request, claims, vcpu.index, own) {
                 Ok(()) => drop(fixed.on.insert(vcpu.index, own.value)),
                 Err(error) if request.held.is_empty() => return Err(error),
@@ -50,6 +60,13 @@ impl Fixed {
         let refused = listed(&self.refused, 3, "; ");
         (!refused.is_empty()).then(|| Finding::degraded("by-hand", refused))
     }
+}
+
+/// The CPUs of vCPUs that are not plugged: they are left to them, where others fit without.
+pub(super) fn of_absent(request: &Request<'_>) -> CpuSet {
+    let is_there = |vcpu: &VcpuIndex| request.guest.vcpus.iter().any(|one| one.index == *vcpu);
+    let by_hand = request.policy.vm.vcpu_cpus.iter().filter(|(vcpu, _)| !is_there(vcpu));
+    by_hand.map(|(_, own)| own.value).collect()
 }
 
 /// Checks it against the rest of the policy, and the vCPUs `before` it.

@@ -2,7 +2,7 @@
 //! and the check of every set that was given by hand.
 
 use super::machine::Group;
-use super::{Lasts, PlanError, Request, allowed, helpers, iothreads, promised};
+use super::{Lasts, PlanError, Request, allowed, fixed, helpers, iothreads, promised};
 use crate::cpuset::CpuSet;
 use crate::ids::IothreadId;
 use crate::policy::{CpuChoice, Origin, Sourced};
@@ -227,7 +227,7 @@ impl Claims {
     }
 }
 
-/// The cores that helpers were given by hand, and vCPUs leave to them where they can: not those
+/// The cores that helpers, or vCPUs that are not plugged, were given by hand, and vCPUs leave to them where they can: not those
 /// that vCPUs have already, and none where the vCPUs' CPUs are by hand, too.
 pub(super) fn spared(request: &Request<'_>) -> CpuSet {
     let vm = &request.policy.vm;
@@ -235,7 +235,7 @@ pub(super) fn spared(request: &Request<'_>) -> CpuSet {
         return CpuSet::EMPTY;
     }
     let mut spared = CpuSet::EMPTY;
-    spared |= iothreads::taken_by_hand(request);
+    spared |= iothreads::taken_by_hand(request) | fixed::of_absent(request);
     for choice in [&vm.emulator.value, &vm.iothreads.value.cpus] {
         spared |= choice.cpus().unwrap_or(CpuSet::EMPTY);
     }
