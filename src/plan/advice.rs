@@ -9,17 +9,18 @@ use super::{Plan, Request, plan_strictly};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Displace, Policy};
 
-/// The rules that are wishes: the VM runs without them, and better with them. The most important first.
+/// The rules that are wishes: the VM runs without them, and better with them. The most important first, in the
+/// planner's order.
 const WISHES: [&str; 9] = [
+    "isolated-at-boot",
+    "guest-siblings",
     "memory",
     "devices",
-    "one-node",
     "one-kind",
-    "cache",
+    "one-node",
     "one-llc",
-    "guest-siblings",
-    "isolated-at-boot",
     "own-core",
+    "cache",
 ];
 
 /// A setting in words, and the policy with it.

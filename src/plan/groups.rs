@@ -32,7 +32,7 @@ impl Room {
     fn of(group: &Group<'_>, need: Need) -> Room {
         Room {
             cpus: group.free_cpus(),
-            cores: group.free.len(),
+            cores: group.free_cores(),
             wide: group.free_cores_of(need.threads),
         }
     }
@@ -64,10 +64,10 @@ const KINDS: [&[Option<CoreKind>]; 3] = [
 ];
 
 /// The groups to use, in the order to fill them, as places in `groups`. `None`: all together do not
-/// hold it. Groups near the memory of `pull` come first, of these the ones that are not `far`, others only where those do not
-/// hold it.
-/// `elsewhere` are the nodes that other NUMA nodes of this guest have: who gives a guest nodes wants
-/// them on different ones, as near as can be.
+/// hold it. Groups near the memory of `pull` come first, of these the ones that are not `far`, others only
+/// where those do not hold it; then
+/// the kinds of cores count, and then nodes. `elsewhere` are the nodes that other NUMA nodes of this
+/// guest have: who gives a guest nodes wants them on different ones, as near as can be.
 pub(super) fn choose(
     topology: &Topology,
     groups: &[Group<'_>],
@@ -76,21 +76,29 @@ pub(super) fn choose(
     pull: &Pull,
     far: &dyn Fn(Option<NodeId>) -> Far,
 ) -> Option<Vec<usize>> {
-    for kinds in KINDS {
-        let able = |at: &usize| kinds.contains(&groups[*at].kind) && !groups[*at].free.is_empty();
-        let remote = |at: usize| (pull.remote(topology, groups[at].node), far(groups[at].node));
-        let mut able: Vec<((Remote, Far), usize)> =
-            (0..groups.len()).filter(able).map(|at| (remote(at), at)).collect();
-        able.sort_unstable();
-        let mut ends: Vec<usize> =
-            (1..able.len()).filter(|at| able[*at].0 != able[*at - 1].0).collect();
-        ends.push(able.len());
-        for end in ends {
-            let mut near: Vec<usize> = able[..end].iter().map(|(_, at)| *at).collect();
-            near.sort_unstable();
-            let chosen = one(topology, groups, &near, need, elsewhere)
-                .map(|at| vec![at])
-                .or_else(|| several(topology, groups, &near, need, elsewhere));
+    let remote = |at: usize| (pull.remote(topology, groups[at].node), far(groups[at].node));
+    let mut all: Vec<((Remote, Far), usize)> = (0..groups.len())
+        .filter(|at| !groups[*at].free.is_empty())
+        .map(|at| (remote(at), at))
+        .collect();
+    all.sort_unstable();
+    let mut ends: Vec<usize> = (1..all.len()).filter(|at| all[*at].0 != all[*at - 1].0).collect();
+    ends.push(all.len());
+    let in_a_node = |able: &[usize]| {
+        let one = one(topology, groups, able, need, elsewhere).map(|at| vec![at]);
+        one.or_else(|| within(topology, groups, able, need, elsewhere))
+    };
+    for end in ends {
+        for kinds in KINDS {
+            let near = all[..end].iter().map(|(_, at)| *at);
+            let mut able: Vec<usize> =
+                near.filter(|at| kinds.contains(&groups[*at].kind)).collect();
+            able.sort_unstable();
+            let is_apart = |at: &usize| !remoteness(topology, groups[*at].node, elsewhere).0;
+            let apart: Vec<usize> = able.iter().copied().filter(is_apart).collect();
+            let chosen = in_a_node(&apart)
+                .or_else(|| if apart == able { None } else { in_a_node(&able) })
+                .or_else(|| across(topology, groups, &able, need, elsewhere));
             if chosen.is_some() {
                 return chosen;
             }
@@ -117,7 +125,7 @@ fn remoteness(topology: &Topology, node: Option<NodeId>, elsewhere: &[NodeId]) -
 
 /// The best single group. In order: another node than the guest's other nodes, and near; a core for
 /// each vCPU; stacked cache; away from the host's reserved CPUs; the fewest cores left over; the
-/// first.
+/// fewest CPUs that others count on; the first.
 fn one(
     topology: &Topology,
     groups: &[Group<'_>],
@@ -129,42 +137,68 @@ fn one(
         let group = &groups[*at];
         (
             remoteness(topology, group.node, elsewhere),
-            Reverse(group.free.len() >= need.cores),
+            Reverse(group.free_cores() >= need.cores),
             Reverse(group.large_cache),
             group.has_reserved,
-            group.free.len(),
+            left_over(group, need, Room::default()),
+            group.promised,
             group.order,
         )
     })
 }
 
-/// The fewest groups that hold it together: within one node where a node holds it, else over the
-/// nearest nodes.
-fn several(
+/// How many cores of a group are left over where it takes what other groups (`room`) do not hold. Of
+/// groups that leave as many, one with more cores comes first: fewer vCPUs share a core.
+fn left_over(group: &Group<'_>, need: Need, room: Room) -> (usize, Reverse<usize>) {
+    let takes = if need.threads > 1 {
+        need.cores.saturating_sub(room.cores)
+    } else {
+        need.vcpus.saturating_sub(room.cpus)
+    };
+    let cores = group.free_cores();
+    (cores.saturating_sub(takes), Reverse(cores))
+}
+
+/// The nodes of these groups.
+fn nodes_of(groups: &[Group<'_>], able: &[usize]) -> Vec<Option<NodeId>> {
+    let mut nodes: Vec<Option<NodeId>> = able.iter().map(|at| groups[*at].node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    nodes
+}
+
+/// The fewest groups of one node that hold it together; of as many, those with stacked cache alone.
+fn within(
     topology: &Topology,
     groups: &[Group<'_>],
     able: &[usize],
     need: Need,
     elsewhere: &[NodeId],
 ) -> Option<Vec<usize>> {
-    let mut nodes: Vec<Option<NodeId>> = able.iter().map(|at| groups[*at].node).collect();
-    nodes.sort_unstable();
-    nodes.dedup();
-    let within = nodes
-        .iter()
-        .filter_map(|node| {
-            let here: Vec<usize> =
-                able.iter().copied().filter(|at| groups[*at].node == *node).collect();
-            let chosen = fewest(groups, here, need)?;
-            let reserved = chosen.iter().any(|at| groups[*at].has_reserved);
-            let left: usize = chosen.iter().map(|at| groups[*at].free.len()).sum();
-            let remote = remoteness(topology, *node, elsewhere);
-            Some(((remote, chosen.len(), reserved, left, *node), chosen))
-        })
-        .min_by_key(|(score, _)| *score);
-    if let Some((_, chosen)) = within {
-        return Some(chosen);
-    }
+    let of = |node: Option<NodeId>| {
+        let here: Vec<usize> = able.iter().copied().filter(|at| groups[*at].node == node).collect();
+        let large = here.iter().copied().filter(|at| groups[*at].large_cache).collect();
+        let chosen = fewest(groups, here, need)?;
+        let large = fewest(groups, large, need).filter(|large| large.len() == chosen.len());
+        let chosen = large.unwrap_or(chosen);
+        let reserved = chosen.iter().any(|at| groups[*at].has_reserved);
+        let left: usize = chosen.iter().map(|at| groups[*at].free_cores()).sum();
+        let remote = remoteness(topology, node, elsewhere);
+        Some(((remote, chosen.len(), reserved, left, node), chosen))
+    };
+    let each = nodes_of(groups, able).into_iter().filter_map(of);
+    each.min_by_key(|(score, _)| *score).map(|(_, chosen)| chosen)
+}
+
+/// The fewest groups that hold it together, over the nearest nodes.
+fn across(
+    topology: &Topology,
+    groups: &[Group<'_>],
+    able: &[usize],
+    need: Need,
+    elsewhere: &[NodeId],
+) -> Option<Vec<usize>> {
+    let mut nodes = nodes_of(groups, able);
     let start = nodes.iter().copied().max_by_key(|node| {
         let free: usize = able
             .iter()
@@ -185,14 +219,16 @@ fn several(
     None
 }
 
-/// Fast cores first, the largest groups first, until the rest fits into one; for that, the tightest. They are filled in
-/// this order, so that most vCPUs are behind one cache.
+/// Fast cores first, the largest groups first, until the rest fits into one; for that, one behind a
+/// cache that is in use already, else the tightest. They are filled in this order, so that most vCPUs
+/// are behind one cache.
 fn fewest(groups: &[Group<'_>], mut here: Vec<usize>, need: Need) -> Option<Vec<usize>> {
     here.sort_by_key(|at| {
         let room = Room::of(&groups[*at], need);
         let size = if need.threads > 1 { room.wide } else { room.cpus };
         let small = groups[*at].kind == Some(CoreKind::Efficiency);
-        (small, Reverse(size), Reverse(room.cores), groups[*at].order)
+        let Group { has_reserved, promised, .. } = groups[*at];
+        (small, Reverse(size), Reverse(room.cores), has_reserved, promised, groups[*at].order)
     });
     let mut room = Room::default();
     let mut chosen = Vec::new();
@@ -200,7 +236,9 @@ fn fewest(groups: &[Group<'_>], mut here: Vec<usize>, need: Need) -> Option<Vec<
         let closes = |at: &usize| room.with(Room::of(&groups[*at], need)).holds(need);
         let last = here.iter().copied().filter(closes).min_by_key(|at| {
             let group = &groups[*at];
-            (group.has_reserved, group.free.len(), group.order)
+            let is_new = !chosen.iter().any(|at: &usize| groups[*at].llc == group.llc);
+            let left = left_over(group, need, room);
+            (is_new, group.has_reserved, left, group.promised, group.order)
         });
         if let Some(last) = last {
             chosen.push(last);

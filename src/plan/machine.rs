@@ -10,8 +10,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
 
+use super::report::Placed;
 use crate::cpuset::CpuSet;
-use crate::ids::{CpuId, LlcId, NodeId};
+use crate::ids::{CpuId, LlcId, NodeId, VcpuIndex};
 use crate::topology::{Core, CoreKind, Topology};
 
 /// An L3 this large, and [`LARGE_CACHE_RATIO`] times the smallest, is stacked cache (X3D) rather
@@ -28,6 +29,8 @@ pub(super) struct FreeCore<'a> {
     only: Option<&'a CpuSet>,
     /// How many of its CPUs are usable, from the first on.
     pub(super) threads: usize,
+    /// How many others, which come before these, another guest node of this VM has.
+    taken: usize,
 }
 
 impl FreeCore<'_> {
@@ -39,7 +42,10 @@ impl FreeCore<'_> {
     /// The CPUs of it that may be used.
     pub(super) fn usable(&self) -> CpuSet {
         let cpus = self.free();
-        if self.threads == cpus.len() { cpus } else { cpus.iter().take(self.threads).collect() }
+        if self.threads == cpus.len() {
+            return cpus;
+        }
+        cpus.iter().skip(self.taken).take(self.threads).collect()
     }
 
     /// Whether any of its CPUs, usable or not, is in the set.
@@ -47,9 +53,33 @@ impl FreeCore<'_> {
         self.core.cpus.intersects(cpus)
     }
 
+    /// The place after its last usable CPU.
+    pub(super) fn end(&self) -> usize {
+        self.taken + self.threads
+    }
+
+    /// Whether there is a usable CPU of that place among its siblings.
+    pub(super) fn has_thread(&self, at: usize) -> bool {
+        (self.taken..self.end()).contains(&at)
+    }
+
     /// The usable CPU of that place among its siblings.
     pub(super) fn thread(&self, at: usize) -> Option<CpuId> {
-        self.usable().iter().nth(at)
+        self.free().iter().nth(at).filter(|_| self.has_thread(at))
+    }
+
+    /// The first vCPU of another guest node that is on it.
+    pub(super) fn first(&self, placed: &[Placed]) -> Option<VcpuIndex> {
+        let is_here = |placed: &&Placed| self.core.cpus.contains(placed.cpu);
+        if self.taken == 0 { None } else { placed.iter().find(is_here).map(|first| first.vcpu) }
+    }
+
+    /// Takes those of its CPUs that are used, which are its first. Returns whether some are left.
+    fn take(&mut self, used: &CpuSet) -> bool {
+        let more = (self.usable() & *used).len();
+        self.taken += more;
+        self.threads -= more;
+        self.threads > 0
     }
 }
 
@@ -88,6 +118,8 @@ pub(super) struct Group<'a> {
     /// Whether CPUs of it are reserved for the host.
     pub(super) has_reserved: bool,
     pub(super) free: Vec<FreeCore<'a>>,
+    /// How many CPUs of the free cores others count on.
+    pub(super) promised: usize,
 }
 
 impl Deref for Group<'_> {
@@ -99,6 +131,24 @@ impl Deref for Group<'_> {
 }
 
 impl Group<'_> {
+    /// Puts the cores last whose CPUs others count on, for what is first is taken first.
+    pub(super) fn spare(&mut self, promised: &CpuSet) {
+        let lost = |free: &FreeCore<'_>| (free.core.cpus & *promised).len();
+        self.free.sort_by_key(lost);
+        self.promised = self.free.iter().map(lost).sum();
+    }
+
+    /// Takes CPUs that another guest node of the VM has. What that leaves of a core is used last.
+    pub(super) fn take(&mut self, used: &CpuSet) {
+        self.free.retain_mut(|core| core.take(used));
+        self.free.sort_by_key(|core| core.taken > 0);
+    }
+
+    /// Free cores that no other guest node of the VM is on.
+    pub(super) fn free_cores(&self) -> usize {
+        self.free.iter().filter(|core| core.taken == 0).count()
+    }
+
     /// Free CPUs in all.
     pub(super) fn free_cpus(&self) -> usize {
         self.free.iter().map(|core| core.threads).sum()
@@ -173,6 +223,7 @@ impl<'a> Machine<'a> {
     #[must_use]
     pub fn of(topology: &'a Topology) -> Machine<'a> {
         let key = grouping(topology);
+        let caches_group_cores = caches_group_cores(topology);
         let smallest = topology.llcs.iter().filter_map(|llc| llc.size_bytes).min().unwrap_or(0);
         let (mut places, mut cores): (Vec<Place>, Vec<Vec<FreeCore<'_>>>) = Default::default();
         let mut known = BTreeMap::new();
@@ -180,7 +231,8 @@ impl<'a> Machine<'a> {
             // A cache may reach over nodes (sub-NUMA clustering); a group does not.
             let here = (key(core), core.node, core.kind);
             let at = *known.entry(here).or_insert_with(|| {
-                let size = core.llc.and_then(|llc| topology.llcs.get(llc.0 as usize)?.size_bytes);
+                let llc = core.llc.filter(|_| caches_group_cores);
+                let size = llc.and_then(|llc| topology.llcs.get(llc.0 as usize)?.size_bytes);
                 places.push(Place {
                     order,
                     node: core.node,
@@ -196,18 +248,12 @@ impl<'a> Machine<'a> {
                 places.len() - 1
             });
             places[at].cpus |= core.cpus;
-            cores[at].push(FreeCore { core, only: None, threads: core.cpus.len() });
+            cores[at].push(FreeCore { core, only: None, threads: core.cpus.len(), taken: 0 });
         }
         for cores in &mut cores {
             best_first(cores);
         }
-        Machine {
-            topology,
-            online: topology.online(),
-            caches_group_cores: caches_group_cores(topology),
-            places,
-            cores,
-        }
+        Machine { topology, online: topology.online(), caches_group_cores, places, cores }
     }
 
     /// The set with every core it touches made whole.
@@ -249,7 +295,7 @@ impl<'a> Machine<'a> {
                 let free = cores.iter().filter(|free| !free.core.cpus.intersects(blocked));
                 free.filter_map(usable).collect()
             };
-            Group { place, has_reserved: place.cpus.intersects(reserved), free }
+            Group { place, has_reserved: place.cpus.intersects(reserved), free, promised: 0 }
         };
         self.places.iter().zip(&self.cores).map(group).collect()
     }

@@ -59,6 +59,13 @@ impl Pull {
         pull
     }
 
+    /// How remote the nearest nodes are, and how many these are.
+    pub(super) fn nearest(&self, topology: &Topology) -> (Remote, usize) {
+        let nodes = topology.nodes.iter().map(|node| self.remote(topology, Some(node.node)));
+        let nearest = nodes.clone().min().unwrap_or_default();
+        (nearest, nodes.filter(|remote| *remote == nearest).count())
+    }
+
     /// How remote a node is; nothing is remote where nothing is known.
     pub(super) fn remote(&self, topology: &Topology, node: Option<NodeId>) -> Remote {
         let Some(node) = node else { return (0, 0) };

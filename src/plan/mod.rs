@@ -16,6 +16,23 @@
 //!   helpers      ─▶ emulator and iothreads, away from the vCPUs        helpers.rs, iothreads.rs
 //! ```
 //!
+//! Where not all rules can be kept, the earlier one counts. `tests/planning/exhaustive.rs` compares plans with the best
+//! of all placements, and says how each rule is measured:
+//!
+//! ```text
+//!   never          CPUs of the host, of other VMs, of hard promises, outside the limit; two vCPUs on a CPU
+//!   promises       the soft ones: those with few CPUs are kept first    promised.rs
+//!   isolated       all vCPUs on CPUs that were isolated at boot         promised.rs
+//!   siblings       a host core for each guest core                      vcpus.rs
+//!   memory         each guest node near its own                         memory.rs, groups.rs
+//!   kinds          fast cores, else small ones, else both               groups.rs
+//!   nodes, caches  one for each guest node, else few                    groups.rs
+//!   own core       for each vCPU of a guest without siblings            groups.rs
+//!   then           stacked cache; many vCPUs behind one cache; not the  groups.rs
+//!                  host's cache; few cores left over; few vCPUs on a
+//!                  core; few promised CPUs
+//! ```
+//!
 //! Ties are broken by the order of cores, never by CPU numbers as such: renumbering the CPUs only
 //! renumbers the plan.
 
@@ -64,7 +81,8 @@ use fixed::Fixed;
 use housekeeping::Claims;
 use machine::Group;
 pub use machine::Machine;
-use vcpus::{Fit, Placement};
+use promised::{Attempt, Wish};
+use vcpus::Placement;
 
 /// Answers a [`Request`].
 ///
@@ -87,45 +105,53 @@ pub fn plan(request: &Request<'_>) -> Result<Plan, PlanError> {
 fn plan_strictly(request: &Request<'_>, beside: &CpuSet) -> Result<Plan, PlanError> {
     let claims = Claims::gather(request)?;
     let only = request.policy.vm.vcpus.value.cpus();
-    let blocked = claims.never() | *beside;
     let usable = match (only, request.allowed()) {
         (None, None) => None,
         (only, _) => Some(only.map_or(claims.allowed, |only| only & claims.allowed)),
     };
     // What was named for one vCPU was looked into, and no wish takes it back.
     let fixed = Fixed::gather(request, &claims)?;
-    let attempt = |blocked: &CpuSet, usable| {
-        let blocked = *blocked - fixed.cores;
-        let mut groups = request.machine.groups(&claims.reserved, &blocked, usable);
-        needs::restrict(&mut groups, &request.policy.vm);
-        smt::restrict(&mut groups, &request.policy.vm);
-        let placement = place(request, &groups, &fixed.on);
-        (groups, placement)
-    };
-    // The first with which each vCPU has a CPU; where there is none, the one with which the vCPUs fit best.
-    let wishes = promised::wishes(request, usable.as_ref(), housekeeping::spared(request));
-    let mut best: Option<(Vec<Group<'_>>, Placement, Fit)> = None;
-    for wish in &wishes {
-        let (groups, Some(placement)) = attempt(&(blocked | wish.beside), wish.within.as_ref())
-        else {
-            continue;
-        };
-        let fit = placement.fit();
-        if best.as_ref().is_none_or(|(.., before)| fit.beats(*before)) {
-            best = Some((groups, placement, fit));
-        }
-        if fit == Fit::Whole {
-            break;
-        }
-    }
-    let (groups, placement, _) = best.ok_or_else(|| PlanError::Infeasible {
-        reason: verdicts::shortage(request, &claims, &attempt(&blocked, usable.as_ref()).0),
+    let never = (claims.never() | *beside) - fixed.cores;
+    let isolated = promised::isolated(request, usable.as_ref());
+    let within: Vec<Option<&CpuSet>> = isolated.iter().map(Some).chain([usable.as_ref()]).collect();
+    let best = promised::best(request, &within, housekeeping::spared(request), |wish| {
+        let groups = groups(request, &claims, &never, &fixed.cores, wish);
+        let placement = place(request, &groups, &fixed.on)?;
+        Some(Attempt { groups, placement })
+    });
+    let Attempt { groups, placement } = best.ok_or_else(|| PlanError::Infeasible {
+        reason: {
+            let any = Wish::none(usable.as_ref());
+            let groups = groups(request, &claims, &never, &fixed.cores, &any);
+            verdicts::shortage(request, &claims, &groups)
+        },
         nearest: None,
         waits_for: request.neighbours.names(),
     })?;
     let mut plan = finish(request, &claims, &groups, &placement, only.as_ref())?;
     plan.report.extend(fixed.finding());
     Ok(plan)
+}
+
+/// The groups with the cores that a wish leaves to the VM, but for CPUs that are `never` its. Those of `fixed` are in any
+/// case.
+fn groups<'a>(
+    request: &Request<'a>,
+    claims: &Claims,
+    never: &CpuSet,
+    fixed: &CpuSet,
+    wish: &Wish<'a>,
+) -> Vec<Group<'a>> {
+    let blocked = *never | (wish.beside - *fixed);
+    let mut groups = request.machine.groups(&claims.reserved, &blocked, wish.within);
+    if !wish.last.is_empty() {
+        for group in &mut groups {
+            group.spare(&wish.last);
+        }
+    }
+    needs::restrict(&mut groups, &request.policy.vm);
+    smt::restrict(&mut groups, &request.policy.vm);
+    groups
 }
 
 fn place(

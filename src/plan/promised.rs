@@ -11,7 +11,9 @@
 
 use std::cmp::Reverse;
 
+use super::machine::Group;
 use super::report::Finding;
+use super::vcpus::{Fit, Placement};
 use super::{Plan, PlanError, Request, memory};
 use crate::cpuset::CpuSet;
 use crate::policy::{CpuChoice, Displace};
@@ -23,53 +25,124 @@ const RULE: &str = "promises";
 const ISOLATED: &str = "isolated-at-boot";
 
 /// Where vCPUs would best be.
-pub(super) struct Wish {
+pub(super) struct Wish<'a> {
     /// CPUs to leave to others.
     pub(super) beside: CpuSet,
     /// CPUs to stay within; `None`: any.
-    pub(super) within: Option<CpuSet>,
+    pub(super) within: Option<&'a CpuSet>,
+    /// CPUs to take last, because others lose them.
+    pub(super) last: CpuSet,
 }
 
-/// Returns the wishes to try, the best first. With the last one nothing is left to give up. `usable` are the CPUs that
-/// there are for the vCPUs, `helpers` those that helpers were given by hand.
-pub(super) fn wishes(request: &Request<'_>, usable: Option<&CpuSet>, helpers: CpuSet) -> Vec<Wish> {
-    let wish = |beside, within| Wish { beside, within };
-    let any = usable.copied();
-    if request.policy.vm.vcpus.value != CpuChoice::Auto {
-        return vec![wish(CpuSet::EMPTY, any)];
+impl<'a> Wish<'a> {
+    /// Nothing but CPUs to stay within.
+    pub(super) fn none(within: Option<&'a CpuSet>) -> Wish<'a> {
+        Wish { beside: CpuSet::EMPTY, within, last: CpuSet::EMPTY }
     }
-    let soft = avoided(request);
-    let all = soft.iter().fold(CpuSet::EMPTY, |all, cpus| all | *cpus);
+}
+
+/// Where a wish leads to.
+pub(super) struct Attempt<'a> {
+    pub(super) groups: Vec<Group<'a>>,
+    pub(super) placement: Placement,
+}
+
+/// The CPUs that were isolated at boot, of the usable ones; `None`: there is no reason to prefer any.
+pub(super) fn isolated(request: &Request<'_>, usable: Option<&CpuSet>) -> Option<CpuSet> {
     let isolated = request.surroundings.promises.isolated;
     // Memory that is bound cannot follow.
     let isolated = memory::bound_nodes(request).map_or(isolated, |cpus| isolated & cpus);
-    let isolated = (!isolated.is_empty() && request.held.is_empty())
-        .then(|| any.map_or(isolated, |usable| usable & isolated));
-    let mut wishes: Vec<Wish> =
-        isolated.into_iter().map(|isolated| wish(all | helpers, Some(isolated))).collect();
-    wishes.push(wish(all | helpers, any));
-    // Helpers' CPUs by hand are a wish of this VM's own: it is given up before others lose anything.
-    if !helpers.is_empty() {
-        wishes.push(wish(all, any));
-    }
-    for given_up in 1..=soft.len() {
-        let rest = soft[given_up..].iter().fold(CpuSet::EMPTY, |all, cpus| all | *cpus);
-        wishes.push(wish(rest, any));
-    }
-    wishes
+    let is_open = request.policy.vm.vcpus.value == CpuChoice::Auto && request.held.is_empty();
+    (is_open && !isolated.is_empty()).then(|| usable.map_or(isolated, |usable| *usable & isolated))
 }
 
-/// The cores of each soft promise, the widest first, but those that this VM's vCPUs have already.
-fn avoided(request: &Request<'_>) -> Vec<CpuSet> {
-    if request.policy.vm.displace.value == Displace::Freely {
+/// Tries wishes, the best first, until one gives each vCPU a CPU of its own; where none does, the one with which the
+/// vCPUs fit best is taken. `within` are the CPUs to stay within, the best first, and `helpers` those that helpers were
+/// given by hand.
+pub(super) fn best<'a>(
+    request: &Request<'_>,
+    within: &[Option<&'a CpuSet>],
+    helpers: CpuSet,
+    attempt: impl Fn(&Wish<'a>) -> Option<Attempt<'a>>,
+) -> Option<Attempt<'a>> {
+    let mut soft = avoided(request);
+    let all = soft.iter().fold(CpuSet::EMPTY, |all, promise| all | promise.cores);
+    let lost = soft.iter().fold(CpuSet::EMPTY, |all, promise| all | promise.cpus);
+    let mut attempts = Attempts { attempt, within, lost, best: None };
+    // Helpers' CPUs by hand are a wish of this VM's own: it is given up before others lose anything.
+    if attempts.fits(all | helpers)
+        || (!helpers.is_empty() && attempts.fits(all))
+        || soft.is_empty()
+        || !attempts.fits(CpuSet::EMPTY)
+    {
+        return attempts.best;
+    }
+    // The narrowest is kept first; of those that are as wide, one on whose cores others count, too, or one that is not
+    // in the way.
+    let mut kept = CpuSet::EMPTY;
+    while let Some(at) = (0..soft.len()).min_by_key(|at| {
+        let Avoided { cpus, cores } = &soft[*at];
+        let others = soft.iter().filter(|other| other.cores.intersects(cores)).count();
+        (cpus.len(), Reverse(others), attempts.takes(cores))
+    }) {
+        let cores = soft.remove(at).cores;
+        if attempts.fits(kept | cores) {
+            kept |= cores;
+        }
+    }
+    attempts.best
+}
+
+struct Attempts<'a, 'b, F> {
+    attempt: F,
+    within: &'b [Option<&'a CpuSet>],
+    /// The CPUs of all promises that can be broken.
+    lost: CpuSet,
+    /// The last that was whole, else the best.
+    best: Option<Attempt<'a>>,
+}
+
+impl<'a, F: Fn(&Wish<'a>) -> Option<Attempt<'a>>> Attempts<'a, '_, F> {
+    /// Whether each vCPU has a CPU of its own beside these CPUs.
+    fn fits(&mut self, beside: CpuSet) -> bool {
+        let last = self.lost - beside;
+        self.within.iter().any(|within| {
+            let wish = Wish { beside, within: *within, last };
+            let Some(found) = (self.attempt)(&wish) else { return false };
+            let fit = found.placement.fit();
+            let before = self.best.as_ref().map(|best| best.placement.fit());
+            if before.is_none_or(|before| fit.beats(before)) {
+                self.best = Some(found);
+            }
+            fit == Fit::Whole
+        })
+    }
+
+    /// Whether the best attempt takes one of these CPUs.
+    fn takes(&self, cpus: &CpuSet) -> bool {
+        let best = self.best.as_ref();
+        best.is_some_and(|best| best.placement.placed.iter().any(|on| cpus.contains(on.cpu)))
+    }
+}
+
+/// A promise that can be broken.
+struct Avoided {
+    cpus: CpuSet,
+    /// The cores of these CPUs, but those that this VM's vCPUs have already.
+    cores: CpuSet,
+}
+
+fn avoided(request: &Request<'_>) -> Vec<Avoided> {
+    let vm = &request.policy.vm;
+    if vm.displace.value == Displace::Freely || vm.vcpus.value != CpuChoice::Auto {
         return Vec::new();
     }
     let held = request.machine.whole_cores(&request.held.values().copied().collect());
-    let promises = request.surroundings.promises.soft();
-    let cores = promises.map(|promise| request.machine.whole_cores(&promise.cpus) - held);
-    let mut cores: Vec<CpuSet> = cores.filter(|cpus| !cpus.is_empty()).collect();
-    cores.sort_by_key(|cpus| Reverse(cpus.len()));
-    cores
+    let avoided = request.surroundings.promises.soft().map(|promise| Avoided {
+        cpus: promise.cpus,
+        cores: request.machine.whole_cores(&promise.cpus) - held,
+    });
+    avoided.filter(|promise| !promise.cores.is_empty()).collect()
 }
 
 /// These CPUs without those that were isolated at boot, where others are left.

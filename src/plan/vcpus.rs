@@ -5,6 +5,7 @@
 //!                     as can be
 //!   guest threads=1   vCPU ─▶ a core of its own, while there are any; then the second threads
 //!   share             the same, round after round over the same CPUs
+//!   guest nodes       one after the other; on what is left of a core, without siblings alone
 //!   held              a vCPU that has a valid CPU keeps it; only new ones are placed (extension.rs)
 //! ```
 
@@ -53,10 +54,10 @@ pub(super) enum Fit {
 }
 
 impl Fit {
-    /// Whether an attempt with this outcome is better than one with more wishes that had another.
+    /// Whether an attempt with this outcome is taken instead of an earlier one, which had more wishes.
     pub(super) fn beats(self, before: Fit) -> bool {
         // Where vCPUs are left over, what is placed may at least be placed well.
-        self > before || (self, before) == (Fit::Part, Fit::Part)
+        self > before || (self == before && self != Fit::Wrapped)
     }
 }
 
@@ -128,7 +129,7 @@ pub(super) fn fresh(request: &Request<'_>, groups: &[Group<'_>]) -> Option<Place
     let by_node = cells(together);
     let mut placed = keeps.iter().find_map(|keep| {
         place(request, groups, &by_node, *keep).or_else(|| {
-            // Node by node leaves threads over that the guest as a whole can use.
+            // Guest node by guest node, a single vCPU may have taken the core that siblings need.
             let several = by_node.len() > 1;
             several.then(|| place(request, groups, &[together.iter().collect()], *keep)).flatten()
         })
@@ -208,45 +209,81 @@ fn cells(cores: &[GuestCore]) -> Vec<Vec<&GuestCore>> {
     by_node.into_values().collect()
 }
 
-/// Places cell by cell.
+/// The vCPUs of one guest node, or of the whole guest, and what they need.
+struct Cell<'a> {
+    cores: &'a [&'a GuestCore],
+    threads: usize,
+    need: Need,
+    pull: Pull,
+}
+
+impl<'a> Cell<'a> {
+    fn of(cores: &'a [&'a GuestCore], keep: Keep, pull: Pull) -> Cell<'a> {
+        let threads = cores.iter().map(|core| core.vcpus.len()).max().unwrap_or(1);
+        let need = Need {
+            vcpus: cores.iter().map(|core| core.vcpus.len()).sum(),
+            cores: cores.len(),
+            threads: if keep == Keep::GuestCores { threads } else { 1 },
+            wide: cores.iter().filter(|core| core.vcpus.len() > 1).count(),
+        };
+        Cell { cores, threads, need, pull }
+    }
+
+    /// Whether it does not fit near its memory, and how many nodes are near: the least of both is placed first.
+    fn choice(&self, topology: &Topology, groups: &[Group<'_>]) -> (bool, usize) {
+        let (nearest, nodes) = self.pull.nearest(topology);
+        let alone =
+            groups::choose(topology, groups, self.need, &[], &self.pull, &|_| Far::default());
+        let is_near = |at: usize| self.pull.remote(topology, groups[at].node) == nearest;
+        (!alone.is_some_and(|chosen| chosen.into_iter().all(is_near)), nodes)
+    }
+}
+
+/// Places guest node by guest node.
 fn place(
     request: &Request<'_>,
     groups: &[Group<'_>],
     cells: &[Vec<&GuestCore>],
     keep: Keep,
 ) -> Option<Vec<Placed>> {
+    let topology = request.machine.topology;
     let mut groups = Cow::Borrowed(groups);
     let mut elsewhere: Vec<NodeId> = Vec::new();
     let mut placed = Vec::new();
-    for (at, cell) in cells.iter().enumerate() {
-        let threads = cell.iter().map(|core| core.vcpus.len()).max().unwrap_or(1);
-        let need = Need {
-            vcpus: cell.iter().map(|core| core.vcpus.len()).sum(),
-            cores: cell.len(),
-            threads: if keep == Keep::GuestCores { threads } else { 1 },
-            wide: cell.iter().filter(|core| core.vcpus.len() > 1).count(),
-        };
-        // Cells are of one guest node each, or the only one has all.
-        let node = if cells.len() > 1 { cell.first().and_then(|core| core.node) } else { None };
-        let pull = Pull::of(request, node);
+    let several = cells.len() > 1;
+    let mut cells: Vec<Cell<'_>> = cells
+        .iter()
+        .map(|cores| {
+            let node = cores.first().and_then(|core| core.node).filter(|_| several);
+            Cell::of(cores, keep, Pull::of(request, node))
+        })
+        .collect();
+    if several {
+        cells.sort_by_cached_key(|cell| cell.choice(topology, &groups));
+    }
+    for (at, Cell { cores, threads, need, pull }) in cells.iter().enumerate() {
         // Which part of the guest has the devices is not known: the first goes near them.
         let far = |node| if at == 0 { devices::far(request, node) } else { Far::default() };
-        let topology = request.machine.topology;
-        let chosen = groups::choose(topology, &groups, need, &elsewhere, &pull, &far)?;
+        let chosen = groups::choose(topology, &groups, *need, &elsewhere, pull, &far)?;
         elsewhere.extend(chosen.iter().filter_map(|at| groups[*at].node));
         let host = chosen.iter().map(|at| &groups[*at]);
         if need.threads > 1 {
-            fill_cores(host.flat_map(|group| &group.free), cell, need.threads, &mut placed);
-        } else if threads > 1 {
-            fill_mixed(host.flat_map(|group| &group.free), cell.iter().copied(), &mut placed);
+            fill_cores(host.flat_map(|group| &group.free), cores, need.threads, &mut placed);
+        } else if *threads > 1 {
+            fill_mixed(host.flat_map(|group| &group.free), cores.iter().copied(), &mut placed);
         } else {
             let host: Vec<&Group<'_>> = host.collect();
-            fill_threads(&host, cell, &mut placed);
+            fill_threads(&host, cores, &mut placed);
         }
         if at + 1 < cells.len() {
             let used: CpuSet = placed.iter().map(|placed| placed.cpu).collect();
             for group in groups.to_mut() {
-                group.free.retain(|core| !core.usable().intersects(&used));
+                match keep {
+                    Keep::GuestCores => {
+                        group.free.retain(|core| !core.usable().intersects(&used));
+                    }
+                    Keep::Nothing => group.take(&used),
+                }
             }
         }
     }
@@ -285,23 +322,24 @@ fn fill_cores<'a>(
 fn fill_threads(host: &[&Group<'_>], cell: &[&GuestCore], placed: &mut Vec<Placed>) {
     let mut left = cell.len();
     let mut takes = vec![0; host.len()];
-    for round in 0.. {
-        let before = left;
+    let cores = host.iter().flat_map(|group| &group.free);
+    let rounds = 0..cores.map(FreeCore::end).max().unwrap_or(0);
+    for round in rounds.clone() {
         for (take, group) in takes.iter_mut().zip(host) {
-            let more = group.free_cores_of(round + 1).min(left);
+            let more = group.free.iter().filter(|core| core.has_thread(round)).take(left).count();
             *take += more;
             left -= more;
         }
-        if left == 0 || left == before {
+        if left == 0 {
             break;
         }
     }
     let mut rest = cell.iter().map(|core| core.vcpus[0]);
     for (take, group) in takes.into_iter().zip(host) {
-        let mut on: Vec<Option<VcpuIndex>> = vec![None; group.free.len()];
+        let mut on: Vec<Option<VcpuIndex>> =
+            group.free.iter().map(|core| core.first(placed)).collect();
         let mut taken = 0;
-        'group: for round in 0.. {
-            let before = taken;
+        'group: for round in rounds.clone() {
             for (core, first) in group.free.iter().zip(&mut on) {
                 if taken == take {
                     break 'group;
@@ -312,9 +350,6 @@ fn fill_threads(host: &[&Group<'_>], cell: &[&GuestCore], placed: &mut Vec<Place
                 first.get_or_insert(vcpu);
                 placed.push(Placed { vcpu, cpu, why });
                 taken += 1;
-            }
-            if taken == before {
-                break;
             }
         }
     }
@@ -345,8 +380,11 @@ fn fill_mixed<'a>(
     cell: impl Iterator<Item = &'a GuestCore>,
     placed: &mut Vec<Placed>,
 ) -> Vec<GuestCore> {
-    let mut host: Vec<Filling> =
-        host.map(|core| Filling { left: core.usable().iter().collect(), first: None }).collect();
+    let filling = |core: &FreeCore<'_>| Filling {
+        left: core.usable().iter().collect(),
+        first: core.first(placed),
+    };
+    let mut host: Vec<Filling> = host.map(filling).collect();
     let place_for = |host: &[Filling], threads: usize| {
         let able = |core: &Filling| core.left.len() >= threads;
         let untouched = host.iter().position(|core| core.first.is_none() && able(core));
