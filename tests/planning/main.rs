@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod exhaustive;
 mod house;
 mod one_policy_everywhere;
 mod pictures;
