@@ -11,5 +11,6 @@ mod pictures;
 mod plan_allowed;
 mod plan_properties;
 mod plans;
+mod references;
 mod topology;
 mod topology_spoilt;
