@@ -452,6 +452,7 @@ fn topology(case: &Case) -> Topology {
             package,
             die: None,
             kind: None,
+            rank: None,
         });
         topology.cpus.extend(cpus.iter().map(|id| Cpu {
             id,

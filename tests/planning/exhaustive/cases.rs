@@ -81,7 +81,7 @@ impl fmt::Display for Case {
             let bound: Vec<u32> = bound.iter().map(|node| node.0).collect();
             write!(f, ", memory of {} on {bound:?}", number(*guest_node))?;
         }
-        let Surroundings { allowed, promises, memory_on } = &self.surroundings;
+        let Surroundings { allowed, promises, memory_on, .. } = &self.surroundings;
         write!(f, "\n    reserved {}", self.policy.host.reserved.value)?;
         write!(f, ", others {}", self.neighbours.exclusive())?;
         for promise in &promises.made {
@@ -210,6 +210,6 @@ pub(super) fn any(dice: &mut Dice) -> Case {
             memory_on = nodes.iter().map(|node| (*node, bytes(dice))).collect();
         }
     }
-    let surroundings = Surroundings { allowed, promises, memory_on };
+    let surroundings = Surroundings { allowed, promises, memory_on, ..Surroundings::default() };
     Case { topology, guest, policy, neighbours, surroundings }
 }
