@@ -80,7 +80,8 @@ pub struct StateDir {
     pub(crate) older_lock: OlderLock,
     /// The unreadable leases that the log has, as they were then.
     reported: Arc<Mutex<BTreeMap<VmName, FileState>>>,
-    /// The leases that were read, and their files then. Each VM's supervisor reads all of them, several times in a pass.
+    /// The leases that were read, and their files then. Each VM's supervisor reads all of them, several times in a
+    /// pass.
     known: Arc<Mutex<BTreeMap<VmName, (FileState, Lease)>>>,
 }
 
@@ -88,8 +89,8 @@ fn held_by(holder: Option<Pid>) -> String {
     holder.map_or(" by another process".to_owned(), |pid| format!(" by process {pid}"))
 }
 
-/// What shows whether a file has changed: device, inode, size, and the times of the last change of its content and of its
-/// owner or mode, in seconds and ns.
+/// What shows whether a file has changed: device, inode, size, and the times of the last change of its content and of
+/// its owner or mode, in seconds and ns.
 pub(crate) type FileState = Option<(u64, u64, u64, [i64; 4])>;
 
 impl StateDir {

@@ -1,7 +1,8 @@
 //! qmpin gives one QEMU VM the CPUs it was promised, and proves it.
 //!
-//! The way through the house is *discover → plan → apply → watch → restore*; ARCHITECTURE.md is the map. Each knob has a folder
-//! below [`knobs`], and knowledge flows one way: words ← instruments ← discover, plan ← knobs ← attachment ← supervise ← cli.
+//! The way through the house is *discover → plan → apply → watch → restore*; ARCHITECTURE.md is the map. Each knob has
+//! a folder below [`knobs`], and knowledge flows one way: words ← instruments ← discover, plan ← knobs ← attachment ←
+//! supervise ← cli.
 
 // Words: no I/O.
 pub mod check;

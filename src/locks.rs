@@ -36,7 +36,8 @@ use crate::ids::Pid;
 use crate::leases::{StateDir, StateError, io_error};
 use crate::state_file::{self, FolderLink};
 
-/// How long a lock is waited for while one process holds it, which is for milliseconds, or a few hundred on a busy host …
+/// How long a lock is waited for while one process holds it, which is for milliseconds, or a few hundred on a busy host
+/// …
 const WAIT_LIMIT: Duration = Duration::from_secs(10);
 /// … and in all, while it goes from one process to another: many VMs on a slow host are no fault.
 const WAIT_LIMIT_IN_ALL: Duration = Duration::from_secs(60);
@@ -81,8 +82,8 @@ pub struct ReloadLock {
 pub(crate) struct OlderLock(Arc<Mutex<Weak<Flock<File>>>>);
 
 impl StateDir {
-    /// Locks all leases. It blocks this thread for ten seconds at most while one process holds the lock, and for a minute
-    /// in all.
+    /// Locks all leases. It blocks this thread for ten seconds at most while one process holds the lock, and for a
+    /// minute in all.
     ///
     /// # Errors
     /// [`StateError::Busy`] where another process holds it for longer; [`StateError::Io`].
@@ -279,8 +280,8 @@ pub(crate) fn try_lock(file: File) -> io::Result<Option<Flock<File>>> {
 }
 
 /// The process that holds a lock on this file, by `/proc/locks` (`Documentation/filesystems/proc.rst`):
-/// `1: FLOCK  ADVISORY  WRITE 712 00:19:1234 0 EOF`, which ends with the number of the inode. Only for an error: to read
-/// that file stops all locking on the host for a moment.
+/// `1: FLOCK  ADVISORY  WRITE 712 00:19:1234 0 EOF`, which ends with the number of the inode. Only for an error: to
+/// read that file stops all locking on the host for a moment.
 fn holder(path: &Path) -> Option<Pid> {
     let inode = fs::symlink_metadata(path).ok()?.ino().to_string();
     let locks = fs::read_to_string("/proc/locks").ok()?;

@@ -78,8 +78,8 @@ impl Promises {
         hard.fold(CpuSet::EMPTY, |all, promise| all | promise.cpus)
     }
 
-    /// Adds who was displaced before by the VM that is planned: a thread that runs elsewhere by now does not show what it
-    /// was promised.
+    /// Adds who was displaced before by the VM that is planned: a thread that runs elsewhere by now does not show what
+    /// it was promised.
     pub fn add_displaced(&mut self, displaced: impl Iterator<Item = Displaced>) {
         for Displaced { what, cpus, tid } in displaced {
             let is_known = |made: &Promise| made.what == what || (tid.is_some() && made.tid == tid);

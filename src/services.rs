@@ -111,8 +111,8 @@ pub fn vms_with_a_service() -> Result<Vec<VmName>, SystemdError> {
     Ok(names.iter().filter_map(|name| vm_of(name)).collect())
 }
 
-/// Has systemd read all unit files again, and then attach VMs that started meanwhile. A path unit sees no change while systemd
-/// reloads: its watches are closed and opened again, and a file that is there by then counts as one that was
+/// Has systemd read all unit files again, and then attach VMs that started meanwhile. A path unit sees no change while
+/// systemd reloads: its watches are closed and opened again, and a file that is there by then counts as one that was
 /// (`path_coldplug` and `path_spec_check_good` of `src/core/path.c`).
 ///
 /// # Errors
@@ -128,7 +128,8 @@ pub fn reload(units: &dyn Units) -> Result<(), SystemdError> {
     Ok(())
 }
 
-/// Starts what attaches a VM that runs already, for each with a path unit whose service does not run and has not failed.
+/// Starts what attaches a VM that runs already, for each with a path unit whose service does not run and has not
+/// failed.
 fn start_unseen(units: &dyn Units) -> Result<(), SystemdError> {
     let idle = units.listed("inactive", SERVICES)?;
     let idle: BTreeSet<VmName> = idle.iter().filter_map(|name| vm_of(name)).collect();

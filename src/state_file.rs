@@ -162,8 +162,8 @@ impl Folder {
         self.open_file(name, flags, Mode::from_raw_mode(mode))
     }
 
-    /// Replaces a file that all may read, or creates it: whole, or not at all. It is written as `NAME.new`, made durable, and renamed;
-    /// a regular file of that name, left by a process that was killed, is removed first.
+    /// Replaces a file that all may read, or creates it: whole, or not at all. It is written as `NAME.new`, made
+    /// durable, and renamed; a regular file of that name, left by a process that was killed, is removed first.
     ///
     /// # Errors
     /// The kernel's answer, or [`Distrust`] where `name` or `NAME.new` is no regular file; then nothing was changed.
@@ -368,8 +368,8 @@ pub fn has_name(file: &File, path: &Path) -> io::Result<bool> {
     Ok(named.is_ok_and(|named| (named.dev(), named.ino()) == (own.dev(), own.ino())))
 }
 
-/// Returns the version of a schema, such as 2 of `qmpin.lease/2`; `None`: it is no later version of `first`, which is that
-/// of version 1.
+/// Returns the version of a schema, such as 2 of `qmpin.lease/2`; `None`: it is no later version of `first`, which is
+/// that of version 1.
 pub(crate) fn version_of(schema: &str, first: &str) -> Option<u32> {
     let version = schema.strip_prefix(first.strip_suffix('1')?)?.parse().ok()?;
     (version >= 1).then_some(version)

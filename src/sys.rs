@@ -1,5 +1,5 @@
-//! System calls that no crate of this program has without `unsafe`, and a descriptor that can be awaited. This is the one
-//! place with `unsafe`.
+//! System calls that no crate of this program has without `unsafe`, and a descriptor that can be awaited. This is the
+//! one place with `unsafe`.
 
 #![allow(unsafe_code)] // each use has its reason beside it
 
@@ -46,8 +46,8 @@ pub(crate) fn attach_filter(
     let len = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
     let size = libc::socklen_t::try_from(size_of_val(&program)).unwrap_or_default();
-    // SAFETY: the kernel copies the structure and the `len` instructions that it points to, and changes neither; both live
-    // until the call returns.
+    // SAFETY: the kernel copies the structure and the `len` instructions that it points to, and changes neither; both
+    // live until the call returns.
     checked(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

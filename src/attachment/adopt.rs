@@ -1,5 +1,5 @@
-//! Another policy for a VM that is attached: nothing is unpinned on the way, since the plan in force stays in force until
-//! there is a new one.
+//! Another policy for a VM that is attached: nothing is unpinned on the way, since the plan in force stays in force
+//! until there is a new one.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,8 @@ use crate::plan::Stay;
 use crate::policy::Policy;
 
 impl Attachment<'_> {
-    /// Takes another policy: plans by it, and shows it to other VMs. A pass, and what is done around the VM, are to follow.
+    /// Takes another policy: plans by it, and shows it to other VMs. A pass, and what is done around the VM, are to
+    /// follow.
     ///
     /// # Errors
     /// [`PassError`]; then policy and plan are as they were.

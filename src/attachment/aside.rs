@@ -9,8 +9,9 @@ use crate::ids::Pid;
 use crate::sysroot::SysRoot;
 
 impl Attachment<'_> {
-    /// Takes all threads of this process off the CPUs of all VMs, whether or not something else excludes it: each supervisor
-    /// does that for itself. What it is not permitted is not needed: a cpuset that leaves it nothing else is its limit, too.
+    /// Takes all threads of this process off the CPUs of all VMs, whether or not something else excludes it: each
+    /// supervisor does that for itself. What it is not permitted is not needed: a cpuset that leaves it nothing else is
+    /// its limit, too.
     pub(crate) fn step_aside(&mut self) {
         if self.known.settings.follow != Follow::Stay {
             return;

@@ -52,8 +52,8 @@ pub(crate) fn earlier_journal(ground: Ground<'_>) -> Result<Option<Journal>, Sta
     }
 }
 
-/// Takes back what a QEMU that is gone, that of `ground`, had above its unit, and forgets it once that is done. It may wait
-/// for systemd.
+/// Takes back what a QEMU that is gone, that of `ground`, had above its unit, and forgets it once that is done. It may
+/// wait for systemd.
 fn take_over_from_dead(ground: Ground<'_>, journal: Journal) -> Result<(), StartError> {
     let Ground { state, vm, .. } = ground;
     let mut refused = take_back(ground, journal.memory()).refused;
@@ -80,8 +80,8 @@ pub(crate) fn new_journal(ground: Ground<'_>) -> Result<Journal, JournalError> {
     Journal::create(&ground.state.journal_path(ground.vm), &header)
 }
 
-/// The earlier lease of this very process. Its pins are held, so that a restarted qmpin changes nothing; and what a newer
-/// qmpin wrote to it is kept, because an older one that goes on with it must not take that away from others.
+/// The earlier lease of this very process. Its pins are held, so that a restarted qmpin changes nothing; and what a
+/// newer qmpin wrote to it is kept, because an older one that goes on with it must not take that away from others.
 pub(crate) fn earlier_lease(ground: Ground<'_>) -> Option<Lease> {
     let Ground { state, vm, boot_id, process, .. } = ground;
     match state.lease(vm) {

@@ -176,8 +176,8 @@ impl<'a> Attachment<'a> {
         if let Some(other) = other_name(ground) {
             return Err(StartError::OtherName { vm: vm.clone(), process, other });
         }
-        // Another supervisor of this process has claimed it, also where the files of the VM were removed meanwhile. One of
-        // qmpin 0.1.0 claims nothing, and is known by what it has pinned.
+        // Another supervisor of this process has claimed it, also where the files of the VM were removed meanwhile. One
+        // of qmpin 0.1.0 claims nothing, and is known by what it has pinned.
         let folder = host.root.path(&format!("proc/{}", process.pid)).ok();
         let is_claimed = folder.is_some_and(|folder| lock.claim(&folder).unwrap_or(false));
         if (!is_claimed || scan.is_confined(&topology.online()))

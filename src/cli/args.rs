@@ -30,8 +30,8 @@ const PROXMOX_DIR: &str = "/run/qemu-server";
 
 /// Pin the threads of a QEMU VM to the right CPUs
 ///
-/// qmpin asks QEMU which host thread is which, gives each vCPU a CPU, excludes everything else from these CPUs, follows the VM
-/// through resets and hotplug, and restores the host when the VM stops.
+/// qmpin asks QEMU which host thread is which, gives each vCPU a CPU, excludes everything else from these CPUs, follows
+/// the VM through resets and hotplug, and restores the host when the VM stops.
 #[derive(Parser, Debug)]
 #[command(
     name = "qmpin",

@@ -70,8 +70,8 @@ pub(super) fn run(global: &Global, args: &AttachArgs) -> Result<Answer, Failure>
     serve::serve(host, source, settings, args.service, &limits)
 }
 
-/// Removes marks that are of no use any more: of VMs that have ended, and that of this one, since a user who attaches it by
-/// hand wants it attached. What a service may do was decided before it was started.
+/// Removes marks that are of no use any more: of VMs that have ended, and that of this one, since a user who attaches
+/// it by hand wants it attached. What a service may do was decided before it was started.
 fn forget_marks(root: &SysRoot, settings: &Settings, is_service: bool) {
     let Settings { state, vm, .. } = settings;
     if let Ok(boot_id) = boot_id(root) {

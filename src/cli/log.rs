@@ -1,5 +1,5 @@
-//! Logging: to standard error, a line per decision, hidden characters escaped. Under systemd a line begins with its priority
-//! (`man 3 sd-daemon`) and has no time, since the journal has both.
+//! Logging: to standard error, a line per decision, hidden characters escaped. Under systemd a line begins with its
+//! priority (`man 3 sd-daemon`) and has no time, since the journal has both.
 
 use std::fmt::{self, Write as _};
 use std::os::linux::fs::MetadataExt as _;

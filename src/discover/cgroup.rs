@@ -95,8 +95,8 @@ fn has_systemd_cpusets(root: &SysRoot, cgroups: &dyn Cgroups) -> Result<(), Stri
     if !root.path("run/systemd/system").is_ok_and(|path| path.is_dir()) {
         return Err("the host is not run by systemd".to_owned());
     }
-    // The kernel keeps `isolcpus=` as the mask that every process inherits. It gives all of them their cpuset's CPUs instead
-    // once there is a cpuset, also once that is gone (`cpuset_update_tasks_cpumask` in kernel/cgroup/cpuset.c).
+    // The kernel keeps `isolcpus=` as the mask that every process inherits. It gives all of them their cpuset's CPUs
+    // instead once there is a cpuset, also once that is gone (`cpuset_update_tasks_cpumask` in kernel/cgroup/cpuset.c).
     let isolated = isolcpus(root);
     if !isolated.is_empty() {
         return Err(format!(

@@ -19,8 +19,8 @@ const COMM: &str = "qmpin";
 /// open files (`proc_pid_fd(5)`), for any version of qmpin. Only a process of root, or of the user who runs this one,
 /// counts: others cannot have opened the file.
 ///
-/// It reads the name of every process. `/proc/locks` would be one file, but to read it stops all locking on the host for
-/// a grace period of RCU, which is up to 20 ms (`locks_start` in `fs/locks.c`).
+/// It reads the name of every process. `/proc/locks` would be one file, but to read it stops all locking on the host
+/// for a grace period of RCU, which is up to 20 ms (`locks_start` in `fs/locks.c`).
 #[must_use]
 pub fn unlinked_holder(state: &StateDir, vm: &VmName) -> Option<ProcessKey> {
     let name = deleted_name(state, vm)?;

@@ -255,8 +255,8 @@ fn same_run_path(a: &Path, b: &Path) -> bool {
     a.is_absolute() && b.is_absolute() && strip(a) == strip(b)
 }
 
-/// The children of a thread, with one read; `None`: on a kernel without `CONFIG_PROC_CHILDREN`. As processes end while it
-/// is read, the kernel may leave out others (`fs/proc/array.c: get_children_pid`).
+/// The children of a thread, with one read; `None`: on a kernel without `CONFIG_PROC_CHILDREN`. As processes end while
+/// it is read, the kernel may leave out others (`fs/proc/array.c: get_children_pid`).
 pub(crate) fn children_of(root: &SysRoot, thread: Tid) -> Option<Vec<Tid>> {
     let text = root.read(&format!("proc/{thread}/task/{thread}/children")).ok()?;
     Some(text.split_ascii_whitespace().filter_map(|tid| tid.parse().ok().map(Tid)).collect())

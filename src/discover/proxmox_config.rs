@@ -102,8 +102,8 @@ pub(super) fn lines_of(text: &str) -> BTreeMap<String, String> {
     lines.map(|(key, value, _)| (key.to_owned(), value.to_owned())).collect()
 }
 
-/// Key, value and number, from 1, of the lines that hold now: what follows is of snapshots, and of changes that wait for
-/// the next start.
+/// Key, value and number, from 1, of the lines that hold now: what follows is of snapshots, and of changes that wait
+/// for the next start.
 fn own_lines(text: &str) -> impl Iterator<Item = (&str, &str, usize)> {
     let own = text.lines().take_while(|line| !line.starts_with('['));
     own.zip(1..).filter_map(|(line, at)| {

@@ -106,8 +106,8 @@ pub fn read_topology(root: &SysRoot) -> Result<Topology, DiscoverError> {
     Ok(topology)
 }
 
-/// Reads it in a thread of its own, from now on: that takes milliseconds, and the answer of a QEMU whose monitor is held
-/// does not wait for it.
+/// Reads it in a thread of its own, from now on: that takes milliseconds, and the answer of a QEMU whose monitor is
+/// held does not wait for it.
 ///
 /// # Errors
 /// Those of [`read_topology`].

@@ -51,8 +51,8 @@ impl OfThread for Scheduling {
 }
 
 impl Bench<'_> {
-    /// The last check before a write: a thread number may belong to another thread by now. A kernel thread that works for
-    /// the VM is none of the process.
+    /// The last check before a write: a thread number may belong to another thread by now. A kernel thread that works
+    /// for the VM is none of the process.
     ///
     /// # Errors
     /// [`ReadError`] where that cannot be read.

@@ -5,7 +5,8 @@
 //! ```
 //!
 //! A step the kernel refuses is an outcome, not an error; the rest goes on. Only a journal that cannot be written stops
-//! everything, before the first write. A new knob says what a step of its own is ([`Step`]), and this order is kept for it.
+//! everything, before the first write. A new knob says what a step of its own is ([`Step`]), and this order is kept for
+//! it.
 
 use crate::journal::{Journal, JournalError, Record};
 

@@ -1,6 +1,6 @@
-//! What qmpin has to say about a plan on this host: the planner's findings, and one of each knob that has any. Pure. This
-//! is the one place that makes them: `plan` prints them, `attach` logs those that fall short and reports them to `status`
-//! and `verify`.
+//! What qmpin has to say about a plan on this host: the planner's findings, and one of each knob that has any. Pure.
+//! This is the one place that makes them: `plan` prints them, `attach` logs those that fall short and reports them to
+//! `status` and `verify`.
 
 use crate::knobs::core_scheduling::journal::CookieMemory;
 use crate::knobs::core_scheduling::plan::{Cookies, NoCookies, finding as of_cookies};

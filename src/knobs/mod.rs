@@ -1,5 +1,5 @@
-//! What qmpin changes on the host, a folder for each. A folder has everything about its knob: the plan, the write, the undo, and
-//! what is done about it while the VM runs.
+//! What qmpin changes on the host, a folder for each. A folder has everything about its knob: the plan, the write, the
+//! undo, and what is done about it while the VM runs.
 //!
 //! ```text
 //!   attach   reonline ─▶ affinity ─▶ core_scheduling ─▶ partition ─▶ host ─▶ priority

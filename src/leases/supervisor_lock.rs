@@ -82,9 +82,9 @@ impl SupervisorLock {
         Heart(Arc::clone(&self.heart))
     }
 
-    /// Claims the QEMU process by a lock on its folder in /proc. Unlike the lock file that folder cannot be removed, so two
-    /// supervisors of one process find out about each other in any case. Returns whether the lock was free. Any user can
-    /// lock it, so that it is not says that one has to look, and no more.
+    /// Claims the QEMU process by a lock on its folder in /proc. Unlike the lock file that folder cannot be removed, so
+    /// two supervisors of one process find out about each other in any case. Returns whether the lock was free. Any
+    /// user can lock it, so that it is not says that one has to look, and no more.
     ///
     /// # Errors
     /// The kernel's answer.

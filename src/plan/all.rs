@@ -122,12 +122,12 @@ fn left(
     surroundings: &Surroundings,
     policy: &Policy,
 ) -> Vec<Left> {
-    let nobody = Guest::default();
+    let empty = Guest::default();
     let (Ok(vm), held) = ("left".parse(), BTreeMap::new()) else { return Vec::new() };
     let request = Request {
         vm: &vm,
         machine,
-        guest: &nobody,
+        guest: &empty,
         policy,
         neighbours,
         surroundings,

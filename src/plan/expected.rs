@@ -1,4 +1,5 @@
-//! VMs that are enabled and not started yet: a plan leaves them the CPUs that they would have, where that costs nothing.
+//! VMs that are enabled and not started yet: a plan leaves them the CPUs that they would have, where that costs
+//! nothing.
 
 use super::all::place_all;
 use super::{Declared, Machine, Neighbours, Plan, PlanError, Request, Verdict, plan_strictly};

@@ -22,7 +22,8 @@ use crate::ids::{CpuId, NodeId, VcpuIndex};
 use crate::policy::{Sharing, Smt, VmPolicy};
 use crate::topology::{CoreKind, Topology};
 
-/// Places the vCPUs that hold nothing, or nothing valid, around those that do, and those that are `fixed` where that says.
+/// Places the vCPUs that hold nothing, or nothing valid, around those that do, and those that are `fixed` where that
+/// says.
 /// `None`: nothing is fixed, and nothing that is held is valid, so it is a fresh start.
 pub(super) fn extended(
     topology: &Topology,

@@ -28,7 +28,7 @@ impl Fixed {
     /// For a VM that has CPUs already it is no error: a vCPU that is plugged is placed as any other then.
     pub(super) fn gather(request: &Request<'_>, claims: &Claims) -> Result<Fixed, PlanError> {
         let by_hand = &request.policy.vm.vcpu_cpus;
-        // Also of vCPUs that are not plugged yet: it is told before the VM counts on it.
+        // Also of vCPUs that are not plugged yet: that is known before the VM counts on it.
         for (at, (vcpu, own)) in by_hand.iter().enumerate() {
             check_policy(request, *vcpu, own, by_hand.iter().take(at))?;
         }

@@ -134,7 +134,8 @@ impl Claims {
         self.check_by_hand(request, key, cpus, choice)
     }
 
-    /// Checks that no CPU of a set by hand, nor a sibling of one, is another VM's, and that the VM is allowed all of them.
+    /// Checks that no CPU of a set by hand, nor a sibling of one, is another VM's, and that the VM is allowed all of
+    /// them.
     fn check_by_hand(
         &self,
         request: &Request<'_>,
@@ -227,8 +228,8 @@ impl Claims {
     }
 }
 
-/// The cores that helpers, or vCPUs that are not plugged, were given by hand, and vCPUs leave to them where they can: not those
-/// that vCPUs have already, and none where the vCPUs' CPUs are by hand, too.
+/// The cores that helpers, or vCPUs that are not plugged, were given by hand, and vCPUs leave to them where they can:
+/// not those that vCPUs have already, and none where the vCPUs' CPUs are by hand, too.
 pub(super) fn spared(request: &Request<'_>) -> CpuSet {
     let vm = &request.policy.vm;
     if vm.vcpus.value != CpuChoice::Auto {

@@ -133,8 +133,8 @@ fn plan_strictly(request: &Request<'_>, beside: &CpuSet) -> Result<Plan, PlanErr
     Ok(plan)
 }
 
-/// The groups with the cores that a wish leaves to the VM, but for CPUs that are `never` its. Those of `fixed` are in any
-/// case.
+/// The groups with the cores that a wish leaves to the VM, but for CPUs that are `never` its. Those of `fixed` are in
+/// any case.
 fn groups<'a>(
     request: &Request<'a>,
     claims: &Claims,

@@ -361,7 +361,7 @@ fn siblings(request: &Request<'_>, placement: &Placement) -> Option<Finding> {
 
 /// Cores that vCPUs share without the guest knowing. Sharing a CPU is another finding.
 fn doubled(request: &Request<'_>, placement: &Placement, used: &CpuSet) -> Option<Finding> {
-    // Who asks for siblings is not told of them.
+    // It is no shortfall where the policy asks for siblings.
     if placement.siblings != Siblings::None || request.policy.vm.smt.value == Smt::Siblings {
         return None;
     }

@@ -14,8 +14,8 @@ use crate::peer::{self, Peer};
 /// The first and the longest pause between two tries to connect to a full backlog.
 const CONNECT_PAUSES: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
-/// Connects, and returns the process that listens beside the stream. Waits until `waited` after `asked` for a place in the
-/// backlog.
+/// Connects, and returns the process that listens beside the stream. Waits until `waited` after `asked` for a place in
+/// the backlog.
 ///
 /// A monitor serves one client; two more fit in its backlog (`listen(fd, 1)` in
 /// util/qemu-sockets.c). A full backlog answers EAGAIN, which takes no place in it and which no

@@ -50,8 +50,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-/// Whether QEMU is asked for the guest's memory, too. Each byte that is sent holds a shared monitor a little longer, and
-/// on a host with one memory node the answer makes no difference.
+/// Whether QEMU is asked for the guest's memory, too. Each byte that is sent holds a shared monitor a little longer,
+/// and on a host with one memory node the answer makes no difference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AskMemory {
     /// It is not asked.

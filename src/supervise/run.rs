@@ -40,8 +40,8 @@ const BEAT: Duration = Duration::from_secs(1);
 const LOOK_DELAY: Duration = Duration::from_millis(1);
 /// Two passes are at least this far apart, however many hints there are.
 const LOOK_GAP: Duration = Duration::from_millis(20);
-/// What a VM is given when it is attached. A pass comes last, for kernel threads, and for threads that were created while
-/// the first pass was under way.
+/// What a VM is given when it is attached. A pass comes last, for kernel threads, and for threads that were created
+/// while the first pass was under way.
 const FIRST: [Task; 4] = [Task::Isolate, Task::KeepHost, Task::Prioritise, Task::Pass];
 
 /// How it ended.

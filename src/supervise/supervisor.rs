@@ -53,8 +53,8 @@ impl<'a> Supervisor<'a> {
         })
     }
 
-    /// Waits until it is worth trying again to attach a VM that could not be attached. Returns why it is no longer to be
-    /// attached; `None`: it is worth trying again.
+    /// Waits until it is worth trying again to attach a VM that could not be attached. Returns why it is no longer to
+    /// be attached; `None`: it is worth trying again.
     ///
     /// # Errors
     /// Why it could not be attached, where no change of the host mends that.

@@ -251,8 +251,8 @@ impl Wait<'_> {
         }
     }
 
-    /// Whether it is worth trying again. Where it is known what the VM needs it is planned, and QEMU is not asked; nor is
-    /// it where another process has the VM.
+    /// Whether it is worth trying again. Where it is known what the VM needs it is planned, and QEMU is not asked; nor
+    /// is it where another process has the VM.
     fn fits(&mut self, cause: Cause) -> bool {
         let Some(seen) = &self.refusal.seen else {
             return if self.refusal.is_taken {

@@ -67,8 +67,8 @@ pub(super) enum Task {
     Choose,
     /// Exclude interrupts and the kernel's own work from them: the VM's own part of what the host is to be has changed.
     KeepHost,
-    /// The same, where no supervisor has done so just now: interrupts and kernel threads may have been created since the
-    /// last time, or another VM was started or stopped.
+    /// The same, where no supervisor has done so just now: interrupts and kernel threads may have been created since
+    /// the last time, or another VM was started or stopped.
     CheckHost,
     /// Give vCPUs their priority, and the VM its cookie.
     Prioritise,

@@ -111,8 +111,8 @@ impl Wake for Waiting {
     }
 }
 
-/// Waits for a future in this thread. Unlike a runtime's `block_on` it may be called below one, and so the future does not
-/// count in the budget of the task that it is called in.
+/// Waits for a future in this thread. Unlike a runtime's `block_on` it may be called below one, and so the future does
+/// not count in the budget of the task that it is called in.
 fn wait_for<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(unconstrained(future));
     let waker = Waker::from(Arc::new(Waiting(thread::current())));

@@ -476,7 +476,8 @@ fn what_is_left_from_before_a_reboot_is_discarded() {
     }
     let before = stage.masks();
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    // The machine has been up all the while: its files say that they are from another time, and its threads are as at first.
+    // The machine has been up all the while: its files say that they are from another time, and its threads are as at
+    // first.
     let reboot = || {
         stage.run(&["attach", "100", "--once"]).says(0, &[]);
         let names = stage.place.left_behind();

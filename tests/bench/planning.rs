@@ -36,8 +36,8 @@ pub(crate) fn measure(table: &mut Table) {
         });
         let declared: Vec<Declared> = declared.collect();
         let start = Instant::now();
-        let (nobody, around) = (Neighbours::default(), Surroundings::default());
-        let planned = plan_all(&Machine::of(&topology), declared, nobody, &around, &policy);
+        let (none, around) = (Neighbours::default(), Surroundings::default());
+        let planned = plan_all(&Machine::of(&topology), declared, none, &around, &policy);
         together.add(start.elapsed());
         assert!(planned.plans.iter().all(|(_, plan)| plan.is_ok()));
     }

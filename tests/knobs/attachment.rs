@@ -1,5 +1,6 @@
 //! A whole attachment on a made-up host: files in a folder, masks in memory, a made-up systemd and kernel behind the
-//! cgroup tree, and QMP answered by this process. What real QEMUs and kernels do with it is seen in `tests/attached` and on the test host.
+//! cgroup tree, and QMP answered by this process. What real QEMUs and kernels do with it is seen in `tests/attached`
+//! and on the test host.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
@@ -324,8 +325,8 @@ fn reads() -> u64 {
     line.parse().expect("a number")
 }
 
-/// What one supervisor reads while nothing happens, beside so many others. What a kernel takes for it is measured on the test
-/// host (`cost`).
+/// What one supervisor reads while nothing happens, beside so many others. What a kernel takes for it is measured on
+/// the test host (`cost`).
 #[tokio::test]
 async fn what_a_supervisor_reads_hardly_grows_with_its_neighbours() {
     let guest = Guest::new();

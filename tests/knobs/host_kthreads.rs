@@ -1,5 +1,5 @@
-//! Kernel threads that are not among the children of their parent when these are read, as may be where others end at that
-//! moment: they are kernel threads by their flag.
+//! Kernel threads that are not among the children of their parent when these are read, as may be where others end at
+//! that moment: they are kernel threads by their flag.
 
 #![allow(clippy::expect_used)] // a test may end
 

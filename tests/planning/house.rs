@@ -1,4 +1,5 @@
-//! What may import what, read from the sources: planning is pure, folders know only what is below them, and there are no knots.
+//! What may import what, read from the sources: planning is pure, folders know only what is below them, and there are
+//! no knots.
 
 #![allow(clippy::expect_used)] // a source that cannot be read fails the test
 
@@ -42,8 +43,8 @@ const PLANNERS: [&str; 11] = [
     "knobs::host::workqueues",
     "knobs::partition::plan::steps",
 ];
-/// What planners may import beside each other, modules with what is below them. A planner is as pure as these are, so they are looked
-/// at as well.
+/// What planners may import beside each other, modules with what is below them. A planner is as pure as these are, so
+/// they are looked at as well.
 const WORDS: [&str; 22] = [
     "cpuset",
     "guest",
@@ -154,8 +155,8 @@ impl House {
         }
     }
 
-    /// For each module those that it imports, by `use` or by a path in its code. A facade, which shows what is written below it,
-    /// imports nothing by that.
+    /// For each module those that it imports, by `use` or by a path in its code. A facade, which shows what is written
+    /// below it, imports nothing by that.
     fn imports(&self) -> BTreeMap<&Module, BTreeSet<Module>> {
         let mut all = BTreeMap::new();
         for (module, code) in &self.code {

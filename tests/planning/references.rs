@@ -58,7 +58,7 @@ enum Host {
     Another,
     /// These, which the reference reserves.
     Reserved(&'static str),
-    /// The reference reserves none, and qmpin is not told any.
+    /// The reference reserves none, and no policy names any for qmpin.
     Auto,
 }
 

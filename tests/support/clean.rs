@@ -1,5 +1,5 @@
-//! Children that inherit nothing of the process that started the tests: `nohup`, `ulimit`, `umask`, a shell's environment, or a
-//! unit of systemd. Every program that a test starts is started here.
+//! Children that inherit nothing of the process that started the tests: `nohup`, `ulimit`, `umask`, a shell's
+//! environment, or a unit of systemd. Every program that a test starts is started here.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,5 +1,5 @@
-//! A made-up host: files in a folder, and threads whose masks are kept in memory. What the kernel itself does is seen on
-//! the test host.
+//! A made-up host: files in a folder, and threads whose masks are kept in memory. What the kernel itself does is seen
+//! on the test host.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -25,7 +25,8 @@ use std::path::Path;
 
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
-/// Says that a test was skipped, past the capture of the test harness, so that it can be counted: on a line of its own, since
+/// Says that a test was skipped, past the capture of the test harness, so that it can be counted: on a line of its own,
+/// since
 /// `cargo test --quiet` is in the middle of one, of dots. `tests/run` counts those that begin so.
 pub(crate) fn skipped(test: &str, reason: &str) {
     // One write: lines of tests that run side by side must not get into each other.

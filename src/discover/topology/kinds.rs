@@ -2,7 +2,8 @@
 //!
 //! Intel names them by the two PMUs that hybrid machines have (`cpu_core`, `cpu_atom`; also
 //! `cpu_lowpower` for a third kind that is small as well). Elsewhere `cpu_capacity` decides, 1024 being
-//! the largest core (`Documentation/ABI/testing/sysfs-devices-system-cpu`): where the cores differ, those with the highest are the performance cores and all others efficiency cores.
+//! the largest core (`Documentation/ABI/testing/sysfs-devices-system-cpu`): where the cores differ, those with the
+//! highest are the performance cores and all others efficiency cores.
 
 use super::attribute::{Notes, Why};
 use super::{CPU, PerCpu, attribute};

@@ -9,8 +9,8 @@ use crate::sysroot::SysRoot;
 /// Where it is said; the first that there is counts.
 const SOURCES: [&str; 2] = ["cpufreq/amd_pstate_prefcore_ranking", "acpi_cppc/highest_perf"];
 
-/// The rank of each core, a larger one for a better core; none where the kernel does not say. What of a single core cannot
-/// be read is left out: it is no worse than the best.
+/// The rank of each core, a larger one for a better core; none where the kernel does not say. What of a single core
+/// cannot be read is left out: it is no worse than the best.
 pub(super) fn read_ranks(root: &SysRoot, cores: &[CpuSet]) -> PerCpu<u32> {
     let mut ranks = PerCpu::none();
     let rank = |core: &CpuSet, source: &str| {

@@ -1,5 +1,6 @@
-//! What the rest of the host leaves to the VM: the CPUs that its own cgroup allows it, read for each plan and compared in
-//! each pass; and what others were promised, read where no lock is held, because that reads every thread of the host.
+//! What the rest of the host leaves to the VM: the CPUs that its own cgroup allows it, read for each plan and compared
+//! in each pass; and what others were promised, read where no lock is held, because that reads every thread of the
+//! host.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,8 +46,8 @@ impl Limit {
         (self.surroundings.devices, self.surroundings.set_aside) = devices(ground);
     }
 
-    /// Has them read again for the next plan, because this VM or the host has changed. That a neighbour has come or gone
-    /// is no reason: each VM of the host would read every thread then.
+    /// Has them read again for the next plan, because this VM or the host has changed. That a neighbour has come or
+    /// gone is no reason: each VM of the host would read every thread then.
     pub(crate) fn expire(&mut self) {
         self.has_expired = true;
     }

@@ -84,8 +84,8 @@ pub enum CookieStep {
     Clear(ThreadKey),
 }
 
-/// What leads to the wish. `memory` says which cookies qmpin made. Where a thread has one that is another program's, the
-/// VM gets none.
+/// What leads to the wish. `memory` says which cookies qmpin made. Where a thread has one that is another program's,
+/// the VM gets none.
 #[must_use]
 pub fn steps(wish: Wish, cookies: &Cookies, memory: &CookieMemory) -> Vec<CookieStep> {
     let mut all = cookies.values();

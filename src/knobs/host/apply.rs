@@ -150,8 +150,8 @@ fn is_bound(root: &SysRoot, place: &Place) -> bool {
     matches!(place, Place::Thread(key) if kernel_threads::is_bound_kernel_thread(root, *key))
 }
 
-/// Whether it is a file that cannot be written. The answer alone is not enough to give an undo up: a process with too few
-/// rights gets the same.
+/// Whether it is a file that cannot be written. The answer alone is not enough to give an undo up: a process with too
+/// few rights gets the same.
 fn is_fixed(root: &SysRoot, place: &Place) -> bool {
     let (Place::CpuList(path) | Place::CpuMask(path) | Place::Word(path)) = place else {
         return false;

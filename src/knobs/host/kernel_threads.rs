@@ -14,8 +14,8 @@ use crate::threads::{Role, Thread, ThreadKey};
 /// Where kernel threads are looked for. What is found by either is one only by its flag (`PF_KTHREAD`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KthreadScan {
-    /// All numbers of `/proc`: a thread that exists all the while is found. It costs a line, some 2 µs, for each process
-    /// of the host that is none of the kernel's.
+    /// All numbers of `/proc`: a thread that exists all the while is found. It costs a line, some 2 µs, for each
+    /// process of the host that is none of the kernel's.
     All,
     /// The children of their parent: one short file. As threads end while it is read, the kernel may leave out
     /// others (`fs/proc/array.c: get_children_pid`), so it is for who looks again and can wait.

@@ -30,9 +30,9 @@ impl HostApplied {
     }
 
     /// The number of the interrupt whose CPUs the kernel manages: it answers a write with `EIO`, since Linux 6.10 with
-    /// `EPERM` (`kernel/irq/proc.c: write_irq_affinity`); with `EACCES` a process that may not write files that cannot be
-    /// written (`register_irq_proc`, since Linux 6.12), as a unit without `CAP_DAC_OVERRIDE`. Before that nothing but the
-    /// answer distinguishes them.
+    /// `EPERM` (`kernel/irq/proc.c: write_irq_affinity`); with `EACCES` a process that may not write files that cannot
+    /// be written (`register_irq_proc`, since Linux 6.12), as a unit without `CAP_DAC_OVERRIDE`. Before that nothing
+    /// but the answer distinguishes them.
     pub(crate) fn kept_irq(&self) -> Option<u32> {
         use nix::libc::{EACCES, EIO, EPERM};
         match &self.outcome {

@@ -1,5 +1,5 @@
-//! When the rest of the host was last compared with the leases, and with what these wanted: one supervisor's pass serves
-//! all. It is the content of `.host.lock`, so that it goes with the last VM.
+//! When the rest of the host was last compared with the leases, and with what these wanted: one supervisor's pass
+//! serves all. It is the content of `.host.lock`, so that it goes with the last VM.
 
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};

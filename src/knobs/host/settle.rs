@@ -38,8 +38,8 @@ pub fn settle(memory: &HostMemory, applied: &mut [HostApplied]) -> Vec<HostRecor
 }
 
 /// Records what a cpuset has cut a thread's mask to, as another program's partition does, so that the mask counts as
-/// written by qmpin when it is restored. It may have been so before the write: then the VM's own partition has moved the
-/// thread. A restored mask is cut by the partition of a VM that ends at the same time.
+/// written by qmpin when it is restored. It may have been so before the write: then the VM's own partition has moved
+/// the thread. A restored mask is cut by the partition of a VM that ends at the same time.
 fn narrowed(HostApplied { step, outcome, .. }: &HostApplied) -> Option<HostRecord> {
     match (step, outcome) {
         (

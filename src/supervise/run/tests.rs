@@ -1,5 +1,5 @@
-//! The loop without real processes: a test plays QEMU, the kernel's sources, the signals and the worker, and time passes
-//! only when nothing else is left to do.
+//! The loop without real processes: a test plays QEMU, the kernel's sources, the signals and the worker, and time
+//! passes only when nothing else is left to do.
 
 mod endings;
 mod words_to_systemd;

@@ -56,8 +56,8 @@ use crate::wording::{counted, cpus_in_words};
 const PASSES_MAX: usize = 4;
 /// Of so many passes, one searches all of `/proc` for kernel threads: by default, one in a minute.
 const LOOKS_PER_SCAN: u32 = 12;
-/// How long one pass of another supervisor may take. On a host of hundreds of CPUs with tens of VMs it takes seconds, and
-/// where several make one at the same time, each of them takes longer.
+/// How long one pass of another supervisor may take. On a host of hundreds of CPUs with tens of VMs it takes seconds,
+/// and where several make one at the same time, each of them takes longer.
 const CHECK_LIMIT: Duration = Duration::from_secs(30);
 /// Between two checks whether irqbalance does again what it did before.
 const IRQBALANCE_PAUSE: Duration = Duration::from_millis(250);
@@ -169,8 +169,8 @@ impl HostKnobs {
         }
     }
 
-    /// Whether the host is to be compared with the leases now: not where a supervisor, this or another, has done so less
-    /// than `within` ago, nor while one is at it. With many VMs, most only ask. `now` is when it is asked.
+    /// Whether the host is to be compared with the leases now: not where a supervisor, this or another, has done so
+    /// less than `within` ago, nor while one is at it. With many VMs, most only ask. `now` is when it is asked.
     pub fn is_due(
         &mut self,
         root: &SysRoot,
@@ -421,8 +421,8 @@ fn partitions(state: &StateDir, boot_id: &str) -> CpuSet {
     partitions.fold(CpuSet::EMPTY, |all, lease| all | lease.exclusive)
 }
 
-/// The host as it is, and what is to be done about it for all who want something of it. An irqbalance in `silent` is not
-/// asked; one that does not answer is added.
+/// The host as it is, and what is to be done about it for all who want something of it. An irqbalance in `silent` is
+/// not asked; one that does not answer is added.
 ///
 /// # Errors
 /// [`DiscoverError`] where the host cannot be read.

@@ -176,7 +176,8 @@ impl Partition {
             },
             _ => true,
         });
-        // Threads are created in other groups than those they belong to; all else was as planned, and is an external change.
+        // Threads are created in other groups than those they belong to; all else was as planned, and is an external
+        // change.
         let mut is_changed = steps.iter().any(|step| !matches!(step, PartitionStep::Move { .. }));
         let is_kept = steps.is_empty();
         let mut written = steps.len();
@@ -332,8 +333,8 @@ fn as_strs(found: &Result<String, String>) -> Result<&str, &str> {
     found.as_ref().map(String::as_str).map_err(String::as_str)
 }
 
-/// The finding of the partition or fallback that a VM would have. An attached one has its supervisor's: nothing is asked
-/// of systemd, and what was refused is not seen by reading.
+/// The finding of the partition or fallback that a VM would have. An attached one has its supervisor's: nothing is
+/// asked of systemd, and what was refused is not seen by reading.
 #[must_use]
 pub fn would_be(
     host: Host<'_>,
