@@ -16,15 +16,18 @@ use crate::wording::{counted, cpus_in_words};
 /// Deals the CPUs that iothreads have.
 pub(super) fn planned(request: &Request<'_>, pool: &CpuSet) -> Vec<PlannedIothread> {
     let vm = &request.policy.vm;
-    let by_hand = taken_by_hand(request);
-    let rest = if pool.is_subset(&by_hand) { *pool } else { *pool - by_hand };
-    let mut dealt = in_turn(request, &rest).into_iter().cycle();
+    let turns = match vm.iothreads.value.spread {
+        Spread::Pool => Vec::new(),
+        Spread::Each => {
+            let by_hand = taken_by_hand(request);
+            let rest = if pool.is_subset(&by_hand) { *pool } else { *pool - by_hand };
+            in_turn(request, &rest)
+        }
+    };
+    let mut dealt = turns.into_iter().cycle();
     let iothreads = request.guest.iothreads.iter().map(|iothread| {
         let own = vm.iothread_cpus.get(iothread).map(|own| own.value);
-        let cpus = own.unwrap_or_else(|| match vm.iothreads.value.spread {
-            Spread::Pool => *pool,
-            Spread::Each => dealt.next().map_or(*pool, CpuSet::single),
-        });
+        let cpus = own.unwrap_or_else(|| dealt.next().map_or(*pool, CpuSet::single));
         PlannedIothread { iothread: iothread.clone(), cpus }
     });
     iothreads.collect()
