@@ -114,16 +114,22 @@ pub fn neighbours_of(host: Host<'_>, state: &StateDir, vm: &VmName, boot_id: &st
     all.filter(|neighbour| neighbour.vm != *vm).collect()
 }
 
-/// Every VM that holds CPUs.
+/// What others see of a VM by its lease.
 #[must_use]
-pub fn all_neighbours(host: Host<'_>, state: &StateDir, boot_id: &str) -> Vec<Neighbour> {
-    let (leases, doubts) = discover::live_leases_and_doubts(host.root, host.sched, state, boot_id);
-    let leases = leases.into_iter().map(|lease| Neighbour {
+pub fn neighbour(lease: Lease) -> Neighbour {
+    Neighbour {
         vm: lease.vm,
         exclusive: lease.exclusive,
         helpers: lease.emulator | lease.iothreads,
         doubt: None,
-    });
+    }
+}
+
+/// Every VM that holds CPUs.
+#[must_use]
+pub fn all_neighbours(host: Host<'_>, state: &StateDir, boot_id: &str) -> Vec<Neighbour> {
+    let (leases, doubts) = discover::live_leases_and_doubts(host.root, host.sched, state, boot_id);
+    let leases = leases.into_iter().map(neighbour);
     let doubts = doubts.into_iter().map(|doubt| Neighbour {
         doubt: Some(doubt.to_string()),
         vm: doubt.vm,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::args::{AllPlanArgs, Global, Place, PlanArgs, host_policy};
 use super::topology::{Sheet, picture, put_svg};
 use super::{Answer, output};
-use crate::attachment::leasing::all_neighbours;
+use crate::attachment::leasing::{all_neighbours, neighbour};
 use crate::attachment::settings::declare;
 use crate::cgroups::CgroupTree;
 use crate::cpuset::CpuSet;
@@ -14,7 +14,7 @@ use crate::error::Failure;
 use crate::ids::VmName;
 use crate::knobs::affinity::limit::promises_beside;
 use crate::knobs::ground::Host;
-use crate::leases::{Lease, StateDir};
+use crate::leases::StateDir;
 use crate::plan::{Machine, Neighbour, PlanError, plan_all};
 use crate::promises::Surroundings;
 use crate::render::{Owners, PlanAllDocument, PlanDocument, VmOfAll, VmPlace};
@@ -96,12 +96,6 @@ fn attached(host: Host<'_>, state: &StateDir, boot_id: &str) -> Vec<Neighbour> {
     if host.root.is_live() {
         return all_neighbours(host, state, boot_id);
     }
-    let neighbour = |lease: Lease| Neighbour {
-        vm: lease.vm,
-        exclusive: lease.exclusive,
-        helpers: lease.emulator | lease.iothreads,
-        doubt: None,
-    };
     all_leases(state).into_iter().map(neighbour).collect()
 }
 

@@ -4,6 +4,7 @@
 use super::all::place_all;
 use super::{Declared, Machine, Neighbours, Plan, PlanError, Request, Verdict, plan_strictly};
 use crate::cpuset::CpuSet;
+use crate::policy::CpuChoice;
 use crate::promises::Surroundings;
 
 /// The CPUs that the others would have if all of them were placed with this one, as `qmpin plan --all` shows.
@@ -37,7 +38,11 @@ pub(super) fn beside(
 ) -> Result<Plan, PlanError> {
     let expected = &request.surroundings.expected;
     let Ok(plan) = &planned else { return planned };
-    if !plan.exclusive.intersects(expected) || !request.held.is_empty() {
+    // What was given by hand is taken as it is.
+    if request.policy.vm.vcpus.value != CpuChoice::Auto
+        || !plan.exclusive.intersects(expected)
+        || !request.held.is_empty()
+    {
         return planned;
     }
     match plan_strictly(request, expected) {
