@@ -10,17 +10,14 @@
 
 use std::collections::BTreeMap;
 
+use super::config_memory::{ConfigNode, VCPUS_MAX, config_nodes, has_iothread, memory_mib};
 use super::devices;
-use super::proxmox_config::config_lines;
+use super::proxmox_config::{config_lines, is_numbered};
 use crate::devices::Device;
 use crate::guest::{Guest, GuestMemory, GuestVcpu};
-use crate::ids::{IothreadId, NodeId, VcpuIndex, VmName};
+use crate::ids::{IothreadId, VcpuIndex, VmName};
 use crate::sysroot::SysRoot;
 
-/// The most vCPUs that a configuration may declare: a larger number in the file is an error.
-const VCPUS_MAX: u32 = 4096;
-/// What Proxmox gives a VM without `memory`, in MiB.
-const MEMORY_MIB_DEFAULT: u64 = 512;
 const MIB: u64 = 1 << 20;
 
 /// Reads the guest that the VM would be, if it were started now.
@@ -52,7 +49,7 @@ struct Smp {
 
 fn guest(lines: &BTreeMap<String, String>) -> Result<Guest, String> {
     let smp = smp(lines)?;
-    let nodes = nodes(lines)?;
+    let nodes = config_nodes(lines)?;
     let per_die = smp.cores * smp.threads;
     let per_socket = smp.dies * per_die;
     let is_numa = lines.get("numa").is_some_and(|numa| numa == "1");
@@ -60,8 +57,7 @@ fn guest(lines: &BTreeMap<String, String>) -> Result<Guest, String> {
         (false, _) => None,
         (true, true) => Some(index / per_socket),
         (true, false) => {
-            let has =
-                |node: &&Node| node.cpus.iter().any(|(from, to)| (*from..=*to).contains(&index));
+            let has = |node: &&ConfigNode| node.vcpus.contains(&index);
             nodes.iter().find(has).map(|node| node.number)
         }
     };
@@ -75,10 +71,10 @@ fn guest(lines: &BTreeMap<String, String>) -> Result<Guest, String> {
         thread: Some(index % smp.threads),
     };
     let memory = if is_numa && !nodes.is_empty() {
-        let piece = |node: &Node| GuestMemory {
+        let piece = |node: &ConfigNode| GuestMemory {
             guest_node: Some(node.number),
             bytes: node.memory_mib.saturating_mul(MIB),
-            bound: node.on.clone(),
+            bound: node.on.iter().copied().collect(),
         };
         nodes.iter().map(piece).collect()
     } else {
@@ -138,71 +134,17 @@ fn smp(lines: &BTreeMap<String, String>) -> Result<Smp, String> {
     Ok(smp)
 }
 
-fn memory_mib(lines: &BTreeMap<String, String>) -> Result<u64, String> {
-    let Some(text) = lines.get("memory") else { return Ok(MEMORY_MIB_DEFAULT) };
-    let number = text.split(',').next().unwrap_or(text);
-    let number = number.strip_prefix("current=").unwrap_or(number);
-    number.parse().map_err(|_| format!("memory: {text} is no number of MiB"))
-}
-
-/// A `numaN` line.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-struct Node {
-    number: u32,
-    cpus: Vec<(u32, u32)>,
-    memory_mib: u64,
-    on: Vec<NodeId>,
-}
-
-fn nodes(lines: &BTreeMap<String, String>) -> Result<Vec<Node>, String> {
-    let mut nodes = Vec::new();
-    for (key, text) in lines {
-        let Some(number) = key.strip_prefix("numa").and_then(|digits| digits.parse().ok()) else {
-            continue;
-        };
-        let wrong = || format!("{key}: {text} is not understood");
-        let mut node = Node { number, ..Node::default() };
-        for part in text.split(',') {
-            match part.split_once('=') {
-                Some(("cpus", list)) => node.cpus = ranges(list).ok_or_else(wrong)?,
-                Some(("memory", mib)) => node.memory_mib = mib.parse().map_err(|_| wrong())?,
-                Some(("hostnodes", list)) => {
-                    let ranges = ranges(list).ok_or_else(wrong)?;
-                    node.on =
-                        ranges.into_iter().flat_map(|(from, to)| from..=to).map(NodeId).collect();
-                }
-                _ => {}
-            }
-        }
-        nodes.push(node);
-    }
-    nodes.sort_by_key(|node| node.number);
-    Ok(nodes)
-}
-
-/// Proxmox's lists: `0-3;8`, ranges with semicolons between them.
-fn ranges(list: &str) -> Option<Vec<(u32, u32)>> {
-    let range = |part: &str| {
-        let (from, to) = part.split_once('-').unwrap_or((part, part));
-        let (from, to) = (from.trim().parse().ok()?, to.trim().parse().ok()?);
-        (from <= to && to < VCPUS_MAX).then_some((from, to))
-    };
-    list.split(';').map(range).collect()
-}
-
 /// Disks with `iothread=1`: one for each on `virtio-scsi-single`, and one for each `virtioN`.
 fn iothreads(lines: &BTreeMap<String, String>) -> Vec<IothreadId> {
     let is_single = lines.get("scsihw").is_some_and(|kind| kind == "virtio-scsi-single");
     let id = |(key, text): (&String, &String)| {
-        let has = text.split(',').any(|part| part == "iothread=1" || part == "iothread=on");
-        let digits =
-            |name: &str| key.strip_prefix(name).filter(|digits| digits.parse::<u32>().is_ok());
+        let digits = |name: &str| key.strip_prefix(name).filter(|_| is_numbered(key, name));
         let id = match (digits("scsi"), digits("virtio")) {
             (Some(number), _) if is_single => format!("iothread-virtioscsi{number}"),
             (None, Some(number)) => format!("iothread-virtio{number}"),
             _ => return None,
         };
-        has.then_some(IothreadId(id))
+        has_iothread(text).then_some(IothreadId(id))
     };
     lines.iter().filter_map(id).collect()
 }

@@ -14,6 +14,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, FileType, StatxFlags, statx};
 
 use super::is_alive;
+use super::proxmox_config::is_numbered;
 use crate::devices::{Device, DeviceKind};
 use crate::ids::NodeId;
 use crate::sysroot::SysRoot;
@@ -22,6 +23,8 @@ use crate::threads::ProcessKey;
 /// Where groups (`/dev/vfio/12`) and devices (`/dev/vfio/devices/vfio0`) are
 /// (`Documentation/driver-api/vfio.rst`).
 const DEVICES: &str = "/dev/vfio/";
+/// What is there without any group.
+const CONTAINER: &str = "vfio";
 /// Where the kernel has all PCI devices.
 const PCI: &str = "sys/bus/pci/devices";
 /// Where Proxmox has the names of devices (`PVE/Mapping/PCI.pm`).
@@ -30,18 +33,19 @@ const MAPPING: &str = "etc/pve/mapping/pci.cfg";
 /// The devices that this QEMU has, the most important first.
 #[must_use]
 pub fn of_process(root: &SysRoot, vm: ProcessKey) -> Vec<Device> {
+    // Where nothing is bound to vfio, no QEMU has such a device, and its open files need not be looked through.
+    let groups = root.folder("dev/vfio").and_then(|folder| folder.names()).unwrap_or_default();
+    if groups.iter().all(|name| name == CONTAINER) {
+        return Vec::new();
+    }
     read_all(root, open_devices(root, vm))
 }
 
 /// The devices that a configuration names. What is not there is left out.
 #[must_use]
 pub fn declared(root: &SysRoot, lines: &BTreeMap<String, String>) -> Vec<Device> {
-    let is_hostpci = |key: &str| {
-        let number = key.strip_prefix("hostpci");
-        number
-            .is_some_and(|number| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
-    };
-    let values = lines.iter().filter(|(key, _)| is_hostpci(key)).map(|(_, value)| value);
+    let values = lines.iter().filter(|(key, _)| is_numbered(key, "hostpci"));
+    let values = values.map(|(_, value)| value);
     let mut addresses = BTreeSet::new();
     for value in values {
         for (at, part) in value.split(',').enumerate() {
@@ -201,6 +205,7 @@ mod tests {
 
     use super::*;
     use crate::discover::proxmox_config::lines_of;
+    use crate::ids::{Pid, StartTicks};
 
     /// Two GPUs with sound on two nodes, a disk without a node, and a network device.
     fn machine() -> (tempfile::TempDir, SysRoot) {
@@ -270,6 +275,37 @@ mod tests {
         for bad in ["", "0a:00.0", "0000:0a:00", "../0000:0a:00.0", "0000:0a:00.0/..", "vfio0"] {
             assert!(!is_pci_address(bad), "{bad}");
         }
+    }
+
+    /// `/dev/null`, 1:3, stands for the group's character device: there is one on every machine.
+    #[test]
+    fn a_running_qemu_has_what_it_has_open() {
+        let (dir, root) = machine();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+            fs::write(path, text).expect("written");
+        };
+        let vm = ProcessKey { pid: Pid(7), start: StartTicks(77) };
+        write("proc/7/stat", &format!("7 (kvm) S {}77 0\n", "0 ".repeat(18)));
+        write("sys/kernel/iommu_groups/12/devices/0000:41:00.0", "");
+        for folder in ["proc/7/fd", "sys/dev/char", "dev/vfio"] {
+            fs::create_dir_all(dir.path().join(folder)).expect("made");
+        }
+        symlink("../../devices/virtual/vfio/12", dir.path().join("sys/dev/char/1:3"))
+            .expect("a link");
+        write("dev/vfio/vfio", "");
+        let group = dir.path().join("dev/vfio/12");
+        symlink(&group, dir.path().join("proc/7/fd/5")).expect("a link");
+        assert_eq!(of_process(&root, vm), [], "nothing is bound to vfio");
+        symlink("/dev/null", &group).expect("a link");
+        let found = of_process(&root, vm);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let Device { kind, address, node } = &found[0];
+        assert_eq!(
+            (*kind, address.as_str(), *node),
+            (DeviceKind::Gpu, "0000:41:00.0", Some(NodeId(1)))
+        );
     }
 
     #[test]

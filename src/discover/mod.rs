@@ -4,6 +4,7 @@
 //! that does not is *unknown, with the reason*; only what nothing can be done without is an error.
 
 pub mod cgroup;
+mod config_memory;
 pub mod cpusets;
 mod declared;
 pub mod devices;
@@ -30,6 +31,8 @@ use std::path::PathBuf;
 use crate::cpuset::ParseCpuListError;
 use crate::sysroot::ReadError;
 
+pub(crate) use config_memory::VCPUS_MAX;
+pub use config_memory::{ConfigNode, config_nodes, has_iothread, memory_mib};
 pub use declared::{declared_devices, declared_guest};
 pub use doubt::{Doubt, doubt_of};
 pub use enabled::enabled_vms;

@@ -155,7 +155,7 @@ fn parse(text: &str) -> ProxmoxConfig {
 }
 
 /// Whether it is that name with a number behind it.
-fn is_numbered(key: &str, name: &str) -> bool {
+pub(super) fn is_numbered(key: &str, name: &str) -> bool {
     let number = key.strip_prefix(name).unwrap_or_default();
     !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }

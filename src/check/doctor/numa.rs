@@ -8,18 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::advice::{Advice, costs, fine, info, unknown};
 use super::facts::{VmFacts, knows_nodes};
 use crate::cpuset::CpuSet;
-use crate::discover::ProxmoxConfig;
+use crate::discover::{ConfigNode, ProxmoxConfig, VCPUS_MAX, config_nodes, memory_mib};
 use crate::ids::{CpuId, NodeId};
 use crate::plan::Plan;
 use crate::topology::Topology;
 use crate::wording::shell_word;
 
 const CHECK: &str = "guest-nodes";
-/// What Proxmox gives a VM without `memory`, in MiB.
-const MEMORY_MIB_DEFAULT: u64 = 512;
-
-/// The most vCPUs that a configuration may declare.
-const VCPUS_MAX: u32 = 4096;
 
 /// A node of the guest as a `numaN` line has it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -140,13 +135,7 @@ impl Node {
 
 /// The guest's nodes as Proxmox makes them; one without a line where it makes none. `None`: they are not understood.
 fn guest_nodes(config: &ProxmoxConfig) -> Option<Vec<Node>> {
-    let memory = match config.line("memory") {
-        None => MEMORY_MIB_DEFAULT,
-        Some(text) => {
-            let first = text.split(',').next()?;
-            first.strip_prefix("current=").unwrap_or(first).parse().ok()?
-        }
-    };
+    let memory = memory_mib(&config.lines).ok()?;
     let number = config.max_vcpus.filter(|number| *number <= VCPUS_MAX)?;
     let all = |vcpus: BTreeSet<u32>, memory_mib: u64, number: u32| Node {
         number,
@@ -158,12 +147,9 @@ fn guest_nodes(config: &ProxmoxConfig) -> Option<Vec<Node>> {
     if config.line("numa") != Some("1") {
         return Some(vec![all((0..number).collect(), memory, 0)]);
     }
-    let lines: Vec<Node> = config
-        .numbered("numa")
-        .map(|(number, line)| of_line(number, line))
-        .collect::<Option<_>>()?;
+    let lines = config_nodes(&config.lines).ok()?;
     if !lines.is_empty() {
-        return Some(lines);
+        return lines.into_iter().map(|node| of_line(config, node)).collect();
     }
     let sockets: u32 = config.line("sockets").map_or(Some(1), |text| text.parse().ok())?;
     let cores = number.checked_div(sockets)?;
@@ -174,20 +160,11 @@ fn guest_nodes(config: &ProxmoxConfig) -> Option<Vec<Node>> {
     Some((0..sockets).map(socket).collect())
 }
 
-fn of_line(number: u32, line: &str) -> Option<Node> {
-    let value = |key: &str| line.split(',').find_map(|part| part.strip_prefix(key));
-    let set = |list: &str| -> Option<BTreeSet<u32>> {
-        let set = CpuSet::parse_cpulist(&list.replace(';', ",")).ok()?;
-        set.iter().map(|index| u32::try_from(index.index()).ok()).collect()
-    };
-    let on = value("hostnodes=").map_or(Some(BTreeSet::new()), set)?;
-    Some(Node {
-        number,
-        vcpus: set(value("cpus=")?)?,
-        memory_mib: value("memory=")?.parse().ok()?,
-        on: on.into_iter().map(NodeId).collect(),
-        line: Some(line.to_owned()),
-    })
+/// `None`: the line lacks what Proxmox needs.
+fn of_line(config: &ProxmoxConfig, node: ConfigNode) -> Option<Node> {
+    let ConfigNode { number, vcpus, memory_mib, on } = node;
+    let line = config.line(&format!("numa{number}")).map(str::to_owned);
+    (!vcpus.is_empty() && memory_mib > 0).then_some(Node { number, vcpus, memory_mib, on, line })
 }
 
 /// The host's nodes of some vCPUs by the plan.

@@ -3,7 +3,7 @@
 
 use super::advice::{Advice, costs, fine, info, unknown};
 use super::facts::VmFacts;
-use crate::discover::ProxmoxConfig;
+use crate::discover::{ProxmoxConfig, has_iothread};
 use crate::ids::VmName;
 use crate::wording::{listed, shell_word};
 
@@ -112,11 +112,6 @@ fn disks<'a>(config: &'a ProxmoxConfig, bus: &'a str) -> Vec<Disk<'a>> {
     };
     let all = config.numbered(bus).filter(|(_, text)| is_disk(text));
     all.map(|(number, text)| (format!("{bus}{number}"), text)).collect()
-}
-
-fn has_iothread(text: &str) -> bool {
-    let value = text.split(',').find_map(|part| part.strip_prefix("iothread="));
-    value.is_some_and(|value| ["1", "on", "yes", "true"].contains(&value))
 }
 
 #[cfg(test)]
