@@ -167,6 +167,11 @@ fn nodes_of(groups: &[Group<'_>], able: &[usize]) -> Vec<Option<NodeId>> {
     nodes
 }
 
+/// Those of these groups that are on a node.
+fn on_node(groups: &[Group<'_>], able: &[usize], node: Option<NodeId>) -> Vec<usize> {
+    able.iter().copied().filter(|at| groups[*at].node == node).collect()
+}
+
 /// The fewest groups of one node that hold it together; of as many, those with stacked cache alone.
 fn within(
     topology: &Topology,
@@ -176,7 +181,7 @@ fn within(
     elsewhere: &[NodeId],
 ) -> Option<Vec<usize>> {
     let of = |node: Option<NodeId>| {
-        let here: Vec<usize> = able.iter().copied().filter(|at| groups[*at].node == node).collect();
+        let here = on_node(groups, able, node);
         let large = here.iter().copied().filter(|at| groups[*at].large_cache).collect();
         let chosen = fewest(groups, here, need)?;
         let large = fewest(groups, large, need).filter(|large| large.len() == chosen.len());
@@ -200,18 +205,15 @@ fn across(
 ) -> Option<Vec<usize>> {
     let mut nodes = nodes_of(groups, able);
     let start = nodes.iter().copied().max_by_key(|node| {
-        let free: usize = able
-            .iter()
-            .filter(|at| groups[**at].node == *node)
-            .map(|at| groups[*at].free_cpus())
-            .sum();
+        let here = on_node(groups, able, *node);
+        let free: usize = here.into_iter().map(|at| groups[at].free_cpus()).sum();
         (Reverse(remoteness(topology, *node, elsewhere)), free, Reverse(*node))
     })?;
     let start: Vec<NodeId> = start.into_iter().collect();
     nodes.sort_by_key(|node| (distance(topology, *node, &start), *node));
     let mut here = Vec::new();
     for node in nodes {
-        here.extend(able.iter().copied().filter(|at| groups[*at].node == node));
+        here.extend(on_node(groups, able, node));
         if let Some(chosen) = fewest(groups, here.clone(), need) {
             return Some(chosen);
         }

@@ -76,7 +76,8 @@ impl Claims {
         for (IothreadId(id), cpus) in &request.policy.vm.iothread_cpus {
             let key = format!("[iothread.{id}] cpu");
             check_online(request, &claims.online, &key, &cpus.value, &cpus.origin)?;
-            claims.check_by_hand(request, &key, &cpus.value, &cpus.clone().map(CpuChoice::Cpus))?;
+            let choice = cpus.clone().map(CpuChoice::Cpus);
+            claims.check_by_hand(request, &key, &cpus.value, &cpus.value, &choice)?;
         }
         Ok(claims)
     }
@@ -131,7 +132,7 @@ impl Claims {
             let lasts = Lasts::ForGood;
             return Err(PlanError::Policy { origin: origin.clone(), reason, lasts });
         }
-        self.check_by_hand(request, key, cpus, choice)
+        self.check_by_hand(request, key, cpus, &cores, choice)
     }
 
     /// Checks that no CPU of a set by hand, nor a sibling of one, is another VM's, and that the VM is allowed all of
@@ -141,13 +142,12 @@ impl Claims {
         request: &Request<'_>,
         key: &str,
         cpus: &CpuSet,
+        taken: &CpuSet,
         choice: &Sourced<CpuChoice>,
     ) -> Result<(), PlanError> {
         let what = format!("{}: {key} = \"{}\"", choice.origin, choice.value);
         if !cpus.intersects(&self.others) {
-            let for_vcpus = key.contains("vcpu");
-            let cores = if for_vcpus { request.machine.whole_cores(cpus) } else { *cpus };
-            promised::check(request, &what, &cores)?;
+            promised::check(request, &what, taken)?;
             return allowed::check(request, &what, cpus);
         }
         let mut clashes = Vec::new();
@@ -206,7 +206,7 @@ impl Claims {
     ) -> Result<Helpers, PlanError> {
         if let Some(cpus) = choice.value.cpus() {
             check_online(request, &self.online, key, &cpus, &choice.origin)?;
-            self.check_by_hand(request, key, &cpus, choice)?;
+            self.check_by_hand(request, key, &cpus, &cpus, choice)?;
             return Ok(Helpers { cpus, found: Found::ByHand(choice.origin.clone()) });
         }
         let rest = promised::but_isolated(request, (*housekeeping & self.allowed) - self.hard);
