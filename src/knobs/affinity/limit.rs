@@ -41,9 +41,8 @@ impl Limit {
     /// meanwhile.
     pub(crate) fn read_promises(&mut self, ground: Ground<'_>) {
         self.has_expired = false;
-        self.surroundings.promises = promises(ground);
-        self.surroundings.memory_on = memory_on(ground);
-        (self.surroundings.devices, self.surroundings.set_aside) = devices(ground);
+        let Surroundings { allowed, expected, .. } = std::mem::take(&mut self.surroundings);
+        self.surroundings = Surroundings { allowed, expected, ..around(ground) };
     }
 
     /// Has them read again for the next plan, because this VM or the host has changed. That a neighbour has come or
@@ -120,17 +119,16 @@ fn mark(ground: Ground<'_>) -> String {
     cpusets::allowed_mark(root, cgroups, ground.process.pid)
 }
 
-/// Reads both.
+/// Reads all of it.
 pub(crate) fn surroundings(ground: Ground<'_>, online: &CpuSet) -> Surroundings {
+    Surroundings { allowed: allowed(ground, online), ..around(ground) }
+}
+
+/// What is read where no lock is held.
+fn around(ground: Ground<'_>) -> Surroundings {
     let (devices, set_aside) = devices(ground);
-    Surroundings {
-        allowed: allowed(ground, online),
-        promises: promises(ground),
-        memory_on: memory_on(ground),
-        devices,
-        set_aside,
-        ..Surroundings::default()
-    }
+    let (promises, memory_on) = (promises(ground), memory_on(ground));
+    Surroundings { promises, memory_on, devices, set_aside, ..Surroundings::default() }
 }
 
 /// The VM's own devices, and the nodes with devices for VMs. On a host with one node they decide nothing.
