@@ -316,24 +316,17 @@ pub(super) enum ConfigCommand {
     Check(ConfigCheckArgs),
 }
 
-/// What follows from a VM's policy, on this host or another.
-#[derive(Args, Debug)]
-pub(super) struct PolicyOfVmArgs {
-    #[command(flatten)]
-    pub(super) vm: VmArgs,
-    #[command(flatten)]
-    pub(super) root: RootArgs,
-    #[command(flatten)]
-    pub(super) policy: PolicyArgs,
-}
-
 #[derive(Args, Debug)]
 pub(super) struct ConfigShowArgs {
     /// Print the document qmpin.config/1
     #[arg(long)]
     pub(super) json: bool,
     #[command(flatten)]
-    pub(super) of: PolicyOfVmArgs,
+    pub(super) vm: VmArgs,
+    #[command(flatten)]
+    pub(super) root: RootArgs,
+    #[command(flatten)]
+    pub(super) policy: PolicyArgs,
 }
 
 #[derive(Args, Debug)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use super::args::{ConfigCheckArgs, ConfigCommand, ConfigShowArgs, Global, Place, PolicyOfVmArgs};
+use super::args::{ConfigCheckArgs, ConfigCommand, ConfigShowArgs, Global, Place};
 use super::{Answer, output};
 use crate::error::{Failure, chain};
 use crate::policy::FileKind;
@@ -17,7 +17,7 @@ pub(super) fn run(global: &Global, command: &ConfigCommand) -> Result<Answer, Fa
 }
 
 fn show(global: &Global, args: &ConfigShowArgs) -> Result<Answer, Failure> {
-    let PolicyOfVmArgs { vm, policy, root } = &args.of;
+    let ConfigShowArgs { vm, policy, root, .. } = args;
     let policy = policy.policy(global, &root.root()?, vm)?;
     let document = ConfigDocument::of(&vm.vm, &policy);
     output::answer(args.json, &document, |_| config_text(&policy))?;

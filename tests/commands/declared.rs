@@ -2,43 +2,12 @@
 
 #![allow(clippy::expect_used)] // that is how a test says no
 
-use std::fs;
-use std::process::Output;
-
 use serde_json::Value;
 
-use crate::support::hosts;
+use crate::world::World;
 
-/// A 5900X with its L3s as nodes, and no VM that runs.
-struct World(tempfile::TempDir);
-
-impl World {
-    fn new() -> World {
-        let dir = tempfile::tempdir().expect("a folder");
-        hosts::ryzen_5900x_l3_as_numa().write(dir.path()).expect("a tree");
-        fs::create_dir_all(dir.path().join("etc/pve/qemu-server")).expect("made");
-        World(dir)
-    }
-
-    fn declare(&self, text: &str) {
-        let path = self.0.path().join("etc/pve/qemu-server/100.conf");
-        fs::write(path, text).expect("written");
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = crate::support::clean::command(env!("CARGO_BIN_EXE_qmpin"));
-        command.args(words).arg("--proxmox-dir").arg(self.0.path().join("none"));
-        if words[0] == "plan" {
-            command.arg("--sysroot").arg(self.0.path());
-        }
-        command.output().expect("it runs")
-    }
-
-    fn plan(&self) -> Value {
-        let done = self.run(&["plan", "100", "--json"]);
-        assert_eq!(done.status.code(), Some(0), "{done:?}");
-        serde_json::from_slice(&done.stdout).expect("a document")
-    }
+fn planned(world: &World) -> Value {
+    world.document(0, &["plan", "100"])
 }
 
 fn cpus(plan: &Value) -> Vec<&str> {
@@ -49,11 +18,12 @@ fn cpus(plan: &Value) -> Vec<&str> {
 #[test]
 fn a_stopped_vm_is_planned_from_its_configuration() {
     let world = World::new();
-    world.declare(
+    world.vm(
+        100,
         "cores: 4\nmemory: 8192\nnuma: 1\nnuma0: cpus=0-3,hostnodes=0,memory=8192,policy=bind\n\
          scsihw: virtio-scsi-single\nscsi0: local:vm-100-disk-0,iothread=1\n\n[old]\ncores: 1\n",
     );
-    let plan = world.plan();
+    let plan = planned(&world);
     assert!(
         plan["from"].as_str().is_some_and(|from| from.ends_with("qemu-server/100.conf")),
         "{plan}"
@@ -61,8 +31,8 @@ fn a_stopped_vm_is_planned_from_its_configuration() {
     assert_eq!(cpus(&plan), ["1", "2", "3", "4"], "on the memory's node");
     assert_eq!(plan["memory"]["local_mib"], 8192, "{plan}");
     assert_eq!(plan["iothreads"][0]["iothread"], "iothread-virtioscsi0");
-    world.declare("cores: 4\nargs: -smp 4,cores=2,threads=2\n");
-    assert_eq!(cpus(&world.plan()), ["6", "18", "7", "19"], "guest siblings on siblings");
+    world.vm(100, "cores: 4\nargs: -smp 4,cores=2,threads=2\n");
+    assert_eq!(cpus(&planned(&world)), ["6", "18", "7", "19"], "guest siblings on siblings");
     let text = world.run(&["plan", "100", "--explain"]);
     let text = String::from_utf8(text.stdout).expect("text");
     for words in ["VM 100 does not run; planned from ", "vcpu 1", "guest-siblings", "met"] {
@@ -80,12 +50,12 @@ fn what_does_not_fit_or_cannot_be_known_is_said() {
         assert!(words.iter().all(|word| err.contains(word)), "{err}");
     };
     says(3, &["VM 100 is not running", "qemu-server/100.conf"]);
-    world.declare("cores: many\n");
+    world.vm(100, "cores: many\n");
     says(3, &["VM 100 is not running", "cores: many"]);
-    world.declare("cores: 64\n");
+    world.vm(100, "cores: 64\n");
     says(1, &["64 vCPUs need a CPU each"]);
     // What would be done now is done to a VM that runs.
-    world.declare("cores: 2\n");
+    world.vm(100, "cores: 2\n");
     let done = world.run(&["attach", "100", "--dry-run"]);
     assert_eq!(done.status.code(), Some(3), "{done:?}");
 }

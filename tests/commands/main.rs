@@ -11,3 +11,4 @@ mod output;
 mod plan_all;
 mod shipped_units;
 mod shown;
+mod world;

@@ -2,58 +2,24 @@
 
 #![allow(clippy::expect_used)] // that is how a test says no
 
-use std::fs;
-use std::process::Output;
-
 use serde_json::{Value, json};
 
-use crate::support::hosts;
+use crate::world::World;
 
-/// A 5900X with its L3s as nodes.
-struct World(tempfile::TempDir);
+fn policy(world: &World, vm: u32, text: &str) {
+    world.write(&format!("etc/qmpin/{vm}.toml"), text);
+}
 
-impl World {
-    fn new() -> World {
-        let dir = tempfile::tempdir().expect("a folder");
-        hosts::ryzen_5900x_l3_as_numa().write(dir.path()).expect("a tree");
-        let world = World(dir);
-        world.write("etc/pve/.version", "1");
-        world
-    }
+fn attached(world: &World, vm: u32, exclusive: &str, vcpus: &[(u32, u32)]) {
+    let lease = json!({
+        "schema": "qmpin.lease/1", "vm": vm.to_string(), "boot_id": "b", "qemu": {"pid": 1, "start": 1},
+        "exclusive": exclusive, "emulator": "0", "iothreads": "0", "vcpus": vcpus,
+    });
+    world.write(&format!("run/qmpin/{vm}.lease"), &lease.to_string());
+}
 
-    fn write(&self, path: &str, text: &str) {
-        let path = self.0.path().join(path);
-        fs::create_dir_all(path.parent().expect("a folder")).expect("made");
-        fs::write(path, text).expect("written");
-    }
-
-    fn vm(&self, vm: u32, config: &str) {
-        self.write(&format!("etc/pve/qemu-server/{vm}.conf"), config);
-    }
-
-    fn policy(&self, vm: u32, text: &str) {
-        self.write(&format!("etc/qmpin/{vm}.toml"), text);
-    }
-
-    fn attached(&self, vm: u32, exclusive: &str, vcpus: &[(u32, u32)]) {
-        let lease = json!({
-            "schema": "qmpin.lease/1", "vm": vm.to_string(), "boot_id": "b", "qemu": {"pid": 1, "start": 1},
-            "exclusive": exclusive, "emulator": "0", "iothreads": "0", "vcpus": vcpus,
-        });
-        self.write(&format!("run/qmpin/{vm}.lease"), &lease.to_string());
-    }
-
-    fn run(&self, words: &[&str]) -> Output {
-        let mut command = crate::support::clean::command(env!("CARGO_BIN_EXE_qmpin"));
-        command.args(["plan", "--all"]).args(words).arg("--sysroot").arg(self.0.path());
-        command.output().expect("it runs")
-    }
-
-    fn document(&self, code: i32, words: &[&str]) -> Value {
-        let done = self.run(&[&["--json"], words].concat());
-        assert_eq!(done.status.code(), Some(code), "{done:?}");
-        serde_json::from_slice(&done.stdout).expect("a document")
-    }
+fn all(world: &World, code: i32, words: &[&str]) -> Value {
+    world.document(code, &[&["plan", "--all"], words].concat())
 }
 
 /// What is said of each VM: state and CPUs.
@@ -67,13 +33,13 @@ fn of_vms(document: &Value) -> Vec<String> {
 fn the_largest_vm_is_placed_first_and_what_is_left_is_counted() {
     let world = World::new();
     world.vm(100, "cores: 2\n");
-    world.policy(100, "");
+    policy(&world, 100, "");
     world.vm(101, "cores: 5\n");
-    world.policy(101, "");
+    policy(&world, 101, "");
     world.vm(102, "cores: 1\n");
     world.write("etc/systemd/system/multi-user.target.wants/qmpin@102.path", "");
     world.vm(103, "cores: 4\n");
-    let document = world.document(0, &[]);
+    let document = all(&world, 0, &[]);
     assert_eq!(document["schema"], "qmpin.plan-all/1");
     // 103 has no policy and is not enabled.
     assert_eq!(
@@ -90,7 +56,7 @@ fn the_largest_vm_is_placed_first_and_what_is_left_is_counted() {
         ])
     );
     assert_eq!(document["largest_vm_vcpus"], 6);
-    let text = String::from_utf8(world.run(&[]).stdout).expect("text");
+    let text = String::from_utf8(world.run(&["plan", "--all"]).stdout).expect("text");
     for words in
         ["VM   STATE", "101  planned", "CPUs 6-11,18-23", "6 vCPUs", "LLC 1", " #  reserved"]
     {
@@ -102,17 +68,17 @@ fn the_largest_vm_is_placed_first_and_what_is_left_is_counted() {
 fn attached_vms_stay_unless_they_are_to_be_placed_anew() {
     let world = World::new();
     world.vm(100, "cores: 4\n");
-    world.policy(100, "");
+    policy(&world, 100, "");
     world.vm(110, "cores: 2\n");
-    world.attached(110, "6-7,18-19", &[(0, 6), (1, 7)]);
-    let document = world.document(0, &[]);
+    attached(&world, 110, "6-7,18-19", &[(0, 6), (1, 7)]);
+    let document = all(&world, 0, &[]);
     assert_eq!(of_vms(&document), ["110 attached 6-7,18-19", "100 planned 8-11,20-23"]);
     assert_eq!(
         (&document["vms"][0]["plan"], &document["vms"][0]["vcpu_count"]),
         (&json!(null), &json!(2))
     );
     assert_eq!(
-        of_vms(&world.document(0, &["--replan"])),
+        of_vms(&all(&world, 0, &["--replan"])),
         ["100 planned 6-9,18-21", "110 planned 10-11,22-23"]
     );
 }
@@ -121,17 +87,17 @@ fn attached_vms_stay_unless_they_are_to_be_placed_anew() {
 fn what_does_not_fit_or_is_not_known_is_said_and_the_rest_is_planned() {
     let world = World::new();
     world.vm(100, "cores: 40\n");
-    world.policy(100, "");
+    policy(&world, 100, "");
     world.vm(101, "cores: 2\n");
-    world.policy(101, "vcpus = \"8-9\"\n");
-    world.policy(102, "");
+    policy(&world, 101, "vcpus = \"8-9\"\n");
+    policy(&world, 102, "");
     world.vm(103, "cores: many\n");
-    world.policy(103, "");
+    policy(&world, 103, "");
     world.vm(104, "cores: 2\n");
-    world.policy(104, "vcpu = 1\n");
+    policy(&world, 104, "vcpu = 1\n");
     // On another node of the cluster.
     world.write("etc/pve/qmpin/105.toml", "");
-    let document = world.document(1, &[]);
+    let document = all(&world, 1, &[]);
     let reason = |vm: &str| -> String {
         let rows = document["vms"].as_array().expect("rows");
         let row = rows.iter().find(|row| row["vm"] == vm).expect("listed");
@@ -154,18 +120,13 @@ fn what_does_not_fit_or_is_not_known_is_said_and_the_rest_is_planned() {
 #[test]
 fn one_vm_is_planned_as_it_is_among_all() {
     let world = World::new();
-    let alone = |vm: &str| -> Value {
-        let mut command = crate::support::clean::command(env!("CARGO_BIN_EXE_qmpin"));
-        command.args(["plan", vm, "--json", "--sysroot"]).arg(world.0.path());
-        let done = command.arg("--proxmox-dir").arg(world.0.path().join("none")).output();
-        serde_json::from_slice(&done.expect("it runs").stdout).expect("a document")
-    };
+    let alone = |vm: &str| world.document(0, &["plan", vm]);
     world.vm(100, "cores: 2\n");
-    world.policy(100, "");
+    policy(&world, 100, "");
     assert_eq!(alone("100")["exclusive"], "6-7,18-19");
     world.vm(101, "cores: 5\n");
     world.write("etc/systemd/system/multi-user.target.wants/qmpin@101.path", "");
-    assert_eq!(of_vms(&world.document(0, &[]))[1], "100 planned 1-2,13-14");
+    assert_eq!(of_vms(&all(&world, 0, &[]))[1], "100 planned 1-2,13-14");
     assert_eq!(alone("100")["exclusive"], "1-2,13-14");
     // Where that costs something it has what is best for it.
     world.vm(100, "cores: 4\nargs: -smp 12,cores=6,threads=2\n");
@@ -176,16 +137,20 @@ fn one_vm_is_planned_as_it_is_among_all() {
 fn it_is_drawn_as_a_picture_too() {
     let world = World::new();
     world.vm(100, "cores: 2\n");
-    world.policy(100, "");
-    let svg = String::from_utf8(world.run(&["--svg", "-"]).stdout).expect("text");
+    policy(&world, 100, "");
+    let svg = String::from_utf8(world.run(&["plan", "--all", "--svg", "-"]).stdout).expect("text");
     let drawn = roxmltree::Document::parse(&svg).expect("well-formed");
     let texts: Vec<&str> = drawn.descendants().filter_map(|node| node.text()).collect();
     assert!(texts.iter().any(|text| text.contains("100")), "{texts:?}");
     for words in [["--svg", "x", "--json"].as_slice(), &["100"], &["--explain"], &["--vcpus", "1"]]
     {
-        assert_eq!(world.run(words).status.code(), Some(2), "{words:?}");
+        assert_eq!(
+            world.run(&[&["plan", "--all"], words].concat()).status.code(),
+            Some(2),
+            "{words:?}"
+        );
     }
     let empty = World::new();
-    let text = String::from_utf8(empty.run(&[]).stdout).expect("text");
+    let text = String::from_utf8(empty.run(&["plan", "--all"]).stdout).expect("text");
     assert!(text.starts_with("no VM of this host has a policy"), "{text}");
 }

@@ -2,6 +2,7 @@
 iothread, a priority for some vCPUs. What is plugged follows, `verify` holds, and all is as before at the end.
 """
 
+import contextlib
 import json
 import os
 
@@ -38,6 +39,16 @@ def holds(host):
     wait_until(lambda: verify().returncode == 0, 60, "all to hold", lambda: verify().stdout)
 
 
+@contextlib.contextmanager
+def plugged(follower, vm):
+    """With a fourth vCPU, which is in its place."""
+    vm.hot_add(3)
+    follower.settle(vm)
+    yield
+    vm.hot_remove(3)
+    follower.settle(vm)
+
+
 def of_vcpu(vm, index):
     return cpulist.parse(vm.masks()[vm.roles().vcpus[index]])
 
@@ -51,19 +62,16 @@ def single_threads(host, vm):
         assert len(own) == 2 and all(len(one) == 1 for one in own) and own[0] != own[1], own
         rest = cpulist.parse(follower.plan()["emulator"])
         assert not rest & (own[0] | own[1]), (rest, own)
-        vm.hot_add(3)
-        follower.settle(vm)
-        assert of_vcpu(vm, 3) == {16}, vm.masks()
-        late = vm.iothread_add("late")
-        follower.settle(vm)
-        assert len(cpulist.parse(vm.masks()[late])) == 1, vm.masks()
-        vm.iothread_delete("late")
-        follower.settle(vm)
-        policies = {index: os.sched_getscheduler(tid) for index, tid in vm.roles().vcpus.items()}
-        assert {index for index, policy in policies.items() if policy & ~os.SCHED_RESET_ON_FORK == FIFO} == {1, 2, 3}, policies
-        holds(host)
-        vm.hot_remove(3)
-        follower.settle(vm)
+        with plugged(follower, vm):
+            assert of_vcpu(vm, 3) == {16}, vm.masks()
+            late = vm.iothread_add("late")
+            follower.settle(vm)
+            assert len(cpulist.parse(vm.masks()[late])) == 1, vm.masks()
+            vm.iothread_delete("late")
+            follower.settle(vm)
+            policies = {index: os.sched_getscheduler(tid) for index, tid in vm.roles().vcpus.items()}
+            assert {index for index, policy in policies.items() if policy & ~os.SCHED_RESET_ON_FORK == FIFO} == {1, 2, 3}, policies
+            holds(host)
     assert follower.code == 0, follower.log()
 
 
@@ -72,28 +80,22 @@ def floating(host, vm):
         follower.settle(vm)
         assert all(of_vcpu(vm, index) == cpulist.parse("12-17") for index in range(3)), vm.masks()
         assert follower.plan()["exclusive"] == "12-17", follower.plan()
-        vm.hot_add(3)
-        follower.settle(vm)
-        assert of_vcpu(vm, 3) == cpulist.parse("12-17"), vm.masks()
-        holds(host)
-        status = json.loads(host.run("qmpin", "status", "100", "--json").stdout)["vms"][0]
-        assert status["floats"] == "12-17", status
-        vm.hot_remove(3)
-        follower.settle(vm)
+        with plugged(follower, vm):
+            assert of_vcpu(vm, 3) == cpulist.parse("12-17"), vm.masks()
+            holds(host)
+            status = json.loads(host.run("qmpin", "status", "100", "--json").stdout)["vms"][0]
+            assert status["floats"] == "12-17", status
     assert follower.code == 0, follower.log()
 
 
 def a_core_each(host, vm):
     with attached('smt = "isolate"\n') as follower:
         follower.settle(vm)
-        vm.hot_add(3)
-        follower.settle(vm)
-        used = [min(of_vcpu(vm, index)) for index in range(4)]
-        assert len({cpu // 2 for cpu in used}) == 4, used
-        assert len(cpulist.parse(follower.plan()["exclusive"])) == 8, follower.plan()
-        holds(host)
-        vm.hot_remove(3)
-        follower.settle(vm)
+        with plugged(follower, vm):
+            used = [min(of_vcpu(vm, index)) for index in range(4)]
+            assert len({cpu // 2 for cpu in used}) == 4, used
+            assert len(cpulist.parse(follower.plan()["exclusive"])) == 8, follower.plan()
+            holds(host)
     assert follower.code == 0, follower.log()
 
 
@@ -102,10 +104,7 @@ def filled(host, vm):
         follower.settle(vm)
         used = sorted(min(of_vcpu(vm, index)) // 2 for index in range(3))
         assert used[0] == used[1] and used[1] + 1 == used[2], used
-        vm.hot_add(3)
-        follower.settle(vm)
-        assert of_vcpu(vm, 3) == {min(of_vcpu(vm, 2)) ^ 1}, vm.masks()
-        holds(host)
-        vm.hot_remove(3)
-        follower.settle(vm)
+        with plugged(follower, vm):
+            assert of_vcpu(vm, 3) == {min(of_vcpu(vm, 2)) ^ 1}, vm.masks()
+            holds(host)
     assert follower.code == 0, follower.log()
